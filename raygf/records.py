@@ -1,0 +1,85 @@
+"""What a run says of itself: plain records that the terminal, MLflow and Tune read alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ExitScore:
+    """How the exits do on one split: mean cross-entropy and top-1 accuracy (0–1), shallow to deep."""
+
+    loss: tuple[float, ...]
+    accuracy: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class FusionReport:
+    """What fusing did in one round; n exits, T parameter tensors.
+
+    ``weights`` (n, T): mean fusion weight of each exit in each tensor, NaN where the exit does not own it.
+    ``mean_weight`` (n,): each exit's mean over the tensors that it shares with others.
+    ``cosine`` (n, n): between the exits' deltas, over what both own. ``delta_norm`` (n,): L2 norms.
+    ``loss``: mean of F over the fusion pass.
+    """
+
+    weights: Matrix
+    mean_weight: tuple[float, ...]
+    cosine: Matrix
+    delta_norm: tuple[float, ...]
+    loss: float
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round. ``round`` counts from 1; ``training_passes`` counts passes over the training set so far."""
+
+    round: int
+    rounds: int
+    training_passes: int
+    lr: float
+    fusion_lr: float
+    train: ExitScore
+    val: ExitScore | None
+    seconds: dict[str, float]
+    checkpoint: str
+    fusion: FusionReport | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def total_seconds(self) -> float:
+        """Wall time of the whole round."""
+        return sum(self.seconds.values())
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """What is known before the first round. Costs are cumulative up to each exit, shallow to deep."""
+
+    round: int
+    classes: int
+    train_images: int
+    val_images: int
+    test_images: int
+    parameters: tuple[int, ...]
+    operations: tuple[int, ...]
+    tensors: tuple[str, ...]
+    setting: str
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """What is known after the last round."""
+
+    rounds: int
+    training_passes: int
+    test: ExitScore
+    weights_sha256: str
+    checkpoint: str
+    finished: bool
+    extra: dict[str, float] = field(default_factory=dict)
