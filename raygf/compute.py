@@ -1,4 +1,4 @@
-"""Device, number format and memory layout of a run, resolved from "auto" once and then the same everywhere."""
+"""Device, number format and memory layout: resolved from "auto" once, then the same everywhere."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Compute:
 def resolve_compute(config: ComputeConfig) -> Compute:
     """The ``Compute`` that ``config`` means on this machine.
 
-    "auto" is channels-last, and bfloat16 where the device has instructions for it: the fastest setting of those
-    that keep the accuracy (``benchmarks/train_step.py`` measures both).
+    "auto" is channels-last, and bfloat16 where the device has instructions for it: the fastest setting of
+    those that keep the accuracy (``benchmarks/train_step.py`` measures both).
 
     Raises:
         ResourceError: a CUDA device is asked for and there is none.
@@ -53,7 +53,7 @@ def resolve_compute(config: ComputeConfig) -> Compute:
 
 def _has_fast_bf16(device: str) -> bool:
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _cpu_has_bf16()
 
 
