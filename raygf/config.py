@@ -63,7 +63,7 @@ class MSDNetConfig:
     """Layers between two exits."""
     channels: int = 16
     """Channels of the finest scale after the first layer."""
-    growth: int = 6
+    growth: int = 16
     """Channels that every layer adds at the finest scale."""
     factors: tuple[int, ...] = (1, 2, 4)
     """Width of each scale relative to the finest, one entry a scale; also the bottleneck widths."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,11 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class RunStart:
-    """What is known before the first round. Costs are cumulative up to each exit, shallow to deep."""
+    """What is known before the first round.
+
+    ``round``: rounds done already, when the run is resumed; ``run_id``: its tracking run. ``parameters`` and
+    ``operations`` are cumulative up to each exit, shallow to deep. ``tensors``: names, shallow to deep.
+    """
 
     round: int
     classes: int
@@ -70,6 +74,8 @@ class RunStart:
     operations: tuple[int, ...]
     tensors: tuple[str, ...]
     setting: str
+    run_id: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,4 +88,3 @@ class RunEnd:
     weights_sha256: str
     checkpoint: str
     finished: bool
-    extra: dict[str, float] = field(default_factory=dict)

@@ -1,0 +1,89 @@
+"""A network whose parameters and gradients are views of two flat vectors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raygf.compute import Compute
+from raygf.errors import CheckpointError
+from raygf.fusion.flat import FlatSpace
+from raygf.state import Arrays, NetworkState, Vector
+
+
+class BoundNetwork:
+    """``network`` on its device, its trainable parameters living in ``vector`` (P,), gradients in ``grad``.
+
+    Loading a state is then one copy, a step of SGD one kernel, a delta one subtraction.
+    """
+
+    def __init__(self, network: nn.Module, compute: Compute) -> None:
+        self.compute = compute
+        self.network = network.to(compute.device)
+        self.space = FlatSpace.of(network)
+        self.vector = self.space.pack(dict(network.named_parameters()))
+        self.grad = torch.zeros_like(self.vector)
+        self._rest = {name: t for name, t in network.state_dict().items() if name not in self.space.names}
+        parameters = dict(network.named_parameters())
+        grads = self.space.views(self.grad)
+        for name, view in self.space.views(self.vector).items():
+            parameters[name].data = view
+            parameters[name].grad = grads[name]
+
+    def load(self, state: NetworkState) -> None:
+        """Copy ``state`` in.
+
+        Raises:
+            CheckpointError: it belongs to another network.
+        """
+        self.check(state)
+        self.vector.copy_(as_tensor(state.vector))
+        for name, tensor in self._rest.items():
+            tensor.copy_(as_tensor(state.buffers[name]))
+
+    def check(self, state: NetworkState) -> None:
+        """Raise CheckpointError unless ``state`` has this network's sizes."""
+        if state.vector.shape != (self.space.size,):
+            raise CheckpointError(
+                f"the checkpoint has {state.vector.size:,} parameters, this network {self.space.size:,}: "
+                "it belongs to another network"
+            )
+        shapes = {name: tuple(tensor.shape) for name, tensor in self._rest.items()}
+        theirs = {name: array.shape for name, array in state.buffers.items()}
+        if shapes != theirs:
+            odd = sorted(set(shapes.items()) ^ set(theirs.items()))[0][0]
+            raise CheckpointError(
+                f"buffer {odd} of the checkpoint does not fit: it belongs to another network"
+            )
+
+    def state(self) -> NetworkState:
+        """A copy of what the network holds now."""
+        return NetworkState(to_numpy(self.vector), self.buffer_arrays())
+
+    def buffer_arrays(self) -> Arrays:
+        """A copy of the buffers alone."""
+        return {name: to_numpy(tensor) for name, tensor in self._rest.items()}
+
+    def buffer_tensors(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        """``arrays`` as fresh tensors on the device, for ``torch.func.functional_call``."""
+        return {name: as_tensor(array).clone().to(self.compute.device) for name, array in arrays.items()}
+
+    def tensor(self, vector: Vector) -> Tensor:
+        """``vector`` on the device; on the CPU without a copy: only to be read."""
+        return as_tensor(vector).to(self.compute.device)
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """A tensor that shares ``array``'s memory, which may be read-only: never write into the result."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """A copy of ``tensor`` as an array of its own."""
+    return tensor.detach().to("cpu", copy=True).numpy()

@@ -1,0 +1,57 @@
+"""From configuration to data set."""
+
+from __future__ import annotations
+
+from raygf.config import DataConfig
+from raygf.data.base import InputSpec
+from raygf.data.cifar import load_cifar
+from raygf.data.digits import load_digits
+from raygf.data.images import ImageSet
+from raygf.data.parquet import load_parquet
+from raygf.data.source import Source
+from raygf.data.splits import Split, divide
+from raygf.data.statistics import channel_statistics
+from raygf.errors import DataError
+
+
+def load_data(config: DataConfig, seed: int) -> ImageSet:
+    """The data set of ``config``, divided by ``seed``.
+
+    Raises:
+        DataError: the data set is missing or damaged, or has fewer images than ``config`` asks for.
+    """
+    source = _read(config)
+    train, val = _divide(source, config, seed)
+    _, channels, height, width = train.images.shape
+    return ImageSet(
+        name=source.name,
+        spec=InputSpec(channels, height, width, len(source.class_names)),
+        class_names=source.class_names,
+        train=train,
+        val=val,
+        test=source.test,
+        statistics=source.statistics or channel_statistics(train.images),
+        pad=config.pad,
+        flip=config.flip,
+    )
+
+
+def _read(config: DataConfig) -> Source:
+    match config.source:
+        case "digits":
+            return load_digits(config.image_size)
+        case "cifar10" | "cifar100":
+            return load_cifar(config.source, config.path, config.image_size)
+        case "parquet":
+            return load_parquet(config.path, config.image_size)
+
+
+def _divide(source: Source, config: DataConfig, seed: int) -> tuple[Split, Split]:
+    if source.val is not None and config.val:
+        raise DataError(
+            f"data.val = {config.val}: {source.name} has a validation split of its own; "
+            "set --data.val 0 to use it"
+        )
+    train, val = divide(source.train.labels, source.class_names, config, seed)
+    kept = source.train if len(train) == len(source.train) else source.train.take(train)
+    return kept, source.val if source.val is not None else source.train.take(val)

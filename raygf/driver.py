@@ -1,0 +1,203 @@
+"""The round loop: train, evaluate, checkpoint, and yield one record a round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from raygf.bound import BoundNetwork
+from raygf.checkpoint import Checkpoint, CheckpointStore
+from raygf.compute import resolve_compute, torch_threads
+from raygf.config import RunConfig
+from raygf.config_dict import flatten, to_dict
+from raygf.data import load_data
+from raygf.data.base import Dataset
+from raygf.errors import CheckpointError, ConfigError, NonFiniteError, StorageError
+from raygf.evaluation.accuracy import evaluate
+from raygf.executor import Executor
+from raygf.fusion.ownership import find_ownership
+from raygf.metagf_round import MetaGFRound
+from raygf.methods.registry import STEP_METHODS, check_method
+from raygf.models.build import build_model
+from raygf.models.costs import measure_costs
+from raygf.records import RoundRecord, RunEnd, RunStart
+from raygf.rounds import RoundMethod, RoundOutcome
+from raygf.schedule import decay_factor, loss_coefficients
+from raygf.state import NetworkState
+from raygf.step_round import StepRound
+
+MakeExecutor = Callable[[RunConfig, Dataset, int], Executor]
+"""Builds the executor from the run, its data and the number of exits."""
+
+_FREE_ON_RESUME = ("resources", "storage", "tracking", "stop_after", "eval_batch_size")
+
+
+class Driver:
+    """One run. Call ``prepare``, exhaust ``rounds``, then ``end`` and ``close``."""
+
+    def __init__(self, config: RunConfig, make_executor: MakeExecutor) -> None:
+        self._config = config
+        self._make_executor = make_executor
+        self._store = CheckpointStore(config.storage.path, config.storage.name, config.storage.keep)
+        self._state: NetworkState
+        self._round = 0
+        self._path = ""
+
+    def prepare(self) -> RunStart:
+        """Load data, build the network, restore the newest checkpoint: all that can fail before training.
+
+        Raises:
+            UserError: in one of its forms, naming what is wrong.
+        """
+        config = self._config
+        check_method(config.method)
+        with torch_threads(config.resources.driver_cpus):
+            self._store.check_writable()
+            checkpoint, notes = self._find_checkpoint()
+            compute = resolve_compute(config.compute)
+            self._dataset = load_data(config.data, config.seed)
+            self._bound = BoundNetwork(build_model(config.model, self._dataset.spec, config.seed), compute)
+            self._batches = self._dataset.open(compute, config.batch_size, config.eval_batch_size)
+            self._method = self._make_method()
+            self._restore(checkpoint)
+        return self._start(checkpoint, notes)
+
+    def rounds(self, run_id: str) -> Iterator[RoundRecord]:
+        """Train the rounds that are left, yielding a record after each one's checkpoint.
+
+        Args:
+            run_id: the tracking run, stored in the checkpoints.
+        """
+        last = min(self._config.rounds, self._config.stop_after or self._config.rounds)
+        while self._round < last:
+            with torch_threads(self._config.resources.driver_cpus):
+                record = self._one_round(self._round + 1, run_id)
+            yield record
+
+    def end(self) -> RunEnd:
+        """Evaluate the test images with the network as it is now."""
+        with torch_threads(self._config.resources.driver_cpus):
+            self._bound.load(self._state)
+            test = evaluate(self._bound, self._batches.evaluate("test"))
+        passes = self._round * self._method.passes
+        finished = self._round >= self._config.rounds
+        return RunEnd(self._round, passes, test, self._state.sha256(), self._path, finished)
+
+    def close(self) -> None:
+        """End the executor."""
+        if hasattr(self, "_method"):
+            self._method.close()
+
+    def _one_round(self, round: int, run_id: str) -> RoundRecord:
+        config = self._config
+        outcome = self._method.run(self._state, round)
+        _require_finite(outcome.state, round)
+        started = time.perf_counter()
+        val = None
+        if self._dataset.count("val"):
+            self._bound.load(outcome.state)
+            val = evaluate(self._bound, self._batches.evaluate("val"))
+        evaluated = time.perf_counter()
+        self._path = self._save(round, outcome, run_id)
+        self._state, self._round = outcome.state, round
+        timing = {"evaluate": evaluated - started, "checkpoint": time.perf_counter() - evaluated}
+        factor = decay_factor(round, config.rounds, config.optim)
+        return RoundRecord(
+            round=round,
+            rounds=config.rounds,
+            training_passes=round * self._method.passes,
+            lr=config.optim.lr * factor,
+            fusion_lr=config.fusion.lr * factor,
+            train=outcome.train,
+            val=val,
+            seconds={**outcome.seconds, **timing},
+            checkpoint=self._path,
+            fusion=outcome.fusion,
+            notes=outcome.notes,
+        )
+
+    def _make_method(self) -> RoundMethod:
+        config, bound = self._config, self._bound
+        spec = self._dataset.spec
+        example = torch.zeros(2, spec.channels, spec.height, spec.width, device=bound.compute.device)
+        owned = find_ownership(bound.network, example, bound.space)
+        exits = owned.shape[0]
+        try:
+            loss_coefficients(1, config.rounds, exits, config.loss)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        if config.method in STEP_METHODS:
+            return StepRound(config, bound, self._batches, STEP_METHODS[config.method](), exits)
+        executor = self._make_executor(config, self._dataset, exits)
+        return MetaGFRound(config, bound, self._batches, executor, owned)
+
+    def _find_checkpoint(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
+        if self._config.storage.resume:
+            checkpoint, notes = self._store.newest()
+            if checkpoint is None:
+                return None, (
+                    *notes,
+                    f"no checkpoint in {self._store.folder} yet: starting from the first round",
+                )
+            _require_same_run(checkpoint, self._config)
+            return checkpoint, notes
+        if self._store.rounds():
+            raise StorageError(
+                f"{self._store.folder} holds checkpoints already: "
+                "go on from them with --storage.resume or choose another --storage.name"
+            )
+        return None, ()
+
+    def _restore(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is None:
+            self._state = self._bound.state()
+            return
+        self._bound.check(checkpoint.network)
+        self._method.restore(checkpoint.method)
+        self._state, self._round = checkpoint.network, checkpoint.round
+        self._path = f"{self._store.folder}/round-{checkpoint.round:06d}.npz"
+
+    def _save(self, round: int, outcome: RoundOutcome, run_id: str) -> str:
+        meta = {"config": to_dict(self._config), "run_id": run_id, "tensors": list(self._bound.space.names)}
+        return self._store.save(Checkpoint(round, outcome.state, self._method.arrays(), meta))
+
+    def _start(self, checkpoint: Checkpoint | None, notes: tuple[str, ...]) -> RunStart:
+        dataset, compute = self._dataset, self._bound.compute
+        costs = measure_costs(self._bound.network, dataset.spec)
+        return RunStart(
+            round=self._round,
+            classes=dataset.spec.classes,
+            train_images=dataset.count("train"),
+            val_images=dataset.count("val"),
+            test_images=dataset.count("test"),
+            parameters=tuple(cost.parameters for cost in costs),
+            operations=tuple(cost.operations for cost in costs),
+            tensors=self._bound.space.names,
+            setting=f"{compute.device} {compute.precision} {compute.memory_format.replace('_', '-')}",
+            run_id="" if checkpoint is None else str(checkpoint.meta.get("run_id", "")),
+            notes=notes,
+        )
+
+
+def _require_same_run(checkpoint: Checkpoint, config: RunConfig) -> None:
+    """Raise CheckpointError if a field that changes the result differs from the checkpoint's."""
+    stored, now = (flatten(_binding(values)) for values in (checkpoint.meta["config"], to_dict(config)))
+    odd = sorted(name for name in stored.keys() | now.keys() if stored.get(name) != now.get(name))
+    if odd:
+        shown = "; ".join(f"{name} was {stored.get(name)!r}, is now {now.get(name)!r}" for name in odd[:3])
+        raise CheckpointError(f"can't resume with another configuration: {shown}")
+
+
+def _binding(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in _FREE_ON_RESUME}
+
+
+def _require_finite(state: NetworkState, round: int) -> None:
+    if not np.isfinite(state.vector.sum(dtype=np.float64)):
+        raise NonFiniteError(
+            f"round {round}: the weights became infinite or NaN; lower optim.lr; the last checkpoint stands"
+        )

@@ -1,0 +1,154 @@
+"""The final table: accuracy of every exit beside what it costs, for one or several runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+MISSING = "-"
+
+
+@dataclass(frozen=True)
+class ResultColumn:
+    """One run.
+
+    ``accuracies`` (n,): test accuracy of each exit, 0–1, shallow to deep. ``training_passes``: passes over
+    the training set, those of the fusion included. ``seconds``: wall time of the training, None if unknown.
+    """
+
+    title: str
+    accuracies: tuple[float, ...]
+    training_passes: int
+    seconds: float | None = None
+
+    @property
+    def average(self) -> float:
+        """Mean accuracy over the exits, 0–1."""
+        return sum(self.accuracies) / len(self.accuracies)
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """Runs side by side. ``operations`` and ``parameters`` (n,): cumulative up to each exit.
+
+    Raises:
+        ValueError: a run has no accuracies or more exits than there are costs, or the costs differ in length.
+    """
+
+    operations: tuple[int, ...]
+    parameters: tuple[int, ...]
+    columns: tuple[ResultColumn, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.operations) != len(self.parameters):
+            raise ValueError(
+                f"{len(self.operations)} operation counts, {len(self.parameters)} parameter counts"
+            )
+        for column in self.columns:
+            if not 0 < len(column.accuracies) <= len(self.operations):
+                raise ValueError(
+                    f"{column.title}: {len(column.accuracies)} exits, {len(self.operations)} costs"
+                )
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How a column of counts is written: divided by ``scale``, named ``name``, with ``decimals`` decimals."""
+
+    name: str
+    scale: float
+    decimals: int
+
+    def text(self, count: int) -> str:
+        """``count`` in this unit, without the unit's name."""
+        return f"{count / self.scale:.{self.decimals}f}"
+
+
+def count_unit(counts: Sequence[int]) -> Unit:
+    """The unit that keeps at least two significant digits of every one of ``counts``.
+
+    Millions, as the literature has it, unless the largest count is below 0.1 M; then thousands.
+    """
+    name, scale = ("M", 1e6) if max(counts) >= 1e5 else ("K", 1e3)
+    smallest = min(counts) / scale
+    return Unit(name, scale, decimals=2 if smallest >= 1 else 3 if smallest >= 0.01 else 4)
+
+
+def to_rich(table: ResultTable, title: str | None = None) -> Table:
+    """``table`` for the terminal."""
+    view = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
+    for index, name in enumerate(_header(table)):
+        view.add_column(name, justify="right" if index else "left", no_wrap=not index)
+    for row in _exit_rows(table):
+        view.add_row(*row)
+    view.add_section()
+    for row in _summary_rows(table):
+        view.add_row(*row)
+    return view
+
+
+def to_markdown(table: ResultTable) -> str:
+    """``table`` as Markdown whose source lines up too; ends with a newline."""
+    header = [name.replace("|", r"\|") for name in _header(table)]
+    rows = [*_exit_rows(table), *_summary_rows(table)]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "".join(f"| {' | '.join(_padded(row, widths))} |\n" for row in (header, rule, *rows))
+
+
+def to_csv(table: ResultTable) -> str:
+    """``table`` for programs: whole counts, accuracies in percent with four decimals, no unit conversions."""
+    text = io.StringIO()
+    write = csv.writer(text, lineterminator="\n").writerow
+    write(["exit", "operations", "parameters", *(f"{c.title} test accuracy (%)" for c in table.columns)])
+    for index, costs in enumerate(zip(table.operations, table.parameters, strict=True)):
+        write([index + 1, *costs, *(_percent(accuracy, 4, "") for accuracy in _row(table, index))])
+    write(["average", "", "", *(_percent(c.average, 4) for c in table.columns)])
+    write(["training passes", "", "", *(c.training_passes for c in table.columns)])
+    write(
+        ["wall time (s)", "", "", *("" if c.seconds is None else f"{c.seconds:.1f}" for c in table.columns)]
+    )
+    return text.getvalue()
+
+
+def _header(table: ResultTable) -> list[str]:
+    operations, parameters = count_unit(table.operations), count_unit(table.parameters)
+    accuracies = (f"{column.title} test accuracy (%)" for column in table.columns)
+    return ["Exit", f"Operations ({operations.name})", f"Parameters ({parameters.name})", *accuracies]
+
+
+def _exit_rows(table: ResultTable) -> Iterator[list[str]]:
+    operations, parameters = count_unit(table.operations), count_unit(table.parameters)
+    for index, costs in enumerate(zip(table.operations, table.parameters, strict=True)):
+        accuracies = (_percent(accuracy, 2) for accuracy in _row(table, index))
+        yield [f"Exit-{index + 1}", operations.text(costs[0]), parameters.text(costs[1]), *accuracies]
+
+
+def _summary_rows(table: ResultTable) -> Iterator[list[str]]:
+    yield ["Average", "", "", *(_percent(column.average, 2) for column in table.columns)]
+    yield ["Training passes", "", "", *(str(column.training_passes) for column in table.columns)]
+    seconds = (MISSING if c.seconds is None else f"{c.seconds:.1f}" for c in table.columns)
+    yield ["Wall time (s)", "", "", *seconds]
+
+
+def _row(table: ResultTable, index: int) -> list[float | None]:
+    """The runs' accuracies at one exit; None where a run has fewer exits."""
+    by_exit = list(zip_longest(range(len(table.operations)), *(c.accuracies for c in table.columns)))
+    return list(by_exit[index][1:])
+
+
+def _percent(share: float | None, decimals: int, missing: str = MISSING) -> str:
+    return missing if share is None else f"{100 * share:.{decimals}f}"
+
+
+def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    return [
+        row[0].ljust(widths[0]),
+        *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+    ]

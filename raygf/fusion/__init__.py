@@ -1,0 +1,1 @@
+"""Merging expected gradients: flat parameter space, segments, weights, fitting, BatchNorm statistics."""

@@ -1,0 +1,162 @@
+"""Running a configured run from start to end: driver, progress and tracking put together.
+
+Ray and MLflow are imported only when a run needs them.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from raygf.config import RunConfig, StorageConfig
+from raygf.console import Progress
+from raygf.driver import Driver
+from raygf.errors import ConfigError
+from raygf.executor import LocalExecutor
+from raygf.records import RoundRecord, RunEnd, RunStart
+
+
+class DriverHandle(Protocol):
+    """What a run needs of a driver, wherever it lives."""
+
+    def prepare(self) -> RunStart:
+        """See ``Driver.prepare``."""
+        ...
+
+    def rounds(self, run_id: str) -> Iterator[RoundRecord]:
+        """See ``Driver.rounds``."""
+        ...
+
+    def end(self) -> RunEnd:
+        """See ``Driver.end``."""
+        ...
+
+    def close(self) -> None:
+        """See ``Driver.close``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a run, in the order and under the names of a job's last line."""
+
+    run_id: str
+    method: str
+    rounds: int
+    test_accuracy: tuple[float, ...]
+    operations: tuple[int, ...]
+    parameters: tuple[int, ...]
+    training_passes: int
+    seconds: float
+    weights_sha256: str
+    checkpoint: str
+
+    def json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def run(config: RunConfig, recipe: str = "") -> Result:
+    """Train, show progress on standard error, log to MLflow, and evaluate on the test images.
+
+    Args:
+        config: the run; an empty ``storage.name`` becomes the recipe (or method) and the time.
+        recipe: the recipe that it came from, for names and tags.
+
+    Raises:
+        RaygfError: with one line for people; MLflow's run is marked before.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the run is marked KILLED.
+    """
+    started = time.perf_counter()
+    config = replace(config, storage=_settled_storage(config.storage, recipe or config.method))
+    from raygf.tracking import make_tracker
+
+    with Progress(last_round=config.stop_after) as progress, _driver(config, progress) as (driver, config):
+        tracker = make_tracker(config.tracking, Path.cwd(), progress.note)
+        start = driver.prepare()
+        run_id = tracker.start(config, config.storage.name, start.run_id or None, recipe=recipe)
+        with _reported(tracker), _sigterm_as_interrupt():
+            tracker.log_start(start)
+            progress.start(start)
+            for record in driver.rounds(run_id):
+                progress.round(record)
+                tracker.log_round(record)
+            end = driver.end()
+            tracker.finish(end)
+    return Result(
+        run_id=run_id,
+        method=config.method,
+        rounds=end.rounds,
+        test_accuracy=end.test.accuracy,
+        operations=start.operations,
+        parameters=start.parameters,
+        training_passes=end.training_passes,
+        seconds=round(time.perf_counter() - started, 3),
+        weights_sha256=end.weights_sha256,
+        checkpoint=end.checkpoint,
+    )
+
+
+def _settled_storage(storage: StorageConfig, label: str) -> StorageConfig:
+    """With a name, and with a local path made absolute: workers have working directories of their own."""
+    if storage.resume and not storage.name:
+        raise ConfigError("storage.resume: say which run with --storage.name")
+    name = storage.name or f"{label}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    path = storage.path if "://" in storage.path else str(Path(storage.path).expanduser().absolute())
+    return replace(storage, name=name, path=path)
+
+
+@contextmanager
+def _driver(config: RunConfig, progress: Progress) -> Iterator[tuple[DriverHandle, RunConfig]]:
+    """A driver as ``resources.executor`` says, and the configuration with its resources settled."""
+    if config.resources.executor == "local":
+        local = Driver(config, lambda run, dataset, exits: LocalExecutor(run, dataset))
+        try:
+            yield local, config
+        finally:
+            local.close()
+        return
+    from raygf import ray_cluster
+    from raygf.ray_driver import RemoteDriver
+
+    with ray_cluster.connected(config.resources) as (where, resources):
+        progress.note(where)
+        config = replace(config, resources=resources)
+        remote = RemoteDriver(config)
+        try:
+            yield remote, config
+        finally:
+            remote.close()
+
+
+@contextmanager
+def _reported(tracker: Any) -> Iterator[None]:
+    """Marks the tracked run as failed or killed if its rounds end with an error."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        tracker.fail("KILLED", "interrupted")
+        raise
+    except BaseException as error:
+        tracker.fail("FAILED", str(error))
+        raise
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM handled like Ctrl-C inside. Set after Ray's start, which puts its own handler in place."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,1 @@
+"""How the exits' gradients become one update within a step."""

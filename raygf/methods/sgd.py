@@ -1,0 +1,16 @@
+"""Joint SGD: the exits' losses are simply added (the paper's MSDNet and SDN baselines)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from raygf.bound import BoundNetwork
+
+
+class JointSGD:
+    """``g = Σ_i ∇(c_i CE_i)``."""
+
+    def backward(self, losses: Tensor, bound: BoundNetwork) -> None:
+        """See ``StepMethod.backward``: one backward pass of the sum."""
+        torch.autograd.backward(losses.sum())

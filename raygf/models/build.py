@@ -1,0 +1,119 @@
+"""The network of a configuration, with weights drawn from the run's seed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raygf import checks
+from raygf.config import ModelConfig
+from raygf.data.base import InputSpec
+from raygf.errors import ConfigError
+from raygf.models.evaluating import evaluating
+from raygf.models.msdnet import MSDNet
+from raygf.seeding import seeded_globals
+
+Builder = Callable[[ModelConfig, InputSpec], nn.Module]
+
+_BUILDERS: dict[str, Builder] = {
+    "msdnet": lambda config, spec: MSDNet(config.msdnet, spec),
+}
+
+
+def model_names() -> tuple[str, ...]:
+    """The names of raygf's own networks."""
+    return tuple(_BUILDERS)
+
+
+def build_model(config: ModelConfig, spec: InputSpec, seed: int) -> nn.Module:
+    """The network that ``config.name`` names, on the CPU; equal seeds give equal bits.
+
+    Torch's global generators are left as they were. A function of the user's own is called with ``spec``; its
+    forward is tried once, so that what does not fit is found here.
+
+    Raises:
+        ConfigError: there is no such network, it can't be built for ``spec``, or its output is not one tensor
+            (B, classes) per exit.
+    """
+    builder = _find_builder(config.name)
+    # The trial is inside, too: lazy modules draw their weights then.
+    with seeded_globals(seed, "init"):
+        network = builder(config, spec)
+        _try_forward(config.name, network, spec)
+    return network
+
+
+def _find_builder(name: str) -> Builder:
+    if name in _BUILDERS:
+        return _BUILDERS[name]
+    if ":" not in name:
+        allowed = ", ".join(_BUILDERS)
+        raise checks.refuse("model.name", name, f'one of {allowed}, or "package.module:function" of your own')
+    function = _import_function(name)
+
+    def build(config: ModelConfig, spec: InputSpec) -> nn.Module:
+        try:
+            network = function(spec)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise _failed(name, "the function failed", error) from error
+        if not isinstance(network, nn.Module):
+            kind = type(network).__name__
+            raise ConfigError(
+                f"model.name = {name!r}: the function must return a torch.nn.Module, not {kind}"
+            )
+        return network
+
+    return build
+
+
+def _import_function(name: str) -> Callable[[InputSpec], Any]:
+    module_name, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), attribute)
+    except Exception as error:  # a module may raise anything while it is imported
+        raise _failed(name, "can't be imported", error) from error
+    if not callable(function):
+        raise ConfigError(f"model.name = {name!r}: {attribute} is not a function")
+    return function  # type: ignore[no-any-return]
+
+
+def _try_forward(name: str, network: nn.Module, spec: InputSpec) -> None:
+    """Refuse a network that does not turn two images into one tensor (2, classes) per exit."""
+    batch = 2
+    try:
+        with evaluating(network):
+            output = network(torch.zeros(batch, spec.channels, spec.height, spec.width))
+    except Exception as error:
+        images = f"{batch} images of {spec.channels}x{spec.height}x{spec.width}"
+        raise _failed(name, f"the network failed on {images}", error) from error
+    expected = (batch, spec.classes)
+    if (
+        not isinstance(output, list | tuple)
+        or not output
+        or not all(isinstance(logits, Tensor) and logits.shape == expected for logits in output)
+    ):
+        raise ConfigError(
+            f"model.name = {name!r}: the network must return a list of logits (batch, {spec.classes}), "
+            f"one per exit; for {batch} images it returned {_describe(output)}"
+        )
+
+
+def _describe(output: object) -> str:
+    """An output in a few words: types, and the shapes of tensors."""
+    if isinstance(output, Tensor):
+        return f"a tensor {tuple(output.shape)}"
+    if isinstance(output, list | tuple):
+        return f"a {type(output).__name__} of [{', '.join(_describe(part) for part in output)}]"
+    return f"a {type(output).__name__}"
+
+
+def _failed(name: str, what: str, error: Exception) -> ConfigError:
+    """One line for an error from code that is not raygf's."""
+    cause = (str(error).splitlines() or [""])[0]
+    return ConfigError(f"model.name = {name!r}: {what}: {type(error).__name__}: {cause}")

@@ -1,0 +1,258 @@
+"""Multi-Scale Dense Network: several resolutions side by side, so that early exits see coarse features.
+
+Huang, Chen, Li, Wu, van der Maaten, Weinberger: "Multi-Scale Dense Networks for Resource Efficient Image
+Classification", ICLR 2018. Scales are numbered from 0, the finest; the features of a layer are a list with
+one tensor (B, C_s, H_s, W_s) per scale kept, finest first.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from raygf import checks
+from raygf.config import MSDNetConfig
+from raygf.data.base import InputSpec
+from raygf.errors import ConfigError
+from raygf.models.multi_exit import MultiExitNetwork
+
+Features = list[Tensor]
+
+
+class MSDNet(MultiExitNetwork):
+    """MSDNet with bottlenecks, pruned "max": the finest scale is dropped at equal intervals of depth.
+
+    Args:
+        config: Depth, width and scales.
+        spec: The images and the number of classes.
+
+    Raises:
+        ConfigError: the images are too small for the scales, or a width is no whole number of channels.
+    """
+
+    def __init__(self, config: MSDNetConfig, spec: InputSpec) -> None:
+        _check_fits(config, spec)
+        plans = _plan_layers(config)
+        coarsest = config.factors[-1]
+        stages, heads = [], []
+        for exit in range(config.exits):
+            begin = config.base + (exit - 1) * config.step if exit else 0
+            end = config.base + exit * config.step
+            stage: list[nn.Module] = [] if exit else [FirstLayer(config, spec.channels)]
+            for plan in plans[begin:end]:
+                stage += _build_layer(config, plan)
+            stages.append(nn.Sequential(*stage))
+            heads.append(Head(plans[end - 1].leaving * coarsest, config.head_channels, spec.classes))
+        super().__init__(stages, heads)
+        _initialise(self)
+
+
+class FirstLayer(nn.Module):
+    """From the image to all scales, each made from the one before with stride 2."""
+
+    def __init__(self, config: MSDNetConfig, in_channels: int) -> None:
+        super().__init__()
+        widths = [config.channels * factor for factor in config.factors]
+        self.scales = nn.ModuleList([_stem(config.stem, in_channels, widths[0])])
+        self.scales.extend(
+            _conv_bn_relu(finer, width, kernel=3, stride=2) for finer, width in itertools.pairwise(widths)
+        )
+
+    def forward(self, x: Tensor) -> Features:
+        """Images (B, C, H, W) to the features of every scale."""
+        features: Features = []
+        for scale in self.scales:
+            x = scale(x)
+            features.append(x)
+        return features
+
+
+class DenseLayer(nn.Module):
+    """One layer: every kept scale keeps its features and adds new ones.
+
+    Args:
+        channels: Channels that come in, at factor 1.
+        growth: Channels to add, at factor 1.
+        factors: Width of each scale of the network.
+        in_scales: Scales that come in: the coarsest ones.
+        out_scales: Scales to keep: ``in_scales``, or one less, and then the finest is only read.
+    """
+
+    def __init__(
+        self, channels: int, growth: int, factors: tuple[int, ...], in_scales: int, out_scales: int
+    ) -> None:
+        super().__init__()
+        first = len(factors) - out_scales
+        self.drops = in_scales > out_scales
+        self.scales = nn.ModuleList(
+            DenseUnit(
+                channels, growth, factors[scale], factors[scale - 1] if self.drops or scale > first else None
+            )
+            for scale in range(first, len(factors))
+        )
+
+    def forward(self, x: Features) -> Features:
+        """Features of ``in_scales`` scales to features of ``out_scales`` scales."""
+        finer: list[Tensor | None] = [*x[:-1]] if self.drops else [None, *x[:-1]]
+        same = x[1:] if self.drops else x
+        return [unit(*inputs) for unit, *inputs in zip(self.scales, finer, same, strict=True)]
+
+
+class DenseUnit(nn.Module):
+    """New features of one scale: half from the next finer scale, if there is one, the rest from its own."""
+
+    down: nn.Module | None
+
+    def __init__(self, channels: int, growth: int, factor: int, finer_factor: int | None) -> None:
+        super().__init__()
+        new = growth * factor
+        if finer_factor is None:
+            self.down = None
+        else:
+            new //= 2
+            self.down = _bottleneck(channels * finer_factor, new, finer_factor, stride=2)
+        self.same = _bottleneck(channels * factor, new, factor, stride=1)
+
+    def forward(self, finer: Tensor | None, same: Tensor) -> Tensor:
+        """Features (B, C, 2H, 2W) of the finer scale and (B, C', H, W) of its own to (B, C' + new, H, W)."""
+        if self.down is None:
+            return torch.cat([same, self.same(same)], dim=1)
+        return torch.cat([same, self.down(finer), self.same(same)], dim=1)
+
+
+class Transition(nn.Module):
+    """A 1x1 convolution on every scale, to fewer channels."""
+
+    def __init__(self, channels: int, kept: int, factors: tuple[int, ...]) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList(
+            _conv_bn_relu(channels * factor, kept * factor, kernel=1) for factor in factors
+        )
+
+    def forward(self, x: Features) -> Features:
+        """Features of the scales kept, narrowed."""
+        return [scale(features) for scale, features in zip(self.scales, x, strict=True)]
+
+
+class Head(nn.Module):
+    """Classifier on the coarsest scale: two convolutions of stride 2, the mean over all places, a linear one.
+
+    The published head pools 2x2 places, which is all that is left of 32x32 (or 224x224) images. The mean over
+    whatever is left is the same there, and also works for smaller and larger images.
+    """
+
+    def __init__(self, channels: int, inner: int | None, classes: int) -> None:
+        super().__init__()
+        inner = channels if inner is None else inner
+        self.conv1 = _conv_bn_relu(channels, inner, kernel=3, stride=2)
+        self.conv2 = _conv_bn_relu(inner, inner, kernel=3, stride=2)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(inner, classes)
+
+    def forward(self, x: Features) -> Tensor:
+        """Features of all scales kept to logits (B, classes)."""
+        pooled: Tensor = self.pool(self.conv2(self.conv1(x[-1])))
+        logits: Tensor = self.linear(pooled.flatten(1))
+        return logits
+
+
+@dataclass(frozen=True)
+class _LayerPlan:
+    """Shape of one layer; channels are those of a scale with factor 1."""
+
+    channels: int
+    in_scales: int
+    out_scales: int
+    grown: int
+    leaving: int
+
+    @property
+    def narrows(self) -> bool:
+        """Whether a transition follows: wherever a scale was dropped."""
+        return self.in_scales > self.out_scales
+
+
+def _plan_layers(config: MSDNetConfig) -> list[_LayerPlan]:
+    """All layers of the network, from the first (number 1) to the last."""
+    scales = len(config.factors)
+    total = config.base + (config.exits - 1) * config.step
+    interval = math.ceil(total / scales)
+    channels = config.channels
+    plans = []
+    for layer in range(1, total + 1):
+        in_scales = scales - max(0, layer - 2) // interval
+        out_scales = scales - (layer - 1) // interval
+        grown = channels + config.growth
+        leaving = math.floor(config.reduction * grown) if in_scales > out_scales else grown
+        if leaving < 1:
+            raise checks.refuse(
+                "model.msdnet.reduction", config.reduction, f"more: it leaves none of {grown} channels"
+            )
+        plans.append(_LayerPlan(channels, in_scales, out_scales, grown, leaving))
+        channels = leaving
+    return plans
+
+
+def _build_layer(config: MSDNetConfig, plan: _LayerPlan) -> Iterator[nn.Module]:
+    """The dense layer of ``plan``, and the transition after it if there is one."""
+    yield DenseLayer(plan.channels, config.growth, config.factors, plan.in_scales, plan.out_scales)
+    if plan.narrows:
+        yield Transition(plan.grown, plan.leaving, config.factors[-plan.out_scales :])
+
+
+def _conv_bn_relu(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    """Convolution that keeps the size (stride 1) or halves it, rounding up (stride 2), without a bias."""
+    conv = nn.Conv2d(channels, out, kernel, stride, padding=kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out), nn.ReLU(inplace=True))
+
+
+def _bottleneck(channels: int, out: int, width: int, stride: int) -> nn.Sequential:
+    """A 1x1 convolution to at most ``width * out`` channels, then a 3x3 one to ``out``."""
+    inner = min(channels, width * out)
+    return nn.Sequential(
+        *_conv_bn_relu(channels, inner, kernel=1), *_conv_bn_relu(inner, out, kernel=3, stride=stride)
+    )
+
+
+def _stem(kind: str, channels: int, out: int) -> nn.Sequential:
+    if kind == "conv3":
+        return _conv_bn_relu(channels, out, kernel=3)
+    pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+    return nn.Sequential(*_conv_bn_relu(channels, out, kernel=7, stride=2), pool)
+
+
+def _initialise(network: nn.Module) -> None:
+    """He's normal initialisation by fan-out, as published; the linear layers' weights keep PyTorch's."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+
+
+def _check_fits(config: MSDNetConfig, spec: InputSpec) -> None:
+    """Refuse scales that would not get smaller any more, and new channels that can't be halved."""
+    side = min(spec.height, spec.width)
+    possible = (side - 1).bit_length()  # how often a side can be halved, rounding up, until it is 1
+    stem = 2 if config.stem == "conv7" else 0
+    if stem + len(config.factors) - 1 > possible:
+        most = max(0, possible - stem + 1)
+        raise ConfigError(
+            f"model.msdnet.factors = {config.factors!r}: {len(config.factors)} scales with stem "
+            f"{config.stem} need larger images than {spec.height}x{spec.width}, which have room for {most}"
+        )
+    if any(config.growth * factor % 2 for factor in config.factors[1:]):
+        raise checks.refuse(
+            "model.msdnet.growth",
+            config.growth,
+            f"even when multiplied by each factor after the first of {config.factors!r}",
+        )

@@ -1,0 +1,43 @@
+"""The interface of what makes one round: Meta-GF's exits and fusion pass, or one epoch of joint training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from raygf.records import ExitScore, FusionReport
+from raygf.state import Arrays, NetworkState
+
+
+@dataclass(frozen=True)
+class RoundOutcome:
+    """The network after a round and what is to be told of it; ``seconds`` by phase."""
+
+    state: NetworkState
+    train: ExitScore
+    seconds: dict[str, float]
+    fusion: FusionReport | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+class RoundMethod(Protocol):
+    """One round of training; may keep arrays (fusion weights, momentum) that belong to the checkpoint."""
+
+    passes: int
+    """Passes over the training set that a round costs."""
+
+    def run(self, state: NetworkState, round: int) -> RoundOutcome:
+        """Train round ``round`` (from 1) starting from ``state``."""
+        ...
+
+    def arrays(self) -> Arrays:
+        """What must be stored so that the next round goes on as if nothing had happened."""
+        ...
+
+    def restore(self, arrays: Arrays) -> None:
+        """Take back what ``arrays`` gave."""
+        ...
+
+    def close(self) -> None:
+        """Give back processes and memory."""
+        ...

@@ -1,0 +1,69 @@
+"""A round of a within-step method: one epoch of the whole network in the driver."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from raygf.bound import BoundNetwork, to_numpy
+from raygf.config import RunConfig
+from raygf.data.base import BatchSource
+from raygf.methods.base import StepMethod
+from raygf.rounds import RoundOutcome
+from raygf.schedule import decay_factor, loss_coefficients
+from raygf.seeding import seeded_globals
+from raygf.state import Arrays, NetworkState
+from raygf.stepping import FlatSGD, train_epoch
+
+
+class StepRound:
+    """Trains with ``method``, momentum running on from round to round as in ordinary SGD."""
+
+    passes = 1
+
+    def __init__(
+        self, config: RunConfig, bound: BoundNetwork, batches: BatchSource, method: StepMethod, exits: int
+    ) -> None:
+        self._config = config
+        self._bound = bound
+        self._batches = batches
+        self._method = method
+        self._exits = exits
+        self._momentum: Tensor | None = None
+
+    def run(self, state: NetworkState, round: int) -> RoundOutcome:
+        """See ``RoundMethod.run``."""
+        config, bound, started = self._config, self._bound, time.perf_counter()
+        coefficients = torch.tensor(
+            loss_coefficients(round, config.rounds, self._exits, config.loss), device=bound.compute.device
+        )
+        with seeded_globals(config.seed, "step", round):
+            bound.load(state)
+            optimizer = FlatSGD(
+                bound, config.optim, config.optim.lr * decay_factor(round, config.rounds, config.optim)
+            )
+            if self._momentum is not None:
+                optimizer.momentum = self._momentum
+            result = train_epoch(
+                bound,
+                optimizer,
+                self._batches.train(config.seed, "step", round),
+                lambda losses: self._method.backward(losses * coefficients, bound),
+                where=f"{config.method}, round {round}",
+            )
+        self._momentum = optimizer.momentum
+        return RoundOutcome(bound.state(), result.score, {"train": time.perf_counter() - started})
+
+    def arrays(self) -> Arrays:
+        """The momentum (P,)."""
+        return {} if self._momentum is None else {"momentum": to_numpy(self._momentum)}
+
+    def restore(self, arrays: Arrays) -> None:
+        """See ``RoundMethod.restore``."""
+        if "momentum" in arrays:
+            self._momentum = self._bound.tensor(arrays["momentum"])
+
+    def close(self) -> None:
+        """Nothing to give back."""

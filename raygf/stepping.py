@@ -1,0 +1,109 @@
+"""One epoch of SGD on a bound network; shared by exit trainings and within-step methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raygf.bound import BoundNetwork
+from raygf.config import OptimConfig
+from raygf.data.base import Batch
+from raygf.errors import NonFiniteError
+from raygf.losses import exit_hits, exit_losses
+from raygf.records import ExitScore
+
+Backward = Callable[[Tensor], None]
+"""Takes the exits' losses (n,) of one batch and leaves the update direction in the network's ``grad``."""
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """Training-mode scores of every exit, means over the epoch's images, and the number of steps."""
+
+    score: ExitScore
+    steps: int
+
+
+class FlatSGD:
+    """SGD with momentum and weight decay on a bound network's flat vector: one fused kernel a step."""
+
+    def __init__(self, bound: BoundNetwork, optim: OptimConfig, lr: float) -> None:
+        self._bound = bound
+        self._parameter = torch.nn.Parameter(bound.vector)
+        self._parameter.grad = bound.grad
+        self._sgd = torch.optim.SGD(
+            [self._parameter], lr, optim.momentum, weight_decay=optim.weight_decay, fused=True
+        )
+
+    def zero_grad(self) -> None:
+        """Clear the gradients, keeping their memory."""
+        self._bound.grad.zero_()
+
+    def step(self) -> None:
+        """One update."""
+        self._sgd.step()
+
+    @property
+    def momentum(self) -> Tensor | None:
+        """The momentum buffer (P,); None before the first step or without momentum."""
+        buffer: Tensor | None = self._sgd.state[self._parameter].get("momentum_buffer")
+        return buffer
+
+    @momentum.setter
+    def momentum(self, buffer: Tensor) -> None:
+        self._sgd.state[self._parameter]["momentum_buffer"] = buffer.clone()
+
+
+def train_epoch(
+    bound: BoundNetwork, optimizer: FlatSGD, batches: Iterable[Batch], backward: Backward, where: str
+) -> EpochResult:
+    """Run ``batches`` through the network in train mode, one update each.
+
+    Losses stay on the device until the end of the epoch, so that no step waits for the one before.
+
+    Args:
+        backward: see ``Backward``.
+        where: names the training in errors, such as "exit 2, round 7".
+
+    Raises:
+        NonFiniteError: a loss or the final vector is not finite; names the step.
+    """
+    bound.network.train()
+    losses, hits, sizes = [], [], []
+    for images, labels in batches:
+        optimizer.zero_grad()
+        with bound.compute.autocast():
+            logits = bound.network(images)
+        loss = exit_losses(logits, labels)
+        backward(loss)
+        optimizer.step()
+        losses.append(loss.detach())
+        hits.append(exit_hits(logits, labels))
+        sizes.append(len(labels))
+    history = torch.stack(losses).cpu()  # (steps, n)
+    require_finite(history, bound.vector, where)
+    return EpochResult(mean_score(history, torch.stack(hits).cpu(), sizes), len(sizes))
+
+
+def mean_score(losses: Tensor, hits: Tensor, sizes: list[int]) -> ExitScore:
+    """Means over images of per-batch mean losses and hit counts, both (steps, n) on the CPU."""
+    weights = torch.tensor(sizes, dtype=torch.float64)
+    loss = (losses.double() * weights[:, None]).sum(0) / weights.sum()
+    accuracy = hits.double().sum(0) / weights.sum()
+    return ExitScore(tuple(loss.tolist()), tuple(accuracy.tolist()))
+
+
+def require_finite(history: Tensor, vector: Tensor, where: str) -> None:
+    """Raise NonFiniteError unless the losses (steps, n) and the weights (P,) are finite."""
+    bad = (~torch.isfinite(history)).nonzero()
+    if len(bad):
+        step, exit = bad[0].tolist()
+        raise NonFiniteError(
+            f"{where}: the loss of exit {exit + 1} became {history[step, exit]:g} at step {step + 1}; "
+            "lower optim.lr or set compute.precision to fp32"
+        )
+    if not torch.isfinite(vector.sum()):
+        raise NonFiniteError(f"{where}: a weight became infinite or NaN in the last step; lower optim.lr")

@@ -1,0 +1,200 @@
+"""Networks by name: reproducible, checked, and the user's own."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from raygf.config import ModelConfig, MSDNetConfig
+from raygf.data.base import InputSpec
+from raygf.errors import ConfigError
+from raygf.models.build import build_model, model_names
+from raygf.models.msdnet import MSDNet
+from raygf.models.multi_exit import MultiExitNetwork
+
+DIGITS = InputSpec(channels=1, height=8, width=8, classes=10)
+SMALL = ModelConfig(msdnet=MSDNetConfig(exits=3, base=2, step=1, channels=4, growth=2, head_channels=8))
+
+USER_CODE = """
+import torch
+from torch import nn
+from raygf.errors import ConfigError
+from raygf.models.multi_exit import MultiExitNetwork
+
+def two_exits(spec):
+    pixels = spec.channels * spec.height * spec.width
+    stages = [nn.Sequential(nn.Flatten(), nn.Linear(pixels, 8)), nn.Linear(8, 8)]
+    return MultiExitNetwork(stages, [nn.Linear(8, spec.classes), nn.Linear(8, spec.classes)])
+
+def with_batch_norm(spec):
+    network = two_exits(spec)
+    network.stages[1] = nn.BatchNorm1d(8)
+    return network
+
+def lazy(spec):
+    return MultiExitNetwork([nn.Flatten()], [nn.LazyLinear(spec.classes)])
+
+def no_module(spec):
+    return [1, 2]
+
+def one_tensor(spec):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(spec.classes))
+
+def too_many_classes(spec):
+    return MultiExitNetwork([nn.Flatten()], [nn.LazyLinear(spec.classes + 1)])
+
+def wrong_size(spec):
+    return MultiExitNetwork([nn.Flatten()], [nn.Linear(5, spec.classes)])
+
+def raises(spec):
+    raise ValueError("first line\\nsecond line")
+
+def refuses(spec):
+    raise ConfigError("images must be square")
+
+constant = 3
+"""
+
+
+@pytest.fixture
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "raygf_test_user_networks.py").write_text(USER_CODE)
+    (tmp_path / "raygf_test_broken.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "raygf_test_user_networks", raising=False)
+    return "raygf_test_user_networks"
+
+
+def equal_bits(one: nn.Module, other: nn.Module) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def refusal(call: Callable[[], object]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_names() -> None:
+    assert "msdnet" in model_names()
+
+
+def test_msdnet_has_the_configured_exits() -> None:
+    network = build_model(SMALL, DIGITS, seed=0)
+    assert isinstance(network, MSDNet)
+    assert len(network(torch.zeros(2, 1, 8, 8))) == 3
+    assert network.training
+
+
+def test_equal_seeds_give_equal_bits() -> None:
+    first = build_model(SMALL, DIGITS, seed=5)
+    torch.rand(3)
+    assert equal_bits(first, build_model(SMALL, DIGITS, seed=5))
+
+
+def test_other_seeds_give_other_weights() -> None:
+    first, second = build_model(SMALL, DIGITS, seed=5), build_model(SMALL, DIGITS, seed=6)
+    convolutions = [name for name, weight in first.named_parameters() if weight.dim() == 4]
+    assert convolutions
+    assert not any(
+        torch.equal(first.get_parameter(name), second.get_parameter(name)) for name in convolutions
+    )
+
+
+def test_global_random_state_is_left_as_it_was() -> None:
+    before = torch.random.get_rng_state()
+    build_model(SMALL, DIGITS, seed=1)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("function", ["two_exits", "lazy"])
+def test_a_network_of_the_users_own(user_module: str, function: str) -> None:
+    config = ModelConfig(name=f"{user_module}:{function}")
+    network = build_model(config, DIGITS, seed=0)
+    assert isinstance(network, MultiExitNetwork)
+    assert [tuple(logits.shape) for logits in network(torch.zeros(4, 1, 8, 8))] == [(4, 10)] * len(
+        network.heads
+    )
+    assert equal_bits(network, build_model(config, DIGITS, seed=0))
+    assert not equal_bits(network, build_model(config, DIGITS, seed=1))
+
+
+def test_the_trial_leaves_batch_norm_alone(user_module: str) -> None:
+    network = build_model(ModelConfig(name=f"{user_module}:with_batch_norm"), DIGITS, seed=0)
+    norm = network.get_submodule("stages.1")
+    assert norm.training
+    assert norm.get_buffer("num_batches_tracked") == 0
+    assert (norm.get_buffer("running_mean") == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        ("no_module", "the function must return a torch.nn.Module, not list"),
+        (
+            "one_tensor",
+            "the network must return a list of logits (batch, 10), one per exit; "
+            "for 2 images it returned a tensor (2, 10)",
+        ),
+        (
+            "too_many_classes",
+            "the network must return a list of logits (batch, 10), one per exit; "
+            "for 2 images it returned a list of [a tensor (2, 11)]",
+        ),
+        ("wrong_size", "the network failed on 2 images of 1x8x8: RuntimeError: "),
+        ("raises", "the function failed: ValueError: first line"),
+        ("missing", "can't be imported: AttributeError: module 'raygf_test_user_networks' has no attribute"),
+        ("constant", "constant is not a function"),
+    ],
+)
+def test_faults_of_a_users_network_are_told_in_one_line(
+    user_module: str, function: str, expected: str
+) -> None:
+    name = f"{user_module}:{function}"
+    message = refusal(lambda: build_model(ModelConfig(name=name), DIGITS, seed=0))
+    assert message.startswith(f"model.name = '{name}': {expected}")
+
+
+def test_a_users_own_config_error_is_passed_on(user_module: str) -> None:
+    config = ModelConfig(name=f"{user_module}:refuses")
+    assert refusal(lambda: build_model(config, DIGITS, seed=0)) == "images must be square"
+
+
+@pytest.mark.parametrize(
+    ("module", "cause"),
+    [
+        ("raygf_test_absent", "ModuleNotFoundError: No module named 'raygf_test_absent'"),
+        ("raygf_test_broken", "ZeroDivisionError: division by zero"),
+        ("", "ValueError: Empty module name"),
+    ],
+)
+def test_modules_that_cannot_be_imported(user_module: str, module: str, cause: str) -> None:
+    message = refusal(lambda: build_model(ModelConfig(name=f"{module}:network"), DIGITS, seed=0))
+    assert message == f"model.name = '{module}:network': can't be imported: {cause}"
+
+
+def test_unknown_names_are_refused_with_the_known_ones() -> None:
+    message = refusal(lambda: build_model(ModelConfig(name="resnet"), DIGITS, seed=0))
+    assert message.startswith("model.name = 'resnet': must be one of msdnet")
+    assert message.endswith('or "package.module:function" of your own')
+
+
+def test_images_too_small_are_refused() -> None:
+    tiny = InputSpec(channels=1, height=2, width=2, classes=10)
+    assert "need larger images than 2x2" in refusal(lambda: build_model(SMALL, tiny, seed=0))
+
+
+def test_importing_models_loads_neither_ray_nor_mlflow() -> None:
+    code = (
+        "import sys, raygf.models.build, raygf.models.costs; "
+        "print([name for name in ('ray', 'mlflow') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,170 @@
+"""MSDNet: published costs, shapes, state, and what it refuses."""
+
+import pytest
+import torch
+
+from raygf.config import MSDNetConfig
+from raygf.data.base import InputSpec
+from raygf.errors import ConfigError
+from raygf.models.costs import measure_costs
+from raygf.models.msdnet import DenseLayer, MSDNet, Transition
+
+CIFAR = MSDNetConfig(growth=16)
+IMAGENET = MSDNetConfig(
+    stem="conv7",
+    exits=5,
+    base=4,
+    step=4,
+    channels=32,
+    growth=16,
+    factors=(1, 2, 4, 4),
+    head_channels=None,
+)
+DIGITS = InputSpec(channels=1, height=8, width=8, classes=10)
+
+# Meta-GF paper, Tables 1 and 2; CIFAR-10 counted on the authors' published network. In millions.
+PUBLISHED = {
+    "cifar100": (
+        CIFAR,
+        InputSpec(3, 32, 32, 100),
+        [0.90, 1.84, 2.80, 3.76, 4.92, 6.10, 7.36],
+        [56.43, 101.00, 155.31, 198.10, 249.53, 298.05, 340.64],
+    ),
+    "cifar10": (
+        CIFAR,
+        InputSpec(3, 32, 32, 10),
+        [0.89, 1.81, 2.76, 3.71, 4.86, 6.03, 7.28],
+        [56.41, 100.98, 155.28, 198.05, 249.48, 297.98, 340.56],
+    ),
+    "imagenet": (
+        IMAGENET,
+        InputSpec(3, 224, 224, 1000),
+        [4.24, 8.77, 13.07, 16.75, 23.96],
+        [339.90, 685.46, 1008.16, 1254.47, 1360.53],
+    ),
+}
+
+
+def digits_net(exits: int = 3, factors: tuple[int, ...] = (1, 2, 4), step: int = 1) -> MSDNet:
+    config = MSDNetConfig(
+        exits=exits, base=2, step=step, channels=4, growth=2, factors=factors, head_channels=8
+    )
+    return MSDNet(config, DIGITS)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_costs_are_those_published(name: str) -> None:
+    config, spec, parameters, operations = PUBLISHED[name]
+    network = MSDNet(config, spec)
+    costs = measure_costs(network, spec)
+    assert [round(cost.parameters / 1e6, 2) for cost in costs] == parameters
+    assert [round(cost.operations / 1e6, 2) for cost in costs] == operations
+    assert costs[-1].parameters == sum(weight.numel() for weight in network.parameters())
+
+
+@pytest.mark.parametrize("factors", [(1,), (1, 2), (1, 2, 4), (1, 1, 2, 2)])
+def test_one_tensor_of_logits_per_exit(factors: tuple[int, ...]) -> None:
+    logits = digits_net(factors=factors)(torch.randn(5, 1, 8, 8))
+    assert [tuple(exit.shape) for exit in logits] == [(5, 10)] * 3
+
+
+@pytest.mark.parametrize("size", [(32, 32), (30, 17), (64, 48)])
+def test_image_size_is_free(size: tuple[int, int]) -> None:
+    config = MSDNetConfig(exits=2, base=1, step=1, channels=4, growth=2, head_channels=8)
+    logits = MSDNet(config, InputSpec(3, *size, 7))(torch.randn(2, 3, *size))
+    assert [tuple(exit.shape) for exit in logits] == [(2, 7)] * 2
+
+
+def test_head_averages_the_four_places_left_of_a_cifar_image() -> None:
+    """The published head pools 2x2 with stride 2: the same as the mean on 32x32 images."""
+    head = MSDNet(MSDNetConfig(exits=1, base=1), InputSpec(3, 32, 32, 10)).heads[0].eval()
+    features = torch.randn(2, 16 * 4 + 6 * 4, 8, 8)
+    before_pool = head.conv2(head.conv1(features))
+    assert before_pool.shape[2:] == (2, 2)
+    pooled = torch.nn.functional.avg_pool2d(before_pool, 2).flatten(1)
+    torch.testing.assert_close(head([features]), head.linear(pooled))
+
+
+def test_finest_scale_is_dropped_at_equal_intervals() -> None:
+    """16 layers, 3 scales: interval 6, so layers 7 and 13 drop one, each followed by a transition."""
+    network = MSDNet(CIFAR, InputSpec(3, 32, 32, 10))
+    layers = [part for stage in network.stages for part in stage if isinstance(part, DenseLayer | Transition)]
+    kinds = ["drop" if part.drops else "keep" for part in layers if isinstance(part, DenseLayer)]
+    assert [number for number, kind in enumerate(kinds, 1) if kind == "drop"] == [7, 13]
+    transitions = [part for part in layers if isinstance(part, Transition)]
+    # Channels at factor 1: 16 + 7*16 = 128 -> 64, 64 + 6*16 = 160 -> 80.
+    widths = [
+        [(scale[0].in_channels, scale[0].out_channels) for scale in part.scales] for part in transitions
+    ]
+    assert widths == [[(256, 128), (512, 256)], [(640, 320)]]
+
+
+def test_state_is_the_features_of_the_scales_kept() -> None:
+    network = digits_net(exits=3, step=2)  # 6 layers, 3 scales: layers 3 and 5 drop one
+    state = torch.randn(2, 1, 8, 8)
+    shapes = []
+    for stage in network.stages:
+        state = stage(state)
+        shapes.append([tuple(features.shape[1:]) for features in state])
+    # 4 + 2*2 = 8, then (8 + 2)//2 = 5, + 2 = 7, then (7 + 2)//2 = 4, + 2 = 6; times the factors 1, 2, 4.
+    assert shapes == [[(8, 8, 8), (16, 4, 4), (32, 2, 2)], [(14, 4, 4), (28, 2, 2)], [(24, 2, 2)]]
+
+
+def test_an_exit_depends_on_no_deeper_weights_and_on_no_other_head() -> None:
+    network = digits_net()
+    for exit, logits in enumerate(network(torch.randn(4, 1, 8, 8))):
+        network.zero_grad()
+        logits.sum().backward(retain_graph=True)
+        used = {name for name, weight in network.named_parameters() if weight.grad is not None}
+        reached = {f"stages.{stage}." for stage in range(exit + 1)} | {f"heads.{exit}."}
+        assert {".".join(name.split(".")[:2]) + "." for name in used} == reached
+
+
+def test_parameters_are_named_from_shallow_to_deep() -> None:
+    names = [name.split(".") for name, _ in digits_net().named_parameters()]
+    places = [(part, int(depth)) for part, depth, *_ in names]
+    stages = [place for place in places if place[0] == "stages"]
+    heads = [place for place in places if place[0] == "heads"]
+    assert places == sorted(stages) + sorted(heads)
+
+
+def test_initial_weights_have_the_published_spread() -> None:
+    network = MSDNet(CIFAR, InputSpec(3, 32, 32, 10))
+    conv = network.heads[0].conv2[0]
+    assert conv.weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.02)
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert all((norm.weight == 1).all() and (norm.bias == 0).all() for norm in norms)
+    assert all((head.linear.bias == 0).all() for head in network.heads)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            MSDNetConfig(factors=(1, 1, 2, 2, 4)),
+            "model.msdnet.factors = (1, 1, 2, 2, 4): 5 scales with stem conv3 need larger images than 8x8, "
+            "which have room for 4",
+        ),
+        (
+            MSDNetConfig(stem="conv7"),
+            "model.msdnet.factors = (1, 2, 4): 3 scales with stem conv7 need larger images than 8x8, "
+            "which have room for 2",
+        ),
+        (
+            MSDNetConfig(growth=3, factors=(1, 1)),
+            "model.msdnet.growth = 3: must be even when multiplied by each factor after the first of (1, 1)",
+        ),
+        (
+            MSDNetConfig(channels=1, growth=2, reduction=0.05),
+            "model.msdnet.reduction = 0.05: must be more: it leaves none of 15 channels",
+        ),
+    ],
+)
+def test_impossible_networks_are_refused(config: MSDNetConfig, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        MSDNet(config, DIGITS)
+    assert str(caught.value) == message
+
+
+def test_as_many_scales_as_fit_are_accepted() -> None:
+    assert len(digits_net(factors=(1, 1, 2, 2))(torch.randn(2, 1, 8, 8))) == 3
