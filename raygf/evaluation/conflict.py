@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from raygf.fusion.flat import FlatSpace
-from raygf.fusion.fuse import stacked_blocks
 from raygf.fusion.segments import Segments
 
 
@@ -20,7 +19,8 @@ def tensor_gramians(deltas: Sequence[Tensor], space: FlatSpace) -> Tensor:
         space: the flat space that they live in.
     """
     grams = torch.zeros(len(space.slots), len(deltas), len(deltas), dtype=torch.float64)
-    for block, rows in stacked_blocks(deltas, Segments("tensor", space)):
+    for block in Segments("tensor", space).blocks:
+        rows = torch.stack([delta[block.start : block.stop] for delta in deltas])
         grams[block.first] += (rows @ rows.T).double().cpu()
     return grams
 

@@ -22,6 +22,9 @@ def fuse(base: Tensor, deltas: Sequence[Tensor], weights: Tensor, segments: Segm
     The paper prints ``W − ε Σ_i α_i g_i`` (Eq. 11, Algorithm 1) although its ``g_i = W_i − W_0`` (Eq. 13)
     already points downhill; the update must be *added*, and here it is.
 
+    A weight of exactly 0 marks an exit that does not own the segment: its delta is not read there, and the
+    weight gets no gradient (through a softmax it would get none either).
+
     Args:
         base: W (P,).
         deltas: n vectors Δ_i (P,).
@@ -38,41 +41,49 @@ class _Fuse(torch.autograd.Function):
         ctx: Any, weights: Tensor, base: Tensor, deltas: tuple[Tensor, ...], segments: Segments
     ) -> Tensor:
         ctx.deltas, ctx.segments = deltas, segments
+        ctx.save_for_backward(weights)
         add = add_by_exit if base.is_cuda else add_by_block
         return add(base, deltas, weights, segments)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         dot = dot_by_exit if grad.is_cuda else dot_by_block
-        return dot(grad, ctx.deltas, ctx.segments), None, None, None
+        (weights,) = ctx.saved_tensors
+        return dot(grad, ctx.deltas, weights, ctx.segments), None, None, None
 
 
 def add_by_block(base: Tensor, deltas: Sequence[Tensor], weights: Tensor, segments: Segments) -> Tensor:
-    """``base + Σ_i weights_i Δ_i`` (P,), one small matrix product a block."""
-    out = torch.empty_like(base)
-    for block, rows in stacked_blocks(deltas, segments):
-        part = weights[:, block.first : block.first + block.parts]
-        old, new = base[block.start : block.stop], out[block.start : block.stop]
+    """``base + Σ_i weights_i Δ_i`` (P,), block by block."""
+    out, firsts = base.clone(), weights[:, segments.edges[0]].tolist()
+    for number, block, owners in _owners(weights, segments):
+        target = out[block.start : block.stop]
+        owning = [deltas[i][block.start : block.stop] for i in owners]
         if block.parts == 1:
-            torch.addmv(old, rows.T, part[:, 0], out=new)
+            for exit, delta in zip(owners, owning, strict=True):
+                target.add_(delta, alpha=firsts[exit][number])
         else:
-            cube = rows.view(len(deltas), block.parts, -1).transpose(0, 1)  # (parts, n, length)
-            shape = (block.parts, 1, cube.shape[2])
-            torch.baddbmm(old.view(shape), part.T.unsqueeze(1), cube, out=new.view(shape))
+            part = weights[owners, block.first : block.last]
+            target.view(block.parts, 1, -1).baddbmm_(part.T.unsqueeze(1), _cube(owning, block.parts))
     return out
 
 
-def dot_by_block(vector: Tensor, deltas: Sequence[Tensor], segments: Segments) -> Tensor:
-    """``Σ_{p in s} vector_p Δ_ip`` for every exit and segment (n, S)."""
+def dot_by_block(vector: Tensor, deltas: Sequence[Tensor], weights: Tensor, segments: Segments) -> Tensor:
+    """``Σ_{p in s} vector_p Δ_ip`` for every exit and segment (n, S), 0 where ``weights`` is."""
     out = vector.new_zeros(len(deltas), segments.count)
-    for block, rows in stacked_blocks(deltas, segments):
-        sums, part = out[:, block.first : block.first + block.parts], vector[block.start : block.stop]
+    exits, numbers, dots = [], [], []
+    for _, block, owners in _owners(weights, segments):
+        part = vector[block.start : block.stop]
+        owning = [deltas[i][block.start : block.stop] for i in owners]
         if block.parts == 1:
-            sums[:, 0] += rows @ part
+            exits += owners
+            numbers += [block.first] * len(owners)
+            dots += [torch.dot(delta, part) for delta in owning]
         else:
-            cube = rows.view(len(deltas), block.parts, -1).transpose(0, 1)
-            sums += torch.bmm(cube, part.view(block.parts, -1, 1)).squeeze(2).T
-    return out
+            products = torch.bmm(_cube(owning, block.parts), part.view(block.parts, -1, 1))
+            out[owners, block.first : block.last] += products.squeeze(2).T
+    if dots:
+        out.index_put_((torch.tensor(exits), torch.tensor(numbers)), torch.stack(dots), accumulate=True)
+    return out * (weights != 0)
 
 
 def add_by_exit(base: Tensor, deltas: Sequence[Tensor], weights: Tensor, segments: Segments) -> Tensor:
@@ -83,14 +94,26 @@ def add_by_exit(base: Tensor, deltas: Sequence[Tensor], weights: Tensor, segment
     return out
 
 
-def dot_by_exit(vector: Tensor, deltas: Sequence[Tensor], segments: Segments) -> Tensor:
+def dot_by_exit(vector: Tensor, deltas: Sequence[Tensor], weights: Tensor, segments: Segments) -> Tensor:
     """As ``dot_by_block``, with two kernels an exit."""
+    if segments.count == 1:
+        return torch.stack([torch.dot(vector, delta) for delta in deltas]).unsqueeze(1) * (weights != 0)
     lengths = segments.lengths.to(vector.device)
     sums = [torch.segment_reduce(vector * delta, "sum", lengths=lengths) for delta in deltas]
-    return torch.stack(sums)
+    return torch.stack(sums) * (weights != 0)
 
 
-def stacked_blocks(deltas: Sequence[Tensor], segments: Segments) -> Iterator[tuple[Block, Tensor]]:
-    """Every block with its rows (n, stop − start): a copy that is small enough for the cache."""
-    for block in segments.blocks:
-        yield block, torch.stack([delta[block.start : block.stop] for delta in deltas])
+def _owners(weights: Tensor, segments: Segments) -> Iterator[tuple[int, Block, list[int]]]:
+    """Every block that has one, with its number and the exits whose weight is not 0 in all of it."""
+    used = torch.nn.functional.pad((weights != 0).cumsum(dim=1), (1, 0))
+    first, last = segments.edges
+    table = (used[:, last] > used[:, first]).T.tolist()
+    for number, (block, row) in enumerate(zip(segments.blocks, table, strict=True)):
+        owners = [exit for exit, owns in enumerate(row) if owns]
+        if owners:
+            yield number, block, owners
+
+
+def _cube(rows: Sequence[Tensor], parts: int) -> Tensor:
+    """One block of several exits as (parts, exits, length): a copy that is small enough for the cache."""
+    return torch.stack(list(rows)).view(len(rows), parts, -1).transpose(0, 1)

@@ -1,0 +1,72 @@
+"""One step of fitting the fusion weights against one training step: MSDNet, CIFAR, 7 exits, batch 64.
+
+    python benchmarks/fusion_step.py
+
+The bar: at most 1.10.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import tyro
+from made_up import batches, bind
+from timing import interleave, show
+
+from raygf.compute import resolve_compute
+from raygf.config import ComputeConfig, FusionConfig, OptimConfig
+from raygf.fusion.fit import FusionFitter, FusionState
+from raygf.fusion.ownership import find_ownership
+from raygf.fusion.segments import Segments
+from raygf.methods.sgd import JointSGD
+from raygf.seeding import generator
+from raygf.stepping import FlatSGD, train_epoch
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to time."""
+
+    batch: int = 64
+    """Images a step."""
+    steps: int = 3
+    """Steps in one timed run."""
+    repeats: int = 9
+    """Timed runs of each."""
+    segments: Literal["tensor", "channel", "network"] = "tensor"
+    """Kind of segments."""
+    compute: ComputeConfig = ComputeConfig()
+
+
+def main(options: Options) -> None:
+    """Time both in turn and print the ratio."""
+    compute = resolve_compute(options.compute)
+    data = batches(compute, options.batch, options.steps)
+    bound = bind(compute)
+    base = bound.vector.clone()
+    owned = find_ownership(bound.network, data[0][0][:2], bound.space)
+    segments = Segments(options.segments, bound.space)
+    exits = owned.shape[0]
+    noise = generator(0, "deltas")
+    deltas = [(1e-3 * torch.randn(bound.space.size, generator=noise)).to(compute.device) for _ in range(exits)]
+    fitter = FusionFitter(bound, segments, segments.spread(owned), FusionConfig(segments=options.segments))
+    state = FusionState.initial(exits, segments.count)
+    buffers = bound.buffer_tensors(bound.buffer_arrays())
+    method, optimizer = JointSGD(), FlatSGD(bound, OptimConfig(), lr=1e-3)
+
+    def train() -> None:
+        train_epoch(bound, optimizer, data, lambda losses: method.backward(losses, bound), "benchmark")
+
+    def fuse() -> None:
+        fitter.fit(state, base, deltas, buffers, data, 0.1, "benchmark")
+
+    timings = interleave({"training step": train, "fusion step": fuse}, options.repeats, 1, options.steps)
+    ratio = timings["fusion step"].median / timings["training step"].median
+    title = f"MSDNet CIFAR, {exits} exits, batch {options.batch}, {compute.precision} {compute.memory_format}"
+    show(title, timings, "training step", {"segments": segments.count, "ratio": round(ratio, 4), "bar": 1.10})
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

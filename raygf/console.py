@@ -1,0 +1,183 @@
+"""What a run shows in a terminal or a log file: progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import sys
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import IO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from raygf.evaluation.tables import count_unit
+from raygf.records import ExitScore, RoundRecord, RunStart
+
+_MEDIAN_OF = 5
+"""Rounds that the remaining time is estimated from: enough to outlast one slow round."""
+_WIDEST = 400
+"""Columns a table may take where nobody's terminal limits it."""
+
+
+class _Console(Console):
+    """A console that a closed pipe silences; rich's own would end the program."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
+class Progress:
+    """One row a round, and on a terminal a live bar under the rows.
+
+    ``with Progress() as progress: progress.start(...); progress.round(...)``. It never raises for trouble
+    with the stream: a run outlives the terminal that started it.
+
+    Args:
+        stream: Where to write; by default stderr.
+        last_round: The run stops after this round on purpose; by default it goes through all rounds.
+    """
+
+    def __init__(self, stream: IO[str] | None = None, last_round: int | None = None) -> None:
+        self._stream = stream if stream is not None else sys.stderr
+        self._last_round = last_round
+        self._seconds: deque[float] = deque(maxlen=_MEDIAN_OF)
+        self._bar: RichProgress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Progress:
+        if _is_terminal(self._stream):
+            self._bar = _bar(self._stream)
+            _survive(self._bar.start)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            bar, self._bar = self._bar, None
+            _survive(bar.stop)
+
+    def start(self, start: RunStart) -> None:
+        """Say what is trained on what, with its notes under it."""
+        self._line(header_line(start))
+        for text in start.notes:
+            self.note(text)
+        if self._bar is not None:  # moves to and fro until the first round tells how many there are
+            self._task = self._bar.add_task("", total=None, completed=start.round, eta="")
+
+    def round(self, record: RoundRecord) -> None:
+        """Say how a round went, with its notes under it."""
+        self._seconds.append(record.total_seconds)
+        last = min(record.rounds, self._last_round or record.rounds)
+        left = statistics.median(self._seconds) * max(0, last - record.round)
+        self._line(round_line(record, left))
+        for text in record.notes:
+            self.note(text)
+        self._advance(record.round, last, left)
+
+    def note(self, text: str) -> None:
+        """Say ``text`` on a line of its own."""
+        self._line(f"note: {text}")
+
+    def _line(self, text: str) -> None:
+        if self._bar is not None:
+            bar = self._bar
+            _survive(lambda: bar.console.print(text, markup=False, highlight=False, emoji=False))
+        elif self._stream is not None:
+            _survive(lambda: print(text, file=self._stream, flush=True))
+
+    def _advance(self, done: int, last: int, left: float) -> None:
+        if self._bar is None:
+            return
+        bar, eta = self._bar, f"eta {duration(left)}" if done < last else ""
+        if self._task is None:
+            self._task = bar.add_task("", total=last, eta="")
+        task = self._task
+        _survive(lambda: bar.update(task, completed=done, total=last, eta=eta))
+
+
+def print_table(table: Table, stream: IO[str] | None = None) -> None:
+    """Print ``table`` to ``stream`` (by default stdout); it is never squeezed in a file or a pipe."""
+    out = stream if stream is not None else sys.stdout
+    if out is None:
+        return
+    width = None if _is_terminal(out) else _WIDEST
+    _survive(lambda: _Console(file=out, width=width).print(table))
+
+
+def header_line(start: RunStart) -> str:
+    """``900 training, 300 validation, 597 test images, 10 classes; 2 exits of 0.10 0.20 M operations; …``"""
+    unit = count_unit(start.operations)
+    operations = " ".join(unit.text(count) for count in start.operations)
+    validation = f" {start.val_images} validation," if start.val_images else ""
+    images = f"{start.train_images} training,{validation} {start.test_images} test images"
+    exits = f"{len(start.operations)} exits of {operations} {unit.name} operations"
+    return f"{images}, {start.classes} classes; {exits}; {start.setting}"
+
+
+def round_line(record: RoundRecord, seconds_left: float) -> str:
+    """``round 3/40  1.9 s  loss 1.234  val 71.2 80.1 83.0 (avg 78.1) %  eta 1m10s``
+
+    The loss is the exits' mean training loss; without a validation the accuracy is the training's ("train").
+    """
+    loss = statistics.fmean(record.train.loss)
+    accuracy = _accuracy("train", record.train) if record.val is None else _accuracy("val", record.val)
+    parts = [
+        f"round {record.round}/{record.rounds}",
+        f"{record.total_seconds:.1f} s",
+        f"loss {loss:.3f}",
+        accuracy,
+    ]
+    if seconds_left > 0:
+        parts.append(f"eta {duration(seconds_left)}")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """``45s``, ``1m10s``, ``2h03m``, ``3d04h``: the two largest units."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    minutes = round(seconds / 60)
+    if minutes < 24 * 60:
+        return f"{minutes // 60}h{minutes % 60:02d}m"
+    hours = round(seconds / 3600)
+    return f"{hours // 24}d{hours % 24:02d}h"
+
+
+def _accuracy(split: str, score: ExitScore) -> str:
+    exits = " ".join(f"{100 * accuracy:.1f}" for accuracy in score.accuracy)
+    return f"{split} {exits} (avg {100 * statistics.fmean(score.accuracy):.1f}) %"
+
+
+def _bar(stream: IO[str]) -> RichProgress:
+    columns = (
+        TextColumn("round"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.fields[eta]}"),
+    )
+    # What the program prints to a file or a pipe must get there, not into the terminal's live display.
+    return RichProgress(
+        *columns, console=_Console(file=stream), transient=True, redirect_stdout=_is_terminal(sys.stdout)
+    )
+
+
+def _is_terminal(stream: IO[str] | None) -> bool:
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # the stream is closed
+        return False
+
+
+def _survive(write: Callable[[], object]) -> None:
+    """Write; a terminal that is gone, a closed pipe or an unprintable character is no reason to end a run."""
+    with contextlib.suppress(OSError, ValueError):
+        write()

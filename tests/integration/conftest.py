@@ -1,0 +1,182 @@
+"""What the integration tests share: one small Ray cluster, one MLflow database, and ways to run a job."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from raygf.cli import main
+from raygf.config import DataConfig, ModelConfig, MSDNetConfig, RunConfig, StorageConfig, TrackingConfig
+from raygf.recipes import get_recipe
+
+REPOSITORY = Path(__file__).parents[2]
+
+SMALL = (
+    *("--data.train-limit", "48", "--data.val", "50", "--model.msdnet.base", "1", "--model.msdnet.step", "1"),
+    *("--model.msdnet.channels", "8"),
+)
+"""The recipe "digits" made small: two steps an epoch, a tenth of a second a round."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The last line on standard output."""
+        return json.loads(self.out.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+RunJob = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture
+def small_config(tmp_path: Path) -> RunConfig:
+    """What ``SMALL`` says, with three rounds, without tracking."""
+    return replace(
+        get_recipe("digits"),
+        rounds=3,
+        data=DataConfig(source="digits", val=50, train_limit=48, pad=1, flip=False),
+        model=ModelConfig("msdnet", MSDNetConfig(exits=3, base=1, step=1, channels=8, factors=(1, 2))),
+        storage=StorageConfig(str(tmp_path / "runs"), "small"),
+        tracking=TrackingConfig(enabled=False),
+    )
+
+
+@pytest.fixture(scope="session")
+def empty_tracking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables, which take seconds to create."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def tracking_uri(empty_tracking: Path, tmp_path: Path) -> str:
+    """A tracking database of the test's own."""
+    copy = tmp_path / "mlflow.db"
+    shutil.copy(empty_tracking, copy)
+    return f"sqlite:///{copy}"
+
+
+@pytest.fixture(scope="session")
+def _cluster_stops_in_the_end() -> Iterator[None]:
+    yield
+    if "ray" in sys.modules:
+        import ray
+
+        ray.shutdown()
+
+
+@pytest.fixture
+def cluster(_cluster_stops_in_the_end: None) -> str:
+    """This process in a Ray cluster of four CPUs that the tests share; returns its address."""
+    import ray
+
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init(
+            address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        )
+    return str(ray.get_runtime_context().gcs_address)
+
+
+@pytest.fixture
+def run_job(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RunJob:
+    """Runs a job in this process, in a folder of the test's own: ``run_job("digits", "--rounds", "2")``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the command line adds the working directory
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def run(name: str, *argv: str) -> Outcome:
+        job = getattr(_load(REPOSITORY / "jobs" / f"{name}.py"), name)
+        capsys.readouterr()
+        try:
+            code = main(job, argv)
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def start_job(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a job as a program with a process group of its own, and ends what is left of it."""
+    started: list[psutil.Process] = []
+
+    def start(name: str, *argv: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, str(REPOSITORY / "jobs" / f"{name}.py"), *argv],
+            cwd=tmp_path,
+            env={key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "COLUMNS")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(psutil.Process(process.pid))
+        return process
+
+    yield start
+    for process in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            end_processes([process, *process.children(recursive=True)])
+
+
+@pytest.fixture
+def call_job(start_job: Callable[..., subprocess.Popen[str]]) -> RunJob:
+    """Runs a job as a program."""
+
+    def call(name: str, *argv: str) -> Outcome:
+        process = start_job(name, *argv)
+        out, err = process.communicate(timeout=120)
+        return Outcome(process.returncode, out, err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def kill_processes() -> Callable[[Sequence[psutil.Process]], None]:
+    return end_processes
+
+
+def end_processes(processes: Sequence[psutil.Process]) -> None:
+    """End exactly these processes."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=10)
+
+
+def _load(path: Path) -> Any:
+    """The program at ``path`` as a module."""
+    spec = importlib.util.spec_from_file_location(f"job_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,48 @@
+"""The method runs without Ray and MLflow: only the edges of the package load them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+MAY_LOAD = ("raygf.ray_executor", "raygf.ray_driver", "raygf.ray_cluster", "raygf.tracking")
+MUST_BE_FOUND = {
+    *("raygf.exit_trainer", "raygf.driver", "raygf.executor", "raygf.recipes", "raygf.checkpoint"),
+    *("raygf.launch", "raygf.cli", "raygf.models.msdnet", "raygf.fusion.fit", "raygf.data.parquet"),
+    *("raygf.methods.registry", "raygf.evaluation.accuracy", "raygf.evaluation.figures"),
+}
+
+WALK = f"""
+import importlib, json, pkgutil, sys
+import raygf
+
+names, loaded = ["raygf"], {{}}
+names += [module.name for module in pkgutil.walk_packages(raygf.__path__, "raygf.")]
+names = [name for name in names if not name.startswith({MAY_LOAD!r})]
+for name in names:
+    importlib.import_module(name)
+    for heavy in ("ray", "mlflow"):
+        if heavy in sys.modules and heavy not in loaded:
+            loaded[heavy] = name
+print(json.dumps([names, loaded]))
+"""
+
+
+def test_no_module_but_the_edges_loads_ray_or_mlflow() -> None:
+    done = subprocess.run([sys.executable, "-c", WALK], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    names, loaded = json.loads(done.stdout)
+    assert loaded == {}, f"first module that loads it: {loaded}"
+    assert set(names) >= MUST_BE_FOUND
+    assert not [name for name in names if name.startswith(MAY_LOAD)]
+
+
+def test_edges_load_ray_but_not_mlflow_and_the_other_way_round() -> None:
+    """The walk above can see it: the modules that it leaves out do load what they are left out for."""
+    program = (
+        "import sys, raygf.ray_driver, raygf.ray_cluster; assert 'ray' in sys.modules; "
+        "assert 'mlflow' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,488 @@
+"""MLflow gets what the records say; trouble is an error before the training and a remark after it began."""
+
+import contextlib
+import math
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from raygf.config import OptimConfig, RunConfig, TrackingConfig
+from raygf.config_dict import from_dict
+from raygf.errors import TrackingError
+from raygf.records import ExitScore, FusionReport, RoundRecord, RunEnd, RunStart
+from raygf.tracking import MLflowTracker, NullTracker, make_tracker, resolve_uri, round_metrics
+
+START = RunStart(
+    round=0,
+    classes=10,
+    train_images=900,
+    val_images=300,
+    test_images=597,
+    parameters=(30_000, 60_000),
+    operations=(350_000, 800_000),
+    tensors=("stem", "head.0", "head.1"),
+    setting="cpu",
+)
+END = RunEnd(2, 6, ExitScore((0.5, 0.4), (0.8, 0.9)), "ab" * 32, "runs/x/round-2", finished=True)
+FUSION = FusionReport(
+    weights=np.array([[0.25, 1, np.nan], [0.75, np.nan, 1]]),
+    mean_weight=(0.25, 0.75),
+    cosine=np.array([[1, 0.5], [0.5, 1]]),
+    delta_norm=(3.0, 4.0),
+    loss=1.5,
+)
+CONFIG = RunConfig(rounds=3, optim=OptimConfig(lr=0.05))
+
+
+def record(number: int, accuracy: tuple[float, float] = (0.6, 0.7)) -> RoundRecord:
+    train, val = ExitScore((1.2, 1.0), (0.5, 0.6)), ExitScore((1.1, math.nan), accuracy)
+    seconds = {"train": 1.5, "fuse": 0.5}
+    return RoundRecord(number, 3, 3 * number, 0.05, 0.1, train, val, seconds, "c", FUSION)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """As on a machine where nobody has set anything, and as before once the test is over."""
+    before = dict(os.environ)
+    for name in [name for name in before if name.startswith("MLFLOW_")]:
+        monkeypatch.delenv(name)
+    yield
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory) -> Path:
+    """An empty database: creating its tables takes seconds, copying them none."""
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    tracker = MLflowTracker(f"sqlite:///{path}", "template", print)
+    tracker.start(CONFIG, "template")
+    tracker.fail("KILLED", "only the tables are wanted")
+    return path
+
+
+@pytest.fixture
+def store(template, tmp_path) -> str:
+    folder = tmp_path / "store"
+    folder.mkdir()
+    (folder / "mlflow.db").write_bytes(template.read_bytes())
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def client_of(uri):
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def artifacts_of(client, run_id: str, folder: str = "") -> set[str]:
+    return {item.path for item in client.list_artifacts(run_id, folder)}
+
+
+def read(client, run_id: str, path: str) -> str:
+    return Path(client.download_artifacts(run_id, path)).read_text()
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+def test_a_whole_run(store, said, tmp_path, monkeypatch, capfd):
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+    monkeypatch.chdir(cwd)
+    tracker = MLflowTracker(store, "trial", said.append)
+    run_id = tracker.start(CONFIG, "my run", recipe="digits", parent_run_id="p" * 32)
+    client = client_of(store)
+    assert client.get_run(run_id).info.status == "RUNNING"
+    tracker.log_start(START)
+    tracker.log_round(record(1))
+    tracker.log_round(record(2, (0.8, 0.9)))
+    tracker.finish(END)
+
+    run = client.get_run(run_id)
+    assert said == []
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "my run"
+    assert client.get_experiment(run.info.experiment_id).name == "trial"
+
+    params = run.data.params
+    assert (params["optim.lr"], params["model.msdnet.factors"], params["rounds"]) == (
+        "0.05",
+        "[1, 2, 4]",
+        "3",
+    )
+    assert (params["train_images"], params["setting"]) == ("900", "cpu")
+    tags = run.data.tags
+    assert (tags["method"], tags["model"], tags["data"], tags["recipe"]) == (
+        "metagf",
+        "msdnet",
+        "digits",
+        "digits",
+    )
+    assert tags["mlflow.parentRunId"] == "p" * 32
+    assert tags["weights_sha256"] == END.weights_sha256
+    assert tags["checkpoint"] == END.checkpoint
+    assert "raygf.version" in tags
+    assert "raygf.stopped_at_round" not in tags
+
+    metrics = run.data.metrics
+    assert metrics["operations/exit_2"] == 800_000
+    assert metrics["parameters/exit_1"] == 30_000
+    assert metrics["test_accuracy/exit_1"] == 0.8
+    assert metrics["test_accuracy/average"] == pytest.approx(0.85)
+    assert metrics["training_passes"] == 6
+    history = client.get_metric_history(run_id, "val_accuracy/exit_2")
+    assert [(point.step, point.value) for point in history] == [(1, 0.7), (2, 0.9)]
+    assert "val_loss/exit_2" not in metrics  # NaN
+
+    assert artifacts_of(client, run_id) == {"config.yaml", "results.md", "results.csv", "figures"}
+    assert artifacts_of(client, run_id, "figures") == {
+        f"figures/{name}.{kind}" for name in ("accuracy", "fusion_weights") for kind in ("png", "csv")
+    }
+    assert from_dict(RunConfig, yaml.safe_load(read(client, run_id, "config.yaml"))) == CONFIG
+    assert "| Exit-2          |          0.800 |" in read(client, run_id, "results.md")
+    assert "wall time (s),,,4.0" in read(client, run_id, "results.csv")
+    assert read(client, run_id, "figures/accuracy.csv").splitlines()[2] == "2,0.8,0.9"
+    assert read(client, run_id, "figures/fusion_weights.csv").splitlines()[1] == "stem,0.25,0.75"
+
+    assert list(cwd.iterdir()) == []  # nothing is left lying about
+    assert capfd.readouterr() == ("", "")  # and MLflow kept quiet
+
+
+def test_names_of_a_rounds_metrics():
+    assert set(round_metrics(record(1))) == {
+        *(f"{split}_{what}/{of}" for split in ("train", "val") for what in ("loss", "accuracy")
+          for of in ("exit_1", "exit_2", "average")),
+        *(f"{name}/exit_{i}" for name in ("fusion_weight", "delta_norm") for i in (1, 2)),
+        *("delta_cosine/exit_1_2", "fusion_loss", "lr", "fusion_lr", "training_passes"),
+        *("seconds/train", "seconds/fuse", "seconds/round"),
+    }  # fmt: skip
+
+
+def test_a_stopped_run_is_resumed_in_place(store, said):
+    tracker = MLflowTracker(store, "trial", said.append)
+    run_id = tracker.start(CONFIG, "run")
+    tracker.log_start(START)
+    tracker.log_round(record(1, (0.1, 0.2)))
+    tracker.log_round(record(2, (0.3, 0.4)))
+    tracker.finish(replace(END, finished=False))
+    client = client_of(store)
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert client.get_run(run_id).data.tags["raygf.stopped_at_round"] == "2"
+
+    changed = replace(CONFIG, optim=OptimConfig(lr=0.9))
+    tracker = MLflowTracker(store, "trial", said.append)
+    assert tracker.start(changed, "run", run_id) == run_id
+    resumed = client.get_run(run_id)
+    assert resumed.info.status == "RUNNING"
+    assert "raygf.stopped_at_round" not in resumed.data.tags
+    tracker.log_start(replace(START, round=1, setting="cuda"))
+    tracker.log_round(record(2, (0.5, 0.6)))  # the checkpoint was a round behind
+    tracker.log_round(record(3, (0.7, 0.8)))
+    tracker.finish(replace(END, rounds=3))
+
+    assert said == []
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert (run.data.params["optim.lr"], run.data.params["setting"]) == ("0.05", "cpu")
+    assert read(client, run_id, "figures/accuracy.csv").splitlines()[1:] == [
+        "1,0.1,0.2",
+        "2,0.5,0.6",
+        "3,0.7,0.8",
+    ]
+    assert "wall time (s),,,6.0" in read(client, run_id, "results.csv")
+
+
+def test_a_run_that_is_not_in_the_store_is_not_resumed(store, said):
+    with pytest.raises(
+        TrackingError, match=r"the run to resume, 0{32}, is not in .*--tracking.uri"
+    ) as caught:
+        MLflowTracker(store, "trial", said.append).start(CONFIG, "run", "0" * 32)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failed_run_says_why_and_stays_failed(store, said):
+    tracker = MLflowTracker(store, "trial", said.append)
+    run_id = tracker.start(CONFIG, "run")
+    tracker.log_start(START)
+    tracker.log_round(record(1))
+    tracker.fail("FAILED", "exit 2 was lost")
+    tracker.fail("KILLED", "again")
+    tracker.finish(END)
+    tracker.log_round(record(2))
+    run = client_of(store).get_run(run_id)
+    assert said == []
+    assert run.info.status == "FAILED"
+    assert run.data.tags["raygf.failure"] == "exit 2 was lost"
+    assert run.data.metrics["val_accuracy/exit_1"] == 0.6
+
+
+def test_passwords_stay_out_of_the_store(store, said):
+    config = replace(CONFIG, tracking=TrackingConfig(uri="http://me:secret@example.org"))
+    tracker = MLflowTracker(store, "trial", said.append)
+    run_id = tracker.start(config, "run")
+    tracker.fail("KILLED", "")
+    client = client_of(store)
+    assert client.get_run(run_id).data.params["tracking.uri"] == "http://me:***@example.org"
+    assert "secret" not in read(client, run_id, "config.yaml")
+
+
+def test_a_deleted_experiment_is_refused(store, said):
+    client = client_of(store)
+    client.delete_experiment(client.create_experiment("old"))
+    with pytest.raises(TrackingError, match=r"tracking.experiment = 'old' is deleted"):
+        MLflowTracker(store, "old", said.append).start(CONFIG, "run")
+
+
+def open_run(uri: str) -> None:
+    tracker = MLflowTracker(uri, "trial", print)
+    tracker.start(CONFIG, "run")
+    tracker.fail("KILLED", "")
+
+
+def test_processes_may_create_one_database_together(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=open_run, args=(uri,)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    client = client_of(uri)
+    experiment = client.get_experiment_by_name("trial")
+    assert len(client.search_runs([experiment.experiment_id])) == 2
+    assert experiment.artifact_location == (tmp_path / "mlartifacts").as_uri()
+
+
+# Refused before the run -------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("runs/mlruns", r"plain folders; use sqlite:///runs/mlruns/mlflow.db"),
+        ("file:///data/mlruns", r"plain folders; use sqlite:////data/mlruns/mlflow.db"),
+        ("gopher://x", r"unknown kind of store; known are http, https, sqlite"),
+        ("sqlite:////no/such/folder/mlflow.db", r"there is no folder /no/such/folder"),
+        ("sqlite:////proc/mlflow.db", r"tracking database /proc/mlflow.db: unable to open database file"),
+        (f"sqlite:///{Path(__file__).resolve()}", r"file is not a database"),
+        (f"sqlite:///{Path(__file__).resolve().parent}", r"is a folder"),
+        (
+            "postgresql://me:secret@127.0.0.1:PORT/db",
+            r"no database answers at postgresql://me:\*\*\*@.*refused",
+        ),
+        (
+            "http://me:secret@127.0.0.1:PORT",
+            r"no MLflow server answers at http://me:\*\*\*@127.*Connection refused",
+        ),
+    ],
+)
+def test_what_cannot_be_tracked_to_is_refused_quickly_in_one_line(uri, message, said):
+    began = time.monotonic()
+    with pytest.raises(TrackingError, match=message) as caught:
+        MLflowTracker(uri.replace("PORT", str(free_port())), "trial", said.append).start(CONFIG, "run")
+    assert time.monotonic() - began < 10
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_server_that_accepts_and_never_answers_is_refused(monkeypatch, said):
+    monkeypatch.setattr("raygf.tracking.PROBE_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        uri = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        with pytest.raises(TrackingError, match="no answer in time"):
+            MLflowTracker(uri, "trial", said.append).start(CONFIG, "run")
+
+
+# Trouble during the run -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(template, tmp_path):
+    """A real server on a free port, and its process."""
+    (tmp_path / "mlflow.db").write_bytes(template.read_bytes())
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    command += ["--artifacts-destination", str(tmp_path / "artifacts")]
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", process)
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        end(process)
+
+
+def wait_for(url: str, process: subprocess.Popen) -> None:
+    for _ in range(300):
+        assert process.poll() is None, "the server ended"
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1):
+            return
+        time.sleep(0.2)
+    raise AssertionError("the server did not come up")
+
+
+def end(process: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_server_takes_a_run_and_its_death_does_not_end_the_training(server, said, capfd, tmp_path):
+    uri, process = server
+    whole = MLflowTracker(uri, "trial", said.append)
+    run_id = whole.start(CONFIG, "whole")
+    whole.log_start(START)
+    whole.log_round(record(1))
+    whole.finish(END)
+    assert said == []
+    run = client_of(uri).get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["val_accuracy/exit_2"] == 0.7
+    assert (tmp_path / "artifacts").is_dir()
+
+    tracker = MLflowTracker(uri, "trial", said.append)
+    tracker.start(CONFIG, "orphan")
+    tracker.log_start(START)
+    end(process)
+    began = time.monotonic()
+    for number in (1, 2, 3):
+        tracker.log_round(record(number))
+    assert time.monotonic() - began < 1  # training does not wait
+    tracker.finish(END)
+    assert time.monotonic() - began < 30
+    assert len(said) <= 2
+    assert all("\n" not in line for line in said)
+    assert said[-1].startswith(f"tracking: not delivered to {uri} (Connection refused): rounds 1-3, ")
+    assert said[-1].endswith(
+        "results, tags, result table, accuracy figure, fusion weight figure, final status"
+    )
+    assert capfd.readouterr() == ("", "")
+
+
+class Flaky:
+    """A client whose ``log_batch`` can be broken."""
+
+    def __init__(self, client):
+        self.client, self.broken, self.calls = client, False, 0
+
+    def __getattr__(self, name):
+        return getattr(self.client, name)
+
+    def log_batch(self, *args, **kwargs):
+        self.calls += 1
+        if self.broken:
+            raise OSError(f"[Errno 111] Connection refused (call {self.calls})")
+        return self.client.log_batch(*args, **kwargs)
+
+
+@pytest.fixture
+def flaky(monkeypatch):
+    from raygf import tracking
+
+    made: list[Flaky] = []
+    connect = tracking._connect
+    monkeypatch.setattr(tracking, "_connect", lambda uri: made.append(Flaky(connect(uri))) or made[0])
+    return made
+
+
+def until(condition) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_rounds_that_could_not_be_sent_are_sent_later_and_remarked_once(store, said, flaky):
+    tracker = MLflowTracker(store, "trial", said.append)
+    run_id = tracker.start(CONFIG, "run")
+    tracker.log_start(START)
+    client = client_of(store)
+    until(lambda: "costs" not in [p.label for p in tracker._waiting()])
+    flaky[0].broken = True
+    tracker.log_round(record(1))
+    until(lambda: said)
+    tracker.log_round(record(2))
+    until(lambda: flaky[0].calls >= 6)
+    flaky[0].broken = False
+    tracker.log_round(record(3))
+    until(lambda: not tracker._waiting())
+    steps = [point.step for point in client.get_metric_history(run_id, "lr")]
+    assert steps == [1, 2, 3]
+    tracker.finish(END)
+    assert said == ["tracking: could not send round 1 to MLflow (Connection refused); training goes on"]
+
+
+def test_what_does_not_arrive_at_the_end_is_named(store, said, flaky):
+    tracker = MLflowTracker(store, "trial", said.append)
+    tracker.start(CONFIG, "run")
+    tracker.log_start(START)
+    until(lambda: not tracker._waiting())
+    flaky[0].broken = True
+    tracker.log_round(record(1))
+    until(lambda: said)
+    tracker.finish(END)
+    assert said[1:] == [f"tracking: not delivered to {store} (Connection refused): round 1, results, tags"]
+
+
+def test_a_slow_store_is_not_waited_for_beyond_the_limit(store, said, monkeypatch, flaky):
+    monkeypatch.setattr("raygf.tracking.FAIL_S", 0.3)
+    tracker = MLflowTracker(store, "trial", said.append)
+    tracker.start(CONFIG, "run")
+    flaky[0].set_terminated = lambda *args: time.sleep(3)
+    began = time.monotonic()
+    tracker.fail("KILLED", "stopped")
+    assert time.monotonic() - began < 2
+    assert said == [
+        f"tracking: not delivered to {store} (no answer within 0 s): final status, reason of the failure"
+    ]
+
+
+# Where to track ---------------------------------------------------------------------------------------------
+
+
+def test_uri_from_flag_environment_or_folder(tmp_path, monkeypatch):
+    assert resolve_uri(TrackingConfig(), tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert resolve_uri(TrackingConfig(), tmp_path) == "http://server:5000"
+    assert resolve_uri(TrackingConfig(uri="sqlite:///a/b.db?timeout=9"), tmp_path) == (
+        f"sqlite:///{tmp_path}/a/b.db?timeout=9"
+    )
+    assert resolve_uri(TrackingConfig(uri="sqlite:////abs.db"), tmp_path) == "sqlite:////abs.db"
+
+
+def test_tracking_can_be_off(tmp_path, said):
+    tracker = make_tracker(TrackingConfig(enabled=False), tmp_path, said.append)
+    assert isinstance(tracker, NullTracker)
+    assert tracker.start(CONFIG, "run") == ""
+    tracker.log_start(START)
+    tracker.log_round(record(1))
+    tracker.finish(END)
+    tracker.fail("FAILED", "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_loads_mlflow_before_a_run_starts():
+    code = "import sys, raygf.tracking; sys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
