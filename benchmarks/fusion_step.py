@@ -7,7 +7,7 @@ The bar: at most 1.10.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -37,7 +37,7 @@ class Options:
     """Timed runs of each."""
     segments: Literal["tensor", "channel", "network"] = "tensor"
     """Kind of segments."""
-    compute: ComputeConfig = ComputeConfig()
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
 
 
 def main(options: Options) -> None:
@@ -50,7 +50,9 @@ def main(options: Options) -> None:
     segments = Segments(options.segments, bound.space)
     exits = owned.shape[0]
     noise = generator(0, "deltas")
-    deltas = [(1e-3 * torch.randn(bound.space.size, generator=noise)).to(compute.device) for _ in range(exits)]
+    deltas = [
+        (1e-3 * torch.randn(bound.space.size, generator=noise)).to(compute.device) for _ in range(exits)
+    ]
     fitter = FusionFitter(bound, segments, segments.spread(owned), FusionConfig(segments=options.segments))
     state = FusionState.initial(exits, segments.count)
     buffers = bound.buffer_tensors(bound.buffer_arrays())

@@ -59,7 +59,7 @@ class MetaGFRound:
         deltas = [self._bound.tensor(update.delta) for update in trained.updates]
         fit = self._fit(state, base, deltas, round)
         merged = NetworkState(
-            to_numpy(self._fitter.merge(base, deltas, fit.state.eta.to(base.device))),
+            self._fitter.merge(base, deltas, fit.state.eta.to(base.device)).cpu().numpy(),
             self._merged_buffers(trained, fit),
         )
         report = self._report(deltas, fit)

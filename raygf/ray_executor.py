@@ -6,9 +6,9 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskError
@@ -33,11 +33,24 @@ _KNOBS = {
 }
 
 
+class Trainer(Protocol):
+    """What an exit actor runs; see ``ExitTrainer``."""
+
+    def train(
+        self, state: NetworkState, exit: int, exits: int, round: int, momentum: Vector | None
+    ) -> ExitUpdate:
+        """See ``ExitTrainer.train``."""
+        ...
+
+
+MakeTrainer = Callable[[RunConfig, Dataset], Trainer]
+
+
 class ExitActor:
     """A process that trains exits; ``ray.remote`` is applied by the pool."""
 
-    def __init__(self, config: RunConfig, dataset: Dataset) -> None:
-        self._trainer = ExitTrainer(config, dataset)
+    def __init__(self, make_trainer: MakeTrainer, config: RunConfig, dataset: Dataset) -> None:
+        self._trainer = make_trainer(config, dataset)
 
     def node(self) -> str:
         """Where it runs; answered once the constructor is through."""
@@ -89,7 +102,11 @@ class RayExecutor:
     The data set is put into the object store once and read from there by all actors of a node.
     """
 
-    def __init__(self, config: RunConfig, dataset: Dataset, exits: int) -> None:
+    def __init__(
+        self, config: RunConfig, dataset: Dataset, exits: int, trainer: MakeTrainer = ExitTrainer
+    ) -> None:
+        """Start the actors and wait for the first; each makes a ``trainer`` of its own."""
+        self._trainer = trainer
         self._config = config
         self._resources = config.resources
         self._dataset = ray.put(dataset)
@@ -122,7 +139,7 @@ class RayExecutor:
         remote = ray.remote(ExitActor).options(
             num_cpus=resources.cpus_per_exit, num_gpus=resources.gpus_per_exit or 0, max_restarts=0
         )
-        actor = remote.remote(self._config, self._dataset)
+        actor = remote.remote(self._trainer, self._config, self._dataset)
         return _Worker(actor, actor.node.remote())
 
     def _await_first(self) -> None:

@@ -41,7 +41,7 @@ class Outcome:
     @property
     def result(self) -> dict[str, Any]:
         """The last line on standard output."""
-        return json.loads(self.out.splitlines()[-1])  # type: ignore[no-any-return]
+        return json.loads(self.out.splitlines()[-1])
 
 
 RunJob = Callable[..., Outcome]

@@ -1,0 +1,486 @@
+"""The pool of exit actors: the bits of the local executor, whatever happens to its processes.
+
+Faults are written into a folder that the actors look into before they train; each leaves a mark when it fires.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import ray
+
+from raygf.bound import BoundNetwork
+from raygf.compute import Compute, resolve_compute
+from raygf.config import ResourceConfig, RunConfig
+from raygf.data import load_data
+from raygf.data.base import Batch, BatchSource, Dataset, InputSpec, SplitName
+from raygf.errors import ExitFailed, NonFiniteError, RaygfError, ResourceError
+from raygf.executor import LocalExecutor, Trained
+from raygf.models.build import build_model
+from raygf.ray_executor import RayExecutor
+from raygf.state import NetworkState
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the actors can't import this file
+
+EXITS = 3
+NONE = [None] * EXITS
+
+
+class Faults:
+    """Faults to come, in ``folder``: ``inject`` them here, they ``strike`` in the actors."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def inject(self, exit: int, round: int, what: str, times: int = 1) -> None:
+        """``what`` shall happen to ``exit`` (from 0) in ``round``, ``times`` times."""
+        for number in range(times):
+            (self.folder / f"fault-{round}-{exit}-{number}").write_text(what)
+
+    def strike(self, exit: int, round: int) -> str:
+        """The fault that is due now, which is marked as fired by this process; or ""."""
+        for fault in sorted(self.folder.glob(f"fault-{round}-{exit}-*")):
+            what = fault.read_text()
+            fault.rename(fault.with_name(fault.name.replace("fault", "fired") + f"-{os.getpid()}"))
+            return what
+        return ""
+
+    def fired(self, exit: int, round: int) -> list[int]:
+        """The processes that a fault fired in, in order."""
+        marks = sorted(self.folder.glob(f"fired-{round}-{exit}-*"))
+        return [int(mark.name.rsplit("-", 1)[1]) for mark in marks]
+
+    def end_of(self, exit: int, round: int) -> None:
+        """Remember that a training came to its end."""
+        with (self.folder / f"ended-{round}").open("a") as log:
+            log.write(json.dumps(exit) + "\n")
+
+    def ended(self, round: int) -> list[int]:
+        """The exits in the order in which their trainings came to their end."""
+        return [json.loads(line) for line in (self.folder / f"ended-{round}").read_text().splitlines()]
+
+    def once(self, mark: str) -> bool:
+        """True for the first caller of all processes."""
+        try:
+            (self.folder / mark).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class FaultyDataset:
+    """A data set whose batches bring the faults with them."""
+
+    inner: Dataset
+    faults: Faults
+    on_open: str = ""
+    """"first" or "second": the actor that opens it as the first, or second, dies."""
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    @property
+    def spec(self) -> InputSpec:
+        return self.inner.spec
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.inner.class_names
+
+    def count(self, split: SplitName) -> int:
+        return self.inner.count(split)
+
+    def open(self, compute: Compute, batch_size: int, eval_batch_size: int) -> BatchSource:
+        first = self.faults.once("opened")
+        if self.on_open == "first" and first:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.on_open == "second" and not first and self.faults.once("died"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return FaultyBatches(self.inner.open(compute, batch_size, eval_batch_size), self.faults)
+
+
+@dataclass(frozen=True)
+class FaultyBatches:
+    inner: BatchSource
+    faults: Faults
+
+    def train(self, seed: int, *key: str | int) -> Iterator[Batch]:
+        _, round, exit = key
+        assert isinstance(round, int) and isinstance(exit, int)
+        what = self.faults.strike(exit, round)
+        if what == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "raise":
+            raise ValueError("made-up trouble\nwith a second line")
+        if what == "memory":
+            raise MemoryError("made-up lack of memory")
+        if what.startswith("sleep"):
+            time.sleep(float(what.split()[1]))
+        for images, labels in self.inner.train(seed, *key):
+            yield (images * float("nan") if what == "nan" else images), labels
+        self.faults.end_of(exit, round)
+
+    def evaluate(self, split: SplitName) -> Iterator[Batch]:
+        return self.inner.evaluate(split)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all tests here start from."""
+
+    config: RunConfig
+    dataset: Dataset
+    state: NetworkState
+
+    def local(self, round: int) -> Trained:
+        """The round as it should be."""
+        return LocalExecutor(self.config, self.dataset).train(self.state, round, NONE)
+
+    def with_resources(self, **fields: Any) -> RunConfig:
+        return replace(self.config, resources=replace(self.config.resources, **fields))
+
+
+@pytest.fixture
+def bench(small_config: RunConfig) -> Bench:
+    # 1 252 held-out images make the data set large enough for Ray to keep it in shared memory.
+    data = replace(small_config.data, val=1252)
+    config = replace(small_config, rounds=40, data=data)
+    dataset = load_data(config.data, config.seed)
+    bound = BoundNetwork(build_model(config.model, dataset.spec, config.seed), resolve_compute(config.compute))
+    return Bench(config, dataset, bound.state())
+
+
+@pytest.fixture(scope="module")
+def shared_faults(tmp_path_factory: pytest.TempPathFactory) -> Faults:
+    return Faults(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture(scope="module")
+def kept() -> Iterator[dict[str, RayExecutor]]:
+    """Pools that live as long as the tests of this file."""
+    pools: dict[str, RayExecutor] = {}
+    yield pools
+    for pool in pools.values():
+        pool.close()
+
+
+@pytest.fixture
+def pool(cluster: str, bench: Bench, shared_faults: Faults, kept: dict[str, RayExecutor]) -> RayExecutor:
+    """Three actors. Every test that uses them takes a round of its own."""
+    if "three" not in kept:
+        kept["three"] = RayExecutor(bench.config, FaultyDataset(bench.dataset, shared_faults), EXITS)
+    return kept["three"]
+
+
+@pytest.fixture
+def new_pool(cluster: str, bench: Bench, tmp_path: Path) -> Iterator[Callable[..., tuple[RayExecutor, Faults]]]:
+    """Makes a pool with resources and faults of its own."""
+    pools: list[RayExecutor] = []
+
+    def make(on_open: str = "", **resources: Any) -> tuple[RayExecutor, Faults]:
+        faults = Faults(tmp_path / "faults")
+        dataset = FaultyDataset(bench.dataset, faults, on_open)
+        pools.append(RayExecutor(bench.with_resources(**resources), dataset, EXITS))
+        return pools[-1], faults
+
+    yield make
+    for made in pools:
+        made.close()
+
+
+def assert_same_bits(trained: Trained, expected: Trained) -> None:
+    """Equal in all that training determines; seconds and notes may differ."""
+    assert [update.exit for update in trained.updates] == [0, 1, 2]
+    for mine, theirs in zip(trained.updates, expected.updates, strict=True):
+        assert mine.delta.tobytes() == theirs.delta.tobytes()
+        assert mine.buffers.keys() == theirs.buffers.keys()
+        for name, array in theirs.buffers.items():
+            assert mine.buffers[name].tobytes() == array.tobytes(), name
+        assert (mine.loss, mine.accuracy, mine.steps) == (theirs.loss, theirs.accuracy, theirs.steps)
+        assert np.abs(mine.delta).max() > 0
+
+
+def pids(pool: RayExecutor) -> list[int]:
+    """The processes of the actors that have started."""
+    return [int(match[1]) for w in pool._workers if (match := re.search(r"\(pid (\d+)\)", w.node))]
+
+
+def actor_processes() -> set[int]:
+    """The processes of all exit actors of this cluster."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.cmdline() and process.cmdline()[0].startswith("ray::ExitActor"):
+                found.add(process.pid)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 15) -> bool:
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return condition()
+
+
+def test_same_bits_as_the_local_executor(pool: RayExecutor, bench: Bench) -> None:
+    trained = pool.train(bench.state, 1, NONE)
+    assert_same_bits(trained, bench.local(1))
+    assert trained.notes == ()
+    assert trained.train_s == max(update.seconds for update in trained.updates)
+    assert trained.broadcast_s > 0 and trained.wait_s >= 0
+
+
+def test_rounds_differ(pool: RayExecutor, bench: Bench) -> None:
+    """Equal bits mean something: another round gives others."""
+    first, second = pool.train(bench.state, 2, NONE), pool.train(bench.state, 3, NONE)
+    assert first.updates[0].delta.tobytes() != second.updates[0].delta.tobytes()
+
+
+def test_updates_come_in_exit_order_whatever_order_they_finish_in(
+    pool: RayExecutor, bench: Bench, shared_faults: Faults
+) -> None:
+    assert wait_until(lambda: len(pids(pool)) == EXITS or bool(pool.train(bench.state, 4, NONE)) and False)
+    shared_faults.inject(exit=0, round=5, what="sleep 3")
+    trained = pool.train(bench.state, 5, NONE)
+    assert shared_faults.ended(5)[-1] == 0
+    assert sorted(shared_faults.ended(5)) == [0, 1, 2]
+    assert_same_bits(trained, bench.local(5))
+    assert trained.updates[0].seconds > 3 > trained.updates[1].seconds
+
+
+def test_arrays_in_the_object_store_are_not_written_to(
+    pool: RayExecutor, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refs: list[ray.ObjectRef] = []
+    put = ray.put
+    monkeypatch.setattr(ray, "put", lambda value: refs.append(put(value)) or refs[-1])
+    before = bench.state.sha256()
+    pool.train(bench.state, 6, NONE)
+    pool.train(bench.state, 6, NONE)
+    assert len(refs) == 2
+    for ref in refs:
+        stored = ray.get(ref, timeout=10)
+        assert not stored.vector.flags.writeable  # a view of the store, not a copy
+        assert stored.sha256() == before
+    assert bench.state.sha256() == before
+    dataset = ray.get(pool._dataset, timeout=10).inner
+    assert not dataset.train.images.flags.writeable
+    for name in ("train", "val", "test"):
+        assert dataset.splits[name].images.tobytes() == bench.dataset.splits[name].images.tobytes()
+        assert dataset.splits[name].labels.tobytes() == bench.dataset.splits[name].labels.tobytes()
+
+
+def test_killed_actor_is_replaced_and_the_bits_are_the_same(
+    pool: RayExecutor, bench: Bench, shared_faults: Faults
+) -> None:
+    shared_faults.inject(exit=1, round=7, what="die")
+    trained = pool.train(bench.state, 7, NONE)
+    (dead,) = shared_faults.fired(exit=1, round=7)
+    assert_same_bits(trained, bench.local(7))
+    (note,) = trained.notes
+    assert re.fullmatch(rf"exit 2 retried in round 7: ActorDiedError: .* on \S+ \(pid {dead}\)", note), note
+    assert dead not in pids(pool)
+    assert len(pool._workers) == EXITS
+    assert pool.train(bench.state, 8, NONE).notes == ()  # the next round is undisturbed
+
+
+def test_two_actors_lost_in_one_round(pool: RayExecutor, bench: Bench, shared_faults: Faults) -> None:
+    shared_faults.inject(exit=0, round=9, what="die")
+    shared_faults.inject(exit=2, round=9, what="die")
+    trained = pool.train(bench.state, 9, NONE)
+    assert len(shared_faults.fired(0, 9)) == len(shared_faults.fired(2, 9)) == 1
+    assert_same_bits(trained, bench.local(9))
+    assert sorted(note.split(" retried")[0] for note in trained.notes) == ["exit 1", "exit 3"]
+
+
+def test_actor_killed_from_outside(pool: RayExecutor, bench: Bench, shared_faults: Faults) -> None:
+    """``ray.kill``, as when a node is drained, in the middle of a training."""
+    shared_faults.inject(exit=2, round=10, what="sleep 60")
+    killed: list[int] = []
+
+    def kill() -> None:
+        if wait_until(lambda: bool(shared_faults.fired(2, 10)), 60):
+            (pid,) = shared_faults.fired(2, 10)
+            (worker,) = [w for w in pool._workers if f"(pid {pid})" in w.node]
+            ray.kill(worker.actor)
+            killed.append(pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    trained = pool.train(bench.state, 10, NONE)
+    thread.join()
+    assert killed == shared_faults.fired(2, 10)
+    assert_same_bits(trained, bench.local(10))
+    assert len(trained.notes) == 1
+    assert trained.notes[0].startswith("exit 3 retried in round 10: ActorDiedError")
+    assert trained.notes[0].endswith(f"(pid {killed[0]})")
+
+
+def test_error_raised_in_a_training_is_named_and_not_retried(
+    pool: RayExecutor, bench: Bench, shared_faults: Faults
+) -> None:
+    shared_faults.inject(exit=1, round=11, what="raise", times=2)
+    with pytest.raises(ExitFailed) as caught:
+        pool.train(bench.state, 11, NONE)
+    error = caught.value
+    (pid,) = shared_faults.fired(1, 11)  # one of the two: it was not tried again
+    assert (error.exit, error.round, error.cause) == (1, 11, "ValueError: made-up trouble")
+    assert error.node.endswith(f"(pid {pid})")
+    assert str(error) == (
+        f"exit 2 could not be trained in round 11 on node {error.node}: ValueError: made-up trouble; "
+        "this would happen again, so it was not retried"
+    )
+
+
+def test_lack_of_memory_names_its_knob(pool: RayExecutor, bench: Bench, shared_faults: Faults) -> None:
+    shared_faults.inject(exit=0, round=12, what="memory", times=2)
+    with pytest.raises(ExitFailed) as caught:
+        pool.train(bench.state, 12, NONE)
+    assert len(shared_faults.fired(0, 12)) == 1
+    assert (caught.value.exit, caught.value.round) == (0, 12)
+    assert caught.value.cause == "MemoryError: made-up lack of memory"
+    assert "resources.actors" in caught.value.knob and "batch_size" in caught.value.knob
+
+
+def test_non_finite_loss_comes_back_as_itself(pool: RayExecutor, bench: Bench, shared_faults: Faults) -> None:
+    shared_faults.inject(exit=2, round=13, what="nan", times=2)
+    with pytest.raises(NonFiniteError, match=r"^exit 3, round 13: the loss of exit 1 became nan at step 1; ") as c:
+        pool.train(bench.state, 13, NONE)
+    assert type(c.value) is NonFiniteError
+    assert c.value.exit_code == 1
+    assert len(shared_faults.fired(2, 13)) == 1
+
+
+def test_pool_goes_on_after_an_error(pool: RayExecutor, bench: Bench) -> None:
+    """What was left running when a round ended with an error does not disturb the next one."""
+    assert_same_bits(pool.train(bench.state, 14, NONE), bench.local(14))
+
+
+def test_no_failures_allowed(new_pool: Callable[..., Any], bench: Bench) -> None:
+    pool, faults = new_pool(actors=1, max_failures=0)
+    faults.inject(exit=0, round=4, what="die")
+    (node,) = [worker.node for worker in pool._workers]
+    with pytest.raises(ExitFailed) as caught:
+        pool.train(bench.state, 4, NONE)
+    error = caught.value
+    assert faults.fired(0, 4) == [int(node.split("pid ")[1].rstrip(")"))]
+    assert (error.exit, error.round, error.node, error.exit_code) == (0, 4, node, 1)
+    assert error.cause.startswith("ActorDiedError: ")
+    assert error.knob == "allow more retries with resources.max_failures"
+    assert str(error).startswith(f"exit 1 could not be trained in round 4 on node {node}: ActorDiedError")
+    assert "\n" not in str(error)
+    twin = pickle.loads(pickle.dumps(error))
+    assert type(twin) is ExitFailed
+    assert (twin.args, str(twin)) == (error.args, str(error))
+
+
+def test_stuck_training_is_retried_elsewhere_and_then_ends_the_run(
+    new_pool: Callable[..., Any], bench: Bench
+) -> None:
+    pool, faults = new_pool(actors=1, max_failures=1, exit_timeout_s=1.5)
+    faults.inject(exit=0, round=2, what="sleep 120", times=5)
+    with pytest.raises(ExitFailed) as caught:
+        pool.train(bench.state, 2, NONE)
+    first, second = faults.fired(0, 2)
+    assert first != second
+    assert wait_until(lambda: not psutil.pid_exists(first))
+    assert (caught.value.exit, caught.value.round) == (0, 2)
+    assert re.fullmatch(r"no result within (1\.5|2) s", caught.value.cause)
+    assert caught.value.node.endswith(f"(pid {second})")
+    assert caught.value.knob == "give it more time with resources.exit_timeout_s"
+
+
+@pytest.mark.parametrize(
+    "asked, named",
+    [
+        ({"cpus_per_exit": 64.0}, "64 CPUs"),
+        ({"gpus_per_exit": 1.0}, "1 GPUs"),
+    ],
+)
+def test_more_than_any_node_has_is_refused_at_once(
+    cluster: str, bench: Bench, asked: dict[str, float], named: str
+) -> None:
+    started = time.monotonic()
+    with pytest.raises(ResourceError, match=named) as caught:
+        RayExecutor(bench.with_resources(**asked), bench.dataset, EXITS)
+    assert time.monotonic() - started < 5
+    assert f"resources.{next(iter(asked))}" in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_more_actors_than_the_cluster_holds_are_not_asked_for(new_pool: Callable[..., Any], bench: Bench) -> None:
+    """Four CPUs, one of them the driver's: one actor of two CPUs trains all exits, one after the other."""
+    pool, _ = new_pool(cpus_per_exit=2.0)
+    assert len(pool._workers) == 1
+    trained = pool.train(bench.state, 1, NONE)
+    assert trained.notes == ()
+    expected = LocalExecutor(bench.with_resources(cpus_per_exit=2.0), bench.dataset).train(bench.state, 1, NONE)
+    assert_same_bits(trained, expected)
+
+
+def test_closing_ends_the_processes(cluster: str, bench: Bench, tmp_path: Path) -> None:
+    """Those that train and those that are still starting."""
+    before = actor_processes()
+    dataset = FaultyDataset(bench.dataset, Faults(tmp_path / "faults"))
+    pool = RayExecutor(bench.with_resources(actors=2), dataset, EXITS)
+    (running, *_) = pids(pool)
+    assert running in actor_processes() - before
+    pool.close()
+    assert wait_until(lambda: not psutil.pid_exists(running))
+    assert wait_until(lambda: not actor_processes() - before), "an actor that was starting is still there"
+
+
+def test_actor_that_dies_while_it_starts_is_replaced(new_pool: Callable[..., Any], bench: Bench) -> None:
+    """The first of the pool, which is waited for, like any other."""
+    pool, faults = new_pool(on_open="first", actors=1)
+    assert (faults.folder / "opened").exists()
+    assert_same_bits(pool.train(bench.state, 1, NONE), bench.local(1))
+
+
+def test_actor_that_can_not_start_is_an_error_for_people(cluster: str, bench: Bench, tmp_path: Path) -> None:
+    """A constructor that raises would raise again: one line, with the cause."""
+
+    @dataclass(frozen=True)
+    class Unopenable(FaultyDataset):
+        def open(self, compute: Compute, batch_size: int, eval_batch_size: int) -> BatchSource:
+            raise OSError("made-up library is missing here")
+
+    dataset = Unopenable(bench.dataset, Faults(tmp_path / "faults"))
+    with pytest.raises(RaygfError, match="made-up library is missing here"):
+        RayExecutor(bench.with_resources(actors=1), dataset, EXITS)
+
+
+def test_actor_lost_while_starting_is_not_called_exit_0(new_pool: Callable[..., Any], bench: Bench) -> None:
+    """Exits count from 1; an actor that had no exit yet must not be blamed on one."""
+    pool, faults = new_pool(on_open="second", actors=2, max_failures=0)
+    faults.inject(exit=0, round=1, what="sleep 20")  # keeps the round going until the second has died
+    with pytest.raises(RaygfError) as caught:
+        pool.train(bench.state, 1, NONE)
+    assert (faults.folder / "died").exists()
+    assert "exit 0" not in str(caught.value)
+
+
+def test_resources_are_the_default_ones(bench: Bench) -> None:
+    """The tests above speak of a pool as people get it."""
+    assert replace(bench.config.resources) == ResourceConfig()
