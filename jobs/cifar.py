@@ -6,19 +6,11 @@ python jobs/cifar.py --data.source parquet --data.path /data/cifar10-parquet --r
 """
 
 import sys
-from collections.abc import Sequence
+from functools import partial
 
-from raygf.cli import main, parse
-from raygf.launch import Result, run
-
-
-def cifar(argv: Sequence[str]) -> Result:
-    """Parse the flags and train."""
-    recipe, config = parse(
-        "Train a multi-exit network on CIFAR-10 or CIFAR-100.", "cifar10-msdnet-metagf", argv
-    )
-    return run(config, recipe)
-
+from raygf.cli import main
+from raygf.launch import run_job
 
 if __name__ == "__main__":
-    sys.exit(main(cifar))
+    description = "Train a multi-exit network on CIFAR-10 or CIFAR-100."
+    sys.exit(main(partial(run_job, description, "cifar10-msdnet-metagf")))

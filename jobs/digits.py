@@ -6,17 +6,10 @@ ray job submit --working-dir . -- python jobs/digits.py --rounds 10
 """
 
 import sys
-from collections.abc import Sequence
+from functools import partial
 
-from raygf.cli import main, parse
-from raygf.launch import Result, run
-
-
-def digits(argv: Sequence[str]) -> Result:
-    """Parse the flags and train."""
-    recipe, config = parse("Train a small multi-exit network on handwritten digits.", "digits", argv)
-    return run(config, recipe)
-
+from raygf.cli import main
+from raygf.launch import run_job
 
 if __name__ == "__main__":
-    sys.exit(main(digits))
+    sys.exit(main(partial(run_job, "Train a small multi-exit network on handwritten digits.", "digits")))

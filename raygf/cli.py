@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from raygf.config import RunConfig
-from raygf.errors import RaygfError
-from raygf.launch import Result
+from raygf.errors import ConfigError, RaygfError
 from raygf.recipes import RECIPES, get_recipe
+
+_BOX = "╭╮╰╯│─"
 
 
 def parse(description: str, default_recipe: str, argv: Sequence[str]) -> tuple[str, RunConfig]:
     """The recipe's name and the run that ``argv`` describes.
 
     Raises:
-        ConfigError: the recipe is unknown or a value is not allowed.
-        SystemExit: for ``--help`` (0) and unknown flags (2).
+        ConfigError: the recipe or a flag is unknown, or a value is not allowed.
+        SystemExit: for ``--help``.
     """
     name, rest = _split_recipe(default_recipe, argv)
     listing = "\n".join(f"  {key}: {_first_line(function)}" for key, function in RECIPES.items())
@@ -28,19 +33,22 @@ def parse(description: str, default_recipe: str, argv: Sequence[str]) -> tuple[s
         f"{description}\n\nFlags override the recipe --recipe NAME (default: {default_recipe}), "
         f"here {name}. Recipes:\n\n{listing}"
     )
-    config = tyro.cli(
-        RunConfig,
-        default=get_recipe(name),
-        args=rest,
-        description=text,
-        prog=f"{Path(sys.argv[0]).name} [--recipe NAME]",
-        config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
-    )
+    with _one_line_errors():
+        config = tyro.cli(
+            RunConfig,
+            default=get_recipe(name),
+            args=rest,
+            description=text,
+            prog=f"{Path(sys.argv[0]).name} [--recipe NAME]",
+            config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+        )
     return name, config
 
 
-def main(job: Callable[[Sequence[str]], Result], argv: Sequence[str] | None = None) -> int:
-    """Run ``job``; its result is the last line on standard output, errors are one line on standard error.
+def main(job: Callable[[Sequence[str]], Mapping[str, Any]], argv: Sequence[str] | None = None) -> int:
+    """Run ``job``; what it returns is the last line on standard output, as JSON.
+
+    Errors that raygf raises on purpose become one line on standard error.
 
     Returns:
         The exit code: 0, 1 for a run that failed, 2 for something asked for that can't be done, 130 for an
@@ -55,8 +63,25 @@ def main(job: Callable[[Sequence[str]], Result], argv: Sequence[str] | None = No
     except KeyboardInterrupt:
         print("interrupted; go on with --storage.resume True", file=sys.stderr, flush=True)
         return 130
-    print(json.dumps(result.json()), flush=True)
+    except BrokenPipeError:  # the reader of a long --help has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    print(json.dumps(result), flush=True)
     return 0
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """The parser's boxed complaint about flags as one ConfigError."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            yield
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        words = "".join(" " if char in _BOX else char for char in said.getvalue()).split()
+        raise ConfigError(" ".join(words)) from None
 
 
 def _split_recipe(default: str, argv: Sequence[str]) -> tuple[str, list[str]]:

@@ -6,19 +6,24 @@ Ray and MLflow are imported only when a run needs them.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from rich.table import Table
+
+from raygf.cli import parse
 from raygf.config import RunConfig, StorageConfig
-from raygf.console import Progress
+from raygf.console import Progress, print_table
 from raygf.driver import Driver
 from raygf.errors import ConfigError
+from raygf.evaluation.tables import ResultColumn, ResultTable, to_rich
 from raygf.executor import LocalExecutor
 from raygf.records import RoundRecord, RunEnd, RunStart
 
@@ -62,6 +67,10 @@ class Result:
         """As JSON values."""
         return asdict(self)
 
+    def column(self, title: str) -> ResultColumn:
+        """As a column of a result table."""
+        return ResultColumn(title, self.test_accuracy, self.training_passes, self.seconds)
+
 
 def run(config: RunConfig, recipe: str = "") -> Result:
     """Train, show progress on standard error, log to MLflow, and evaluate on the test images.
@@ -102,6 +111,21 @@ def run(config: RunConfig, recipe: str = "") -> Result:
         weights_sha256=end.weights_sha256,
         checkpoint=end.checkpoint,
     )
+
+
+def run_job(description: str, default_recipe: str, argv: Sequence[str]) -> dict[str, Any]:
+    """What a training job does: parse ``argv``, run, show the table on standard error."""
+    recipe, config = parse(description, default_recipe, argv)
+    result = run(config, recipe)
+    print_table(compared({config.method: result}), sys.stderr)
+    return result.json()
+
+
+def compared(results: Mapping[str, Result]) -> Table:
+    """Results of one network side by side, for a terminal; keys are the columns' titles."""
+    first = next(iter(results.values()))
+    columns = tuple(result.column(title) for title, result in results.items())
+    return to_rich(ResultTable(first.operations, first.parameters, columns), "Test accuracy of every exit")
 
 
 def _settled_storage(storage: StorageConfig, label: str) -> StorageConfig:

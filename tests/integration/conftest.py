@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -17,18 +17,10 @@ from typing import Any
 import psutil
 import pytest
 
-from raygf.cli import main
 from raygf.config import DataConfig, ModelConfig, MSDNetConfig, RunConfig, StorageConfig, TrackingConfig
 from raygf.recipes import get_recipe
 
 REPOSITORY = Path(__file__).parents[2]
-
-SMALL = (
-    *("--data.train-limit", "48", "--data.val", "50", "--model.msdnet.base", "1", "--model.msdnet.step", "1"),
-    *("--model.msdnet.channels", "8"),
-)
-"""The recipe "digits" made small: two steps an epoch, a tenth of a second a round."""
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -54,7 +46,7 @@ def repository() -> Path:
 
 @pytest.fixture
 def small_config(tmp_path: Path) -> RunConfig:
-    """What ``SMALL`` says, with three rounds, without tracking."""
+    """The recipe "digits" made small, three rounds without tracking: two steps an epoch, a tenth of a second a round."""
     return replace(
         get_recipe("digits"),
         rounds=3,
@@ -113,13 +105,13 @@ def run_job(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def run(name: str, *argv: str) -> Outcome:
-        job = getattr(_load(REPOSITORY / "jobs" / f"{name}.py"), name)
+        program = str(REPOSITORY / "jobs" / f"{name}.py")
+        monkeypatch.setattr(sys, "argv", [program, *argv])
         capsys.readouterr()
-        try:
-            code = main(job, argv)
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        return Outcome(code, *capsys.readouterr())
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(program, run_name="__main__")
+        assert end.value.code is None or isinstance(end.value.code, int)
+        return Outcome(end.value.code or 0, *capsys.readouterr())
 
     return run
 
@@ -160,23 +152,9 @@ def call_job(start_job: Callable[..., subprocess.Popen[str]]) -> RunJob:
     return call
 
 
-@pytest.fixture(scope="session")
-def kill_processes() -> Callable[[Sequence[psutil.Process]], None]:
-    return end_processes
-
-
 def end_processes(processes: Sequence[psutil.Process]) -> None:
     """End exactly these processes."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(processes, timeout=10)
-
-
-def _load(path: Path) -> Any:
-    """The program at ``path`` as a module."""
-    spec = importlib.util.spec_from_file_location(f"job_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -190,8 +190,12 @@ def pool(cluster: str, bench: Bench, shared_faults: Faults, kept: dict[str, RayE
 
 
 @pytest.fixture
-def new_pool(cluster: str, bench: Bench, tmp_path: Path) -> Iterator[Callable[..., tuple[RayExecutor, Faults]]]:
-    """Makes a pool with resources and faults of its own."""
+def new_pool(
+    cluster: str, bench: Bench, tmp_path: Path, kept: dict[str, RayExecutor]
+) -> Iterator[Callable[..., tuple[RayExecutor, Faults]]]:
+    """Makes a pool with resources and faults of its own, on a cluster that is free."""
+    while kept:
+        kept.popitem()[1].close()
     pools: list[RayExecutor] = []
 
     def make(on_open: str = "", **resources: Any) -> tuple[RayExecutor, Faults]:
@@ -251,22 +255,24 @@ def test_same_bits_as_the_local_executor(pool: RayExecutor, bench: Bench) -> Non
     assert trained.broadcast_s > 0 and trained.wait_s >= 0
 
 
-def test_rounds_differ(pool: RayExecutor, bench: Bench) -> None:
+def test_all_actors_take_part_and_rounds_differ(pool: RayExecutor, bench: Bench) -> None:
     """Equal bits mean something: another round gives others."""
-    first, second = pool.train(bench.state, 2, NONE), pool.train(bench.state, 3, NONE)
+    assert wait_until(lambda: bool(pool.train(bench.state, 2, NONE)) and len(pids(pool)) == EXITS)
+    assert len(set(pids(pool))) == EXITS
+    first, second = pool.train(bench.state, 3, NONE), pool.train(bench.state, 4, NONE)
     assert first.updates[0].delta.tobytes() != second.updates[0].delta.tobytes()
 
 
 def test_updates_come_in_exit_order_whatever_order_they_finish_in(
     pool: RayExecutor, bench: Bench, shared_faults: Faults
 ) -> None:
-    assert wait_until(lambda: len(pids(pool)) == EXITS or bool(pool.train(bench.state, 4, NONE)) and False)
-    shared_faults.inject(exit=0, round=5, what="sleep 3")
+    assert len(pids(pool)) == EXITS
+    shared_faults.inject(exit=0, round=5, what="sleep 2")
     trained = pool.train(bench.state, 5, NONE)
     assert shared_faults.ended(5)[-1] == 0
     assert sorted(shared_faults.ended(5)) == [0, 1, 2]
     assert_same_bits(trained, bench.local(5))
-    assert trained.updates[0].seconds > 3 > trained.updates[1].seconds
+    assert trained.updates[0].seconds > 2 > trained.updates[1].seconds
 
 
 def test_arrays_in_the_object_store_are_not_written_to(
@@ -439,11 +445,11 @@ def test_more_actors_than_the_cluster_holds_are_not_asked_for(new_pool: Callable
     assert_same_bits(trained, expected)
 
 
-def test_closing_ends_the_processes(cluster: str, bench: Bench, tmp_path: Path) -> None:
+def test_closing_ends_the_processes(new_pool: Callable[..., Any]) -> None:
     """Those that train and those that are still starting."""
+    assert wait_until(lambda: not actor_processes())
     before = actor_processes()
-    dataset = FaultyDataset(bench.dataset, Faults(tmp_path / "faults"))
-    pool = RayExecutor(bench.with_resources(actors=2), dataset, EXITS)
+    pool, _ = new_pool(actors=2)
     (running, *_) = pids(pool)
     assert running in actor_processes() - before
     pool.close()

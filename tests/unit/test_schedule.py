@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,7 +52,7 @@ def test_decay_is_the_configured_factor():
 def test_the_rate_never_grows(rounds, milestones):
     optim = OptimConfig(milestones=tuple(milestones))
     factors = [decay_factor(round, rounds, optim) for round in range(1, rounds + 1)]
-    assert all(later <= earlier for earlier, later in zip(factors, factors[1:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(factors))
 
 
 def test_ones():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,8 +57,6 @@ def test_equal_content_has_an_equal_hash_whatever_its_memory():
 
 def test_hash_is_pinned():
     """SHA-256 of four little-endian floats and one named buffer: anyone can recompute it."""
-    import hashlib
-
     vector = np.array([0, 1, -2, 0.5], np.float32)
-    expected = hashlib.sha256(bytes.fromhex("00000000" "0000803f" "000000c0" "0000003f") + b"n" + b"\x07")
+    expected = hashlib.sha256(bytes.fromhex("000000000000803f000000c00000003f") + b"n" + b"\x07")
     assert NetworkState(vector, {"n": np.array([7], np.uint8)}).sha256() == expected.hexdigest()

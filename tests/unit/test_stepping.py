@@ -103,14 +103,16 @@ def test_mean_score_weighs_batches_by_their_images():
 def test_the_first_bad_loss_is_named(bad):
     history = torch.zeros(4, 3)
     history[1, 2] = history[2, 0] = bad
-    with pytest.raises(NonFiniteError, match=r"^exit 2, round 7: the loss of exit 3 became .* at step 2;") as e:
+    with pytest.raises(
+        NonFiniteError, match=r"^exit 2, round 7: the loss of exit 3 became .* at step 2;"
+    ) as e:
         require_finite(history, torch.zeros(2), "exit 2, round 7")
     assert "optim.lr" in str(e.value)
 
 
 @pytest.mark.parametrize("bad", [[math.nan, 0.0], [math.inf, -math.inf], [0.0, math.inf]])
 def test_a_bad_weight_is_noticed(bad):
-    with pytest.raises(NonFiniteError, match="^here: a weight became infinite or NaN"):
+    with pytest.raises(NonFiniteError, match=r"^here: a weight became infinite or NaN"):
         require_finite(torch.zeros(1, 1), torch.tensor(bad), "here")
 
 

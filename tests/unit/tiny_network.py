@@ -148,10 +148,9 @@ def segment_numbers(kind: str, shapes: Iterable[tuple[int, ...]]) -> Tensor:
     for shape in shapes:
         size = int(np.prod(shape))
         parts = shape[0] if kind == "channel" and shape else 1
-        for element in range(size):
-            numbers.append(0 if kind == "network" else next_segment + element // (size // parts))
+        numbers += [next_segment + element // (size // parts) for element in range(size)]
         next_segment += parts
-    return torch.tensor(numbers)
+    return torch.tensor(numbers) * (kind != "network")
 
 
 def dense_fuse(base: Tensor, deltas: list[Tensor], weights: Tensor, numbers: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_network import (
+    Tied,
     bind,
     dense_fuse,
     random_batches,
@@ -256,8 +257,6 @@ def test_frozen_parameters_travel_with_the_buffers():
 
 
 def test_tied_weights_can_be_fused():
-    from tiny_network import Tied
-
     bound = bind(Tied)
     segments = Segments("tensor", bound.space)
     owned = find_ownership(bound.network, torch.zeros(1, 1, 4, 4), bound.space)

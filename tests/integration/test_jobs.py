@@ -1,0 +1,114 @@
+"""The jobs as people call them: what they print, and equal bits however the work is spread."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RunJob = Callable[..., Any]
+
+KEYS = (
+    *("run_id", "method", "rounds", "test_accuracy", "operations", "parameters", "training_passes", "seconds"),
+    *("weights_sha256", "checkpoint"),
+)
+SMALL = (
+    *("--rounds", "3", "--data.train-limit", "48", "--data.val", "50", "--model.msdnet.base", "1"),
+    *("--model.msdnet.step", "1", "--model.msdnet.channels", "8", "--storage.path", "runs"),
+)
+UNTRACKED = ("--tracking.enabled", "False")
+LOCAL = ("--resources.executor", "local")
+
+_hashes: dict[str, str] = {}
+
+
+@pytest.fixture
+def local_hash(run_job: RunJob) -> str:
+    """The weights that ``SMALL`` gives in one process."""
+    if "local" not in _hashes:
+        outcome = run_job("digits", *SMALL, *LOCAL, *UNTRACKED)
+        assert outcome.code == 0, outcome.err
+        _hashes["local"] = outcome.result["weights_sha256"]
+    return _hashes["local"]
+
+
+def test_last_line_is_the_result_and_progress_is_elsewhere(
+    call_job: RunJob, tracking_uri: str, tmp_path: Path, local_hash: str
+) -> None:
+    """As a program of its own, with tracking; the second run of the same gives the same bits."""
+    outcome = call_job("digits", *SMALL, *LOCAL, "--tracking.uri", tracking_uri, "--storage.name", "one")
+    assert outcome.code == 0, outcome.err
+    (line,) = outcome.out.splitlines()
+    result = json.loads(line)
+    assert tuple(result) == KEYS
+    assert result["weights_sha256"] == local_hash
+    assert re.fullmatch("[0-9a-f]{64}", local_hash)
+    assert (result["method"], result["rounds"], result["training_passes"]) == ("metagf", 3, 12)
+    assert len(result["test_accuracy"]) == len(result["operations"]) == len(result["parameters"]) == 3
+    assert all(0 <= accuracy <= 1 for accuracy in result["test_accuracy"])
+    assert result["operations"] == sorted(result["operations"])
+    assert 0 < result["seconds"] < 100
+    assert result["checkpoint"] == str(tmp_path / "runs" / "one" / "round-000003.npz")
+    assert Path(result["checkpoint"]).is_file()
+    rounds = [line.split("  ")[0] for line in outcome.err.splitlines() if line.startswith("round ")]
+    assert rounds == ["round 1/3", "round 2/3", "round 3/3"]
+    assert "Traceback" not in outcome.err and "error:" not in outcome.err
+    assert_tracked(tracking_uri, result)
+
+
+def assert_tracked(uri: str, result: dict[str, Any]) -> None:
+    """MLflow has the run under the id of the last line, with the same results."""
+    from mlflow import MlflowClient
+
+    run = MlflowClient(uri).get_run(result["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["weights_sha256"] == result["weights_sha256"]
+    assert run.data.tags["recipe"] == "digits"
+    accuracy = [run.data.metrics[f"test_accuracy/exit_{i}"] for i in (1, 2, 3)]
+    assert accuracy == pytest.approx(result["test_accuracy"], abs=1e-12)
+
+
+def test_another_seed_gives_other_bits(run_job: RunJob, local_hash: str) -> None:
+    outcome = run_job("digits", *SMALL, *LOCAL, *UNTRACKED, "--seed", "1")
+    assert outcome.code == 0
+    assert outcome.result["weights_sha256"] != local_hash
+
+
+@pytest.mark.parametrize("actors", [1, 2, 3])
+def test_same_bits_with_any_number_of_actors(
+    cluster: str, run_job: RunJob, local_hash: str, actors: int
+) -> None:
+    outcome = run_job("digits", *SMALL, *UNTRACKED, "--resources.actors", str(actors))
+    assert outcome.code == 0, outcome.err
+    assert tuple(outcome.result) == KEYS
+    assert outcome.result["weights_sha256"] == local_hash
+    assert outcome.err.splitlines()[0] == "note: the cluster that this process is in"
+    assert len(outcome.out.splitlines()) == 1
+
+
+def test_recipe_for_sgd_costs_as_many_passes(run_job: RunJob) -> None:
+    """At equal compute: four times the rounds of a network with three exits."""
+    few = ("--rounds", "12", *SMALL[2:])
+    outcome = run_job("digits", "--recipe", "digits-sgd", *few, *LOCAL, *UNTRACKED)
+    assert outcome.code == 0, outcome.err
+    assert (outcome.result["method"], outcome.result["training_passes"]) == ("sgd", 12)
+    assert outcome.result["run_id"] == ""
+
+
+def test_name_of_a_run_is_its_recipe_and_the_time(run_job: RunJob) -> None:
+    outcome = run_job("digits", "--recipe=digits-sgd", "--rounds", "1", *SMALL[2:], *LOCAL, *UNTRACKED)
+    assert outcome.code == 0, outcome.err
+    folder = Path(outcome.result["checkpoint"]).parent.name
+    assert re.fullmatch(r"digits-sgd-\d{8}-\d{6}", folder)
+
+
+def test_help_names_the_recipes_and_ends_well(run_job: RunJob) -> None:
+    outcome = run_job("digits", "--help")
+    assert outcome.code == 0
+    assert outcome.err == ""
+    for word in ("--recipe", "digits-sgd", "cifar100-msdnet-metagf", "--optim.lr", "--storage.resume"):
+        assert word in outcome.out, word

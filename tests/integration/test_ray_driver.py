@@ -1,0 +1,188 @@
+"""The driver as an actor: the records of the plain driver, its errors as they are, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from raygf import ray_cluster
+from raygf.checkpoint import CheckpointStore
+from raygf.config import RunConfig
+from raygf.driver import Driver
+from raygf.errors import ConfigError, DataError, ExitFailed, NonFiniteError, ResourceError, RunFailed
+from raygf.executor import LocalExecutor
+from raygf.ray_driver import RemoteDriver
+from raygf.records import FusionReport
+
+
+@pytest.fixture
+def start_driver(cluster: str) -> Iterator[Callable[[RunConfig], RemoteDriver]]:
+    """Starts drivers on the shared cluster and closes them."""
+    drivers: list[RemoteDriver] = []
+
+    def start(config: RunConfig) -> RemoteDriver:
+        drivers.append(RemoteDriver(replace(config, resources=ray_cluster.settle(config.resources))))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        driver.close()
+    assert wait_until(lambda: not raygf_actors(), 5), "closing left actors behind"
+
+
+def with_resources(config: RunConfig, **fields: Any) -> RunConfig:
+    return replace(config, resources=replace(config.resources, **fields))
+
+
+def raygf_actors(kind: str = "") -> list[int]:
+    """The processes of raygf's actors in the cluster that this process has started."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            title = (process.cmdline() or [""])[0]
+        except psutil.NoSuchProcess:
+            continue
+        if title.startswith(("ray::DriverActor", "ray::ExitActor")) and kind in title:
+            found.append(process.pid)
+    return found
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit and not condition():
+        time.sleep(0.05)
+    return condition()
+
+
+def assert_same_fusion(mine: FusionReport | None, theirs: FusionReport | None) -> None:
+    assert mine is not None and theirs is not None
+    np.testing.assert_array_equal(mine.weights, theirs.weights)
+    np.testing.assert_array_equal(mine.cosine, theirs.cosine)
+    assert (mine.mean_weight, mine.delta_norm, mine.loss) == (theirs.mean_weight, theirs.delta_norm, theirs.loss)
+
+
+def test_records_are_those_of_the_plain_driver(
+    start_driver: Callable[[RunConfig], RemoteDriver], small_config: RunConfig, tmp_path: Path
+) -> None:
+    remote = start_driver(with_resources(small_config, actors=2))
+    elsewhere = replace(small_config.storage, path=str(tmp_path / "local"))
+    local = Driver(replace(small_config, storage=elsewhere), lambda run, data, exits: LocalExecutor(run, data))
+    assert remote.prepare() == local.prepare()
+    records = list(remote.rounds("a-run"))
+    assert [record.round for record in records] == [1, 2, 3]
+    for mine, theirs in zip(records, local.rounds("a-run"), strict=True):
+        assert_same_fusion(mine.fusion, theirs.fusion)
+        assert mine.seconds.keys() == theirs.seconds.keys()
+        assert (mine.notes, theirs.notes) == ((), ())
+        timeless = {"fusion": None, "seconds": {}, "checkpoint": ""}
+        assert replace(mine, **timeless) == replace(theirs, **timeless)
+    end = remote.end()
+    assert replace(end, checkpoint="") == replace(local.end(), checkpoint="")
+    assert end.finished and end.training_passes == 3 * 4
+    stored = CheckpointStore(small_config.storage.path, "small", 2).load(3)
+    assert stored.network.sha256() == end.weights_sha256
+    assert stored.meta["run_id"] == "a-run"
+    assert len(raygf_actors("DriverActor")) == 1
+    assert len(raygf_actors("ExitActor")) == 2
+
+
+def test_lost_driver_ends_the_run_and_the_last_checkpoint_stands(
+    start_driver: Callable[[RunConfig], RemoteDriver], small_config: RunConfig
+) -> None:
+    config = replace(with_resources(small_config, actors=1), rounds=2000)
+    remote = start_driver(config)
+    remote.prepare()
+    rounds = remote.rounds("")
+    assert next(rounds).round == 1
+    (driver,) = raygf_actors("DriverActor")
+    os.kill(driver, signal.SIGKILL)
+    with pytest.raises(RunFailed, match=r"driver was lost.*; the last checkpoint stands") as caught:
+        for _ in rounds:
+            pass
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 1
+    store = CheckpointStore(config.storage.path, "small", 2)
+    checkpoint, notes = store.newest()
+    assert checkpoint is not None and 1 <= checkpoint.round < 2000
+    assert notes == ()
+    assert wait_until(lambda: not raygf_actors(), 10), "the exit actors outlived the driver that owned them"
+
+
+@pytest.mark.parametrize(
+    "change, kind, says",
+    [
+        (lambda c: replace(c, data=replace(c.data, val=1300)), DataError, r"^data\.val = 1300: "),
+        (lambda c: replace(c, method="unheard-of"), ConfigError, r"^method = 'unheard-of': must be one of metagf"),
+        (lambda c: with_resources(c, cpus_per_exit=64.0), ResourceError, r"64 CPUs.*resources\.cpus_per_exit"),
+    ],
+    ids=["data", "method", "resources"],
+)
+def test_errors_before_training_come_back_as_themselves(
+    start_driver: Callable[[RunConfig], RemoteDriver],
+    small_config: RunConfig,
+    change: Callable[[RunConfig], RunConfig],
+    kind: type[Exception],
+    says: str,
+) -> None:
+    remote = start_driver(change(small_config))
+    with pytest.raises(kind, match=says) as caught:
+        remote.prepare()
+    assert type(caught.value) is kind
+
+
+def test_non_finite_weights_end_the_run_by_name(
+    start_driver: Callable[[RunConfig], RemoteDriver], small_config: RunConfig
+) -> None:
+    config = with_resources(small_config, actors=1)
+    remote = start_driver(replace(config, optim=replace(config.optim, lr=1e30)))
+    remote.prepare()
+    with pytest.raises(NonFiniteError, match=r"^exit \d, round 1: .*optim\.lr") as caught:
+        list(remote.rounds(""))
+    assert type(caught.value) is NonFiniteError
+    assert CheckpointStore(config.storage.path, "small", 2).rounds() == []
+
+
+def test_stuck_exit_is_named_through_the_driver(
+    start_driver: Callable[[RunConfig], RemoteDriver], small_config: RunConfig
+) -> None:
+    """The submitting process must not give up before the executor has used up its retries."""
+    config = with_resources(small_config, actors=1, max_failures=1, exit_timeout_s=0.3)
+    config = replace(config, data=replace(config.data, train_limit=1250))
+    remote = start_driver(config)
+    remote.prepare()
+    with pytest.raises(ExitFailed, match=r"^exit 1 could not be trained in round 1 on node \S+ \(pid \d+\): ") as c:
+        list(remote.rounds(""))
+    assert type(c.value) is ExitFailed
+    assert (c.value.exit, c.value.round) == (0, 1)
+    assert c.value.knob == "give it more time with resources.exit_timeout_s"
+
+
+def test_driver_that_fits_on_no_node_is_refused_at_once(cluster: str, small_config: RunConfig) -> None:
+    started = time.monotonic()
+    asked = with_resources(small_config, driver_cpus=64.0).resources
+    with (
+        pytest.raises(ResourceError, match=r"64 CPUs.*resources\.driver_cpus"),
+        ray_cluster.connected(asked),
+    ):
+        pytest.fail("let in")
+    assert time.monotonic() - started < 5
+
+
+def test_joined_cluster_is_left_running(cluster: str, small_config: RunConfig) -> None:
+    """Whoever was in a cluster before stays in it; GPUs settle to none where there are none."""
+    import ray
+
+    with ray_cluster.connected(small_config.resources) as (where, resources):
+        assert where == "the cluster that this process is in"
+        assert (resources.gpus_per_exit, resources.driver_gpus) == (0.0, 0.0)
+    assert ray.is_initialized()
+    assert ray.get_runtime_context().gcs_address == cluster

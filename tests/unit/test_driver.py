@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_network
+import torch
+from tiny_network import bind, dataset, run_config
+
+from raygf.checkpoint import load_checkpoint
+from raygf.cli import parse
+from raygf.config import LossConfig, OptimConfig, RunConfig
+from raygf.driver import Driver
+from raygf.errors import CheckpointError, ConfigError, NonFiniteError, StorageError
+from raygf.evaluation.accuracy import evaluate
+from raygf.executor import LocalExecutor
+from raygf.records import RoundRecord, RunEnd, RunStart
+
+ROUNDS = 3
+
+
+@pytest.fixture(autouse=True)
+def tiny_data(monkeypatch):
+    monkeypatch.setattr("raygf.driver.load_data", lambda config, seed: dataset(val=config.val))
+
+
+def config(path: Path, method: str = "metagf", **changes) -> RunConfig:
+    base = run_config(path=str(path), method=method, rounds=ROUNDS)
+    return replace(base, data=replace(base.data, val=8), **changes)
+
+
+def storage(run: RunConfig, **changes) -> RunConfig:
+    return replace(run, storage=replace(run.storage, **changes))
+
+
+def resumed(run: RunConfig) -> RunConfig:
+    return storage(run, resume=True)
+
+
+def drive(run: RunConfig) -> tuple[RunStart, list[RoundRecord], RunEnd]:
+    driver = Driver(run, lambda *args: LocalExecutor(*args[:2]))
+    try:
+        start = driver.prepare()
+        return start, list(driver.rounds("id-1")), driver.end()
+    finally:
+        driver.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """SHA-256 of the weights after all rounds, by method and carried momentum."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raygf.driver.load_data", lambda config, seed: dataset(val=config.val))
+        for method, carry in (("metagf", False), ("metagf", True), ("sgd", False)):
+            run = config(tmp_path_factory.mktemp("x"), method, optim=OptimConfig(carry_momentum=carry))
+            found[method, carry] = drive(run)[2].weights_sha256
+    return found
+
+
+def test_a_whole_run(tmp_path):
+    start, records, end = drive(config(tmp_path))
+    assert (start.round, start.run_id, start.classes) == (0, "", 3)
+    assert (start.train_images, start.val_images, start.test_images) == (20, 8, 9)
+    assert start.parameters == (59, 59 + 167, 59 + 2 * 167)
+    assert start.tensors == bind().space.names
+    assert [record.round for record in records] == [1, 2, 3]
+    assert [record.training_passes for record in records] == [4, 8, 12]
+    assert all(record.fusion is not None and len(record.val.accuracy) == 3 for record in records)
+    assert (end.rounds, end.training_passes, end.finished) == (3, 12, True)
+    assert end.checkpoint == records[-1].checkpoint == f"{tmp_path}/run/round-000003.npz"
+
+
+@pytest.mark.parametrize("method", ["metagf", "sgd"])
+def test_equal_runs_give_equal_bits(tmp_path, method):
+    one, two = (drive(config(tmp_path / name, method))[2] for name in ("a", "b"))
+    assert one.weights_sha256 == two.weights_sha256
+    other = drive(config(tmp_path / "c", method, seed=1))[2]
+    assert other.weights_sha256 != one.weights_sha256
+
+
+@pytest.mark.parametrize(("method", "carry"), [("metagf", False), ("metagf", True), ("sgd", False)])
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path, undisturbed, method, carry, stop):
+    run = config(tmp_path, method, optim=OptimConfig(carry_momentum=carry))
+    _, before, half = drive(replace(run, stop_after=stop))
+    assert (half.rounds, half.finished) == (stop, False)
+    start, after, end = drive(resumed(run))
+    assert start.round == stop and start.run_id == "id-1" and start.notes == ()
+    assert [record.round for record in before + after] == [1, 2, 3]
+    assert end.weights_sha256 == undisturbed[method, carry]
+
+
+def test_a_finished_run_resumed_does_nothing_and_says_the_same(tmp_path, undisturbed):
+    run = config(tmp_path)
+    run = replace(run, optim=OptimConfig())
+    first = drive(run)[2]
+    start, records, end = drive(resumed(run))
+    assert start.round == 3 and records == []
+    assert end == first
+    assert end.weights_sha256 == undisturbed["metagf", False]
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "garbage"])
+def test_a_damaged_newest_checkpoint_costs_one_round(tmp_path, undisturbed, damage):
+    run = replace(config(tmp_path), optim=OptimConfig())
+    path = Path(drive(replace(run, stop_after=2))[2].checkpoint)
+    content = path.read_bytes()
+    path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "garbage": b"x" * 999}[damage])
+    start, records, end = drive(resumed(run))
+    assert start.round == 1
+    assert len(start.notes) == 1 and "round-000002.npz" in start.notes[0]
+    assert [record.round for record in records] == [2, 3]
+    assert end.weights_sha256 == undisturbed["metagf", False]
+
+
+def test_leftover_parts_are_ignored(tmp_path, undisturbed):
+    run = replace(config(tmp_path), optim=OptimConfig())
+    drive(replace(run, stop_after=2))
+    (tmp_path / "run" / "round-000003.npz.part").write_bytes(b"half")
+    assert drive(resumed(run))[2].weights_sha256 == undisturbed["metagf", False]
+
+
+def test_a_folder_with_checkpoints_is_refused_without_resume(tmp_path):
+    run = config(tmp_path, stop_after=1)
+    drive(run)
+    with pytest.raises(StorageError, match=r"run holds checkpoints already: .*--storage\.resume"):
+        drive(run)
+    drive(resumed(run))
+
+
+def test_the_hint_about_resuming_is_a_flag_that_works(tmp_path):
+    """What the error tells people to type must be understood by the command line."""
+    run = config(tmp_path, stop_after=1)
+    drive(run)
+    with pytest.raises(StorageError) as error:
+        drive(run)
+    words = str(error.value).split("go on from them with ")[1].split(" or ")[0].split()
+    assert parse("", "digits", words)[1].storage.resume is True
+
+
+def test_resuming_where_there_is_nothing_starts_from_the_first_round(tmp_path):
+    start, records, _ = drive(resumed(config(tmp_path, stop_after=1)))
+    assert start.round == 0 and len(records) == 1
+    assert len(start.notes) == 1 and "starting from the first round" in start.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optim": OptimConfig(lr=0.2)}, r"optim\.lr was 0\.1, is now 0\.2"),
+        ({"seed": 5}, r"seed was 0, is now 5"),
+        ({"rounds": 9}, r"rounds was 3, is now 9"),
+        ({"method": "sgd"}, r"method was 'metagf', is now 'sgd'"),
+        ({"optim": OptimConfig(milestones=(0.5,))}, r"optim\.milestones was \[0\.5, 0\.75\]"),
+    ],
+)
+def test_another_configuration_is_refused_by_field(tmp_path, changes, message):
+    run = replace(config(tmp_path), optim=OptimConfig())
+    drive(replace(run, stop_after=1))
+    with pytest.raises(CheckpointError, match=f"can't resume with another configuration: .*{message}"):
+        drive(resumed(replace(run, **changes)))
+
+
+def test_what_does_not_change_the_result_may_change_on_resume(tmp_path, undisturbed):
+    run = replace(config(tmp_path), optim=OptimConfig())
+    drive(replace(run, stop_after=1))
+    other = replace(
+        storage(run, keep=1, resume=True),
+        eval_batch_size=3,
+        resources=replace(run.resources, max_failures=0),
+        tracking=replace(run.tracking, experiment="another"),
+    )
+    assert drive(other)[2].weights_sha256 == undisturbed["metagf", False]
+
+
+@pytest.mark.parametrize("keep", [1, 2, 9])
+def test_newest_checkpoints_are_kept(tmp_path, keep):
+    drive(storage(config(tmp_path, "sgd"), keep=keep))
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == [f"round-00000{r}.npz" for r in range(max(1, ROUNDS + 1 - keep), ROUNDS + 1)]
+
+
+def test_stop_after_keeps_the_schedule_of_the_whole_run(tmp_path):
+    records = drive(replace(config(tmp_path, "sgd"), rounds=4, stop_after=3))[1]
+    assert [record.rounds for record in records] == [4, 4, 4]
+    assert [record.lr for record in records] == pytest.approx([0.1, 0.1, 0.01])
+
+
+def test_stop_after_the_end_changes_nothing(tmp_path):
+    end = drive(config(tmp_path, "sgd", stop_after=99))[2]
+    assert end.rounds == 3 and end.finished
+
+
+def test_both_rates_decay(tmp_path):
+    run = replace(config(tmp_path), rounds=4, fusion=replace(run_config().fusion, lr=0.5))
+    records = drive(run)[1]
+    assert [record.lr for record in records] == pytest.approx([0.1, 0.1, 0.01, 0.001])
+    assert [record.fusion_lr for record in records] == pytest.approx([0.5, 0.5, 0.05, 0.005])
+
+
+def test_a_checkpoint_is_complete(tmp_path):
+    run = replace(config(tmp_path, stop_after=2), optim=OptimConfig(carry_momentum=True))
+    _, records, end = drive(run)
+    checkpoint = load_checkpoint(end.checkpoint)
+    assert checkpoint.round == 2
+    assert checkpoint.network.sha256() == end.weights_sha256
+    assert set(checkpoint.method) == {
+        "eta",
+        "adam_first",
+        "adam_second",
+        "adam_steps",
+        *(f"momentum_{exit}" for exit in range(3)),
+    }
+    assert checkpoint.meta["run_id"] == "id-1"
+    assert checkpoint.meta["config"]["optim"]["carry_momentum"] is True
+    assert checkpoint.meta["tensors"] == list(bind().space.names)
+    assert [Path(record.checkpoint).name for record in records] == ["round-000001.npz", "round-000002.npz"]
+
+
+def test_scores_are_those_of_the_stored_network(tmp_path):
+    _, records, end = drive(config(tmp_path))
+    bound, data = bind(), dataset()
+    bound.load(load_checkpoint(end.checkpoint).network)
+    batches = data.open(bound.compute, 4, 5)
+    assert end.test == evaluate(bound, batches.evaluate("test"))
+    assert records[-1].val == evaluate(bound, batches.evaluate("val"))
+
+
+def test_without_validation_images_there_is_no_score(tmp_path):
+    run = config(tmp_path, "sgd")
+    records = drive(replace(run, data=replace(run.data, val=0), stop_after=1))[1]
+    assert records[0].val is None
+
+
+def test_seconds_of_all_phases(tmp_path):
+    record = drive(config(tmp_path, stop_after=1))[1][0]
+    assert set(record.seconds) == {"broadcast", "train", "wait", "fuse", "evaluate", "checkpoint"}
+    assert record.total_seconds == sum(record.seconds.values())
+
+
+def test_training_learns(tmp_path):
+    """Brightness tells the class: well above a third after a few rounds."""
+    run = replace(config(tmp_path), rounds=12, optim=OptimConfig(lr=0.05))
+    _, records, end = drive(run)
+    assert records[-1].fusion.loss < records[0].fusion.loss
+    assert max(end.test.accuracy) > 0.6
+
+
+def test_an_exploding_run_ends_with_its_last_checkpoint_standing(tmp_path):
+    run = config(tmp_path, "sgd", optim=OptimConfig(lr=1e30, milestones=()))
+    driver = Driver(run, lambda *args: LocalExecutor(*args[:2]))
+    driver.prepare()
+    with pytest.raises(NonFiniteError, match=r"sgd, round 1: .*optim\.lr"):
+        list(driver.rounds("id"))
+    driver.close()
+    assert not list((tmp_path / "run").glob("*.npz"))
+
+
+def test_a_lost_exit_merges_nothing(tmp_path):
+    """The run ends with the executor's error; the round before stands."""
+    run = config(tmp_path)
+
+    class Failing(LocalExecutor):
+        def train(self, state, round, momenta):
+            if round == 2:
+                raise NonFiniteError("exit 3, round 2")
+            return super().train(state, round, momenta)
+
+    driver = Driver(run, lambda config, data, exits: Failing(config, data))
+    driver.prepare()
+    with pytest.raises(NonFiniteError):
+        list(driver.rounds("id"))
+    driver.close()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["round-000001.npz"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "sgdd"}, "method = 'sgdd': must be one of"),
+        ({"model": replace(run_config().model, name="nonet")}, r"model\.name = 'nonet'"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(tmp_path, changes, message):
+    driver = Driver(config(tmp_path, **changes), lambda *args: pytest.fail("too late"))
+    with pytest.raises(ConfigError, match=message):
+        driver.prepare()
+    driver.close()
+
+
+def test_sdn_coefficients_need_exits_that_they_know(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_network, "eight", lambda spec: tiny_network._network(8, spec), raising=False)
+    run = config(tmp_path, loss=LossConfig(coefficients="sdn"))
+    run = replace(run, model=replace(run.model, name="tiny_network:eight"))
+    with pytest.raises(ConfigError, match="6 inner exits, not 7"):
+        Driver(run, lambda *args: pytest.fail("too late")).prepare()
+
+
+def test_the_executor_gets_the_number_of_exits(tmp_path):
+    asked = []
+
+    def make(run, data, exits):
+        asked.append((run.method, data.name, exits))
+        return LocalExecutor(run, data)
+
+    driver = Driver(config(tmp_path), make)
+    driver.prepare()
+    driver.close()
+    assert asked == [("metagf", "tiny", 3)]
+
+
+def test_joint_training_needs_no_executor(tmp_path):
+    driver = Driver(config(tmp_path, "sgd"), lambda *args: pytest.fail("not needed"))
+    driver.prepare()
+    driver.close()
+
+
+def test_threads_of_this_process_are_left_alone(tmp_path):
+    before = torch.get_num_threads()
+    run = config(tmp_path, "sgd", stop_after=1)
+    run = replace(run, resources=replace(run.resources, driver_cpus=2))
+    driver = Driver(run, lambda *args: LocalExecutor(*args[:2]))
+    driver.prepare()
+    for _ in driver.rounds("id"):
+        assert torch.get_num_threads() == before
+    driver.end()
+    driver.close()
+    assert torch.get_num_threads() == before
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path, monkeypatch):
+    """The user's function may have changed under the same name."""
+    run = config(tmp_path, "sgd", stop_after=1)
+    drive(run)
+    monkeypatch.setattr(tiny_network, "three_exits", tiny_network.one_exit)
+    with pytest.raises(CheckpointError, match="another network"):
+        drive(resumed(run))
+
+
+def test_a_checkpoint_without_configuration_is_refused(tmp_path):
+    run = config(tmp_path, "sgd", stop_after=1)
+    path = Path(drive(run)[2].checkpoint)
+    with np.load(path) as archive:
+        members = dict(archive)
+    members["meta"] = np.array('{"format": 1, "round": 1}')
+    np.savez(path, **members)
+    with pytest.raises(CheckpointError):
+        drive(resumed(run))
