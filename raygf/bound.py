@@ -27,8 +27,9 @@ class BoundNetwork:
         self.space = FlatSpace.of(network)
         self.vector = self.space.pack(dict(network.named_parameters()))
         self.grad = torch.zeros_like(self.vector)
-        self._rest = {name: t for name, t in network.state_dict().items() if name not in self.space.names}
         parameters = dict(network.named_parameters())
+        frozen = {name: p.data for name, p in parameters.items() if name not in self.space.names}
+        self._rest = {**frozen, **dict(network.named_buffers())}
         grads = self.space.views(self.grad)
         for name, view in self.space.views(self.vector).items():
             parameters[name].data = view

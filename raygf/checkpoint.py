@@ -6,20 +6,28 @@ damage is noticed when it is read; nothing in it is ever unpickled.
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pyarrow import fs
 
 from raygf.errors import CheckpointError, StorageError
 from raygf.state import Arrays, NetworkState
 
 _FORMAT = 1
+_DAMAGE = (
+    *(ValueError, KeyError, EOFError, TypeError, AttributeError, RuntimeError, OverflowError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
 _NAME = re.compile(r"round-(\d{6})\.npz")
 
 
@@ -78,9 +86,10 @@ class CheckpointStore:
         path = self._path(checkpoint.round)
         try:
             with self._fs.open_output_stream(f"{path}.part") as stream:
-                np.savez(stream, allow_pickle=False, **_members(checkpoint))
+                write_archive(stream, checkpoint)
             self._fs.move(f"{path}.part", path)
-            for old in self.rounds()[: -self._keep]:
+            earlier = [round for round in self.rounds() if round <= checkpoint.round]
+            for old in earlier[: -self._keep]:
                 self._fs.delete_file(self._path(old))
         except OSError as error:
             raise StorageError(
@@ -136,6 +145,17 @@ def load_checkpoint(path: str) -> Checkpoint:
         raise CheckpointError(f"{path}: {_brief(error)}") from None
 
 
+def write_archive(stream: Any, checkpoint: Checkpoint) -> None:
+    """Write ``checkpoint`` to a binary file that need not be seekable; the text lists every array."""
+    arrays = _arrays(checkpoint)
+    listing = {name: [array.dtype.str, list(array.shape)] for name, array in arrays.items()}
+    meta = {**checkpoint.meta, "format": _FORMAT, "round": checkpoint.round, "arrays": listing}
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, array in {"meta": np.array(json.dumps(meta)), **arrays}.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
 def read_archive(stream: Any) -> Checkpoint:
     """Read and verify an archive from a seekable binary file.
 
@@ -143,24 +163,31 @@ def read_archive(stream: Any) -> Checkpoint:
         CheckpointError: it is damaged or not of this format.
     """
     try:
-        with np.load(stream, allow_pickle=False) as archive:
-            members = {name: archive[name] for name in archive.files}
+        with zipfile.ZipFile(stream) as archive:
+            members = {name.removesuffix(".npy"): _read_array(archive, name) for name in archive.namelist()}
         meta = json.loads(str(members.pop("meta")))
         return _checkpoint(meta, members)
-    except (ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise CheckpointError(f"not a whole checkpoint ({_brief(error)})") from None
 
 
-def _members(checkpoint: Checkpoint) -> Arrays:
-    meta = {**checkpoint.meta, "format": _FORMAT, "round": checkpoint.round}
-    buffers = {f"buffer/{name}": array for name, array in checkpoint.network.buffers.items()}
-    method = {f"method/{name}": array for name, array in checkpoint.method.items()}
-    return {"meta": np.array(json.dumps(meta)), "vector": checkpoint.network.vector, **buffers, **method}
+def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """One member, read to its end: only then is its checksum compared."""
+    array: NDArray[Any] = np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
+    return array
+
+
+def _arrays(checkpoint: Checkpoint) -> Arrays:
+    buffers = {f"buffer/{name}": np.asarray(array) for name, array in checkpoint.network.buffers.items()}
+    method = {f"method/{name}": np.asarray(array) for name, array in checkpoint.method.items()}
+    return {"vector": checkpoint.network.vector, **buffers, **method}
 
 
 def _checkpoint(meta: dict[str, Any], members: Arrays) -> Checkpoint:
     if meta["format"] != _FORMAT:
         raise CheckpointError(f"has format {meta['format']}, this version reads format {_FORMAT}")
+    if meta["arrays"] != {name: [array.dtype.str, list(array.shape)] for name, array in members.items()}:
+        raise CheckpointError("not a whole checkpoint (its arrays are not those that it lists)")
     buffers = {n.removeprefix("buffer/"): a for n, a in members.items() if n.startswith("buffer/")}
     method = {n.removeprefix("method/"): a for n, a in members.items() if n.startswith("method/")}
     return Checkpoint(int(meta["round"]), NetworkState(members["vector"], buffers), method, meta)

@@ -41,6 +41,12 @@ def number(
         raise refuse(field, value, allowed)
 
 
+def several(field: str, value: Any) -> None:
+    """``value`` must be a tuple."""
+    if not isinstance(value, tuple):
+        raise refuse(field, value, "a list of numbers")
+
+
 def one_of(field: str, value: Any, allowed: Sequence[str]) -> None:
     """``value`` must be one of the names ``allowed``."""
     if value not in allowed:

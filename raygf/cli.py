@@ -81,7 +81,7 @@ def _one_line_errors() -> Iterator[None]:
         if not stop.code:
             raise
         words = "".join(" " if char in _BOX else char for char in said.getvalue()).split()
-        raise ConfigError(" ".join(words)) from None
+        raise ConfigError(" ".join(word for word in words if word.strip("-+|"))) from None
 
 
 def _split_recipe(default: str, argv: Sequence[str]) -> tuple[str, list[str]]:

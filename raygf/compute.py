@@ -51,6 +51,13 @@ def resolve_compute(config: ComputeConfig) -> Compute:
     return Compute(device, precision, memory_format)
 
 
+def make_repeatable(compute: Compute) -> None:
+    """Let this process's CUDA convolutions give the same bits every time; the CPU's do already."""
+    if compute.device == "cuda":
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+
+
 def _has_fast_bf16(device: str) -> bool:
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

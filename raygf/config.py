@@ -76,6 +76,7 @@ class MSDNetConfig:
         checks.one_of("model.msdnet.stem", self.stem, ("conv3", "conv7"))
         for name in ("exits", "base", "step", "channels", "growth"):
             checks.whole(f"model.msdnet.{name}", getattr(self, name), 1)
+        checks.several("model.msdnet.factors", self.factors)
         if not self.factors:
             raise checks.refuse("model.msdnet.factors", self.factors, "at least one whole number")
         for factor in self.factors:
@@ -117,6 +118,7 @@ class OptimConfig:
         checks.number("optim.lr", self.lr, 0, open_low=True)
         checks.number("optim.momentum", self.momentum, 0, 1)
         checks.number("optim.weight_decay", self.weight_decay, 0)
+        checks.several("optim.milestones", self.milestones)
         for share in self.milestones:
             checks.number("optim.milestones", share, 0, 1)
         checks.number("optim.decay", self.decay, 0, 1, open_low=True)

@@ -11,7 +11,7 @@ import torch
 
 from raygf.bound import BoundNetwork
 from raygf.checkpoint import Checkpoint, CheckpointStore
-from raygf.compute import resolve_compute, torch_threads
+from raygf.compute import make_repeatable, resolve_compute, torch_threads
 from raygf.config import RunConfig
 from raygf.config_dict import flatten, to_dict
 from raygf.data import load_data
@@ -59,6 +59,7 @@ class Driver:
             self._store.check_writable()
             checkpoint, notes = self._find_checkpoint()
             compute = resolve_compute(config.compute)
+            make_repeatable(compute)
             self._dataset = load_data(config.data, config.seed)
             self._bound = BoundNetwork(build_model(config.model, self._dataset.spec, config.seed), compute)
             self._batches = self._dataset.open(compute, config.batch_size, config.eval_batch_size)
@@ -138,6 +139,8 @@ class Driver:
     def _find_checkpoint(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         if self._config.storage.resume:
             checkpoint, notes = self._store.newest()
+            if checkpoint is None and notes:
+                raise CheckpointError(f"no checkpoint in {self._store.folder} can be read: {notes[0]}")
             if checkpoint is None:
                 return None, (
                     *notes,
@@ -148,7 +151,7 @@ class Driver:
         if self._store.rounds():
             raise StorageError(
                 f"{self._store.folder} holds checkpoints already: "
-                "go on from them with --storage.resume or choose another --storage.name"
+                "go on from them with --storage.resume True or choose another --storage.name"
             )
         return None, ()
 
@@ -157,7 +160,10 @@ class Driver:
             self._state = self._bound.state()
             return
         self._bound.check(checkpoint.network)
-        self._method.restore(checkpoint.method)
+        try:
+            self._method.restore(checkpoint.method)
+        except KeyError as error:
+            raise CheckpointError(f"the checkpoint lacks the method's array {error}") from None
         self._state, self._round = checkpoint.network, checkpoint.round
         self._path = f"{self._store.folder}/round-{checkpoint.round:06d}.npz"
 
@@ -185,6 +191,8 @@ class Driver:
 
 def _require_same_run(checkpoint: Checkpoint, config: RunConfig) -> None:
     """Raise CheckpointError if a field that changes the result differs from the checkpoint's."""
+    if not isinstance(checkpoint.meta.get("config"), dict):
+        raise CheckpointError("the checkpoint does not say which configuration it belongs to")
     stored, now = (flatten(_binding(values)) for values in (checkpoint.meta["config"], to_dict(config)))
     odd = sorted(name for name in stored.keys() | now.keys() if stored.get(name) != now.get(name))
     if odd:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from raygf.bound import BoundNetwork, to_numpy
-from raygf.compute import resolve_compute, torch_threads
+from raygf.compute import make_repeatable, resolve_compute, torch_threads
 from raygf.config import RunConfig
 from raygf.data.base import Dataset
 from raygf.models.build import build_model
@@ -43,6 +43,7 @@ class ExitTrainer:
     def __init__(self, config: RunConfig, dataset: Dataset) -> None:
         self._config = config
         compute = resolve_compute(config.compute)
+        make_repeatable(compute)
         self._bound = BoundNetwork(build_model(config.model, dataset.spec, config.seed), compute)
         self._batches = dataset.open(compute, config.batch_size, config.eval_batch_size)
 

@@ -92,6 +92,7 @@ def run(config: RunConfig, recipe: str = "") -> Result:
         start = driver.prepare()
         run_id = tracker.start(config, config.storage.name, start.run_id or None, recipe=recipe)
         with _reported(tracker), _sigterm_as_interrupt():
+            progress.note(f"run {config.storage.name}, checkpoints in {config.storage.path}")
             tracker.log_start(start)
             progress.start(start)
             for record in driver.rounds(run_id):

@@ -29,12 +29,12 @@ def get_recipe(name: str) -> RunConfig:
     return RECIPES[name]()
 
 
-def at_equal_compute(config: RunConfig) -> RunConfig:
+def at_equal_compute(config: RunConfig, exits: int) -> RunConfig:
     """Joint SGD that gets as many passes over the training set as ``config`` (Meta-GF) spends.
 
-    A round of Meta-GF costs one pass an exit and the fusion pass; the exits are those of the MSDNet.
+    A round of Meta-GF costs one pass for each of the ``exits`` and the fusion pass.
     """
-    return replace(config, method="sgd", rounds=config.rounds * (config.model.msdnet.exits + 1))
+    return replace(config, method="sgd", rounds=config.rounds * (exits + 1))
 
 
 @recipe
@@ -51,7 +51,7 @@ def digits() -> RunConfig:
 @recipe
 def digits_sgd() -> RunConfig:
     """Joint SGD on the same digits, with as many training passes as the recipe "digits" spends."""
-    return at_equal_compute(digits())
+    return at_equal_compute(digits(), exits=3)
 
 
 @recipe

@@ -10,7 +10,8 @@ _SDN_FIRST = 0.01
 
 def decay_factor(round: int, rounds: int, optim: OptimConfig) -> float:
     """The factor of both learning rates in ``round``: ``decay`` once for every milestone passed."""
-    passed = sum(round - 1 >= share * rounds for share in optim.milestones)
+    done = round - 1 + 1e-9  # 0.55 * 100 is a little more than 55
+    passed = sum(done >= share * rounds for share in optim.milestones)
     return float(optim.decay**passed)
 
 

@@ -14,8 +14,8 @@ def derive_seed(seed: int, *key: str | int) -> int:
 
     Example: ``derive_seed(0, "exit", round, exit)``.
     """
-    text = "/".join(str(part) for part in (seed, *key))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+    name = repr((seed, *key)).encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") >> 1
 
 
 def generator(seed: int, *key: str | int) -> torch.Generator:

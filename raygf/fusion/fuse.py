@@ -22,8 +22,8 @@ def fuse(base: Tensor, deltas: Sequence[Tensor], weights: Tensor, segments: Segm
     The paper prints ``W − ε Σ_i α_i g_i`` (Eq. 11, Algorithm 1) although its ``g_i = W_i − W_0`` (Eq. 13)
     already points downhill; the update must be *added*, and here it is.
 
-    A weight of exactly 0 marks an exit that does not own the segment: its delta is not read there, and the
-    weight gets no gradient (through a softmax it would get none either).
+    A weight of exactly 0 marks an exit that does not own the segment: the CPU does not even read its delta
+    there, and the weight gets no gradient (through a softmax it would get none either).
 
     Args:
         base: W (P,).
@@ -88,7 +88,7 @@ def dot_by_block(vector: Tensor, deltas: Sequence[Tensor], weights: Tensor, segm
 
 def add_by_exit(base: Tensor, deltas: Sequence[Tensor], weights: Tensor, segments: Segments) -> Tensor:
     """As ``add_by_block``, with two kernels an exit."""
-    out, lengths = base.clone(), segments.lengths.to(base.device)
+    out, lengths = base.clone(), segments.lengths_on(base.device)
     for delta, row in zip(deltas, weights, strict=True):
         out.addcmul_(delta, row.repeat_interleave(lengths, output_size=base.numel()))
     return out
@@ -98,7 +98,7 @@ def dot_by_exit(vector: Tensor, deltas: Sequence[Tensor], weights: Tensor, segme
     """As ``dot_by_block``, with two kernels an exit."""
     if segments.count == 1:
         return torch.stack([torch.dot(vector, delta) for delta in deltas]).unsqueeze(1) * (weights != 0)
-    lengths = segments.lengths.to(vector.device)
+    lengths = segments.lengths_on(vector.device)
     sums = [torch.segment_reduce(vector * delta, "sum", lengths=lengths) for delta in deltas]
     return torch.stack(sums) * (weights != 0)
 

@@ -46,6 +46,7 @@ class Segments:
         self.count = 1 if kind == "network" else sum(self._per_slot)
         self.of_slots = self._number()
         self.blocks = tuple(self._cut())
+        self._moved: dict[torch.device, Tensor] = {}
 
     @cached_property
     def edges(self) -> tuple[Tensor, Tensor]:
@@ -62,6 +63,12 @@ class Segments:
         for block in self.blocks:
             lengths[block.first : block.last] += (block.stop - block.start) // block.parts
         return lengths
+
+    def lengths_on(self, device: torch.device) -> Tensor:
+        """``lengths`` on ``device``, moved there once."""
+        if device not in self._moved:
+            self._moved[device] = self.lengths.to(device)
+        return self._moved[device]
 
     def spread(self, per_slot: Tensor) -> Tensor:
         """Masks per tensor (n, T) → per segment (n, S): a segment is true where any of its tensors is."""

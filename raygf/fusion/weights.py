@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Normalisation = Literal["softmax", "sigmoid"]
@@ -22,8 +23,7 @@ def fusion_weights(eta: Tensor, owned: Tensor, normalise: Normalisation = "softm
         normalise: "softmax" (the paper) or "sigmoid".
     """
     if normalise == "sigmoid":
-        scores = torch.sigmoid(eta) * owned
-        return scores / scores.sum(dim=0).clamp_min(torch.finfo(eta.dtype).tiny)
+        eta = F.logsigmoid(eta)  # then σ(η) / Σ σ(η) is its softmax, and safe for any η
     # In an orphaned column all are let in, so that its softmax is finite; the product then clears it.
     allowed = owned | ~owned.any(dim=0)
     return torch.softmax(eta.masked_fill(~allowed, -torch.inf), dim=0) * owned

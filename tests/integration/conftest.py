@@ -22,6 +22,7 @@ from raygf.recipes import get_recipe
 
 REPOSITORY = Path(__file__).parents[2]
 
+
 @dataclass(frozen=True)
 class Outcome:
     """How a job ended."""

@@ -118,7 +118,16 @@ def write_images(tmp_path: Path) -> Callable[..., Path]:
 def train_on(folder: Path) -> tuple[str, ...]:
     return (
         *("--data.source", "parquet", "--data.path", str(folder), "--data.val", "0", "--batch-size", "8"),
-        *("--rounds", "1", "--model.msdnet.exits", "2", "--model.msdnet.base", "1", "--model.msdnet.step", "1"),
+        *(
+            "--rounds",
+            "1",
+            "--model.msdnet.exits",
+            "2",
+            "--model.msdnet.base",
+            "1",
+            "--model.msdnet.step",
+            "1",
+        ),
         *("--model.msdnet.channels", "4", "--storage.path", "runs", *LOCAL),
     )
 

@@ -13,7 +13,16 @@ import pytest
 RunJob = Callable[..., Any]
 
 KEYS = (
-    *("run_id", "method", "rounds", "test_accuracy", "operations", "parameters", "training_passes", "seconds"),
+    *(
+        "run_id",
+        "method",
+        "rounds",
+        "test_accuracy",
+        "operations",
+        "parameters",
+        "training_passes",
+        "seconds",
+    ),
     *("weights_sha256", "checkpoint"),
 )
 SMALL = (

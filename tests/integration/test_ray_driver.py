@@ -67,7 +67,11 @@ def assert_same_fusion(mine: FusionReport | None, theirs: FusionReport | None) -
     assert mine is not None and theirs is not None
     np.testing.assert_array_equal(mine.weights, theirs.weights)
     np.testing.assert_array_equal(mine.cosine, theirs.cosine)
-    assert (mine.mean_weight, mine.delta_norm, mine.loss) == (theirs.mean_weight, theirs.delta_norm, theirs.loss)
+    assert (mine.mean_weight, mine.delta_norm, mine.loss) == (
+        theirs.mean_weight,
+        theirs.delta_norm,
+        theirs.loss,
+    )
 
 
 def test_records_are_those_of_the_plain_driver(
@@ -75,7 +79,9 @@ def test_records_are_those_of_the_plain_driver(
 ) -> None:
     remote = start_driver(with_resources(small_config, actors=2))
     elsewhere = replace(small_config.storage, path=str(tmp_path / "local"))
-    local = Driver(replace(small_config, storage=elsewhere), lambda run, data, exits: LocalExecutor(run, data))
+    local = Driver(
+        replace(small_config, storage=elsewhere), lambda run, data, exits: LocalExecutor(run, data)
+    )
     assert remote.prepare() == local.prepare()
     records = list(remote.rounds("a-run"))
     assert [record.round for record in records] == [1, 2, 3]
@@ -121,8 +127,16 @@ def test_lost_driver_ends_the_run_and_the_last_checkpoint_stands(
     "change, kind, says",
     [
         (lambda c: replace(c, data=replace(c.data, val=1300)), DataError, r"^data\.val = 1300: "),
-        (lambda c: replace(c, method="unheard-of"), ConfigError, r"^method = 'unheard-of': must be one of metagf"),
-        (lambda c: with_resources(c, cpus_per_exit=64.0), ResourceError, r"64 CPUs.*resources\.cpus_per_exit"),
+        (
+            lambda c: replace(c, method="unheard-of"),
+            ConfigError,
+            r"^method = 'unheard-of': must be one of metagf",
+        ),
+        (
+            lambda c: with_resources(c, cpus_per_exit=64.0),
+            ResourceError,
+            r"64 CPUs.*resources\.cpus_per_exit",
+        ),
     ],
     ids=["data", "method", "resources"],
 )
@@ -159,7 +173,9 @@ def test_stuck_exit_is_named_through_the_driver(
     config = replace(config, data=replace(config.data, train_limit=1250))
     remote = start_driver(config)
     remote.prepare()
-    with pytest.raises(ExitFailed, match=r"^exit 1 could not be trained in round 1 on node \S+ \(pid \d+\): ") as c:
+    with pytest.raises(
+        ExitFailed, match=r"^exit 1 could not be trained in round 1 on node \S+ \(pid \d+\): "
+    ) as c:
         list(remote.rounds(""))
     assert type(c.value) is ExitFailed
     assert (c.value.exit, c.value.round) == (0, 1)

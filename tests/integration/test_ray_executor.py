@@ -163,7 +163,9 @@ def bench(small_config: RunConfig) -> Bench:
     data = replace(small_config.data, val=1252)
     config = replace(small_config, rounds=40, data=data)
     dataset = load_data(config.data, config.seed)
-    bound = BoundNetwork(build_model(config.model, dataset.spec, config.seed), resolve_compute(config.compute))
+    bound = BoundNetwork(
+        build_model(config.model, dataset.spec, config.seed), resolve_compute(config.compute)
+    )
     return Bench(config, dataset, bound.state())
 
 
@@ -371,7 +373,9 @@ def test_lack_of_memory_names_its_knob(pool: RayExecutor, bench: Bench, shared_f
 
 def test_non_finite_loss_comes_back_as_itself(pool: RayExecutor, bench: Bench, shared_faults: Faults) -> None:
     shared_faults.inject(exit=2, round=13, what="nan", times=2)
-    with pytest.raises(NonFiniteError, match=r"^exit 3, round 13: the loss of exit 1 became nan at step 1; ") as c:
+    with pytest.raises(
+        NonFiniteError, match=r"^exit 3, round 13: the loss of exit 1 became nan at step 1; "
+    ) as c:
         pool.train(bench.state, 13, NONE)
     assert type(c.value) is NonFiniteError
     assert c.value.exit_code == 1
@@ -435,13 +439,17 @@ def test_more_than_any_node_has_is_refused_at_once(
     assert caught.value.exit_code == 2
 
 
-def test_more_actors_than_the_cluster_holds_are_not_asked_for(new_pool: Callable[..., Any], bench: Bench) -> None:
+def test_more_actors_than_the_cluster_holds_are_not_asked_for(
+    new_pool: Callable[..., Any], bench: Bench
+) -> None:
     """Four CPUs, one of them the driver's: one actor of two CPUs trains all exits, one after the other."""
     pool, _ = new_pool(cpus_per_exit=2.0)
     assert len(pool._workers) == 1
     trained = pool.train(bench.state, 1, NONE)
     assert trained.notes == ()
-    expected = LocalExecutor(bench.with_resources(cpus_per_exit=2.0), bench.dataset).train(bench.state, 1, NONE)
+    expected = LocalExecutor(bench.with_resources(cpus_per_exit=2.0), bench.dataset).train(
+        bench.state, 1, NONE
+    )
     assert_same_bits(trained, expected)
 
 

@@ -21,7 +21,7 @@ from raygf.config import OptimConfig, RunConfig, TrackingConfig
 from raygf.config_dict import from_dict
 from raygf.errors import TrackingError
 from raygf.records import ExitScore, FusionReport, RoundRecord, RunEnd, RunStart
-from raygf.tracking import MLflowTracker, NullTracker, make_tracker, resolve_uri, round_metrics
+from raygf.tracking import MLflowTracker, NullTracker, make_tracker
 
 START = RunStart(
     round=0,
@@ -136,7 +136,15 @@ def test_a_whole_run(store, said, tmp_path, monkeypatch, capfd):
     assert tags["weights_sha256"] == END.weights_sha256
     assert tags["checkpoint"] == END.checkpoint
     assert "raygf.version" in tags
+    assert tags["raygf.training_passes"] == "6"
     assert "raygf.stopped_at_round" not in tags
+    description = tags["mlflow.note.content"]
+    assert description.startswith("### raygf results\n\nAfter round 2:\n\n| Exit ")
+    assert read(client, run_id, "results.md") in description
+    assert (
+        f"`MLFLOW_TRACKING_URI={store} mlflow artifacts download --run-id {run_id} --dst-path {run_id}`"
+        in description
+    )
 
     metrics = run.data.metrics
     assert metrics["operations/exit_2"] == 800_000
@@ -160,16 +168,6 @@ def test_a_whole_run(store, said, tmp_path, monkeypatch, capfd):
 
     assert list(cwd.iterdir()) == []  # nothing is left lying about
     assert capfd.readouterr() == ("", "")  # and MLflow kept quiet
-
-
-def test_names_of_a_rounds_metrics():
-    assert set(round_metrics(record(1))) == {
-        *(f"{split}_{what}/{of}" for split in ("train", "val") for what in ("loss", "accuracy")
-          for of in ("exit_1", "exit_2", "average")),
-        *(f"{name}/exit_{i}" for name in ("fusion_weight", "delta_norm") for i in (1, 2)),
-        *("delta_cosine/exit_1_2", "fusion_loss", "lr", "fusion_lr", "training_passes"),
-        *("seconds/train", "seconds/fuse", "seconds/round"),
-    }  # fmt: skip
 
 
 def test_a_stopped_run_is_resumed_in_place(store, said):
@@ -204,6 +202,25 @@ def test_a_stopped_run_is_resumed_in_place(store, said):
         "3,0.7,0.8",
     ]
     assert "wall time (s),,,6.0" in read(client, run_id, "results.csv")
+
+
+def test_the_description_keeps_what_people_wrote_and_replaces_the_old_results(store, said):
+    client = client_of(store)
+    tracker = MLflowTracker(store, "trial", said.append)
+    run_id = tracker.start(CONFIG, "run")
+    client.set_tag(run_id, "mlflow.note.content", "A trial with half the images.\n")
+    tracker.log_start(START)
+    tracker.finish(replace(END, finished=False))
+    tracker = MLflowTracker(store, "trial", said.append)
+    tracker.start(CONFIG, "run", run_id)
+    tracker.log_start(START)
+    tracker.finish(replace(END, rounds=3, training_passes=9))
+    tags = client.get_run(run_id).data.tags
+    assert said == []
+    assert tags["raygf.training_passes"] == "9"
+    description = tags["mlflow.note.content"]
+    assert description.startswith("A trial with half the images.\n\n### raygf results\n\nAfter round 3:\n\n")
+    assert description.count("raygf results") == description.count("| Exit ") == 1
 
 
 def test_a_run_that_is_not_in_the_store_is_not_resumed(store, said):
@@ -307,7 +324,7 @@ def test_what_cannot_be_tracked_to_is_refused_quickly_in_one_line(uri, message, 
 
 
 def test_a_server_that_accepts_and_never_answers_is_refused(monkeypatch, said):
-    monkeypatch.setattr("raygf.tracking.PROBE_S", 1.0)
+    monkeypatch.setattr("raygf.tracking.probes.PROBE_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         uri = f"http://127.0.0.1:{mute.getsockname()[1]}"
         with pytest.raises(TrackingError, match="no answer in time"):
@@ -399,11 +416,11 @@ class Flaky:
 
 @pytest.fixture
 def flaky(monkeypatch):
-    from raygf import tracking
+    from raygf.tracking import mlflow_run
 
     made: list[Flaky] = []
-    connect = tracking._connect
-    monkeypatch.setattr(tracking, "_connect", lambda uri: made.append(Flaky(connect(uri))) or made[0])
+    connect = mlflow_run.connect
+    monkeypatch.setattr(mlflow_run, "connect", lambda uri: made.append(Flaky(connect(uri))) or made[0])
     return made
 
 
@@ -419,7 +436,7 @@ def test_rounds_that_could_not_be_sent_are_sent_later_and_remarked_once(store, s
     run_id = tracker.start(CONFIG, "run")
     tracker.log_start(START)
     client = client_of(store)
-    until(lambda: "costs" not in [p.label for p in tracker._waiting()])
+    until(lambda: "costs" not in tracker._delivery.undelivered)
     flaky[0].broken = True
     tracker.log_round(record(1))
     until(lambda: said)
@@ -427,7 +444,7 @@ def test_rounds_that_could_not_be_sent_are_sent_later_and_remarked_once(store, s
     until(lambda: flaky[0].calls >= 6)
     flaky[0].broken = False
     tracker.log_round(record(3))
-    until(lambda: not tracker._waiting())
+    until(lambda: not tracker._delivery.undelivered)
     steps = [point.step for point in client.get_metric_history(run_id, "lr")]
     assert steps == [1, 2, 3]
     tracker.finish(END)
@@ -438,7 +455,7 @@ def test_what_does_not_arrive_at_the_end_is_named(store, said, flaky):
     tracker = MLflowTracker(store, "trial", said.append)
     tracker.start(CONFIG, "run")
     tracker.log_start(START)
-    until(lambda: not tracker._waiting())
+    until(lambda: not tracker._delivery.undelivered)
     flaky[0].broken = True
     tracker.log_round(record(1))
     until(lambda: said)
@@ -447,7 +464,7 @@ def test_what_does_not_arrive_at_the_end_is_named(store, said, flaky):
 
 
 def test_a_slow_store_is_not_waited_for_beyond_the_limit(store, said, monkeypatch, flaky):
-    monkeypatch.setattr("raygf.tracking.FAIL_S", 0.3)
+    monkeypatch.setattr("raygf.tracking.mlflow_tracker.FAIL_S", 0.3)
     tracker = MLflowTracker(store, "trial", said.append)
     tracker.start(CONFIG, "run")
     flaky[0].set_terminated = lambda *args: time.sleep(3)
@@ -459,17 +476,7 @@ def test_a_slow_store_is_not_waited_for_beyond_the_limit(store, said, monkeypatc
     ]
 
 
-# Where to track ---------------------------------------------------------------------------------------------
-
-
-def test_uri_from_flag_environment_or_folder(tmp_path, monkeypatch):
-    assert resolve_uri(TrackingConfig(), tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
-    assert resolve_uri(TrackingConfig(), tmp_path) == "http://server:5000"
-    assert resolve_uri(TrackingConfig(uri="sqlite:///a/b.db?timeout=9"), tmp_path) == (
-        f"sqlite:///{tmp_path}/a/b.db?timeout=9"
-    )
-    assert resolve_uri(TrackingConfig(uri="sqlite:////abs.db"), tmp_path) == "sqlite:////abs.db"
+# No tracking ------------------------------------------------------------------------------------------------
 
 
 def test_tracking_can_be_off(tmp_path, said):

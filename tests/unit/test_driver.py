@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from raygf.driver import Driver
 from raygf.errors import CheckpointError, ConfigError, NonFiniteError, StorageError
 from raygf.evaluation.accuracy import evaluate
 from raygf.executor import LocalExecutor
-from raygf.records import RoundRecord, RunEnd, RunStart
+from raygf.records import ExitScore, RoundRecord, RunEnd, RunStart
+from raygf.rounds import RoundOutcome
+from raygf.state import NetworkState
 
 ROUNDS = 3
 
@@ -259,6 +262,19 @@ def test_an_exploding_run_ends_with_its_last_checkpoint_standing(tmp_path):
     assert not list((tmp_path / "run").glob("*.npz"))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_never_stored(tmp_path, bad):
+    driver = Driver(config(tmp_path, "sgd"), lambda *args: pytest.fail("not needed"))
+    driver.prepare()
+    vector = bind().state().vector
+    vector[7] = bad
+    outcome = RoundOutcome(NetworkState(vector, bind().state().buffers), ExitScore((), ()), {})
+    driver._method.run = lambda state, round: outcome
+    with pytest.raises(NonFiniteError, match="round 1: the weights became infinite or NaN"):
+        list(driver.rounds("id"))
+    assert not list((tmp_path / "run").glob("*.npz"))
+
+
 def test_a_lost_exit_merges_nothing(tmp_path):
     """The run ends with the executor's error; the round before stands."""
     run = config(tmp_path)
@@ -318,17 +334,18 @@ def test_joint_training_needs_no_executor(tmp_path):
     driver.close()
 
 
-def test_threads_of_this_process_are_left_alone(tmp_path):
-    before = torch.get_num_threads()
+def test_threads_of_this_process_are_left_alone(tmp_path, monkeypatch):
+    """The driver works with its own number of threads, and puts the old one back whenever it answers."""
+    threads, seen = [1], []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
     run = config(tmp_path, "sgd", stop_after=1)
-    run = replace(run, resources=replace(run.resources, driver_cpus=2))
-    driver = Driver(run, lambda *args: LocalExecutor(*args[:2]))
-    driver.prepare()
-    for _ in driver.rounds("id"):
-        assert torch.get_num_threads() == before
-    driver.end()
-    driver.close()
-    assert torch.get_num_threads() == before
+    driver = Driver(replace(run, resources=replace(run.resources, driver_cpus=5)), lambda *args: None)
+    for step in (driver.prepare, lambda: list(driver.rounds("id")), driver.end):
+        step()
+        seen.append(threads[1:])
+        threads[:] = threads[-1:]
+    assert seen == [[5, 1]] * 3
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path, monkeypatch):
@@ -336,8 +353,9 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, monkeypatch):
     run = config(tmp_path, "sgd", stop_after=1)
     drive(run)
     monkeypatch.setattr(tiny_network, "three_exits", tiny_network.one_exit)
+    driver = Driver(resumed(run), lambda *args: pytest.fail("not needed"))
     with pytest.raises(CheckpointError, match="another network"):
-        drive(resumed(run))
+        driver.prepare()
 
 
 def test_a_checkpoint_without_configuration_is_refused(tmp_path):
@@ -345,7 +363,8 @@ def test_a_checkpoint_without_configuration_is_refused(tmp_path):
     path = Path(drive(run)[2].checkpoint)
     with np.load(path) as archive:
         members = dict(archive)
-    members["meta"] = np.array('{"format": 1, "round": 1}')
+    meta = json.loads(str(members["meta"]))
+    members["meta"] = np.array(json.dumps({name: meta[name] for name in meta if name != "config"}))
     np.savez(path, **members)
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="configuration"):
         drive(resumed(run))

@@ -17,6 +17,7 @@ from tiny_network import (
     seeded,
     segment_numbers,
     three_exits,
+    with_dropout,
 )
 from torch import nn
 from torch.testing import assert_close
@@ -186,6 +187,16 @@ def test_who_trains_and_in_which_order_changes_no_bit():
     assert one.state.sha256() == two.state.sha256()
     assert one.train == two.train
     assert two.notes == ("hello",)
+
+
+def test_dropout_in_the_fusion_pass_is_seeded():
+    config, seen = run_config("with_dropout"), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.random.get_rng_state()
+        seen.append(make(config, with_dropout).run(STATE, 1).state.sha256())
+        assert torch.equal(torch.random.get_rng_state(), before)
+    assert seen[0] == seen[1]
 
 
 def test_the_state_is_not_written():

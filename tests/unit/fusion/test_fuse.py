@@ -136,6 +136,18 @@ def test_zero_weights_leave_every_bit(kind, add):
     assert fused.data_ptr() != base.data_ptr()
 
 
+def test_what_an_exit_does_not_own_is_not_read():
+    segments = Segments("tensor", space_of(*SHAPES))
+    base, one, two = random_vectors(3, SIZE)
+    weights = torch.tensor([[0.5, 0.0, 0.0, 1.0], [0.5, 0.0, 1.0, 0.0]], requires_grad=True)
+    clean = fuse(base, [one, two], weights, segments)
+    one[12:16] = two[12:15] = two[16:] = torch.nan
+    fused = fuse(base, [one, two], weights, segments)
+    assert torch.equal(fused, clean)
+    fused.sum().backward()
+    assert torch.isfinite(weights.grad).all()
+
+
 def test_the_update_is_added():
     """A delta that points downhill lowers the loss ½‖W‖²; subtracted, it would raise it."""
     segments = Segments("tensor", space_of(*SHAPES))

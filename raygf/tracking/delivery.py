@@ -1,0 +1,147 @@
+"""Delivery in the background: in order, tried again, with one remark per cause, never waited for too long."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from raygf.errors import TrackingError
+from raygf.tracking.base import Say
+from raygf.tracking.trouble import reason
+from raygf.tracking.worker import Worker
+
+
+@dataclass(frozen=True, eq=False)
+class Parcel:
+    """Something to deliver, and what a person would call it."""
+
+    label: str
+    send: Callable[[], None]
+
+
+class Delivery:
+    """Sends parcels to one store. What is posted before ``open`` or after ``close`` is dropped.
+
+    Args:
+        store: the store's name in remarks.
+        check: raises, within seconds, if the store is gone.
+        say: called with one line when something could not be delivered; maybe from another thread.
+    """
+
+    def __init__(self, store: str, check: Callable[[], None], say: Say) -> None:
+        self._store, self._check, self._say = store, check, say
+        self._worker = Worker()
+        self._open = False
+        self._lock = threading.Lock()
+        self._waiting: list[Parcel] = []
+        self._causes_told: set[str] = set()
+        self._last_trouble = ""
+
+    @property
+    def undelivered(self) -> list[str]:
+        """Labels of what has not arrived yet, oldest first."""
+        return [parcel.label for parcel in self._snapshot()]
+
+    def open(self, call: Callable[[], None], limit_s: float) -> None:
+        """Have ``call`` made first, and wait for it.
+
+        Raises:
+            TrackingError: it takes longer than ``limit_s``.
+            Exception: whatever ``call`` raises.
+        """
+        self._worker.start()
+        try:
+            self._worker.submit(call).result(limit_s)
+            self._open = True
+        except TimeoutError as error:
+            raise TrackingError(f"{self._store} took more than {limit_s:.0f} s to open a run") from error
+        finally:
+            if not self._open:
+                self._worker.stop()
+
+    def post(self, parcel: Parcel) -> None:
+        """Send ``parcel`` after what waits already; returns at once."""
+        if self._open:
+            with self._lock:
+                self._waiting.append(parcel)
+            self._worker.submit(self._deliver)
+
+    def close(self, parcels: Sequence[Parcel], limit_s: float, *, urgent: bool = False) -> None:
+        """Send the last ``parcels`` and all that waits, within ``limit_s``; then say what did not arrive.
+
+        ``urgent`` parcels go before those that wait, others after them.
+        """
+        if not self._open:
+            return
+        with self._lock:
+            self._open = False
+            waiting = self._waiting
+            self._waiting = [*parcels, *waiting] if urgent else [*waiting, *parcels]
+        try:
+            self._worker.submit(self._deliver_rest).result(limit_s)
+        except TimeoutError:
+            cause = f"no answer within {limit_s:.0f} s"
+        else:
+            cause = self._last_trouble
+        self._worker.stop()
+        if labels := self.undelivered:
+            self._say(f"tracking: not delivered to {self._store} ({cause}): {listed(labels)}")
+
+    def _snapshot(self) -> list[Parcel]:
+        with self._lock:
+            return list(self._waiting)
+
+    def _deliver(self) -> None:
+        """Send what waits, oldest first, up to two failures in a row.
+
+        One failure may be that parcel's own; after the second the store is taken to be gone until next time.
+        """
+        failures = 0
+        for parcel in self._snapshot():
+            if failures == 2 or not self._open:
+                return
+            failures = 0 if self._send(parcel) else failures + 1
+
+    def _deliver_rest(self) -> None:
+        """Try everything once, unless the store is gone: then each try would only cost its time limit."""
+        try:
+            self._check()
+        except Exception as error:
+            self._last_trouble = reason(error.__cause__ or error)
+            return
+        for parcel in self._snapshot():
+            self._send(parcel)
+
+    def _send(self, parcel: Parcel) -> bool:
+        try:
+            parcel.send()
+        except Exception as error:
+            self._last_trouble = reason(error)
+            self._tell(parcel.label, self._last_trouble)
+            return False
+        with self._lock:
+            self._waiting.remove(parcel)
+        return True
+
+    def _tell(self, label: str, trouble: str) -> None:
+        """Once per cause; at the end there is a summary instead."""
+        cause = re.sub(r"\d+", "#", trouble)
+        if self._open and cause not in self._causes_told:
+            self._causes_told.add(cause)
+            self._say(f"tracking: could not send {label} to MLflow ({trouble}); training goes on")
+
+
+def listed(labels: Sequence[str]) -> str:
+    """``labels`` with the rounds first and drawn together: ``rounds 3-5, 8, results``."""
+    rounds = [int(label.removeprefix("round ")) for label in labels if label.startswith("round ")]
+    others = [label for label in labels if not label.startswith("round ")]
+    if not rounds:
+        return ", ".join(others)
+    # Consecutive rounds differ from their places in the list by the same number.
+    grouped = groupby(enumerate(rounds), key=lambda placed: placed[1] - placed[0])
+    spans = [[number for _, number in group] for _, group in grouped]
+    texts = [str(span[0]) if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans]
+    return ", ".join([f"{'round' if len(rounds) == 1 else 'rounds'} {', '.join(texts)}", *others])

@@ -1,0 +1,128 @@
+"""One run in an MLflow store; every call waits for the store and raises what goes wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import yaml
+from matplotlib.figure import Figure
+
+from raygf.config_dict import flatten
+from raygf.errors import TrackingError
+from raygf.tracking.stores import connect, find_experiment
+from raygf.tracking.uris import without_password
+
+STOPPED_TAG, FAILURE_TAG = "raygf.stopped_at_round", "raygf.failure"
+
+_DESCRIPTION_TAG = "mlflow.note.content"
+_LONGEST_TAG = 5000
+_AT_ONCE = {"params": 100, "metrics": 1000, "tags": 100}
+"""How many of a kind MLflow takes in one call."""
+
+
+class MLflowRun:
+    """A run, once ``create`` or ``reopen`` has been called.
+
+    Args:
+        uri: absolute tracking URI.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.id = ""
+        self.resumed = False
+        self._client: Any = None
+        self._fixed_params: Collection[str] = ()
+
+    def create(self, experiment: str, name: str, tags: Mapping[str, str]) -> None:
+        """Create the run; ``experiment`` too, if there is none of this name.
+
+        Raises:
+            TrackingError: the experiment is deleted.
+        """
+        self._client = connect(self.uri)
+        from mlflow.tracking.context.registry import resolve_tags  # user, program, git commit
+
+        experiment_id = find_experiment(self._client, experiment, self.uri)
+        run = self._client.create_run(experiment_id, tags=resolve_tags(dict(tags)), run_name=name)
+        self.id = str(run.info.run_id)
+
+    def reopen(self, run_id: str) -> None:
+        """Go on with the run ``run_id``, as if it had not ended.
+
+        Raises:
+            TrackingError: the store does not have it.
+        """
+        self._client = connect(self.uri)
+        try:
+            run = self._client.get_run(run_id)
+        except Exception as error:
+            if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise TrackingError(
+                f"the run to resume, {run_id}, is not in {without_password(self.uri)}; give the "
+                "--tracking.uri that it was started with, or --tracking.enabled False"
+            ) from error
+        self._client.update_run(run_id, status="RUNNING")
+        for tag in {STOPPED_TAG, FAILURE_TAG} & set(run.data.tags):
+            self._client.delete_tag(run_id, tag)
+        self.id, self.resumed, self._fixed_params = run_id, True, set(run.data.params)
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Log the nested ``config`` as parameters, and at the run's first start also as ``config.yaml``."""
+        self.log_params(flatten(config))
+        if not self.resumed:
+            self.log_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log ``params``, but for those that the run had before a resume: MLflow refuses to change them."""
+        from mlflow.entities import Param
+
+        new = [Param(name, str(value)) for name, value in params.items() if name not in self._fixed_params]
+        self._log_batches("params", new)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int, stamp_ms: int) -> None:
+        """Log ``metrics`` as of ``stamp_ms``; NaN and inf are left out, MLflow would store them as 0."""
+        from mlflow.entities import Metric
+
+        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        self._log_batches("metrics", [Metric(name, value, stamp_ms, step) for name, value in finite.items()])
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set ``tags``; values too long for MLflow are cut."""
+        from mlflow.entities import RunTag
+
+        self._log_batches("tags", [RunTag(name, value[:_LONGEST_TAG]) for name, value in tags.items()])
+
+    def log_text(self, path: str, text: str) -> None:
+        """Keep ``text`` as the file ``path``."""
+        self._client.log_text(self.id, text, path)
+
+    def log_figure(self, path: str, figure: Figure) -> None:
+        """Keep ``figure`` as the file ``path``."""
+        self._client.log_figure(self.id, figure, path)
+
+    def describe(self, heading: str, text: str) -> None:
+        """Put ``text`` under ``heading`` at the end of the description on the run's page.
+
+        What people have written above the heading stays; an earlier text under it is replaced.
+        """
+        known = self._client.get_run(self.id).data.tags.get(_DESCRIPTION_TAG, "")
+        theirs = known.partition(heading)[0].rstrip()
+        description = f"{theirs}\n\n{heading}\n\n{text}".lstrip()
+        self._client.set_tag(self.id, _DESCRIPTION_TAG, description[:_LONGEST_TAG])
+
+    def history(self, metric: str) -> dict[int, float]:
+        """``{round: value}`` as MLflow has it; where a round was done twice, the later value."""
+        points = self._client.get_metric_history(self.id, metric)
+        return {point.step: point.value for point in sorted(points, key=lambda point: point.timestamp)}
+
+    def terminate(self, status: str) -> None:
+        """End the run with ``status``."""
+        self._client.set_terminated(self.id, status)
+
+    def _log_batches(self, kind: str, items: Sequence[object]) -> None:
+        for first in range(0, len(items), _AT_ONCE[kind]):
+            self._client.log_batch(self.id, **{kind: items[first : first + _AT_ONCE[kind]]})

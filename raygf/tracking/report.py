@@ -1,0 +1,84 @@
+"""What a run leaves on its page in the end: result table, description, figures and their numbers."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from raygf.evaluation import figures
+from raygf.evaluation.tables import ResultColumn, ResultTable, to_csv, to_markdown
+from raygf.records import RoundRecord, RunEnd, RunStart
+from raygf.tracking.delivery import Parcel
+from raygf.tracking.mlflow_run import MLflowRun
+from raygf.tracking.uris import without_password
+
+_HEADING = "### raygf results"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The report of ``run``. ``method`` titles the accuracies; ``records``: the rounds of this process."""
+
+    run: MLflowRun
+    method: str
+    start: RunStart
+    end: RunEnd
+    records: Sequence[RoundRecord]
+
+    def parcels(self) -> list[Parcel]:
+        """The report in parts, each of which may fail on its own."""
+        return [
+            Parcel("result table", self._log_table),
+            Parcel("accuracy figure", self._log_accuracy),
+            Parcel("fusion weight figure", self._log_fusion),
+        ]
+
+    def _log_table(self) -> None:
+        column = ResultColumn(self.method, self.end.test.accuracy, self.end.training_passes, self._seconds())
+        table = ResultTable(self.start.operations, self.start.parameters, (column,))
+        markdown = to_markdown(table)
+        # First, because files may have to go elsewhere: to a disk or a bucket that this process can't reach.
+        self.run.describe(_HEADING, f"After round {self.end.rounds}:\n\n{markdown}\n{self._more()}")
+        self.run.log_text("results.md", markdown)
+        self.run.log_text("results.csv", to_csv(table))
+
+    def _more(self) -> str:
+        uri = shlex.quote(without_password(self.run.uri))
+        command = f"mlflow artifacts download --run-id {self.run.id} --dst-path {self.run.id}"
+        return f"Tables, figures and configuration as files: `MLFLOW_TRACKING_URI={uri} {command}`\n"
+
+    def _log_accuracy(self) -> None:
+        earlier = self._earlier_accuracy()
+        if not self.records and earlier is None:
+            return
+        self.run.log_figure("figures/accuracy.png", figures.accuracy_figure(self.records, earlier))
+        self.run.log_text("figures/accuracy.csv", figures.accuracy_csv(self.records, earlier))
+
+    def _log_fusion(self) -> None:
+        fused = [record.fusion for record in self.records if record.fusion is not None]
+        if not fused:
+            return
+        weights, tensors = fused[-1].weights, self.start.tensors
+        self.run.log_figure("figures/fusion_weights.png", figures.fusion_heatmap(weights, tensors))
+        self.run.log_text("figures/fusion_weights.csv", figures.fusion_csv(weights, tensors))
+
+    def _earlier_accuracy(self) -> figures.AccuracyCurves | None:
+        """The rounds before a resume, which this process has not seen."""
+        if not self.run.resumed:
+            return None
+        exits = range(1, len(self.start.operations) + 1)
+        for prefix, split in (("val", "validation"), ("train", "training")):
+            by_exit = [self.run.history(f"{prefix}_accuracy/exit_{i}") for i in exits]
+            rounds = sorted(set(by_exit[0]).intersection(*by_exit))
+            if rounds:
+                accuracy = np.array([[history[r] for history in by_exit] for r in rounds])
+                return figures.AccuracyCurves(np.array(rounds), accuracy, split)
+        return None
+
+    def _seconds(self) -> float:
+        """Wall time of all rounds, those before a resume included."""
+        seconds = self.run.history("seconds/round") if self.run.resumed else {}
+        return sum((seconds | {record.round: record.total_seconds for record in self.records}).values())
