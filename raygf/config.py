@@ -133,10 +133,30 @@ class LossConfig:
     """Meta-GF: weight λ of the other exits' losses while one exit trains."""
     coefficients: Literal["ones", "sdn"] = "ones"
     """ones: every exit counts alike. sdn: inner exits ramp from 0.01 over the run (SDN networks)."""
+    distill: bool = False
+    """Knowledge distillation: exits also learn from the deepest exit's softened output."""
+    gamma: float = 0.9
+    """Distillation: share γ of the softened output in an exit's loss."""
+    temperature: float = 3.0
+    """Distillation: temperature T."""
 
     def __post_init__(self) -> None:
         checks.number("loss.aux", self.aux, 0)
         checks.one_of("loss.coefficients", self.coefficients, ("ones", "sdn"))
+        checks.flag("loss.distill", self.distill)
+        checks.number("loss.gamma", self.gamma, 0, 1)
+        checks.number("loss.temperature", self.temperature, 0, open_low=True)
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Settings of single methods."""
+
+    cagrad_c: float = 0.4
+    """CAGrad: radius around the mean gradient, relative to its length."""
+
+    def __post_init__(self) -> None:
+        checks.number("methods.cagrad_c", self.cagrad_c, 0)
 
 
 @dataclass(frozen=True)
@@ -281,6 +301,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
+    methods: MethodConfig = field(default_factory=MethodConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     resources: ResourceConfig = field(default_factory=ResourceConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)

@@ -12,6 +12,7 @@ from raygf.bound import BoundNetwork, to_numpy
 from raygf.compute import make_repeatable, resolve_compute, torch_threads
 from raygf.config import RunConfig
 from raygf.data.base import Dataset
+from raygf.losses import make_losses
 from raygf.models.build import build_model
 from raygf.schedule import decay_factor, exit_loss_weights, loss_coefficients
 from raygf.seeding import seeded_globals
@@ -42,6 +43,7 @@ class ExitTrainer:
 
     def __init__(self, config: RunConfig, dataset: Dataset) -> None:
         self._config = config
+        self._losses = make_losses(config.loss)
         compute = resolve_compute(config.compute)
         make_repeatable(compute)
         self._bound = BoundNetwork(build_model(config.model, dataset.spec, config.seed), compute)
@@ -79,6 +81,7 @@ class ExitTrainer:
                 self._batches.train(config.seed, *key),
                 lambda losses: torch.autograd.backward(losses @ weights),
                 where=f"exit {exit + 1}, round {round}",
+                losses_of=self._losses,
             )
             delta = (bound.vector - bound.tensor(state.vector)).cpu().numpy()
         return ExitUpdate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -10,7 +11,9 @@ from torch import Tensor
 from raygf.bound import BoundNetwork, to_numpy
 from raygf.config import RunConfig
 from raygf.data.base import BatchSource
-from raygf.methods.base import StepMethod
+from raygf.losses import make_losses
+from raygf.methods.base import Setting
+from raygf.methods.registry import make_step_method
 from raygf.rounds import RoundOutcome
 from raygf.schedule import decay_factor, loss_coefficients
 from raygf.seeding import seeded_globals
@@ -19,26 +22,32 @@ from raygf.stepping import FlatSGD, train_epoch
 
 
 class StepRound:
-    """Trains with ``method``, momentum running on from round to round as in ordinary SGD."""
+    """Trains with the configured method, momentum running on from round to round as in ordinary SGD."""
 
     passes = 1
 
-    def __init__(
-        self, config: RunConfig, bound: BoundNetwork, batches: BatchSource, method: StepMethod, exits: int
-    ) -> None:
+    def __init__(self, config: RunConfig, bound: BoundNetwork, batches: BatchSource, owned: Tensor) -> None:
+        """``owned`` (n, T): which exit depends on which tensor.
+
+        Raises:
+            ConfigError: the method can't be used here.
+        """
         self._config = config
         self._bound = bound
         self._batches = batches
-        self._method = method
-        self._exits = exits
+        self._setting = Setting(config.methods, bound.network, owned, bound.space)
+        self._losses = make_losses(config.loss)
+        make_step_method(config.method, self._setting).close()  # refuses early what can't be used
         self._momentum: Tensor | None = None
 
     def run(self, state: NetworkState, round: int) -> RoundOutcome:
         """See ``RoundMethod.run``."""
         config, bound, started = self._config, self._bound, time.perf_counter()
         coefficients = torch.tensor(
-            loss_coefficients(round, config.rounds, self._exits, config.loss), device=bound.compute.device
+            loss_coefficients(round, config.rounds, len(self._setting.owned), config.loss),
+            device=bound.compute.device,
         )
+        method = make_step_method(config.method, self._setting)
         with seeded_globals(config.seed, "step", round):
             bound.load(state)
             optimizer = FlatSGD(
@@ -46,13 +55,15 @@ class StepRound:
             )
             if self._momentum is not None:
                 optimizer.momentum = self._momentum
-            result = train_epoch(
-                bound,
-                optimizer,
-                self._batches.train(config.seed, "step", round),
-                lambda losses: self._method.backward(losses * coefficients, bound),
-                where=f"{config.method}, round {round}",
-            )
+            with closing(method):
+                result = train_epoch(
+                    bound,
+                    optimizer,
+                    self._batches.train(config.seed, "step", round),
+                    lambda losses: method.backward(losses * coefficients, bound),
+                    where=f"{config.method}, round {round}",
+                    losses_of=self._losses,
+                )
         self._momentum = optimizer.momentum
         return RoundOutcome(bound.state(), result.score, {"train": time.perf_counter() - started})
 

@@ -12,7 +12,7 @@ from raygf.bound import BoundNetwork
 from raygf.config import OptimConfig
 from raygf.data.base import Batch
 from raygf.errors import NonFiniteError
-from raygf.losses import exit_hits, exit_losses
+from raygf.losses import ExitLosses, exit_hits, exit_losses
 from raygf.records import ExitScore
 
 Backward = Callable[[Tensor], None]
@@ -58,7 +58,12 @@ class FlatSGD:
 
 
 def train_epoch(
-    bound: BoundNetwork, optimizer: FlatSGD, batches: Iterable[Batch], backward: Backward, where: str
+    bound: BoundNetwork,
+    optimizer: FlatSGD,
+    batches: Iterable[Batch],
+    backward: Backward,
+    where: str,
+    losses_of: ExitLosses = exit_losses,
 ) -> EpochResult:
     """Run ``batches`` through the network in train mode, one update each.
 
@@ -67,18 +72,24 @@ def train_epoch(
     Args:
         backward: see ``Backward``.
         where: names the training in errors, such as "exit 2, round 7".
+        losses_of: what the exits train on.
 
     Raises:
-        NonFiniteError: a loss or the final vector is not finite; names the step.
+        NonFiniteError: a loss, a gradient or the final vector is not finite; names the step.
     """
     bound.network.train()
-    losses, hits, sizes = [], [], []
+    losses: list[Tensor] = []
+    hits: list[Tensor] = []
+    sizes: list[int] = []
     for images, labels in batches:
         optimizer.zero_grad()
         with bound.compute.autocast():
             logits = bound.network(images)
-        loss = exit_losses(logits, labels)
-        backward(loss)
+        loss = losses_of(logits, labels)
+        try:
+            backward(loss)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{where}, step {len(sizes) + 1}: {error}; lower optim.lr") from None
         optimizer.step()
         losses.append(loss.detach())
         hits.append(exit_hits(logits, labels))

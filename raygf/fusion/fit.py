@@ -15,7 +15,7 @@ from raygf.data.base import Batch
 from raygf.fusion.fuse import fuse
 from raygf.fusion.segments import Segments
 from raygf.fusion.weights import fusion_weights
-from raygf.losses import exit_hits, exit_losses
+from raygf.losses import ExitLosses, exit_hits, exit_losses
 from raygf.records import ExitScore
 from raygf.stepping import mean_score, require_finite
 
@@ -48,11 +48,19 @@ class Fit:
 class FusionFitter:
     """Fits η for one network; ``owned`` (n, S) is the ownership mask."""
 
-    def __init__(self, bound: BoundNetwork, segments: Segments, owned: Tensor, config: FusionConfig) -> None:
+    def __init__(
+        self,
+        bound: BoundNetwork,
+        segments: Segments,
+        owned: Tensor,
+        config: FusionConfig,
+        losses_of: ExitLosses = exit_losses,
+    ) -> None:
         self._bound = bound
         self._segments = segments
         self._owned = owned.to(bound.compute.device)
         self._config = config
+        self._losses = losses_of
 
     def weights(self, eta: Tensor) -> Tensor:
         """α (n, S) of ``eta``."""
@@ -112,7 +120,7 @@ class FusionFitter:
         named = {**self._bound.space.views(fused), **buffers}
         with self._bound.compute.autocast():
             logits = functional_call(self._bound.network, named, (images,))
-        return exit_losses(logits, labels), exit_hits(logits, labels)
+        return self._losses(logits, labels), exit_hits(logits, labels)
 
     def _adam(self, eta: torch.nn.Parameter, state: FusionState, lr: float) -> torch.optim.Adam:
         adam = torch.optim.Adam([eta], lr)

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from raygf.bound import BoundNetwork
+from raygf.config import MethodConfig
+from raygf.fusion.flat import FlatSpace
 
 
-class StepMethod(Protocol):
-    """Turns the exits' losses of one batch into one update direction."""
+@dataclass(frozen=True)
+class Setting:
+    """What a method may want to know of the network that it trains.
 
+    ``owned`` (n, T), bool: which of the n exits depends on which tensor of ``space``.
+    """
+
+    config: MethodConfig
+    network: nn.Module
+    owned: Tensor
+    space: FlatSpace
+
+
+class StepMethod(ABC):
+    """Turns the exits' losses of one batch into one update direction. Made anew for every round."""
+
+    @abstractmethod
     def backward(self, losses: Tensor, bound: BoundNetwork) -> None:
         """Leave the direction in ``bound.grad`` (P,), which is zero on entry.
 
         Args:
             losses: c_i·CE_i of every exit (n,), attached to the graph.
+
+        Raises:
+            NonFiniteError: a gradient is not finite.
         """
-        ...
+
+    def close(self) -> None:  # noqa: B027 - most methods leave nothing behind
+        """Take back what the method has changed in the network."""

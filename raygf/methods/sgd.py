@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from raygf.bound import BoundNetwork
+from raygf.methods.base import StepMethod
 
 
-class JointSGD:
+class JointSGD(StepMethod):
     """``g = Σ_i ∇(c_i CE_i)``."""
 
     def backward(self, losses: Tensor, bound: BoundNetwork) -> None:

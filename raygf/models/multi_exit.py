@@ -22,6 +22,8 @@ class MultiExitNetwork(nn.Module):
         ValueError: there are no stages, or not as many heads as stages.
     """
 
+    branch: int = -1
+    """Which part of a state of several tensors the heads read; the other parts only go on."""
     stages: nn.ModuleList
     heads: nn.ModuleList
 

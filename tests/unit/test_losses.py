@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from raygf.losses import exit_hits, exit_losses
+from raygf.config import LossConfig
+from raygf.losses import distilled_losses, exit_hits, exit_losses, make_losses
 
 
 def example(dtype=torch.float32):
@@ -63,3 +64,38 @@ def test_permuting_images_changes_nothing():
     turned = [part[order] for part in logits]
     assert_close(exit_losses(turned, labels[order]), exit_losses(logits, labels))
     assert torch.equal(exit_hits(turned, labels[order]), exit_hits(logits, labels))
+
+
+def test_distilled_losses_by_hand():
+    shallow = torch.tensor([[2.0, 0.0, -1.0]], requires_grad=True)
+    deep = torch.tensor([[0.5, 1.5, 0.0]], requires_grad=True)
+    labels = torch.tensor([1])
+    found = distilled_losses([shallow, deep], labels, gamma=0.9, temperature=3.0)
+    teacher, student = (deep / 3).softmax(1), (shallow / 3).softmax(1)
+    divergence = (teacher * (teacher.log() - student.log())).sum()
+    plain = torch.nn.functional.cross_entropy(shallow, labels)
+    torch.testing.assert_close(found[0], 0.1 * plain + 0.9 * 9 * divergence)
+    torch.testing.assert_close(found[1], torch.nn.functional.cross_entropy(deep, labels))
+
+
+def test_the_teacher_gets_no_gradient():
+    shallow = torch.randn(4, 3, requires_grad=True)
+    deep = torch.randn(4, 3, requires_grad=True)
+    distilled_losses([shallow, deep], torch.tensor([0, 1, 2, 0]), 0.9, 3.0)[0].backward()
+    assert not deep.grad.any() and shallow.grad.any()
+
+
+def test_distillation_without_softened_share_is_plain():
+    logits = [torch.randn(5, 3) for _ in range(3)]
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    torch.testing.assert_close(distilled_losses(logits, labels, 0.0, 3.0), exit_losses(logits, labels))
+    torch.testing.assert_close(
+        distilled_losses(logits[:1], labels, 0.9, 3.0), exit_losses(logits[:1], labels)
+    )
+
+
+def test_the_configuration_chooses_the_losses():
+    assert make_losses(LossConfig()) is exit_losses
+    logits, labels = [torch.randn(2, 3) for _ in range(2)], torch.tensor([0, 2])
+    chosen = make_losses(LossConfig(distill=True, gamma=0.5, temperature=2.0))
+    torch.testing.assert_close(chosen(logits, labels), distilled_losses(logits, labels, 0.5, 2.0))

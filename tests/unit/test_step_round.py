@@ -11,19 +11,20 @@ from torch.testing import assert_close
 from raygf.bound import BoundNetwork
 from raygf.config import LossConfig, OptimConfig
 from raygf.errors import NonFiniteError
+from raygf.fusion.ownership import find_ownership
 from raygf.losses import exit_losses
-from raygf.methods.sgd import JointSGD
 from raygf.state import NetworkState
 from raygf.step_round import StepRound
 
 DATA = dataset()
 STATE = bind().state()
+OWNED = find_ownership(bind().network, torch.zeros(2, 1, 4, 4), bind().space)
 
 
 def make(**changes) -> StepRound:
     config = run_config(method="sgd", **changes)
     bound = BoundNetwork(seeded(three_exits), CPU)
-    return StepRound(config, bound, DATA.open(CPU, config.batch_size, 5), JointSGD(), 3)
+    return StepRound(config, bound, DATA.open(CPU, config.batch_size, 5), OWNED)
 
 
 def by_hand(rounds, rates, coefficients=(1.0, 1.0, 1.0)) -> torch.nn.Module:

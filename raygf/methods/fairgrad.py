@@ -1,0 +1,18 @@
+"""FairGrad: Ban, Ji, "Fair Resource Allocation in Multi-Task Learning", ICML 2024.
+
+``G w = w^(-1/α)`` with α = 1 (proportional fairness). The scale falls with the gradients' length: for n
+equal unit gradients each weight is ``1/√n``.
+"""
+
+from __future__ import annotations
+
+from raygf.config import MethodConfig
+from raygf.methods.weighting import Weighting
+
+
+def weighting(config: MethodConfig) -> Weighting:
+    """The weighting; solves n nonlinear equations."""
+    from torchjd.aggregation import FairGradWeighting
+
+    made: Weighting = FairGradWeighting(alpha=1.0)
+    return made
