@@ -14,14 +14,23 @@ from raygf.config import ModelConfig
 from raygf.data.base import InputSpec
 from raygf.errors import ConfigError
 from raygf.models.evaluating import evaluating
+from raygf.models.mobilenet_sdn import MobileNetSDN
 from raygf.models.msdnet import MSDNet
+from raygf.models.resnet_sdn import ResNet56SDN
+from raygf.models.vgg_sdn import VGG16SDN
+from raygf.models.wideresnet_sdn import WideResNet32x4SDN
 from raygf.seeding import seeded_globals
 
 Builder = Callable[[ModelConfig, InputSpec], nn.Module]
 
 _BUILDERS: dict[str, Builder] = {
     "msdnet": lambda config, spec: MSDNet(config.msdnet, spec),
+    "vgg16-sdn": lambda config, spec: VGG16SDN(spec),
+    "resnet56-sdn": lambda config, spec: ResNet56SDN(spec),
+    "wideresnet32-4-sdn": lambda config, spec: WideResNet32x4SDN(spec),
+    "mobilenet-sdn": lambda config, spec: MobileNetSDN(spec),
 }
+_TORCHVISION = "torchvision:"
 
 
 def model_names() -> tuple[str, ...]:
@@ -50,8 +59,10 @@ def build_model(config: ModelConfig, spec: InputSpec, seed: int) -> nn.Module:
 def _find_builder(name: str) -> Builder:
     if name in _BUILDERS:
         return _BUILDERS[name]
+    if name.startswith(_TORCHVISION):
+        return _build_torchvision
     if ":" not in name:
-        allowed = ", ".join(_BUILDERS)
+        allowed = ", ".join([*_BUILDERS, f'"{_TORCHVISION}network@exits"'])
         raise checks.refuse("model.name", name, f'one of {allowed}, or "package.module:function" of your own')
     function = _import_function(name)
 
@@ -70,6 +81,13 @@ def _find_builder(name: str) -> Builder:
         return network
 
     return build
+
+
+def _build_torchvision(config: ModelConfig, spec: InputSpec) -> nn.Module:
+    # torchvision takes long to import, and few runs need its networks.
+    from raygf.models.torchvision_network import build_torchvision
+
+    return build_torchvision(config.name, spec, config.weights or None)
 
 
 def _import_function(name: str) -> Callable[[InputSpec], Any]:

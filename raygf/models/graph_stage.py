@@ -15,7 +15,7 @@ class GraphStage(nn.Module):
     """A stretch of a traced network; its modules and parameters keep their paths.
 
     The state that it takes and returns is one tensor, or a tuple of what later stages need, the tensor at the
-    cut first. The training and the evaluation graph share the modules; ``self.training`` tells which one runs.
+    cut first. The training and the evaluation graph share the modules; ``self.training`` tells which runs.
 
     Args:
         network: Whose modules the graphs call. They are taken over, not copied.
@@ -32,19 +32,32 @@ class GraphStage(nn.Module):
 
     def forward(self, state: Any) -> Any:
         """The state after the stage before (images (B, C, H, W) at first) to the state after this one."""
+        for module in self.modules():
+            if isinstance(module, Holder):
+                module()
         return self._forwards[self.training](self, state)
 
 
+class Holder(nn.Module):
+    """In place of a traced module: keeps its parameters and parts at their paths.
+
+    The stage calls it, so that forward hooks, such as those that count parameters, see whose they are.
+    """
+
+    def forward(self) -> None:
+        """Does nothing: the stage reads the parameters itself."""
+
+
 class OnFirst(nn.Module):
-    """``head`` for a state of several parts: it gets the first one, the tensor at the cut."""
+    """``head`` for a state that may have several parts: it gets the first one, the tensor at the cut."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
         self.head = head
 
-    def forward(self, state: tuple[Tensor, ...]) -> Tensor:
+    def forward(self, state: Tensor | Sequence[Tensor]) -> Tensor:
         """Logits (B, classes)."""
-        logits: Tensor = self.head(state[0])
+        logits: Tensor = self.head(state if isinstance(state, Tensor) else state[0])
         return logits
 
 
@@ -62,11 +75,8 @@ def split_network(
     train, train_parts = _cut(traces.train, cuts)
     eval, eval_parts = _cut(traces.eval, cuts)
     stages = [GraphStage(network, *graphs) for graphs in zip(train, eval, strict=True)]
-    # The graphs may need different parts, but whether it is one or several is decided for both together.
-    several = [max(parts) > 1 for parts in zip(train_parts, eval_parts, strict=True)]
-    ends: list[nn.Module] = [
-        OnFirst(head) if more else head for head, more in zip(heads, several, strict=True)
-    ]
+    parts = [max(counts) for counts in zip(train_parts, eval_parts, strict=True)]
+    ends = [head if count == 1 else OnFirst(head) for head, count in zip(heads, parts, strict=True)]
     return [*stages], [*ends, nn.Identity()]
 
 
@@ -134,7 +144,7 @@ def _adopt(stage: nn.Module, network: nn.Module, target: str) -> None:
     place = stage
     for part in path:
         if part not in place._modules:
-            place.add_module(part, nn.Module())
+            place.add_module(part, Holder())
         place = place.get_submodule(part)
     value = getattr(source, name)
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):

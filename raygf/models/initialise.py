@@ -6,7 +6,7 @@ from torch import nn
 
 
 def he_fan_out(network: nn.Module) -> None:
-    """Every convolution's weight normal with variance 2 / (kernel area · output channels); biases stay as they are.
+    """Every convolution's weight normal with variance 2 / (kernel area · output channels); biases stay.
 
     He, Zhang, Ren, Sun: "Delving Deep into Rectifiers", ICCV 2015, in the backward form.
     """

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 class MixedPool(nn.Module):
     """``p·max + (1 − p)·mean`` of every window, ``p = sigmoid(alpha)``; windows do not overlap.
 
-    Lee, Gallagher, Tu: "Generalizing Pooling Functions in Convolutional Neural Networks: Mixed, Gated, and Tree",
-    AISTATS 2016. ``p`` starts uniform in (0, 1). The published program of the Shallow-Deep Networks learns ``p``
-    itself, unbounded; the sigmoid keeps it a proportion.
+    Lee, Gallagher, Tu: "Generalizing Pooling Functions in Convolutional Neural Networks: Mixed, Gated, and
+    Tree", AISTATS 2016. ``p`` starts uniform in (0, 1). The published program of the Shallow-Deep Networks
+    learns ``p`` itself, unbounded; the sigmoid keeps it a proportion.
 
     Args:
         kernel: Height and width of the windows.
@@ -33,9 +33,9 @@ class MixedPool(nn.Module):
 class InternalClassifier(nn.Module):
     """Mixed pooling to about 4x4 places, then one linear layer.
 
-    Kaya, Hong, Dumitras: "Shallow-Deep Networks: Understanding and Mitigating Network Overthinking", ICML 2019.
-    As published, features of exactly 4x4 places go through pooling windows of one place, and smaller ones are
-    not pooled at all.
+    Kaya, Hong, Dumitras: "Shallow-Deep Networks: Understanding and Mitigating Network Overthinking", ICML
+    2019. As published, features of exactly 4x4 places go through pooling windows of one place, and smaller
+    ones are not pooled at all.
 
     Args:
         features: Channels, height and width of what comes in.

@@ -1,8 +1,8 @@
 """MobileNet of width 1 for small images, as a Shallow-Deep Network with six exits.
 
-Howard et al.: "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications", 2017; the
-strides and exits as Kaya, Hong, Dumitras (ICML 2019) published them. The blocks are too coarse for six internal
-classifiers: there are five. Weights keep PyTorch's initialisation, as published.
+Howard et al.: "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications", 2017;
+the strides and exits as Kaya, Hong, Dumitras (ICML 2019) published them, with five internal classifiers
+instead of six. Weights keep PyTorch's initialisation, as published.
 """
 
 from __future__ import annotations

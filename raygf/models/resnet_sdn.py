@@ -1,7 +1,8 @@
 """ResNet-56 for small images, as a Shallow-Deep Network with seven exits.
 
-He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition", CVPR 2016; the exits, and 1x1 convolutions
-with BatchNorm where a shortcut changes shape, as Kaya, Hong, Dumitras (ICML 2019) published them.
+He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition", CVPR 2016; the exits, and the 1x1
+convolutions with BatchNorm where a shortcut changes shape, as Kaya, Hong, Dumitras (ICML 2019) published
+them.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ Kaya, Hong, Dumitras: "Shallow-Deep Networks: Understanding and Mitigating Netwo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -41,9 +42,7 @@ class ShallowDeepNetwork(MultiExitNetwork):
         spec: InputSpec,
     ) -> None:
         bounds = [0, *after, len(blocks)]
-        stages = [
-            nn.Sequential(*blocks[begin:end]) for begin, end in zip(bounds[:-1], bounds[1:], strict=True)
-        ]
+        stages = [nn.Sequential(*blocks[begin:end]) for begin, end in itertools.pairwise(bounds)]
         *inner, last = _feature_shapes(stages, spec)
         heads = [InternalClassifier(shape, spec.classes) for shape in inner]
         super().__init__(stages, [*heads, classifier(last)])

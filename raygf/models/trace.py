@@ -1,7 +1,7 @@
 """The operations of a network as graphs, one for training and one for evaluation.
 
-Nodes are named as torchvision names them (``torchvision.models.feature_extraction``): by the path of the module
-that they belong to, such as ``layer1.0.conv1`` or ``layer1.0.add``.
+Nodes are named as torchvision names them (``torchvision.models.feature_extraction``): by the path of the
+module that they belong to, such as ``layer1.0.conv1`` or ``layer1.0.add``.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ def _trace(network: nn.Module) -> Trace:
     # Modules of torch.nn and torchvision.ops are one node each, as for torchvision's feature extractors.
     leaves = [kind for kind in vars(torchvision.ops).values() if _is_module_class(kind)]
     tracer = NodePathTracer(autowrap_modules=(math, torchvision.ops), leaf_modules=leaves)
+    tracer.proxy_buffer_attributes = True  # else what is computed from buffers alone would become a constant
     try:
         graph = tracer.trace(network)
     except Exception as error:  # the forward is not raygf's, and may raise anything when it is traced

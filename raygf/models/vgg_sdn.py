@@ -1,7 +1,7 @@
 """VGG-16 with BatchNorm for small images, as a Shallow-Deep Network with seven exits.
 
-Simonyan, Zisserman: "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015; the exits,
-and two fully connected layers of 512, as Kaya, Hong, Dumitras (ICML 2019) published them.
+Simonyan, Zisserman: "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015; the
+exits, and two fully connected layers of 512, as Kaya, Hong, Dumitras (ICML 2019) published them.
 """
 
 from __future__ import annotations

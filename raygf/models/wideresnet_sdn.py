@@ -1,7 +1,7 @@
 """WideResNet-32-4 for small images, as a Shallow-Deep Network with seven exits.
 
-Zagoruyko, Komodakis: "Wide Residual Networks", BMVC 2016; the exits, and the stride in the second convolution of
-a block, as Kaya, Hong, Dumitras (ICML 2019) published them.
+Zagoruyko, Komodakis: "Wide Residual Networks", BMVC 2016; the exits, and the stride in the second convolution
+of a block, as Kaya, Hong, Dumitras (ICML 2019) published them.
 """
 
 from __future__ import annotations
