@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,17 @@ from raygf.config import RunConfig
 from raygf.config_dict import flatten, to_dict
 from raygf.data import load_data
 from raygf.data.base import Dataset
+from raygf.delta_round import DeltaRound
 from raygf.errors import CheckpointError, ConfigError, NonFiniteError, StorageError
 from raygf.evaluation.accuracy import evaluate
 from raygf.executor import Executor
 from raygf.fusion.ownership import find_ownership
-from raygf.metagf_round import MetaGFRound
+from raygf.history import History, read_history, to_history
 from raygf.methods.registry import STEP_METHODS, check_method
 from raygf.models.build import build_model
 from raygf.models.costs import measure_costs
 from raygf.records import RoundRecord, RunEnd, RunStart
-from raygf.rounds import RoundMethod, RoundOutcome
+from raygf.rounds import RoundMethod
 from raygf.schedule import decay_factor, loss_coefficients
 from raygf.state import NetworkState
 from raygf.step_round import StepRound
@@ -33,7 +35,8 @@ from raygf.step_round import StepRound
 MakeExecutor = Callable[[RunConfig, Dataset, int], Executor]
 """Builds the executor from the run, its data and the number of exits."""
 
-_FREE_ON_RESUME = ("resources", "storage", "tracking", "stop_after", "eval_batch_size")
+FREE_ON_RESUME = ("resources", "storage", "tracking", "stop_after", "eval_batch_size")
+"""Fields of a run that do not change its result."""
 
 
 class Driver:
@@ -46,6 +49,7 @@ class Driver:
         self._state: NetworkState
         self._round = 0
         self._path = ""
+        self._history: History = []
 
     def prepare(self) -> RunStart:
         """Load data, build the network, restore the newest checkpoint: all that can fail before training.
@@ -103,11 +107,8 @@ class Driver:
             self._bound.load(outcome.state)
             val = evaluate(self._bound, self._batches.evaluate("val"))
         evaluated = time.perf_counter()
-        self._path = self._save(round, outcome, run_id)
-        self._state, self._round = outcome.state, round
-        timing = {"evaluate": evaluated - started, "checkpoint": time.perf_counter() - evaluated}
         factor = decay_factor(round, config.rounds, config.optim)
-        return RoundRecord(
+        record = RoundRecord(
             round=round,
             rounds=config.rounds,
             training_passes=round * self._method.passes,
@@ -115,11 +116,17 @@ class Driver:
             fusion_lr=config.fusion.lr * factor,
             train=outcome.train,
             val=val,
-            seconds={**outcome.seconds, **timing},
-            checkpoint=self._path,
+            seconds={**outcome.seconds, "evaluate": evaluated - started},
+            checkpoint="",
             fusion=outcome.fusion,
             notes=outcome.notes,
         )
+        self._path = self._save(record, outcome.state, run_id)
+        self._state, self._round = outcome.state, round
+        seconds = {**record.seconds, "checkpoint": time.perf_counter() - evaluated}
+        record = replace(record, seconds=seconds, checkpoint=self._path)
+        self._history.append(to_history(record))
+        return record
 
     def _make_method(self) -> RoundMethod:
         config, bound = self._config, self._bound
@@ -132,9 +139,9 @@ class Driver:
         except ValueError as error:
             raise ConfigError(str(error)) from None
         if config.method in STEP_METHODS:
-            return StepRound(config, bound, self._batches, STEP_METHODS[config.method](), exits)
+            return StepRound(config, bound, self._batches, owned)
         executor = self._make_executor(config, self._dataset, exits)
-        return MetaGFRound(config, bound, self._batches, executor, owned)
+        return DeltaRound(config, bound, self._batches, executor, owned)
 
     def _find_checkpoint(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         if self._config.storage.resume:
@@ -164,12 +171,20 @@ class Driver:
             self._method.restore(checkpoint.method)
         except KeyError as error:
             raise CheckpointError(f"the checkpoint lacks the method's array {error}") from None
+        self._history = read_history(checkpoint.meta)
         self._state, self._round = checkpoint.network, checkpoint.round
         self._path = f"{self._store.folder}/round-{checkpoint.round:06d}.npz"
 
-    def _save(self, round: int, outcome: RoundOutcome, run_id: str) -> str:
-        meta = {"config": to_dict(self._config), "run_id": run_id, "tensors": list(self._bound.space.names)}
-        return self._store.save(Checkpoint(round, outcome.state, self._method.arrays(), meta))
+    def _save(self, record: RoundRecord, state: NetworkState, run_id: str) -> str:
+        """The checkpoint of ``record``'s round; it can't yet know how long its own writing takes."""
+        meta = {
+            "config": to_dict(self._config),
+            "run_id": run_id,
+            "tensors": list(self._bound.space.names),
+            "input": asdict(self._dataset.spec),
+            "history": [*self._history, to_history(record)],
+        }
+        return self._store.save(Checkpoint(record.round, state, self._method.arrays(), meta))
 
     def _start(self, checkpoint: Checkpoint | None, notes: tuple[str, ...]) -> RunStart:
         dataset, compute = self._dataset, self._bound.compute
@@ -193,15 +208,16 @@ def _require_same_run(checkpoint: Checkpoint, config: RunConfig) -> None:
     """Raise CheckpointError if a field that changes the result differs from the checkpoint's."""
     if not isinstance(checkpoint.meta.get("config"), dict):
         raise CheckpointError("the checkpoint does not say which configuration it belongs to")
-    stored, now = (flatten(_binding(values)) for values in (checkpoint.meta["config"], to_dict(config)))
+    stored, now = (flatten(binding(values)) for values in (checkpoint.meta["config"], to_dict(config)))
     odd = sorted(name for name in stored.keys() | now.keys() if stored.get(name) != now.get(name))
     if odd:
         shown = "; ".join(f"{name} was {stored.get(name)!r}, is now {now.get(name)!r}" for name in odd[:3])
         raise CheckpointError(f"can't resume with another configuration: {shown}")
 
 
-def _binding(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in _FREE_ON_RESUME}
+def binding(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration (as ``to_dict`` gives it) that change the result."""
+    return {name: value for name, value in values.items() if name not in FREE_ON_RESUME}
 
 
 def _require_finite(state: NetworkState, round: int) -> None:

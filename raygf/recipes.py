@@ -42,7 +42,7 @@ def digits() -> RunConfig:
     """Meta-GF on 192 handwritten digits: a 3-exit MSDNet, 40 rounds, under a minute on a laptop."""
     return RunConfig(
         rounds=40,
-        batch_size=32,
+        batch_size=16,
         data=DataConfig(source="digits", val=300, train_limit=192, pad=1, flip=False),
         model=ModelConfig("msdnet", MSDNetConfig(exits=3, base=2, step=2, channels=16, factors=(1, 2))),
     )

@@ -1,4 +1,4 @@
-"""Do the exits pull apart? Cosines between their expected gradients."""
+"""Do the exits pull apart? Cosines between their expected gradients, and with the update that fuses them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from raygf.fusion.flat import FlatSpace
-from raygf.fusion.segments import Segments
+from raygf.fusion.segments import Block, Segments
 
 
 def tensor_gramians(deltas: Sequence[Tensor], space: FlatSpace) -> Tensor:
@@ -18,10 +18,19 @@ def tensor_gramians(deltas: Sequence[Tensor], space: FlatSpace) -> Tensor:
         deltas: n vectors Δ_i (P,).
         space: the flat space that they live in.
     """
-    grams = torch.zeros(len(space.slots), len(deltas), len(deltas), dtype=torch.float64)
-    for block in Segments("tensor", space).blocks:
-        rows = torch.stack([delta[block.start : block.stop] for delta in deltas])
-        grams[block.first] += (rows @ rows.T).double().cpu()
+    return segment_gramians(deltas, Segments("tensor", space))
+
+
+def segment_gramians(deltas: Sequence[Tensor], segments: Segments) -> Tensor:
+    """``⟨Δ_i, Δ_j⟩`` within every segment: (S, n, n), float64, on the CPU.
+
+    Args:
+        deltas: n vectors Δ_i (P,).
+        segments: the S segments.
+    """
+    grams = torch.zeros(segments.count, len(deltas), len(deltas), dtype=torch.float64)
+    for block in segments.blocks:
+        grams[block.first : block.last] += _block_gramians(deltas, block).double().cpu()
     return grams
 
 
@@ -40,6 +49,95 @@ def shared_cosine(grams: Tensor, owned: Tensor) -> Tensor:
     return dot / (square * square.T).sqrt()
 
 
+def shared_gramian(grams: Tensor, owned: Tensor) -> Tensor:
+    """``⟨Δ_i, Δ_j⟩`` over the tensors that at least two exits own, each delta 0 where its exit owns nothing.
+
+    Args:
+        grams: (T, n, n), from ``tensor_gramians``.
+        owned: mask (n, T), bool.
+
+    Returns:
+        (n, n), float64.
+    """
+    mask = (owned & (owned.sum(dim=0) > 1)).to(grams.dtype)
+    return torch.einsum("it,jt,tij->ij", mask, mask, grams)
+
+
 def delta_norms(grams: Tensor, owned: Tensor) -> Tensor:
     """L2 norm of every exit's delta over the tensors that it owns (n,)."""
     return torch.einsum("it,tii->i", owned.to(grams.dtype), grams).sqrt()
+
+
+def tensor_cosines(grams: Tensor, owned: Tensor) -> Tensor:
+    """Mean cosine of all pairs of exits within each tensor that both own (T,).
+
+    Args:
+        grams: (T, n, n), from ``tensor_gramians``.
+        owned: mask (n, T), bool.
+
+    Pairs with a zero delta are left out; NaN where no pair is left, as where fewer than two own the tensor.
+    """
+    return _pair_cosines(grams, owned).nanmean(dim=1)
+
+
+def share_before(grams: Tensor, owned: Tensor) -> float:
+    """Share of negative cosines (0–1) over all pairs of exits and all tensors that both own; NaN if none.
+
+    The paper (Section 1) calls two gradients in conflict when their cosine is negative.
+
+    Args:
+        grams: (T, n, n), from ``tensor_gramians``.
+        owned: mask (n, T), bool.
+    """
+    return _negative_share(_pair_cosines(grams, owned))
+
+
+def share_after(grams: Tensor, alpha: Tensor, segments: Segments, owned: Tensor) -> float:
+    """Share of (exit, tensor) whose delta has a negative cosine with the fused update (0–1); NaN if none.
+
+    Counted are the tensors that at least two exits own: where one is alone, the update is its own delta.
+    ``⟨Δ_i, Σ_j α_j Δ_j⟩ = Σ_j α_j ⟨Δ_i, Δ_j⟩`` segment by segment, so no vector of length P is needed.
+
+    Args:
+        grams: (S, n, n), from ``segment_gramians``.
+        alpha: fusion weights (n, S).
+        segments: the S segments, none of which reaches over several tensors.
+        owned: mask of the tensors (n, T), bool.
+    """
+    dot = _slot_sums(torch.einsum("js,sij->is", alpha.to(grams.dtype), grams), segments)
+    square = _slot_sums(grams.diagonal(dim1=1, dim2=2).T, segments)
+    counted = owned & (owned.sum(dim=0) > 1) & (square > 0)
+    return _negative_share(dot.masked_fill(~counted, torch.nan))
+
+
+def slot_gramians(grams: Tensor, segments: Segments) -> Tensor:
+    """Gramians per segment (S, n, n) → per tensor (T, n, n)."""
+    return torch.stack([grams[part].sum(dim=0) for part in segments.of_slots])
+
+
+def _block_gramians(deltas: Sequence[Tensor], block: Block) -> Tensor:
+    """The Gramians of one block's parts (parts, n, n)."""
+    rows = torch.stack([delta[block.start : block.stop] for delta in deltas])
+    if block.parts == 1:
+        return (rows @ rows.T).unsqueeze(0)
+    cube = rows.view(len(deltas), block.parts, -1).transpose(0, 1)
+    return torch.bmm(cube, cube.transpose(1, 2))
+
+
+def _pair_cosines(grams: Tensor, owned: Tensor) -> Tensor:
+    """Cosine of every pair i < j in every tensor (T, pairs), NaN where one does not own it or is zero."""
+    first, second = torch.triu_indices(grams.shape[1], grams.shape[2], offset=1)
+    square = grams.diagonal(dim1=1, dim2=2)  # (T, n)
+    cosine = grams[:, first, second] / (square[:, first] * square[:, second]).sqrt()
+    both = (owned[first] & owned[second]).T
+    return cosine.masked_fill(~both, torch.nan)
+
+
+def _slot_sums(values: Tensor, segments: Segments) -> Tensor:
+    """Values per segment (n, S) → their sum over each tensor's segments (n, T)."""
+    return torch.stack([values[:, part].sum(dim=1) for part in segments.of_slots], dim=1)
+
+
+def _negative_share(values: Tensor) -> float:
+    known = values[~values.isnan()]
+    return float((known < 0).double().mean())  # the mean of nothing is NaN

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from raygf.config import MethodConfig
+import torch
+
+from raygf.bound import BoundNetwork
+from raygf.config import MethodConfig, RunConfig
 from raygf.errors import ConfigError
+from raygf.fusion.fit import FusionFitter
+from raygf.fusion.learned import LearnedFusion
+from raygf.fusion.rules import FusionRule
+from raygf.fusion.segments import Segments
+from raygf.fusion.weighed import WeighedFusion
+from raygf.losses import make_losses
 from raygf.methods import (
     alignedmtl,
     cagrad,
@@ -37,7 +46,8 @@ WEIGHTINGS: dict[str, Callable[[MethodConfig], Weighting]] = {
     "config": config_conflict_free.weighting,
 }
 STEP_METHODS = ("sgd", "ge", *WEIGHTINGS)
-ROUND_METHODS = ("metagf",)
+DELTA = "delta-"
+ROUND_METHODS = ("metagf", f"{DELTA}mean", *(DELTA + name for name in WEIGHTINGS))
 
 
 def method_names() -> tuple[str, ...]:
@@ -64,10 +74,27 @@ def make_step_method(name: str, setting: Setting) -> StepMethod:
     return GramianMethod(make_weighting(name, setting), setting.owned, setting.space)
 
 
-def make_weighting(name: str, setting: Setting) -> Weighting:
-    """The weighting ``name``, fresh.
+def make_rule(config: RunConfig, setting: Setting, bound: BoundNetwork, segments: Segments) -> FusionRule:
+    """The rule that ``config.method`` fuses deltas by.
 
     Raises:
         ConfigError: it needs a package that is not installed.
     """
+    losses_of, exits = make_losses(config.loss), len(setting.owned)
+    if config.method == "metagf":
+        mask = segments.spread(setting.owned)
+        fitter = FusionFitter(bound, segments, mask, config.fusion, losses_of)
+        return LearnedFusion(fitter, exits, segments.count, config.fusion.ema)
+    weighting = make_weighting(config.method.removeprefix(DELTA), setting)
+    return WeighedFusion(weighting, bound, segments, setting.owned, config.fusion.epsilon, losses_of)
+
+
+def make_weighting(name: str, setting: Setting) -> Weighting:
+    """The weighting ``name``, fresh; "mean" weighs all alike.
+
+    Raises:
+        ConfigError: it needs a package that is not installed.
+    """
+    if name == "mean":
+        return lambda gramian: torch.ones(len(gramian)) / len(gramian)
     return usable(name, lambda: WEIGHTINGS[name](setting.config), len(setting.owned))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 from raygf.records import ExitScore, FusionReport, RoundRecord, RunEnd, RunStart
@@ -46,6 +46,12 @@ def end_metrics(end: RunEnd) -> dict[str, float]:
     return {**_score_metrics("test", end.test), "training_passes": float(end.training_passes)}
 
 
+def top5_metrics(accuracy: Sequence[float]) -> dict[str, float]:
+    """``test_top5_accuracy/exit_i`` and their average, 0–1."""
+    average = sum(accuracy) / len(accuracy)
+    return {**_per_exit("test_top5_accuracy", accuracy), "test_top5_accuracy/average": average}
+
+
 def _per_exit(name: str, values: Iterable[float]) -> dict[str, float]:
     return {f"{name}/exit_{i}": float(value) for i, value in enumerate(values, start=1)}
 
@@ -61,6 +67,9 @@ def _fusion_metrics(fusion: FusionReport) -> dict[str, float]:
     pairs = combinations(range(len(fusion.delta_norm)), 2)
     return {
         "fusion_loss": fusion.loss,
+        "conflict/before_fusion": fusion.conflict_before,
+        "conflict/after_fusion": fusion.conflict_after,
+        **_per_exit("fusion_accuracy", fusion.accuracy),
         **_per_exit("fusion_weight", fusion.mean_weight),
         **_per_exit("delta_norm", fusion.delta_norm),
         **{f"delta_cosine/exit_{i + 1}_{j + 1}": float(fusion.cosine[i, j]) for i, j in pairs},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -55,20 +56,26 @@ class MLflowRun:
         Raises:
             TrackingError: the store does not have it.
         """
-        self._client = connect(self.uri)
-        try:
-            run = self._client.get_run(run_id)
-        except Exception as error:
-            if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
-                raise
+        run = self._find(run_id)
+        if run is None:
             raise TrackingError(
                 f"the run to resume, {run_id}, is not in {without_password(self.uri)}; give the "
                 "--tracking.uri that it was started with, or --tracking.enabled False"
-            ) from error
+            )
         self._client.update_run(run_id, status="RUNNING")
         for tag in {STOPPED_TAG, FAILURE_TAG} & set(run.data.tags):
             self._client.delete_tag(run_id, tag)
         self.id, self.resumed, self._fixed_params = run_id, True, set(run.data.params)
+
+    def attach(self, run_id: str) -> None:
+        """Add to the run ``run_id``, which may have ended; its status and tags stay as they are.
+
+        Raises:
+            TrackingError: the store does not have it.
+        """
+        if self._find(run_id) is None:
+            raise TrackingError(f"the run {run_id} is not in {without_password(self.uri)}")
+        self.id = run_id
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Log the nested ``config`` as parameters, and at the run's first start also as ``config.yaml``."""
@@ -104,6 +111,10 @@ class MLflowRun:
         """Keep ``figure`` as the file ``path``."""
         self._client.log_figure(self.id, figure, path)
 
+    def log_file(self, folder: str, file: Path) -> None:
+        """Keep a copy of ``file`` in ``folder``."""
+        self._client.log_artifact(self.id, str(file), folder)
+
     def describe(self, heading: str, text: str) -> None:
         """Put ``text`` under ``heading`` at the end of the description on the run's page.
 
@@ -122,6 +133,16 @@ class MLflowRun:
     def terminate(self, status: str) -> None:
         """End the run with ``status``."""
         self._client.set_terminated(self.id, status)
+
+    def _find(self, run_id: str) -> Any:
+        """The run in the store, None if it is not there."""
+        self._client = connect(self.uri)
+        try:
+            return self._client.get_run(run_id)
+        except Exception as error:
+            if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
 
     def _log_batches(self, kind: str, items: Sequence[object]) -> None:
         for first in range(0, len(items), _AT_ONCE[kind]):

@@ -212,6 +212,7 @@ def test_a_checkpoint_is_complete(tmp_path):
     assert checkpoint.network.sha256() == end.weights_sha256
     assert set(checkpoint.method) == {
         "eta",
+        "eta_fitted",
         "adam_first",
         "adam_second",
         "adam_steps",
@@ -221,6 +222,33 @@ def test_a_checkpoint_is_complete(tmp_path):
     assert checkpoint.meta["config"]["optim"]["carry_momentum"] is True
     assert checkpoint.meta["tensors"] == list(bind().space.names)
     assert [Path(record.checkpoint).name for record in records] == ["round-000001.npz", "round-000002.npz"]
+
+
+def test_every_checkpoint_holds_the_history_up_to_its_round(tmp_path):
+    run = config(tmp_path)
+    run = storage(run, keep=3)
+    _, records, _ = drive(run)
+    for record in records:
+        history = load_checkpoint(record.checkpoint).meta["history"]
+        assert [entry["round"] for entry in history] == list(range(1, record.round + 1))
+        assert history[-1]["training_passes"] == 4 * record.round
+        assert history[-1]["val"]["accuracy"] == pytest.approx(record.val.accuracy, rel=1e-5)
+        assert history[-1]["fusion"]["conflict_before"] == pytest.approx(
+            record.fusion.conflict_before, rel=1e-5
+        )
+        written = ["checkpoint" in entry["seconds"] for entry in history]
+        assert written == [True] * (record.round - 1) + [False]  # it can't time its own writing
+
+
+@pytest.mark.parametrize("method", ["metagf", "sgd"])
+def test_history_goes_on_after_a_resume(tmp_path, method):
+    run = config(tmp_path, method)
+    drive(replace(run, stop_after=2))
+    before = load_checkpoint(f"{tmp_path}/run/round-000002.npz").meta["history"]
+    _, _, end = drive(resumed(run))
+    after = load_checkpoint(end.checkpoint).meta["history"]
+    assert [entry["round"] for entry in after] == [1, 2, 3]
+    assert after[:2] == before
 
 
 def test_scores_are_those_of_the_stored_network(tmp_path):

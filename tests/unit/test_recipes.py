@@ -55,7 +55,7 @@ def test_sgd_differs_from_metagf_in_the_method_alone():
 def test_equal_compute_is_equal_training_passes():
     """A round of Meta-GF costs a pass an exit and one for the fusion weights."""
     meta = get_recipe("digits")
-    joint = at_equal_compute(meta)
+    joint = at_equal_compute(meta, exits=3)
     assert joint.method == "sgd"
     assert joint.rounds == meta.rounds * (meta.model.msdnet.exits + 1)
     assert replace(joint, method=meta.method, rounds=meta.rounds) == meta

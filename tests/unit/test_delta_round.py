@@ -32,7 +32,7 @@ from raygf.fusion.ownership import find_ownership
 from raygf.fusion.segments import Segments
 from raygf.fusion.weights import fusion_weights
 from raygf.losses import exit_losses
-from raygf.metagf_round import MetaGFRound
+from raygf.delta_round import DeltaRound
 from raygf.state import NetworkState
 
 DATA = dataset()
@@ -57,11 +57,11 @@ class Reversed:
         self.closed = True
 
 
-def make(config: RunConfig, build=three_exits, executor=None, data=DATA) -> MetaGFRound:
+def make(config: RunConfig, build=three_exits, executor=None, data=DATA) -> DeltaRound:
     bound = BoundNetwork(seeded(build), CPU)
     owned = find_ownership(bound.network, torch.zeros(2, 1, 4, 4), bound.space)
     executor = executor or LocalExecutor(config, data)
-    return MetaGFRound(config, bound, data.open(CPU, config.batch_size, 5), executor, owned)
+    return DeltaRound(config, bound, data.open(CPU, config.batch_size, 5), executor, owned)
 
 
 def with_fusion(**fusion) -> RunConfig:

@@ -1,0 +1,113 @@
+"""Deltas fused without learning."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_network import CPU, bind, dataset, random_batches, random_vectors, run_config
+from torch.testing import assert_close
+
+from raygf.config import FusionConfig, MethodConfig
+from raygf.delta_round import DeltaRound
+from raygf.executor import LocalExecutor
+from raygf.fusion.ownership import find_ownership
+from raygf.fusion.segments import Segments
+from raygf.fusion.weighed import WeighedFusion, owner_shares
+from raygf.losses import exit_losses
+from raygf.methods.base import Setting
+from raygf.methods.registry import ROUND_METHODS, WEIGHTINGS, make_weighting
+
+OWNED = find_ownership(bind().network, torch.zeros(2, 1, 4, 4), bind().space)
+BATCHES = random_batches()
+
+
+def fuse(name: str, deltas, kind: str = "tensor", epsilon: float = 1.0):
+    bound = bind()
+    segments = Segments(kind, bound.space)
+    setting = Setting(MethodConfig(), bound.network, OWNED, bound.space)
+    weighting = make_weighting(name, setting)
+    rule = WeighedFusion(weighting, bound, segments, OWNED, epsilon, exit_losses)
+    torch.manual_seed(0)
+    buffers = bound.buffer_tensors(bound.buffer_arrays())
+    return bound, segments, rule.fuse(bound.vector.clone(), deltas, buffers, BATCHES, 0.1, "test")
+
+
+def test_shares_sum_to_one_over_the_owners():
+    weights = torch.tensor([3.0, 1.0, -0.5])
+    owned = torch.tensor([[1, 0, 1, 0], [1, 1, 0, 0], [1, 1, 0, 0]], dtype=torch.bool)
+    expected = torch.tensor([[3 / 3.5, 0, 1, 0], [1 / 3.5, 2, 0, 0], [-0.5 / 3.5, -1, 0, 0]])
+    assert_close(owner_shares(weights, owned), expected)
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0.0, 1.0], [1.0, -1.0, 0.0], [-2.0, 1.0, 0.0]])
+def test_where_weights_cancel_the_owners_mean_is_taken(weights):
+    owned = torch.tensor([[True], [True], [False]])
+    assert_close(owner_shares(torch.tensor(weights), owned), torch.tensor([[0.5], [0.5], [0.0]]))
+
+
+def test_the_mean_is_the_mean_of_the_owners_deltas():
+    deltas = random_vectors(3, bind().space.size)
+    bound, _, fused = fuse("mean", deltas)
+    for slot, owners in zip(bound.space.slots, OWNED.T, strict=True):
+        owning = [d[slot.start : slot.stop] for d, owns in zip(deltas, owners, strict=True) if owns]
+        expected = bound.vector[slot.start : slot.stop] + torch.stack(owning).mean(dim=0)
+        assert_close(fused.vector[slot.start : slot.stop], expected)
+
+
+@pytest.mark.parametrize("name", ["mean", *WEIGHTINGS])
+def test_equal_deltas_give_that_delta(name):
+    """Of tensors that all own; where fewer do, what non-owners changed does not count."""
+    delta = 0.01 * random_vectors(1, bind().space.size)[0]
+    bound, _, fused = fuse(name, [delta.clone() for _ in range(3)])
+    assert_close(fused.vector, bound.vector + delta, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mean", "mgda", "pcgrad"])
+@pytest.mark.parametrize("kind", ["tensor", "channel"])
+def test_epsilon_scales_the_step(name, kind):
+    deltas = random_vectors(3, bind().space.size)
+    bound, _, whole = fuse(name, deltas, kind)
+    _, _, half = fuse(name, deltas, kind, epsilon=0.5)
+    assert_close(half.vector - bound.vector, (whole.vector - bound.vector) / 2)
+
+
+def test_a_larger_conflicting_delta_does_not_win_under_mgda():
+    """The shortest vector of the hull leans to the short delta."""
+    size = bind().space.size
+    short, long = random_vectors(2, size)
+    deltas = [short, -10 * short + long, short]
+    _, _, fused = fuse("mgda", deltas)
+    assert fused.alpha[0, 0] + fused.alpha[2, 0] > 0.8
+
+
+def test_statistics_are_those_of_a_pass_in_train_mode():
+    _, _, fused = fuse("mean", random_vectors(3, bind().space.size, scale=0.01))
+    other = bind()
+    other.vector.copy_(fused.vector)
+    other.network.train()
+    with torch.no_grad():
+        for images, _ in BATCHES:
+            other.network(images)
+    for name, value in other.network.named_buffers():
+        assert_close(fused.buffers[name], value)
+    assert fused.score.loss and len(fused.score.accuracy) == 3
+
+
+@pytest.mark.parametrize("name", ROUND_METHODS)
+@pytest.mark.parametrize("batchnorm", ["recalibrated", "weighted"])
+def test_a_round_learns_and_repeats_bit_for_bit(name, batchnorm):
+    def train():
+        config = run_config(method=name, fusion=FusionConfig(batchnorm=batchnorm))
+        data, bound = dataset(train=40), bind()
+        executor = LocalExecutor(config, data)
+        step = DeltaRound(config, bound, data.open(CPU, 4, 5), executor, OWNED)
+        state, losses = executor._trainer._bound.state(), []
+        for round in (1, 2, 3):
+            outcome = step.run(state, round)
+            state = outcome.state
+            losses.append(outcome.fusion.loss)
+        return losses, state.sha256()
+
+    losses, digest = train()
+    assert losses[-1] < losses[0]
+    assert train()[1] == digest
