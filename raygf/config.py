@@ -290,7 +290,8 @@ class RunConfig:
     """One complete run."""
 
     method: str = "metagf"
-    """Training method."""
+    """Training method. On expected gradients: metagf, delta-mean, delta-pcgrad and so on. Within a step: sgd,
+    ge, pcgrad, cagrad, mgda, upgrad, imtlg, alignedmtl, nashmtl, fairgrad, gradvac, config."""
     rounds: int = 40
     """Rounds of training. A round is one epoch: of every exit plus the fusion pass (metagf), or joint."""
     batch_size: int = 64

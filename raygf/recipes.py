@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from raygf.config import DataConfig, FusionConfig, ModelConfig, MSDNetConfig, OptimConfig, RunConfig
+from raygf.config import DataConfig, ModelConfig, MSDNetConfig, RunConfig
 from raygf.errors import ConfigError
+from raygf.paper_recipes import paper_recipes
 
 Recipe = Callable[[], RunConfig]
 RECIPES: dict[str, Recipe] = {}
@@ -54,37 +55,4 @@ def digits_sgd() -> RunConfig:
     return at_equal_compute(digits(), exits=3)
 
 
-@recipe
-def cifar10_msdnet_metagf() -> RunConfig:
-    """Table 1, CIFAR-10, "ours": the 7-exit MSDNet with Meta-GF, 300 rounds."""
-    return _cifar("cifar10")
-
-
-@recipe
-def cifar10_msdnet_sgd() -> RunConfig:
-    """Table 1, CIFAR-10, "MSDnet": joint SGD, 300 epochs."""
-    return replace(_cifar("cifar10"), method="sgd")
-
-
-@recipe
-def cifar100_msdnet_metagf() -> RunConfig:
-    """Table 1, CIFAR-100, "ours": the 7-exit MSDNet with Meta-GF, 300 rounds."""
-    return _cifar("cifar100")
-
-
-@recipe
-def cifar100_msdnet_sgd() -> RunConfig:
-    """Table 1, CIFAR-100, "MSDnet": joint SGD, 300 epochs."""
-    return replace(_cifar("cifar100"), method="sgd")
-
-
-def _cifar(source: str) -> RunConfig:
-    """The paper's MSDNet recipe for CIFAR (Section 4, "Implementation Details")."""
-    return RunConfig(
-        rounds=300,
-        batch_size=64,
-        data=DataConfig(source=source, path=f"data/{source}", val=5000),  # type: ignore[arg-type]
-        model=ModelConfig("msdnet", MSDNetConfig()),
-        optim=OptimConfig(lr=0.1, momentum=0.9, weight_decay=1e-4),
-        fusion=FusionConfig(segments="tensor", lr=0.1),
-    )
+RECIPES.update(paper_recipes())
