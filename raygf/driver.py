@@ -23,9 +23,10 @@ from raygf.evaluation.accuracy import evaluate
 from raygf.executor import Executor
 from raygf.fusion.ownership import find_ownership
 from raygf.history import History, read_history, to_history
-from raygf.methods.registry import STEP_METHODS, check_method
+from raygf.methods.registry import check_method, is_step_method
 from raygf.models.build import build_model
 from raygf.models.costs import measure_costs
+from raygf.peers import ALONE, Peers
 from raygf.records import RoundRecord, RunEnd, RunStart
 from raygf.rounds import RoundMethod
 from raygf.schedule import decay_factor, loss_coefficients
@@ -40,11 +41,16 @@ FREE_ON_RESUME = ("resources", "storage", "tracking", "stop_after", "eval_batch_
 
 
 class Driver:
-    """One run. Call ``prepare``, exhaust ``rounds``, then ``end`` and ``close``."""
+    """One run. Call ``prepare``, exhaust ``rounds``, then ``end`` and ``close``.
 
-    def __init__(self, config: RunConfig, make_executor: MakeExecutor) -> None:
+    With ``peers``, each of them has a driver of its own; only the first one touches the storage, evaluates
+    and has whole records, and ``end`` is for it alone.
+    """
+
+    def __init__(self, config: RunConfig, make_executor: MakeExecutor, peers: Peers = ALONE) -> None:
         self._config = config
         self._make_executor = make_executor
+        self._peers = peers
         self._store = CheckpointStore(config.storage.path, config.storage.name, config.storage.keep)
         self._state: NetworkState
         self._round = 0
@@ -60,12 +66,12 @@ class Driver:
         config = self._config
         check_method(config.method)
         with torch_threads(config.resources.driver_cpus):
-            self._store.check_writable()
-            checkpoint, notes = self._find_checkpoint()
+            checkpoint, notes = self._peers.from_first(self._open_storage)
             compute = resolve_compute(config.compute)
             make_repeatable(compute)
             self._dataset = load_data(config.data, config.seed)
-            self._bound = BoundNetwork(build_model(config.model, self._dataset.spec, config.seed), compute)
+            network = build_model(config.model, self._dataset.spec, config.seed)
+            self._bound = BoundNetwork(network, compute, self._peers)
             self._batches = self._dataset.open(compute, config.batch_size, config.eval_batch_size)
             self._method = self._make_method()
             self._restore(checkpoint)
@@ -103,7 +109,7 @@ class Driver:
         _require_finite(outcome.state, round)
         started = time.perf_counter()
         val = None
-        if self._dataset.count("val"):
+        if self._peers.first and self._dataset.count("val"):
             self._bound.load(outcome.state)
             val = evaluate(self._bound, self._batches.evaluate("val"))
         evaluated = time.perf_counter()
@@ -121,7 +127,8 @@ class Driver:
             fusion=outcome.fusion,
             notes=outcome.notes,
         )
-        self._path = self._save(record, outcome.state, run_id)
+        if self._peers.first:
+            self._path = self._save(record, outcome.state, run_id)
         self._state, self._round = outcome.state, round
         seconds = {**record.seconds, "checkpoint": time.perf_counter() - evaluated}
         record = replace(record, seconds=seconds, checkpoint=self._path)
@@ -138,10 +145,14 @@ class Driver:
             loss_coefficients(1, config.rounds, exits, config.loss)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        if config.method in STEP_METHODS:
+        if is_step_method(config.method):
             return StepRound(config, bound, self._batches, owned)
         executor = self._make_executor(config, self._dataset, exits)
         return DeltaRound(config, bound, self._batches, executor, owned)
+
+    def _open_storage(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
+        self._store.check_writable()
+        return self._find_checkpoint()
 
     def _find_checkpoint(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         if self._config.storage.resume:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -46,6 +47,7 @@ def connect(resources: ResourceConfig) -> str:
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     named = resources.address or os.environ.get("RAY_ADDRESS", "")
+    _require_answer(named)
     try:
         ray.init(address=named or "auto", log_to_driver=False, logging_level="ERROR")
         return f"cluster {ray.get_runtime_context().gcs_address}"
@@ -56,11 +58,22 @@ def connect(resources: ResourceConfig) -> str:
     return _start(resources)
 
 
+def _require_answer(address: str) -> None:
+    """Raise ResourceError if ``address`` is host:port and nobody listens: Ray would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "://" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ResourceError(f"no Ray cluster answers at {address}: {error.strerror or error}") from None
+
+
 def _start(resources: ResourceConfig) -> str:
     """A cluster on this machine, for as long as this process lives."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # The driver sleeps while the exits train and they sleep while it fuses, so its CPUs come on top.
-    cpus = cores + math.ceil(resources.driver_cpus)
+    cpus = cores + (0 if resources.workers else math.ceil(resources.driver_cpus))
     ray.init(
         address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
     )
@@ -70,25 +83,43 @@ def _start(resources: ResourceConfig) -> str:
 def settle(resources: ResourceConfig) -> ResourceConfig:
     """``resources`` with its GPUs settled for the cluster that this process is connected to.
 
-    Every exit actor and the driver get a GPU of their own; where the cluster has only one, half each.
+    Every exit actor and the driver get a GPU of their own; where the cluster has only one, half each. So do
+    the workers of Ray Train; where there are too few, as many share each as need be.
     """
     total = ray.cluster_resources().get("GPU", 0)
     share = 0.0 if total == 0 else 0.5 if total < 2 else 1.0
     exit_gpus = share if resources.gpus_per_exit is None else resources.gpus_per_exit
     driver_gpus = exit_gpus if resources.driver_gpus is None else resources.driver_gpus
+    if resources.workers and resources.driver_gpus is None:
+        driver_gpus = 1 / math.ceil(resources.workers / total) if total else 0.0
     return replace(resources, gpus_per_exit=exit_gpus, driver_gpus=driver_gpus)
 
 
 def check_driver_fits(resources: ResourceConfig) -> None:
-    """Raise ResourceError if no node could ever hold the driver, and none is waited for."""
-    if resources.wait_for_resources_s > 0:
+    """Raise ResourceError if the nodes could never hold the driver or its workers, and none is awaited."""
+    cpus, gpus, needed = resources.driver_cpus, resources.driver_gpus or 0, resources.workers or 1
+    if resources.wait_for_resources_s > 0 or fitting(cpus, gpus) >= needed:
         return
-    for node in ray.nodes():
-        total = node["Resources"] if node["Alive"] else {}
-        has_gpus = total.get("GPU", 0) >= (resources.driver_gpus or 0)
-        if has_gpus and total.get("CPU", 0) >= resources.driver_cpus:
-            return
+    each = f"{cpus:g} CPUs, {gpus:g} GPUs"
+    if resources.workers is None:
+        raise ResourceError(
+            f"no node of the cluster can hold the driver ({each}): lower resources.driver_cpus or "
+            "resources.driver_gpus"
+        )
     raise ResourceError(
-        f"no node of the cluster can hold the driver ({resources.driver_cpus:g} CPUs, "
-        f"{resources.driver_gpus or 0:g} GPUs): lower resources.driver_cpus or resources.driver_gpus"
+        f"the nodes of the cluster can't hold {needed} workers ({each} each): lower resources.workers, "
+        "resources.driver_cpus or resources.driver_gpus, or add nodes and set resources.wait_for_resources_s"
     )
+
+
+def fitting(cpus: float, gpus: float) -> int:
+    """How many actors of this size the living nodes of the cluster can hold, were they idle."""
+    fits = 0
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        total = node["Resources"]
+        by_cpu = total.get("CPU", 0) / cpus if cpus else math.inf
+        by_gpu = total.get("GPU", 0) / gpus if gpus else math.inf
+        fits += int(min(by_cpu, by_gpu, 1 << 16))
+    return fits

@@ -57,6 +57,8 @@ class RemoteDriver:
             num_cpus=resources.driver_cpus, num_gpus=resources.driver_gpus or 0, max_restarts=0
         )
         self._actor = remote.remote(config)
+        self._exits = 1
+        self._training = False
 
     def prepare(self) -> RunStart:
         """See ``Driver.prepare``.
@@ -73,12 +75,14 @@ class RemoteDriver:
                 "resources.driver_cpus, or raise resources.wait_for_resources_s"
             )
         start: RunStart = _get(self._actor.prepare.remote(), _PREPARE_S, "loading data and network")
+        self._exits = len(start.operations)
         return start
 
     def rounds(self, run_id: str) -> Iterator[RoundRecord]:
         """See ``Driver.rounds``."""
         stream = self._actor.rounds.options(num_returns="streaming").remote(run_id)
-        limit = 2 * self._resources.exit_timeout_s * (1 + self._resources.max_failures)
+        limit = self._round_limit()
+        self._training = True
         while True:
             ready, _ = ray.wait([stream], timeout=limit)
             if not ready:
@@ -86,6 +90,7 @@ class RemoteDriver:
             try:
                 ref = next(stream)
             except StopIteration:
+                self._training = False
                 return
             yield _get(ref, _CLOSE_S, "fetching a record")
 
@@ -95,10 +100,18 @@ class RemoteDriver:
         return end
 
     def close(self) -> None:
-        """End the driver and its exit actors."""
-        with suppress(RayError):  # it may be gone already, and with it the actors that it owns
-            ray.get(self._actor.close.remote(), timeout=_CLOSE_S)
+        """End the driver and its exit actors, at once if a round is under way."""
+        if not self._training:  # else the call would wait for the rounds; actors end with their owner
+            with suppress(RayError):
+                ray.get(self._actor.close.remote(), timeout=_CLOSE_S)
         ray.kill(self._actor)
+
+    def _round_limit(self) -> float:
+        """Seconds that a round may take at most: all exits on one actor, all retries, the fusion pass."""
+        resources = self._resources
+        trainings = self._exits + 2 + resources.max_failures
+        starts = (1 + resources.max_failures) * (_START_S + resources.wait_for_resources_s)
+        return trainings * resources.exit_timeout_s + starts
 
 
 def _get(ref: Any, limit: float, doing: str) -> Any:

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import ray
@@ -15,15 +16,17 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskE
 
 from raygf.config import ResourceConfig, RunConfig
 from raygf.data.base import Dataset
-from raygf.errors import ExitFailed, RaygfError, ResourceError
+from raygf.errors import ExitFailed, RaygfError, ResourceError, RunFailed
 from raygf.executor import Trained
 from raygf.exit_trainer import ExitTrainer, ExitUpdate
+from raygf.ray_cluster import fitting
 from raygf.retry import Action, Failure, decide
 from raygf.state import NetworkState, Vector
 
 _START_S = 300.0  # an actor imports torch, builds the network and maps the data in this time
 _TICK_S = 1.0
 _FETCH_S = 120.0
+_NO_EXIT = -1
 
 _KNOBS = {
     Failure.LOST: "allow more retries with resources.max_failures",
@@ -50,10 +53,12 @@ class ExitActor:
     """A process that trains exits; ``ray.remote`` is applied by the pool."""
 
     def __init__(self, make_trainer: MakeTrainer, config: RunConfig, dataset: Dataset) -> None:
-        self._trainer = make_trainer(config, dataset)
+        self._make_trainer = partial(make_trainer, config, dataset)
+        self._trainer: Trainer
 
-    def node(self) -> str:
-        """Where it runs; answered once the constructor is through."""
+    def start(self) -> str:
+        """Build the trainer and say where; not in the constructor, whose errors Ray does not hand on."""
+        self._trainer = self._make_trainer()
         return f"{ray.util.get_node_ip_address()} (pid {os.getpid()})"
 
     def train(
@@ -65,10 +70,11 @@ class ExitActor:
 
 @dataclass
 class _Worker:
-    """One actor of the pool; ``node`` is empty until it has started."""
+    """One actor of the pool, started at ``since``; ``node`` is empty until it is ready."""
 
     actor: Any
     started: Any
+    since: float
     node: str = ""
 
 
@@ -112,7 +118,7 @@ class RayExecutor:
         self._dataset = ray.put(dataset)
         wanted = config.resources.actors or exits
         self._workers = [self._new_worker() for _ in range(min(wanted, exits, room(config.resources)))]
-        self._await_first()
+        self._await_first(_Round(0, exits, None, [], deque()))
 
     def train(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> Trained:
         """See ``Executor.train``. The state is broadcast by one ``ray.put``."""
@@ -140,24 +146,12 @@ class RayExecutor:
             num_cpus=resources.cpus_per_exit, num_gpus=resources.gpus_per_exit or 0, max_restarts=0
         )
         actor = remote.remote(self._trainer, self._config, self._dataset)
-        return _Worker(actor, actor.node.remote())
+        return _Worker(actor, actor.start.remote(), time.monotonic())
 
-    def _await_first(self) -> None:
+    def _await_first(self, work: _Round) -> None:
         """Wait until one actor has started; the others join when they can."""
-        limit = _START_S + self._resources.wait_for_resources_s
-        done, _ = ray.wait([worker.started for worker in self._workers], num_returns=1, timeout=limit)
-        if not done:
-            raise ResourceError(
-                f"no exit actor ({_asked(self._resources)}) could start within {limit:.0f} s: the cluster is "
-                "busy; free it, lower resources.cpus_per_exit, or raise resources.wait_for_resources_s"
-            )
-        self._admit(done)
-
-    def _admit(self, started: Sequence[Any]) -> None:
-        """Take note of actors whose constructor is through; a constructor's error ends the run."""
-        for worker in self._workers:
-            if worker.started in started:
-                worker.node = _fetch(worker.started)
+        while not any(worker.node for worker in self._workers):
+            self._collect(work)
 
     def _assign(self, work: _Round) -> None:
         busy = {id(task.worker) for task in work.running.values()}
@@ -176,20 +170,36 @@ class RayExecutor:
         done, _ = ray.wait([*work.running, *starting], num_returns=1, timeout=_TICK_S)
         for ref in done:
             if ref in starting:
-                self._admit_or_replace(starting[ref], work)
+                self._admit(starting[ref], work)
             else:
                 self._settle(ref, work)
+        self._end_overdue(work)
+
+    def _end_overdue(self, work: _Round) -> None:
+        """Retry trainings that are past their deadline; give up if nothing runs and nothing can start."""
+        now = time.monotonic()
         for ref, task in list(work.running.items()):
-            if time.monotonic() - task.since > self._resources.exit_timeout_s:
+            if now - task.since > self._resources.exit_timeout_s:
                 del work.running[ref]
                 cause = f"no result within {self._resources.exit_timeout_s:.0f} s"
                 self._fail(task, Failure.STUCK, cause, work)
+        limit = _START_S + self._resources.wait_for_resources_s
+        waiting = [not worker.node and now - worker.since > limit for worker in self._workers]
+        if not work.running and all(waiting):
+            raise ResourceError(
+                f"no exit actor ({_asked(self._resources)}) could start within {limit:.0f} s: the cluster is "
+                "busy; free it, lower resources.cpus_per_exit, or raise resources.wait_for_resources_s"
+            )
 
-    def _admit_or_replace(self, worker: _Worker, work: _Round) -> None:
+    def _admit(self, worker: _Worker, work: _Round) -> None:
+        """An actor is ready, or could not start."""
+        task = _Task(_NO_EXIT, worker, 0.0)
         try:
-            self._admit([worker.started])
+            worker.node = _fetch(worker.started)
+        except RayTaskError as error:
+            self._fail(task, Failure.RAISED, _cause(error), work)
         except RayError as error:
-            self._fail(_Task(-1, worker, 0.0), Failure.LOST, _cause(error), work)
+            self._fail(task, Failure.LOST, _cause(error), work)
 
     def _settle(self, ref: Any, work: _Round) -> None:
         """A training has ended: keep its update, or act on its failure."""
@@ -208,11 +218,13 @@ class RayExecutor:
         work.failures += 1
         node = task.worker.node or "unknown"
         if decide(failure, work.failures, self._resources.max_failures) is Action.STOP:
+            if task.exit == _NO_EXIT:
+                raise RunFailed(f"an exit actor could not start: {cause}; {_KNOBS[failure]}")
             raise ExitFailed(task.exit, work.round, node, cause, _KNOBS[failure])
         self._workers.remove(task.worker)
         ray.kill(task.worker.actor)
         self._workers.append(self._new_worker())
-        if task.exit >= 0:
+        if task.exit != _NO_EXIT:
             work.queue.appendleft(task.exit)
             work.notes.append(f"exit {task.exit + 1} retried in round {work.round}: {cause} on {node}")
 
@@ -225,13 +237,7 @@ def room(resources: ResourceConfig) -> int:
     """
     if resources.wait_for_resources_s > 0:
         return 1 << 16  # nodes may still come
-    gpus = resources.gpus_per_exit or 0
-    fits = 0
-    for node in ray.nodes():
-        total = node["Resources"] if node["Alive"] else {}
-        by_cpu = total.get("CPU", 0) / resources.cpus_per_exit if resources.cpus_per_exit else math.inf
-        by_gpu = total.get("GPU", 0) / gpus if gpus else math.inf
-        fits += int(min(by_cpu, by_gpu, 1 << 16))
+    fits = fitting(resources.cpus_per_exit, resources.gpus_per_exit or 0)
     if not fits:
         raise ResourceError(
             f"no node of the cluster can hold an exit actor ({_asked(resources)}): lower "

@@ -33,7 +33,8 @@ class StepMethod(ABC):
         """Leave the direction in ``bound.grad`` (P,), which is zero on entry.
 
         Args:
-            losses: c_i·CE_i of every exit (n,), attached to the graph.
+            losses: c_i·CE_i of every exit (n,), attached to the graph. Summed over ``bound.peers`` they are
+                the batch's; so gradients have to be summed before anything is made of them.
 
         Raises:
             NonFiniteError: a gradient is not finite.

@@ -37,6 +37,7 @@ class GradientEquilibrium(StepMethod):
     def backward(self, losses: Tensor, bound: BoundNetwork) -> None:
         """See ``StepMethod.backward``."""
         torch.autograd.backward(losses.sum())
+        bound.peers.sum_(bound.grad)
 
     def close(self) -> None:
         """Take the hooks out again."""

@@ -9,6 +9,7 @@ from raygf.bound import BoundNetwork
 from raygf.fusion.flat import FlatSpace
 from raygf.methods.base import StepMethod
 from raygf.methods.weighting import Weighting, merged_ranges, weigh
+from raygf.peers import ALONE, Peers
 
 
 class GramianMethod(StepMethod):
@@ -26,11 +27,12 @@ class GramianMethod(StepMethod):
 
     def backward(self, losses: Tensor, bound: BoundNetwork) -> None:
         """See ``StepMethod.backward``: one backward pass an exit; holds an (n, P) matrix meanwhile."""
-        combine(exit_gradients(losses, bound), self._shared, self._weighting, bound.grad)
+        rows = bound.peers.sum_(exit_gradients(losses, bound))
+        combine(rows, self._shared, self._weighting, bound.grad, bound.peers)
 
 
 def exit_gradients(losses: Tensor, bound: BoundNetwork) -> Tensor:
-    """The gradient of every exit's loss (n, P)."""
+    """The gradient of every exit's loss (n, P), on this worker alone."""
     rows = bound.grad.new_empty(len(losses), bound.grad.numel())
     for exit, loss in enumerate(losses):
         bound.grad.zero_()
@@ -39,17 +41,21 @@ def exit_gradients(losses: Tensor, bound: BoundNetwork) -> Tensor:
     return rows
 
 
-def combine(rows: Tensor, shared: list[tuple[int, int]], weighting: Weighting, out: Tensor) -> None:
+def combine(
+    rows: Tensor, shared: list[tuple[int, int]], weighting: Weighting, out: Tensor, peers: Peers = ALONE
+) -> None:
     """Write the weighted gradient into ``out`` (P,).
 
     Args:
         rows: gradients (n, P).
         shared: stretches of the vector that more than one exit owns.
+        peers: workers that have the same ``rows``; all take the first one's weights, for some weightings
+            draw at random, and solvers may round differently on another machine.
     """
     torch.sum(rows, dim=0, out=out)  # where one exit owns a parameter the others' gradients are 0
     if not shared:
         return
     gramian = torch.stack([rows[:, a:b] @ rows[:, a:b].T for a, b in shared]).sum(dim=0)
-    weights = weigh(weighting, gramian)
+    weights = peers.first_(weigh(weighting, gramian))
     for start, stop in shared:
         torch.mv(rows[:, start:stop].T, weights, out=out[start:stop])

@@ -32,6 +32,7 @@ from raygf.methods.ge import GradientEquilibrium
 from raygf.methods.gramian import GramianMethod
 from raygf.methods.sgd import JointSGD
 from raygf.methods.weighting import Weighting, usable
+from raygf.user_code import import_function
 
 WEIGHTINGS: dict[str, Callable[[MethodConfig], Weighting]] = {
     "pcgrad": pcgrad.weighting,
@@ -56,9 +57,15 @@ def method_names() -> tuple[str, ...]:
 
 
 def check_method(name: str) -> None:
-    """Raise ConfigError unless ``name`` is a training method."""
-    if name not in method_names():
-        raise ConfigError(f"method = {name!r}: must be one of {', '.join(method_names())}")
+    """Raise ConfigError unless ``name`` is a training method, or a function of the user's own."""
+    if name not in method_names() and ":" not in name:
+        allowed = f'{", ".join(method_names())}, or "package.module:function" of your own'
+        raise ConfigError(f"method = {name!r}: must be one of {allowed}")
+
+
+def is_step_method(name: str) -> bool:
+    """Whether ``name`` works within a step, and not on the deltas of a round."""
+    return name not in ROUND_METHODS and not name.startswith(DELTA)
 
 
 def make_step_method(name: str, setting: Setting) -> StepMethod:
@@ -71,7 +78,10 @@ def make_step_method(name: str, setting: Setting) -> StepMethod:
         return JointSGD()
     if name == "ge":
         return GradientEquilibrium(setting.network)
-    return GramianMethod(make_weighting(name, setting), setting.owned, setting.space)
+    weighting = make_weighting(name, setting)
+    if isinstance(weighting, StepMethod):  # a function of the user's own may return either
+        return weighting
+    return GramianMethod(weighting, setting.owned, setting.space)
 
 
 def make_rule(config: RunConfig, setting: Setting, bound: BoundNetwork, segments: Segments) -> FusionRule:
@@ -90,11 +100,14 @@ def make_rule(config: RunConfig, setting: Setting, bound: BoundNetwork, segments
 
 
 def make_weighting(name: str, setting: Setting) -> Weighting:
-    """The weighting ``name``, fresh; "mean" weighs all alike.
+    """The weighting ``name``, fresh; "mean" weighs all alike, a name with a colon is the user's function.
 
     Raises:
-        ConfigError: it needs a package that is not installed.
+        ConfigError: it needs a package that is not installed, or can't be imported.
     """
+    if ":" in name:
+        made: Weighting = import_function("method", name)(setting)
+        return made
     if name == "mean":
         return lambda gramian: torch.ones(len(gramian)) / len(gramian)
     return usable(name, lambda: WEIGHTINGS[name](setting.config), len(setting.owned))

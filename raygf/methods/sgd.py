@@ -15,3 +15,4 @@ class JointSGD(StepMethod):
     def backward(self, losses: Tensor, bound: BoundNetwork) -> None:
         """See ``StepMethod.backward``: one backward pass of the sum."""
         torch.autograd.backward(losses.sum())
+        bound.peers.sum_(bound.grad)

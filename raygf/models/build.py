@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +18,7 @@ from raygf.models.resnet_sdn import ResNet56SDN
 from raygf.models.vgg_sdn import VGG16SDN
 from raygf.models.wideresnet_sdn import WideResNet32x4SDN
 from raygf.seeding import seeded_globals
+from raygf.user_code import import_function, user_error
 
 Builder = Callable[[ModelConfig, InputSpec], nn.Module]
 
@@ -64,7 +63,7 @@ def _find_builder(name: str) -> Builder:
     if ":" not in name:
         allowed = ", ".join([*_BUILDERS, f'"{_TORCHVISION}network@exits"'])
         raise checks.refuse("model.name", name, f'one of {allowed}, or "package.module:function" of your own')
-    function = _import_function(name)
+    function = import_function("model.name", name)
 
     def build(config: ModelConfig, spec: InputSpec) -> nn.Module:
         try:
@@ -72,7 +71,7 @@ def _find_builder(name: str) -> Builder:
         except ConfigError:
             raise
         except Exception as error:
-            raise _failed(name, "the function failed", error) from error
+            raise user_error("model.name", name, "the function failed", error) from error
         if not isinstance(network, nn.Module):
             kind = type(network).__name__
             raise ConfigError(
@@ -90,17 +89,6 @@ def _build_torchvision(config: ModelConfig, spec: InputSpec) -> nn.Module:
     return build_torchvision(config.name, spec, config.weights or None)
 
 
-def _import_function(name: str) -> Callable[[InputSpec], Any]:
-    module_name, _, attribute = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # a module may raise anything while it is imported
-        raise _failed(name, "can't be imported", error) from error
-    if not callable(function):
-        raise ConfigError(f"model.name = {name!r}: {attribute} is not a function")
-    return function  # type: ignore[no-any-return]
-
-
 def _try_forward(name: str, network: nn.Module, spec: InputSpec) -> None:
     """Refuse a network that does not turn two images into one tensor (2, classes) per exit."""
     batch = 2
@@ -109,7 +97,7 @@ def _try_forward(name: str, network: nn.Module, spec: InputSpec) -> None:
             output = network(torch.zeros(batch, spec.channels, spec.height, spec.width))
     except Exception as error:
         images = f"{batch} images of {spec.channels}x{spec.height}x{spec.width}"
-        raise _failed(name, f"the network failed on {images}", error) from error
+        raise user_error("model.name", name, f"the network failed on {images}", error) from error
     expected = (batch, spec.classes)
     if (
         not isinstance(output, list | tuple)
@@ -129,9 +117,3 @@ def _describe(output: object) -> str:
     if isinstance(output, list | tuple):
         return f"a {type(output).__name__} of [{', '.join(_describe(part) for part in output)}]"
     return f"a {type(output).__name__}"
-
-
-def _failed(name: str, what: str, error: Exception) -> ConfigError:
-    """One line for an error from code that is not raygf's."""
-    cause = (str(error).splitlines() or [""])[0]
-    return ConfigError(f"model.name = {name!r}: {what}: {type(error).__name__}: {cause}")

@@ -47,7 +47,7 @@ def repository() -> Path:
 
 @pytest.fixture
 def small_config(tmp_path: Path) -> RunConfig:
-    """The recipe "digits" made small, three rounds without tracking: two steps an epoch, a tenth of a second a round."""
+    """The recipe "digits" made small, three rounds, without tracking: a tenth of a second a round."""
     return replace(
         get_recipe("digits"),
         rounds=3,
@@ -145,9 +145,9 @@ def start_job(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 def call_job(start_job: Callable[..., subprocess.Popen[str]]) -> RunJob:
     """Runs a job as a program."""
 
-    def call(name: str, *argv: str) -> Outcome:
+    def call(name: str, *argv: str, seconds: float = 120) -> Outcome:
         process = start_job(name, *argv)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=seconds)
         return Outcome(process.returncode, out, err)
 
     return call

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-MAY_LOAD = ("raygf.ray_executor", "raygf.ray_driver", "raygf.ray_cluster", "raygf.tracking")
+MAY_LOAD = ("raygf.ray_executor", "raygf.ray_driver", "raygf.ray_cluster", "raygf.ray_train", "raygf.tracking")
 MUST_BE_FOUND = {
     *("raygf.exit_trainer", "raygf.driver", "raygf.executor", "raygf.recipes", "raygf.checkpoint"),
     *("raygf.launch", "raygf.cli", "raygf.models.msdnet", "raygf.fusion.fit", "raygf.data.parquet"),

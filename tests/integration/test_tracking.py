@@ -41,6 +41,10 @@ FUSION = FusionReport(
     cosine=np.array([[1, 0.5], [0.5, 1]]),
     delta_norm=(3.0, 4.0),
     loss=1.5,
+    accuracy=(0.5, 0.6),
+    tensor_cosine=np.array([0.5, np.nan, np.nan]),
+    conflict_before=0.25,
+    conflict_after=0.125,
 )
 CONFIG = RunConfig(rounds=3, optim=OptimConfig(lr=0.05))
 

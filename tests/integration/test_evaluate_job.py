@@ -1,0 +1,276 @@
+"""``jobs/evaluate.py`` on small runs of the digits recipe: files, numbers, MLflow, and what can't be done."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raygf.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
+from raygf.config import DataConfig, ModelConfig, MSDNetConfig, RunConfig, StorageConfig
+from raygf.driver import Driver
+from raygf.executor import LocalExecutor
+from raygf.recipes import get_recipe
+from raygf.tracking import make_tracker
+
+RunJob = Callable[..., Any]
+
+PER_RUN = {"accuracy", "conflict", "fusion_weights", "importance"}
+
+
+def train(config: RunConfig, run_id: str = "") -> list[float]:
+    """The run without Ray; returns its test accuracies."""
+    driver = Driver(config, lambda *args: LocalExecutor(*args[:2]))
+    driver.prepare()
+    for _ in driver.rounds(run_id):
+        pass
+    return list(driver.end().test.accuracy)
+
+
+@pytest.fixture(scope="module")
+def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of three runs: Meta-GF with two seeds, and joint SGD with as many passes."""
+    folder = tmp_path_factory.mktemp("past")
+    small = replace(
+        get_recipe("digits"),
+        rounds=2,
+        data=DataConfig(source="digits", val=50, train_limit=48, pad=1, flip=False),
+        model=ModelConfig("msdnet", MSDNetConfig(exits=2, base=1, step=1, channels=8, factors=(1, 2))),
+    )
+    accuracy = {}
+    for name, changes in (
+        ("ours-0", {}),
+        ("ours-1", {"seed": 1}),
+        ("joint", {"method": "sgd", "rounds": 6}),
+    ):
+        run = replace(small, storage=StorageConfig(str(folder), name), **changes)
+        accuracy[name] = train(run)
+    (folder / "accuracy.json").write_text(json.dumps(accuracy))
+    return folder
+
+
+def notes(outcome: Any) -> list[str]:
+    return [line for line in outcome.err.splitlines() if line.startswith("note:")]
+
+
+def test_all_tables_and_figures(past: Path, run_job: RunJob, tmp_path: Path) -> None:
+    runs = [str(past / name) for name in ("ours-0", "ours-1")] + [str(past / "joint" / "round-000006.npz")]
+    outcome = run_job(
+        "evaluate", "--checkpoint", *runs, "--out", "out", "--labels", "Meta-GF", "x", "joint SGD"
+    )
+    assert outcome.code == 0, outcome.err
+    out = tmp_path / "out"
+    found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert found == {
+        *("anytime.md", "anytime.csv", "budgeted.png", "budgeted.csv", "convergence.png", "convergence.csv"),
+        *(f"Meta-GF-seed-{seed}/{name}.png" for seed in (0, 1) for name in PER_RUN),
+        *(f"Meta-GF-seed-{seed}/{name}.csv" for seed in (0, 1) for name in PER_RUN - {"conflict"}),
+        *(f"Meta-GF-seed-{seed}/conflict_{what}.csv" for seed in (0, 1) for what in ("cosines", "shares")),
+        *("joint-SGD/accuracy.png", "joint-SGD/accuracy.csv"),
+    }
+    assert {str(tmp_path / path) for path in outcome.result["files"]} == {str(out / name) for name in found}
+    for path in out.rglob("*.png"):
+        assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert outcome.result["seconds"] < 60
+    assert_numbers(outcome, json.loads((past / "accuracy.json").read_text()), out)
+
+
+def assert_numbers(outcome: Any, accuracy: dict[str, list[float]], out: Path) -> None:
+    """The accuracies are those that the runs themselves ended with."""
+    ours = outcome.result["runs"]["Meta-GF"]
+    assert (ours["seeds"], ours["rounds"], ours["training_passes"]) == ([0, 1], 2, 6)
+    assert ours["test_accuracy"] == [accuracy["ours-0"], accuracy["ours-1"]]
+    assert outcome.result["runs"]["joint SGD"]["training_passes"] == 6
+    with (out / "anytime.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    mean = (accuracy["ours-0"][0] + accuracy["ours-1"][0]) / 2
+    assert float(rows[0]["top1_mean"]) == pytest.approx(mean)
+    shown = f"{100 * accuracy['joint'][1]:.2f}"
+    assert shown in outcome.out and shown in (out / "anytime.md").read_text()
+    with (out / "convergence.csv").open() as file:
+        passes = [(row["run"], row["seed"], row["training_passes"]) for row in csv.DictReader(file)]
+    assert passes == [
+        *(("Meta-GF", seed, passes) for seed in "01" for passes in "36"),
+        *(("joint SGD", "0", passes) for passes in "123456"),
+    ]
+
+
+def test_untracked_runs_are_noted_not_failed(past: Path, run_job: RunJob) -> None:
+    outcome = run_job("evaluate", "--checkpoint", str(past / "joint"), "--log-model", "True")
+    assert outcome.code == 0
+    assert notes(outcome) == [
+        "note: joint: was not tracked, no model logged",
+        "note: sgd: was not tracked, nothing logged",
+    ]
+    assert not Path("mlflow.db").exists()
+
+
+@pytest.fixture
+def tracked(past: Path, tmp_path: Path, tracking_uri: str) -> tuple[str, str]:
+    """A run in MLflow, and a checkpoint that names it."""
+    known = load_checkpoint(str(past / "ours-0" / "round-000002.npz"))
+    config = get_recipe("digits")
+    config = replace(config, tracking=replace(config.tracking, uri=tracking_uri))
+    tracker = make_tracker(config.tracking, tmp_path, print)
+    run_id = tracker.start(config, "tracked")
+    tracker.fail("FAILED", "ended before its evaluation")
+    store = CheckpointStore(str(tmp_path / "runs"), "tracked", 1)
+    store.check_writable()
+    values = known.meta["config"] | {"tracking": dataclasses.asdict(config.tracking)}
+    meta = known.meta | {"run_id": run_id, "config": values}
+    return run_id, store.save(Checkpoint(known.round, known.network, known.method, meta))
+
+
+def test_results_go_to_the_runs_page(tracked: tuple[str, str], run_job: RunJob, tracking_uri: str) -> None:
+    from mlflow import MlflowClient
+
+    run_id, checkpoint = tracked
+    outcome = run_job("evaluate", "--checkpoint", checkpoint, "--out", "out")
+    assert outcome.code == 0, outcome.err
+    assert notes(outcome) == [f"note: metagf: logged to run {run_id} in {tracking_uri}"]
+    client = MlflowClient(tracking_uri)
+    logged = {item.path for item in client.list_artifacts(run_id, "evaluation")}
+    names = [Path(path).name for path in outcome.result["files"]]
+    assert logged == {f"evaluation/{name}" for name in names} and len(names) == 15
+    text = Path(client.download_artifacts(run_id, "evaluation/anytime.md")).read_text()
+    assert text == Path("out/anytime.md").read_text()
+    run = client.get_run(run_id)
+    assert run.info.status == "FAILED"  # evaluating a run does not change how it ended
+    assert 0 < run.data.metrics["test_top5_accuracy/exit_2"] <= 1
+
+
+def test_nothing_is_logged_if_not_wanted(
+    tracked: tuple[str, str], run_job: RunJob, tracking_uri: str
+) -> None:
+    from mlflow import MlflowClient
+
+    run_id, checkpoint = tracked
+    outcome = run_job(
+        "evaluate", "--checkpoint", checkpoint, "--log-to-mlflow", "False", "--importance", "False"
+    )
+    assert outcome.code == 0 and notes(outcome) == []
+    assert MlflowClient(tracking_uri).list_artifacts(run_id, "evaluation") == []
+    assert not list(Path("results").rglob("importance.*"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda db: db.unlink(), "there is no tracking database"),
+        (lambda db: db.write_bytes(b"not a database" * 99), "file is not a database"),
+    ],
+)
+def test_a_store_that_is_gone_costs_a_line(
+    tracked: tuple[str, str], run_job: RunJob, tmp_path: Path, damage: Callable[[Path], Any], says: str
+) -> None:
+    damage(tmp_path / "mlflow.db")
+    outcome = run_job("evaluate", "--checkpoint", tracked[1])
+    assert outcome.code == 0, outcome.err
+    (line,) = notes(outcome)
+    assert line.startswith("note: metagf: not logged to MLflow: ") and says in line
+    assert outcome.result["runs"]
+
+
+def test_a_run_that_the_store_does_not_have_costs_a_line(
+    past: Path, run_job: RunJob, tmp_path: Path, tracked: tuple[str, str]
+) -> None:
+    known = load_checkpoint(tracked[1])
+    store = CheckpointStore(str(tmp_path / "runs"), "tracked", 1)
+    store.save(Checkpoint(3, known.network, known.method, known.meta | {"run_id": "0" * 32}))
+    outcome = run_job("evaluate", "--checkpoint", str(tmp_path / "runs" / "tracked"))
+    assert outcome.code == 0
+    (line,) = [line for line in notes(outcome) if "not logged" in line]
+    assert f"the run {'0' * 32} is not in" in line
+
+
+def changed(past: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> str:
+    """A checkpoint whose description has been changed."""
+    known = load_checkpoint(str(past / "ours-0" / "round-000002.npz"))
+    meta = json.loads(json.dumps(known.meta))
+    change(meta)
+    store = CheckpointStore(str(tmp_path / "changed"), "run", 1)
+    store.check_writable()
+    return store.save(Checkpoint(known.round, known.network, known.method, meta))
+
+
+def another_network(meta: dict[str, Any]) -> None:
+    meta["config"]["model"]["msdnet"]["channels"] = 16
+
+
+def other_tensors(meta: dict[str, Any]) -> None:
+    meta["tensors"][0] = "unknown"
+
+
+def other_classes(meta: dict[str, Any]) -> None:
+    meta["input"]["classes"] = 7
+
+
+def no_history(meta: dict[str, Any]) -> None:
+    meta["history"] = "text"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (another_network, "another network"),
+        (other_tensors, "another network"),
+        (other_classes, "7 classes"),
+        (no_history, "history is not a list of rounds"),
+        (lambda meta: meta.pop("config"), "does not say which configuration it belongs to"),
+    ],
+    ids=["network", "tensors", "classes", "history", "config"],
+)
+def test_a_checkpoint_that_does_not_fit_is_one_line(
+    past: Path, run_job: RunJob, tmp_path: Path, change: Callable[[dict[str, Any]], None], says: str
+) -> None:
+    assert_one_error(run_job("evaluate", "--checkpoint", changed(past, tmp_path, change)), says)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--checkpoint", "missing.npz"), "missing.npz: there is no such file"),
+        (("--checkpoint", "nowhere"), "nowhere: no checkpoint in it, or no such folder"),
+        (("--checkpoint", "cut.npz"), "cut.npz: not a whole checkpoint"),
+        (("--checkpoint", "{past}/joint", "--labels", "a", "b"), "labels: 2 given for 1 checkpoints"),
+        (("--checkpoint", "{past}/joint", "--out", "cut.npz"), "can't write to cut.npz"),
+        (("--checkpoint",), "checkpoint: name at least one"),
+        ((), "checkpoint"),
+        (("--checkpoint", "{past}/joint", "--nonsense", "1"), "--nonsense"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_cannot_be_done(
+    past: Path, run_job: RunJob, tmp_path: Path, flags: tuple[str, ...], says: str
+) -> None:
+    whole = (past / "joint" / "round-000006.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    assert_one_error(run_job("evaluate", *(flag.replace("{past}", str(past)) for flag in flags)), says)
+
+
+def assert_one_error(outcome: Any, says: str) -> None:
+    lines = outcome.err.splitlines()
+    assert outcome.code == 2, outcome.err
+    assert outcome.out == ""
+    assert len(lines) == 1 and lines[0].startswith("error:"), outcome.err
+    assert says in lines[0]
+
+
+def test_the_toy_problem(run_job: RunJob, tmp_path: Path) -> None:
+    outcome = run_job("toy", "--out", "drawn", "--steps", "20")
+    assert outcome.code == 0, outcome.err
+    names = {"toy_trajectories.png", "toy_losses.png", "toy_trajectories.csv", "eq7.md", "eq7.csv"}
+    assert {path.name for path in (tmp_path / "drawn").iterdir()} == names
+    assert (tmp_path / "drawn" / "eq7.md").read_text().strip() in outcome.out
+    assert set(outcome.result["final_losses"]) == {"SGD", "PCGrad", "Meta-GF"}
+    assert outcome.result["steps"] == 20
+
+
+def test_the_toy_problem_refuses_too_few_steps(run_job: RunJob) -> None:
+    assert_one_error(run_job("toy", "--steps", "9"), "steps = 9: must be a whole number of at least 10")

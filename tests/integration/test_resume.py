@@ -1,0 +1,236 @@
+"""A run that was stopped, interrupted or terminated goes on to the bits of one that was not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from raygf.checkpoint import CheckpointStore
+
+RunJob = Callable[..., Any]
+
+SMALL = (
+    *("--rounds", "4", "--data.train-limit", "48", "--data.val", "50", "--model.msdnet.base", "1"),
+    *("--model.msdnet.step", "1", "--model.msdnet.channels", "8", "--storage.path", "runs"),
+)
+LONGER = ("--rounds", "12", "--data.train-limit", "150", *SMALL[4:])
+UNTRACKED = ("--tracking.enabled", "False")
+LOCAL = ("--resources.executor", "local")
+RAY = ("--resources.actors", "2")
+RESUME = ("--storage.resume", "True")
+
+_hashes: dict[tuple[str, ...], str] = {}
+
+
+@pytest.fixture
+def straight_hash(run_job: RunJob) -> Callable[..., str]:
+    """The weights after an undisturbed run with these flags, in one process."""
+
+    def straight(*flags: str) -> str:
+        if flags not in _hashes:
+            outcome = run_job("digits", *flags, *LOCAL, *UNTRACKED, "--storage.name", "straight")
+            assert outcome.code == 0, outcome.err
+            _hashes[flags] = outcome.result["weights_sha256"]
+        return _hashes[flags]
+
+    return straight
+
+
+def rounds_shown(err: str) -> list[str]:
+    return [line.split()[1] for line in err.splitlines() if line.startswith("round ")]
+
+
+@pytest.mark.parametrize(
+    "flags, executor",
+    [
+        ((), RAY),
+        ((), LOCAL),
+        (("--optim.carry-momentum", "True"), LOCAL),
+        (("--fusion.batchnorm", "weighted", "--fusion.segments", "channel"), LOCAL),
+        (("--method", "sgd"), LOCAL),
+    ],
+    ids=["ray", "local", "momentum", "weighted", "sgd"],
+)
+def test_stopped_run_goes_on_to_the_same_bits(
+    cluster: str,
+    run_job: RunJob,
+    tracking_uri: str,
+    straight_hash: Callable[..., str],
+    flags: tuple[str, ...],
+    executor: tuple[str, ...],
+) -> None:
+    expected = straight_hash(*SMALL, *flags)
+    mine = (*SMALL, *flags, *executor, "--tracking.uri", tracking_uri, "--storage.name", "one")
+    stopped = run_job("digits", *mine, "--stop-after", "2")
+    assert stopped.code == 0, stopped.err
+    assert stopped.result["rounds"] == 2
+    assert rounds_shown(stopped.err) == ["1/4", "2/4"]
+    resumed = run_job("digits", *mine, *RESUME)
+    assert resumed.code == 0, resumed.err
+    assert rounds_shown(resumed.err) == ["3/4", "4/4"]
+    assert resumed.result["weights_sha256"] == expected != stopped.result["weights_sha256"]
+    passes = 4 if "sgd" in flags else 16
+    assert (resumed.result["rounds"], resumed.result["training_passes"]) == (4, passes)
+    assert resumed.result["run_id"] == stopped.result["run_id"] != ""
+    assert_one_run(tracking_uri, resumed.result)
+
+
+def assert_one_run(uri: str, result: dict[str, Any]) -> None:
+    """MLflow has a single run, finished, with every round once."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("raygf")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_id, run.info.status) == (result["run_id"], "FINISHED")
+    assert run.data.tags["weights_sha256"] == result["weights_sha256"]
+    steps = [point.step for point in client.get_metric_history(result["run_id"], "train_loss/exit_1")]
+    assert sorted(steps) == [1, 2, 3, 4]
+
+
+def test_resume_where_nothing_is_yet_starts_from_the_first_round(
+    run_job: RunJob, straight_hash: Callable[..., str]
+) -> None:
+    """So that a job which is restarted by a machine can always be started with the flag."""
+    expected = straight_hash(*SMALL)
+    outcome = run_job("digits", *SMALL, *LOCAL, *UNTRACKED, "--storage.name", "new", *RESUME)
+    assert outcome.code == 0, outcome.err
+    assert outcome.result["weights_sha256"] == expected
+    assert rounds_shown(outcome.err) == ["1/4", "2/4", "3/4", "4/4"]
+
+
+def test_resume_of_a_finished_run_trains_nothing(run_job: RunJob) -> None:
+    mine = (*SMALL, *LOCAL, *UNTRACKED, "--storage.name", "one")
+    first, again = run_job("digits", *mine), run_job("digits", *mine, *RESUME)
+    assert (first.code, again.code) == (0, 0), again.err
+    assert rounds_shown(again.err) == []
+    for key in ("weights_sha256", "checkpoint", "rounds", "training_passes", "test_accuracy"):
+        assert again.result[key] == first.result[key], key
+
+
+def test_resume_with_another_configuration_is_refused(run_job: RunJob) -> None:
+    mine = (*SMALL, *LOCAL, *UNTRACKED, "--storage.name", "one")
+    assert run_job("digits", *mine, "--stop-after", "1").code == 0
+    refused = run_job("digits", *mine, *RESUME, "--optim.lr", "0.05")
+    assert refused.code == 2
+    assert rounds_shown(refused.err) == []
+    assert (
+        refused.err.splitlines()[-1]
+        == "error: can't resume with another configuration: optim.lr was 0.1, is now 0.05"
+    )
+    assert refused.out == ""
+
+
+def test_resume_passes_over_a_damaged_checkpoint(
+    run_job: RunJob, straight_hash: Callable[..., str], tmp_path: Path
+) -> None:
+    expected = straight_hash(*SMALL)
+    mine = (*SMALL, *LOCAL, *UNTRACKED, "--storage.name", "one")
+    stopped = run_job("digits", *mine, "--stop-after", "2")
+    newest = Path(stopped.result["checkpoint"])
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    resumed = run_job("digits", *mine, *RESUME)
+    assert resumed.code == 0, resumed.err
+    assert rounds_shown(resumed.err) == ["2/4", "3/4", "4/4"]
+    assert resumed.result["weights_sha256"] == expected
+
+
+def raygf_actors(of: psutil.Process) -> list[psutil.Process]:
+    """The processes of raygf's actors among the descendants of ``of``."""
+    found = []
+    for process in of.children(recursive=True):
+        try:
+            if (process.cmdline() or [""])[0].startswith(("ray::DriverActor", "ray::ExitActor")):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
+def test_interrupted_run_stops_at_once_and_can_go_on(
+    how: str,
+    cluster: str,
+    start_job: Callable[..., Any],
+    run_job: RunJob,
+    tracking_uri: str,
+    straight_hash: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    """Ctrl-C goes to the whole process group, with a Ray of its own; SIGTERM to the job, in a cluster."""
+    expected = straight_hash(*LONGER)
+    address = "local" if how == "Ctrl-C" else cluster
+    mine = (*LONGER, *RAY, "--tracking.uri", tracking_uri, "--storage.name", "one")
+    job = start_job("digits", *mine, "--resources.address", address)
+    before = []
+    for line in job.stderr:
+        before.append(line)
+        if line.startswith("round 1/12"):
+            break
+    ray_owner = psutil.Process(job.pid) if how == "Ctrl-C" else psutil.Process()
+    actors = raygf_actors(ray_owner)
+    processes = psutil.Process(job.pid).children(recursive=True)
+    assert len(actors) >= 2, before  # the driver and what it has of exit actors
+    started = time.monotonic()
+    if how == "Ctrl-C":
+        os.killpg(job.pid, signal.SIGINT)
+    else:
+        os.kill(job.pid, signal.SIGTERM)
+    out, err = job.communicate(timeout=60)
+    seconds = time.monotonic() - started
+
+    assert job.returncode == 130
+    assert out == ""
+    assert err.splitlines()[-1] == "interrupted; go on with --storage.resume True"
+    assert "Traceback" not in err and "error:" not in err
+    psutil.wait_procs([*processes, *actors], timeout=5)
+    assert alive([*processes, *actors]) == []
+
+    run_id, status = only_run(tracking_uri)
+    assert status == "KILLED"
+    store = CheckpointStore(str(tmp_path / "runs"), "one", 2)
+    checkpoint, notes = store.newest()
+    assert checkpoint is not None and notes == ()
+    assert checkpoint.meta["run_id"] == run_id
+
+    resumed = run_job("digits", *mine, *LOCAL, *RESUME)
+    assert resumed.code == 0, resumed.err
+    assert resumed.result["weights_sha256"] == expected
+    assert resumed.result["run_id"] == run_id
+    assert only_run(tracking_uri) == (run_id, "FINISHED")
+
+    # Asked last, so that a failure here says that all of the above held.
+    assert checkpoint.round < 12, f"training went on to its end after the signal, for {seconds:.1f} s"
+    assert seconds < 15
+    assert rounds_tracked(tracking_uri, run_id) >= set(range(checkpoint.round + 1, 13)) | {1}
+    assert (
+        len(rounds_tracked(tracking_uri, run_id)) >= 11
+    )  # at most the one under way at the signal is missing
+
+
+def only_run(uri: str) -> tuple[str, str]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("raygf")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    return run.info.run_id, run.info.status
+
+
+def rounds_tracked(uri: str, run_id: str) -> set[int]:
+    from mlflow import MlflowClient
+
+    return {point.step for point in MlflowClient(uri).get_metric_history(run_id, "train_loss/exit_1")}
