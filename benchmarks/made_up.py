@@ -17,7 +17,7 @@ CIFAR = InputSpec(channels=3, height=32, width=32, classes=100)
 
 def cifar_msdnet() -> nn.Module:
     """The 7-exit MSDNet of the paper's Table 1, CIFAR-100."""
-    return build_model(ModelConfig("msdnet", MSDNetConfig()), CIFAR, seed=0)
+    return build_model(ModelConfig("msdnet", msdnet=MSDNetConfig()), CIFAR, seed=0)
 
 
 def bind(compute: Compute) -> BoundNetwork:

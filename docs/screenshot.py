@@ -1,9 +1,10 @@
 """Take a picture of a run in the MLflow UI, as README shows it.
 
     python docs/screenshot.py mlflow.db docs/images/mlflow.png
-    python docs/screenshot.py mlflow.db figure.png --run digits-20260101-120000 --tab artifacts/figures/accuracy.png
+    python docs/screenshot.py mlflow.db figure.png --run my-run --tab artifacts/figures/accuracy.png
 
-Starts the UI on the database and drives headless Chromium, which must be on the PATH, over its debugging pipe.
+Starts the UI on the database and drives headless Chromium, which must be on the PATH, through its debugging
+pipe.
 """
 
 from __future__ import annotations
@@ -62,8 +63,12 @@ class Browser:
         # Chromium takes commands on file 3 and answers on file 4.
         files = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
         command = ["bash", "-c", files, program, *FLAGS, f"--user-data-dir={self._profile.name}"]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self._process = subprocess.Popen(command, pass_fds=(theirs_in, theirs_out), **quiet)
+        self._process = subprocess.Popen(
+            command,
+            pass_fds=(theirs_in, theirs_out),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(theirs_in)
         os.close(theirs_out)
         self._waiting = b""
@@ -88,7 +93,9 @@ class Browser:
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""
-        return self._call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+        return self._call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get(
+            "value"
+        )
 
     def wait_for(self, expression: str, limit_s: float = 30.0) -> None:
         """Wait until a JavaScript expression is true.
@@ -138,7 +145,8 @@ class Browser:
             if answer.get("id") == self._number:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']['message']}")
-                return answer["result"]
+                result: dict[str, Any] = answer["result"]
+                return result
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._waiting:
@@ -205,7 +213,7 @@ def end_process(process: subprocess.Popen[Any]) -> None:
     for member in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.terminate()
-    _, alive = psutil.wait_procs(family, timeout=5)
+    _, alive = psutil.wait_procs(family, timeout=2)
     for member in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
@@ -229,13 +237,13 @@ def find_run(database: Path, name: str = "") -> tuple[str, str]:
 
 
 def run_page(base: str, experiment: str, run: str, tab: str = "") -> str:
-    """Address of a run's page; ``tab``: empty for the overview, ``model-metrics``, or ``artifacts/<path>``."""
+    """Address of a run's page; ``tab``: empty (overview), ``model-metrics``, or ``artifacts/<path>``."""
     page = f"{base}/#/experiments/{experiment}/runs/{run}"
     return f"{page}{f'/{tab}' if tab else ''}?workflowType=machine_learning"
 
 
 def show_charts(browser: Browser, search: str) -> None:
-    """On the tab ``model-metrics``: show the charts of the metrics named like ``search``, and let them draw."""
+    """On the tab ``model-metrics``: show the charts of metrics named like ``search``, and let them draw."""
     browser.type_into("Search metric charts", search)
     browser.wait_for("document.querySelectorAll('.js-plotly-plot .main-svg').length > 1")
     browser.evaluate(HIDE_TOOLBARS)
@@ -249,7 +257,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("out", type=Path, help="PNG to write")
     parser.add_argument("--run", default="", help="name or id; by default the newest run")
     parser.add_argument("--tab", default="model-metrics", help='"model-metrics", "" or "artifacts/<path>"')
-    parser.add_argument("--search", default="val_accuracy|fusion_weight", help="charts to show on the tab model-metrics")
+    parser.add_argument(
+        "--search", default="val_accuracy|fusion_weight", help="charts to show on the tab model-metrics"
+    )
     options = parser.parse_args(argv)
     experiment, run = find_run(options.database, options.run)
     with mlflow_ui(options.database) as base, contextlib.closing(Browser()) as browser:

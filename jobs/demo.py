@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raygf.cli import main
+from raygf.config import ResourceConfig
 from raygf.console import print_table
 from raygf.launch import compared, run
 from raygf.ray_cluster import connected
@@ -27,7 +28,7 @@ exit and one for the fusion weights. Where to look next:
 def demo(argv: Sequence[str]) -> dict[str, Any]:
     """Train both, print one table."""
     metagf, sgd = get_recipe("digits"), get_recipe("digits-sgd")
-    with connected(metagf.resources):
+    with connected(ResourceConfig(address="local")):
         print("Meta-GF: every exit trains in a Ray actor of its own, the driver merges", file=sys.stderr)
         results = {"Meta-GF": run(metagf, "digits")}
         print("\nJoint SGD, with as many training passes", file=sys.stderr)

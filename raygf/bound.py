@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from raygf.compute import Compute
 from raygf.errors import CheckpointError
 from raygf.fusion.flat import FlatSpace
+from raygf.peers import ALONE, Peers
 from raygf.state import Arrays, NetworkState, Vector
 
 
@@ -21,8 +22,10 @@ class BoundNetwork:
     Loading a state is then one copy, a step of SGD one kernel, a delta one subtraction.
     """
 
-    def __init__(self, network: nn.Module, compute: Compute) -> None:
+    def __init__(self, network: nn.Module, compute: Compute, peers: Peers = ALONE) -> None:
+        """``peers``: the workers that each hold this network and train it together."""
         self.compute = compute
+        self.peers = peers
         self.network = network.to(compute.device)
         self.space = FlatSpace.of(network)
         self.vector = self.space.pack(dict(network.named_parameters()))

@@ -141,6 +141,8 @@ def load_checkpoint(path: str) -> Checkpoint:
             return read_archive(stream)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no such file") from None
     except OSError as error:
         raise CheckpointError(f"{path}: {_brief(error)}") from None
 
@@ -151,7 +153,7 @@ def write_archive(stream: Any, checkpoint: Checkpoint) -> None:
     listing = {name: [array.dtype.str, list(array.shape)] for name, array in arrays.items()}
     meta = {**checkpoint.meta, "format": _FORMAT, "round": checkpoint.round, "arrays": listing}
     with zipfile.ZipFile(stream, "w") as archive:
-        for name, array in {"meta": np.array(json.dumps(meta)), **arrays}.items():
+        for name, array in {"meta": np.array(json.dumps(meta).encode()), **arrays}.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
 
@@ -165,7 +167,7 @@ def read_archive(stream: Any) -> Checkpoint:
     try:
         with zipfile.ZipFile(stream) as archive:
             members = {name.removesuffix(".npy"): _read_array(archive, name) for name in archive.namelist()}
-        meta = json.loads(str(members.pop("meta")))
+        meta = json.loads(members.pop("meta").item())
         return _checkpoint(meta, members)
     except _DAMAGE as error:
         raise CheckpointError(f"not a whole checkpoint ({_brief(error)})") from None

@@ -9,13 +9,15 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 
 from raygf.config import RunConfig
 from raygf.errors import ConfigError, RaygfError
 from raygf.recipes import RECIPES, get_recipe
+
+T = TypeVar("T")
 
 _BOX = "╭╮╰╯│─"
 
@@ -43,6 +45,23 @@ def parse(description: str, default_recipe: str, argv: Sequence[str]) -> tuple[s
             config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
         )
     return name, config
+
+
+def parse_flags(cls: type[T], description: str, argv: Sequence[str]) -> T:
+    """The dataclass ``cls`` from the flags ``argv``; the texts under its fields are what ``--help`` shows.
+
+    Raises:
+        ConfigError: a flag is unknown or missing, or a value is not allowed.
+        SystemExit: for ``--help``.
+    """
+    with _one_line_errors():
+        return tyro.cli(
+            cls,
+            args=list(argv),
+            description=description,
+            prog=Path(sys.argv[0]).name,
+            config=(tyro.conf.FlagConversionOff,),
+        )
 
 
 def main(job: Callable[[Sequence[str]], Mapping[str, Any]], argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from raygf import checks
 
-SOURCES = ("digits", "cifar10", "cifar100", "parquet")
+SOURCES = ("digits", "cifar10", "cifar100", "parquet", "imagefolder", "shards")
 SEGMENTS = ("tensor", "channel", "network")
 NORMALISATIONS = ("softmax", "sigmoid")
 BATCHNORM = ("recalibrated", "weighted")
@@ -21,14 +21,19 @@ BATCHNORM = ("recalibrated", "weighted")
 class DataConfig:
     """Images and labels, and how they are split and augmented."""
 
-    source: Literal["digits", "cifar10", "cifar100", "parquet"] = "digits"
-    """Kind of data set. digits needs no files; parquet is any Hugging Face style image set."""
+    source: Literal["digits", "cifar10", "cifar100", "parquet", "imagefolder", "shards"] = "digits"
+    """Kind of data set. digits needs no files; parquet is a Hugging Face style set of small images, held in
+    memory. Streamed from disk: imagefolder (ImageNet's layout, train/CLASS/*.JPEG and val/CLASS/*.JPEG) and
+    shards (Hugging Face style Parquet files of any size)."""
     path: str = ""
     """Folder that holds the data set (digits needs none)."""
     image_size: int | None = None
     """Scale every image to this many pixels a side; by default images keep their size."""
     val: int = 0
     """Training images held out for validation, chosen by seed and never augmented."""
+    test: int | None = None
+    """imagefolder, shards without test images: hold out this many training images as the test set, the same
+    ones whatever the seed. By default a set must bring its own."""
     per_class: int | None = None
     """Keep this many training images of every class (after the validation split); by default all."""
     train_limit: int | None = None
@@ -37,16 +42,34 @@ class DataConfig:
     """Random crop: zero-pad the image by this many pixels on each side, then crop back. 0: no crop."""
     flip: bool = True
     """Flip half of the training images left to right."""
+    crop: int = 224
+    """imagefolder, shards: pixels a side of what the network sees: a random part of the image, scaled, while
+    training; the centre in evaluation."""
+    resize: int = 256
+    """imagefolder, shards: the shorter side is scaled to this before the centre is cut out (evaluation)."""
+    workers: int = 4
+    """imagefolder, shards: processes that read and decode for each trainer (every exit, and the driver); 0:
+    it does so itself. Their number does not change the images."""
+    max_undecodable: int = 0
+    """imagefolder, shards: images that may be left out of a pass because they can't be decoded; more are an
+    error."""
 
     def __post_init__(self) -> None:
         checks.one_of("data.source", self.source, SOURCES)
         checks.text("data.path", self.path)
         checks.whole_or_none("data.image_size", self.image_size, 4)
         checks.whole("data.val", self.val, 0)
+        checks.whole_or_none("data.test", self.test)
         checks.whole_or_none("data.per_class", self.per_class)
         checks.whole_or_none("data.train_limit", self.train_limit)
         checks.whole("data.pad", self.pad, 0)
         checks.flag("data.flip", self.flip)
+        checks.whole("data.crop", self.crop, 4)
+        checks.whole("data.resize", self.resize, 4)
+        if self.resize < self.crop:
+            raise checks.refuse("data.resize", self.resize, f"at least data.crop = {self.crop}")
+        checks.whole("data.workers", self.workers, 0)
+        checks.whole("data.max_undecodable", self.max_undecodable, 0)
 
 
 @dataclass(frozen=True)
@@ -214,7 +237,8 @@ class ResourceConfig:
     executor: Literal["ray", "local"] = "ray"
     """ray: actors, on a cluster or on this machine (Ray is started if need be). local: this process."""
     address: str = ""
-    """Ray cluster to join; by default RAY_ADDRESS, else a running local one, else a new one."""
+    """Ray cluster to join; by default RAY_ADDRESS, else a running local one, else a new one. local: always
+    start a new one on this machine."""
     actors: int | None = None
     """Exit actors; by default one an exit, fewer where the cluster is smaller."""
     cpus_per_exit: float = 1.0
@@ -222,9 +246,15 @@ class ResourceConfig:
     gpus_per_exit: float | None = None
     """GPUs of each exit actor (0.5: two actors share one); by default 1 where the cluster has any, else 0."""
     driver_cpus: float = 1.0
-    """CPUs of the driver, which fits the fusion weights; also its number of torch threads."""
+    """CPUs of the driver, which fits the fusion weights; also its number of torch threads. With workers set:
+    of each worker."""
     driver_gpus: float | None = None
-    """GPUs of the driver; by default as gpus_per_exit."""
+    """GPUs of the driver; by default as gpus_per_exit. With workers set: of each worker; by default 1, or a
+    share of one where the cluster has fewer than workers."""
+    workers: int | None = None
+    """Methods within a step: workers that train together under Ray Train, each on its share of every batch;
+    by default there are none, and the driver trains alone. Their number changes results by rounding only, but
+    for BatchNorm, which normalises each share by itself."""
     wait_for_resources_s: float = 0.0
     """Seconds to wait for nodes that can hold the actors (autoscaled clusters) before giving up."""
     exit_timeout_s: float = 14400.0
@@ -236,6 +266,7 @@ class ResourceConfig:
         checks.one_of("resources.executor", self.executor, ("ray", "local"))
         checks.text("resources.address", self.address)
         checks.whole_or_none("resources.actors", self.actors)
+        checks.whole_or_none("resources.workers", self.workers)
         checks.number("resources.cpus_per_exit", self.cpus_per_exit, 0)
         checks.number("resources.driver_cpus", self.driver_cpus, 0)
         for name in ("gpus_per_exit", "driver_gpus"):

@@ -25,7 +25,9 @@ from raygf.driver import Driver
 from raygf.errors import ConfigError
 from raygf.evaluation.tables import ResultColumn, ResultTable, to_rich
 from raygf.executor import LocalExecutor
+from raygf.methods.registry import check_method, is_step_method
 from raygf.records import RoundRecord, RunEnd, RunStart
+from raygf.shares import LEAST
 
 
 class DriverHandle(Protocol):
@@ -140,7 +142,8 @@ def _settled_storage(storage: StorageConfig, label: str) -> StorageConfig:
 
 @contextmanager
 def _driver(config: RunConfig, progress: Progress) -> Iterator[tuple[DriverHandle, RunConfig]]:
-    """A driver as ``resources.executor`` says, and the configuration with its resources settled."""
+    """A driver as ``resources`` say, and the configuration with them settled."""
+    _check_workers(config)
     if config.resources.executor == "local":
         local = Driver(config, lambda run, dataset, exits: LocalExecutor(run, dataset))
         try:
@@ -154,11 +157,40 @@ def _driver(config: RunConfig, progress: Progress) -> Iterator[tuple[DriverHandl
     with ray_cluster.connected(config.resources) as (where, resources):
         progress.note(where)
         config = replace(config, resources=resources)
-        remote = RemoteDriver(config)
+        remote: RemoteDriver | TrainDriver
+        if resources.workers:
+            from raygf.ray_train import TrainDriver
+
+            progress.note(f"data-parallel workers under Ray Train: {resources.workers}")
+            remote = TrainDriver(config)
+        else:
+            remote = RemoteDriver(config)
         try:
             yield remote, config
         finally:
             remote.close()
+
+
+def _check_workers(config: RunConfig) -> None:
+    """Raise ConfigError if ``resources.workers`` is set and goes with nothing else."""
+    workers = config.resources.workers
+    if workers is None:
+        return
+    check_method(config.method)
+    if not is_step_method(config.method):
+        raise ConfigError(
+            f"resources.workers = {workers}: for methods within a step; {config.method} trains its exits in "
+            "parallel already, see resources.actors"
+        )
+    if config.resources.executor == "local":
+        raise ConfigError(f"resources.workers = {workers}: needs Ray; leave out resources.executor = 'local'")
+    if config.resources.driver_cpus == 0:
+        raise ConfigError(f"resources.workers = {workers}: each needs CPUs; raise resources.driver_cpus")
+    if workers > 1 and config.batch_size < LEAST * workers:
+        raise ConfigError(
+            f"batch_size = {config.batch_size}: must be at least {LEAST * workers} with resources.workers = "
+            f"{workers}, {LEAST} images each"
+        )
 
 
 @contextmanager

@@ -39,6 +39,8 @@ def connected(resources: ResourceConfig) -> Iterator[tuple[str, ResourceConfig]]
 def connect(resources: ResourceConfig) -> str:
     """Join the cluster at ``resources.address`` or RAY_ADDRESS, a running local one, or start one here.
 
+    "local" as address always starts one.
+
     Returns:
         What was joined, for people.
 
@@ -47,6 +49,8 @@ def connect(resources: ResourceConfig) -> str:
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     named = resources.address or os.environ.get("RAY_ADDRESS", "")
+    if named == "local":
+        return _start(resources)
     _require_answer(named)
     try:
         ray.init(address=named or "auto", log_to_driver=False, logging_level="ERROR")

@@ -1,4 +1,4 @@
-"""A round of a within-step method: one epoch of the whole network in the driver."""
+"""A round of a within-step method: one epoch of the whole network, by one worker or several together."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from torch import Tensor
 from raygf.bound import BoundNetwork, to_numpy
 from raygf.config import RunConfig
 from raygf.data.base import BatchSource
+from raygf.errors import RunFailed
 from raygf.losses import make_losses
 from raygf.methods.base import Setting
 from raygf.methods.registry import make_step_method
+from raygf.peers import average_buffers
 from raygf.rounds import RoundOutcome
 from raygf.schedule import decay_factor, loss_coefficients
 from raygf.seeding import seeded_globals
@@ -22,7 +24,12 @@ from raygf.stepping import FlatSGD, train_epoch
 
 
 class StepRound:
-    """Trains with the configured method, momentum running on from round to round as in ordinary SGD."""
+    """Trains with the configured method, momentum running on from round to round as in ordinary SGD.
+
+    Where ``bound`` has peers, every worker makes a round of its own share of each batch, with the same
+    update. BatchNorm normalises each share by itself, as in PyTorch's DistributedDataParallel; its running
+    statistics are averaged over the workers at the end of the round.
+    """
 
     passes = 1
 
@@ -41,14 +48,18 @@ class StepRound:
         self._momentum: Tensor | None = None
 
     def run(self, state: NetworkState, round: int) -> RoundOutcome:
-        """See ``RoundMethod.run``."""
+        """See ``RoundMethod.run``.
+
+        Raises:
+            RunFailed: the workers' weights are no longer the same.
+        """
         config, bound, started = self._config, self._bound, time.perf_counter()
         coefficients = torch.tensor(
             loss_coefficients(round, config.rounds, len(self._setting.owned), config.loss),
             device=bound.compute.device,
         )
         method = make_step_method(config.method, self._setting)
-        with seeded_globals(config.seed, "step", round):
+        with seeded_globals(config.seed, *_stream(round, bound.peers.rank)):
             bound.load(state)
             optimizer = FlatSGD(
                 bound, config.optim, config.optim.lr * decay_factor(round, config.rounds, config.optim)
@@ -65,6 +76,13 @@ class StepRound:
                     losses_of=self._losses,
                 )
         self._momentum = optimizer.momentum
+        average_buffers(list(bound.network.buffers()), bound.peers)
+        if not bound.peers.same(bound.vector):
+            raise RunFailed(
+                f"{config.method}, round {round}: the workers' weights have come apart: run them on machines "
+                "of one kind, and let a method of your own add up gradients with bound.peers.sum_; the last "
+                "checkpoint stands"
+            )
         return RoundOutcome(bound.state(), result.score, {"train": time.perf_counter() - started})
 
     def arrays(self) -> Arrays:
@@ -78,3 +96,8 @@ class StepRound:
 
     def close(self) -> None:
         """Nothing to give back."""
+
+
+def _stream(round: int, rank: int) -> tuple[str | int, ...]:
+    """The random stream of a worker, for dropout: the first one's is that of a run without others."""
+    return ("step", round) if rank == 0 else ("step", round, "worker", rank)

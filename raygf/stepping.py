@@ -14,9 +14,14 @@ from raygf.data.base import Batch
 from raygf.errors import NonFiniteError
 from raygf.losses import ExitLosses, exit_hits, exit_losses
 from raygf.records import ExitScore
+from raygf.shares import share_of
 
 Backward = Callable[[Tensor], None]
-"""Takes the exits' losses (n,) of one batch and leaves the update direction in the network's ``grad``."""
+"""Takes the exits' losses (n,) of one batch and leaves the update direction in the network's ``grad``.
+
+Where several workers train the network, the losses are of this worker's share and weighed by it: gradients
+are to be summed over ``bound.peers``, and the direction is the same on all.
+"""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,9 @@ def train_epoch(
 ) -> EpochResult:
     """Run ``batches`` through the network in train mode, one update each.
 
-    Losses stay on the device until the end of the epoch, so that no step waits for the one before.
+    Losses stay on the device until the end of the epoch, so that no step waits for the one before. Where
+    ``bound`` is trained by several workers, each runs its share of every batch; ``backward`` has to add up
+    what comes of it. Scores, and so errors, are those of all workers together.
 
     Args:
         backward: see ``Backward``.
@@ -81,22 +88,24 @@ def train_epoch(
     losses: list[Tensor] = []
     hits: list[Tensor] = []
     sizes: list[int] = []
-    for images, labels in batches:
+    for batch in batches:
+        share = share_of(batch, bound.peers)
         optimizer.zero_grad()
         with bound.compute.autocast():
-            logits = bound.network(images)
-        loss = losses_of(logits, labels)
+            logits = bound.network(share.images)
+        loss = losses_of(logits, share.labels) * share.weight
         try:
             backward(loss)
         except NonFiniteError as error:
             raise NonFiniteError(f"{where}, step {len(sizes) + 1}: {error}; lower optim.lr") from None
         optimizer.step()
         losses.append(loss.detach())
-        hits.append(exit_hits(logits, labels))
-        sizes.append(len(labels))
-    history = torch.stack(losses).cpu()  # (steps, n)
+        hits.append(exit_hits(logits, share.labels) * (share.weight > 0))
+        sizes.append(len(batch[1]))
+    history = bound.peers.sum_(torch.stack(losses)).cpu()  # (steps, n)
     require_finite(history, bound.vector, where)
-    return EpochResult(mean_score(history, torch.stack(hits).cpu(), sizes), len(sizes))
+    rights = bound.peers.sum_(torch.stack(hits)).cpu()
+    return EpochResult(mean_score(history, rights, sizes), len(sizes))
 
 
 def mean_score(losses: Tensor, hits: Tensor, sizes: list[int]) -> ExitScore:

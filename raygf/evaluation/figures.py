@@ -1,15 +1,9 @@
-"""Two figures of a run, and their numbers: accuracy over the rounds, fusion weights over the depth.
-
-Figures are built through ``matplotlib.figure.Figure``: no display, no global state, safe in any thread.
-"""
+"""Two figures of a run, and their numbers: accuracy over the rounds, fusion weights over the depth."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -18,15 +12,20 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from raygf.evaluation.figure_style import (
+    ABSENT,
+    NAMED_TENSORS,
+    counted_ticks,
+    csv_text,
+    exit_colours,
+    new_figure,
+    plain_axes,
+    whole_numbers,
+)
 from raygf.records import Matrix, RoundRecord
 
-NAMED_TENSORS = 60
-"""Up to so many tensors, the heat map names each; beyond, it counts them."""
-
-_ABSENT: dict[str, Any] = {"facecolor": "#ececec", "edgecolor": "#bdbdbd", "hatch": "////", "linewidth": 0.0}
 _ALONE = "white"
 
 
@@ -68,10 +67,10 @@ def accuracy_curves(records: Sequence[RoundRecord], earlier: AccuracyCurves | No
 def accuracy_figure(records: Sequence[RoundRecord], earlier: AccuracyCurves | None = None) -> Figure:
     """Accuracy of every exit over the rounds; arguments and errors as ``accuracy_curves``."""
     curves = accuracy_curves(records, earlier)
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    figure = new_figure(8, 4.5)
     axes = figure.add_subplot()
     marker = "o" if len(curves.rounds) <= 20 else None  # one point alone would draw no line
-    for index, colour in enumerate(_exit_colours(curves.accuracy.shape[1])):
+    for index, colour in enumerate(exit_colours(curves.accuracy.shape[1])):
         values = 100 * curves.accuracy[:, index]
         axes.plot(curves.rounds, values, color=colour, marker=marker, markersize=3, label=f"exit {index + 1}")
     mean = 100 * curves.accuracy.mean(axis=1)
@@ -88,9 +87,8 @@ def accuracy_figure(records: Sequence[RoundRecord], earlier: AccuracyCurves | No
     axes.set_xlabel("round")
     axes.set_ylabel(f"{curves.split} accuracy (%)")
     axes.set_xlim(curves.rounds[0] - 0.5, curves.rounds[-1] + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(alpha=0.3, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    whole_numbers(axes)
+    plain_axes(axes)
     figure.legend(loc="outside right center", frameon=False)
     return figure
 
@@ -100,7 +98,7 @@ def accuracy_csv(records: Sequence[RoundRecord], earlier: AccuracyCurves | None 
     curves = accuracy_curves(records, earlier)
     names = [f"{curves.split}_accuracy_exit_{i + 1}" for i in range(curves.accuracy.shape[1])]
     rows = ([r, *values] for r, values in zip(curves.rounds.tolist(), curves.accuracy.tolist(), strict=True))
-    return _csv([["round", *names], *rows])
+    return csv_text([["round", *names], *rows])
 
 
 def fusion_heatmap(weights: Matrix, tensors: Sequence[str]) -> Figure:
@@ -119,9 +117,9 @@ def fusion_heatmap(weights: Matrix, tensors: Sequence[str]) -> Figure:
     exits, count = _checked_shape(weights, tensors)
     named = count <= NAMED_TENSORS
     size = (max(7.0, 2.6 + 0.17 * count), 2.9 + 0.3 * exits) if named else (11.0, 2.0 + 0.3 * exits)
-    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    figure = new_figure(*size)
     axes = figure.add_subplot()
-    axes.patch.set(**_ABSENT)  # shows through where a weight is NaN
+    axes.patch.set(**ABSENT)  # shows through where a weight is NaN
     top, clipped = _colour_limit(weights)
     image = axes.imshow(
         np.ma.masked_invalid(weights),
@@ -145,18 +143,13 @@ def fusion_csv(weights: Matrix, tensors: Sequence[str]) -> str:
         [name, *("" if np.isnan(weight) else float(weight) for weight in column)]
         for name, column in zip(tensors, weights.T, strict=True)
     )
-    return _csv([["tensor", *(f"exit_{i + 1}" for i in range(exits))], *rows])
+    return csv_text([["tensor", *(f"exit_{i + 1}" for i in range(exits))], *rows])
 
 
 def _checked_shape(weights: Matrix, tensors: Sequence[str]) -> tuple[int, int]:
     if weights.ndim != 2 or 0 in weights.shape or weights.shape[1] != len(tensors):
         raise ValueError(f"fusion weights {weights.shape} do not fit {len(tensors)} tensor names")
     return weights.shape[0], weights.shape[1]
-
-
-def _exit_colours(exits: int) -> NDArray[np.float64]:
-    """Dark (shallow) to light (deep); the lightest yellow is left out, it is hard to see on white."""
-    return np.asarray(colormaps["viridis"](np.linspace(0, 0.9, exits)))
 
 
 def _colour_limit(weights: Matrix) -> tuple[float, bool]:
@@ -177,7 +170,7 @@ def _explain_special_cells(figure: Figure, absent: bool, alone: bool) -> None:
     if alone:
         handles.append(Patch(facecolor=_ALONE, edgecolor="grey", label="used by this exit alone (weight 1)"))
     if absent:
-        handles.append(Patch(**_ABSENT, label="not used by this exit"))
+        handles.append(Patch(**ABSENT, label="not used by this exit"))
     if handles:
         figure.legend(handles=handles, loc="outside upper right", frameon=False, fontsize=8, ncols=2)
 
@@ -187,12 +180,7 @@ def _label_tensors(axes: Axes, tensors: Sequence[str], named: bool) -> None:
         axes.set_xticks(range(len(tensors)), tensors, rotation=90, fontsize=6)
         axes.set_xlabel("parameter tensor, shallow to deep")
         return
-    ticks = [
-        tick
-        for tick in MaxNLocator(10, integer=True).tick_values(1, len(tensors))
-        if 1 < tick <= len(tensors)
-    ]
-    numbers = [1, *(int(tick) for tick in ticks)]
+    numbers = counted_ticks(len(tensors))
     axes.set_xticks([number - 1 for number in numbers], [str(number) for number in numbers])
     axes.set_xlabel(f"parameter tensor, shallow to deep (1 to {len(tensors)})")
 
@@ -205,9 +193,3 @@ def _add_colour_bar(figure: Figure, axes: Axes, image: AxesImage, equal: float, 
         bar.ax.axhline(equal, color="white", linewidth=1.5)
         note += " (white line)"
     axes.set_title(note, loc="left", fontsize=9)
-
-
-def _csv(rows: Sequence[Sequence[object]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

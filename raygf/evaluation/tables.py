@@ -95,8 +95,12 @@ def to_rich(table: ResultTable, title: str | None = None) -> Table:
 
 def to_markdown(table: ResultTable) -> str:
     """``table`` as Markdown whose source lines up too; ends with a newline."""
-    header = [name.replace("|", r"\|") for name in _header(table)]
-    rows = [*_exit_rows(table), *_summary_rows(table)]
+    return markdown_table(_header(table), [*_exit_rows(table), *_summary_rows(table)])
+
+
+def markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose source lines up too, the first column to the left; ends with a newline."""
+    header = [name.replace("|", r"\|") for name in names]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
     return "".join(f"| {' | '.join(_padded(row, widths))} |\n" for row in (header, rule, *rows))

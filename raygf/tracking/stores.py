@@ -21,6 +21,9 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
+# MLflow 3 opens experiments of unknown kind in its view for language models.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+
 
 def set_environment() -> None:
     """Have MLflow give up in seconds and keep its talk to itself; what the user has set stays.
@@ -54,7 +57,7 @@ def find_experiment(client: Any, name: str, uri: str) -> str:
         # Beside the database: MLflow's default is a folder in whatever the working directory is.
         location = None if path is None else (path.parent / "mlartifacts").as_uri()
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            return str(client.create_experiment(name, artifact_location=location, tags=_KIND))
         except Exception as error:
             if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
                 raise

@@ -17,7 +17,16 @@ from typing import Any
 import psutil
 import pytest
 
-from raygf.config import DataConfig, ModelConfig, MSDNetConfig, RunConfig, StorageConfig, TrackingConfig
+from raygf.config import (
+    DataConfig,
+    ModelConfig,
+    MSDNetConfig,
+    ResourceConfig,
+    RunConfig,
+    StorageConfig,
+    TrackingConfig,
+)
+from raygf.launch import Result
 from raygf.recipes import get_recipe
 
 REPOSITORY = Path(__file__).parents[2]
@@ -35,6 +44,15 @@ class Outcome:
     def result(self) -> dict[str, Any]:
         """The last line on standard output."""
         return json.loads(self.out.splitlines()[-1])
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A finished run and the MLflow store that has it."""
+
+    uri: str
+    database: Path
+    result: Result
 
 
 RunJob = Callable[..., Outcome]
@@ -74,6 +92,25 @@ def tracking_uri(empty_tracking: Path, tmp_path: Path) -> str:
     copy = tmp_path / "mlflow.db"
     shutil.copy(empty_tracking, copy)
     return f"sqlite:///{copy}"
+
+
+@pytest.fixture(scope="session")
+def tracked_run(empty_tracking: Path, tmp_path_factory: pytest.TempPathFactory) -> TrackedRun:
+    """Three rounds of a small network, in this process, tracked in a database of their own."""
+    from raygf.launch import run
+
+    folder = tmp_path_factory.mktemp("tracked")
+    database = Path(shutil.copy(empty_tracking, folder / "mlflow.db"))
+    config = replace(
+        get_recipe("digits"),
+        rounds=3,
+        data=DataConfig(source="digits", val=100, train_limit=192, pad=1, flip=False),
+        model=ModelConfig("msdnet", msdnet=MSDNetConfig(exits=3, base=1, step=1, channels=8, factors=(1, 2))),
+        resources=ResourceConfig(executor="local"),
+        storage=StorageConfig(str(folder / "runs"), "small"),
+        tracking=TrackingConfig(uri=f"sqlite:///{database}"),
+    )
+    return TrackedRun(f"sqlite:///{database}", database, run(config, "digits"))
 
 
 @pytest.fixture(scope="session")

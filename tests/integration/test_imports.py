@@ -6,7 +6,10 @@ import json
 import subprocess
 import sys
 
-MAY_LOAD = ("raygf.ray_executor", "raygf.ray_driver", "raygf.ray_cluster", "raygf.ray_train", "raygf.tracking")
+MAY_LOAD = (
+    *("raygf.ray_executor", "raygf.ray_driver", "raygf.ray_cluster", "raygf.ray_train"),
+    *("raygf.tracking", "raygf.serving"),
+)
 MUST_BE_FOUND = {
     *("raygf.exit_trainer", "raygf.driver", "raygf.executor", "raygf.recipes", "raygf.checkpoint"),
     *("raygf.launch", "raygf.cli", "raygf.models.msdnet", "raygf.fusion.fit", "raygf.data.parquet"),

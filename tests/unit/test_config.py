@@ -76,6 +76,7 @@ BAD = [
     ("resources", "executor", "slurm", "one of ray, local"),
     ("resources", "address", None, "a text"),
     ("resources", "actors", 0, "at least 1"),
+    ("resources", "workers", 0, "at least 1"),
     ("resources", "cpus_per_exit", -1, "at least 0"),
     ("resources", "gpus_per_exit", -0.5, "at least 0"),
     ("resources", "driver_cpus", -1, "at least 0"),

@@ -24,6 +24,7 @@ from torch.testing import assert_close
 
 from raygf.bound import BoundNetwork, as_tensor
 from raygf.config import FusionConfig, OptimConfig, RunConfig
+from raygf.delta_round import DeltaRound
 from raygf.errors import ConfigError
 from raygf.executor import LocalExecutor, Trained
 from raygf.exit_trainer import ExitTrainer
@@ -32,7 +33,6 @@ from raygf.fusion.ownership import find_ownership
 from raygf.fusion.segments import Segments
 from raygf.fusion.weights import fusion_weights
 from raygf.losses import exit_losses
-from raygf.delta_round import DeltaRound
 from raygf.state import NetworkState
 
 DATA = dataset()

@@ -391,7 +391,7 @@ def test_a_checkpoint_without_configuration_is_refused(tmp_path):
     path = Path(drive(run)[2].checkpoint)
     with np.load(path) as archive:
         members = dict(archive)
-    meta = json.loads(str(members["meta"]))
+    meta = json.loads(members["meta"].item())
     members["meta"] = np.array(json.dumps({name: meta[name] for name in meta if name != "config"}))
     np.savez(path, **members)
     with pytest.raises(CheckpointError, match="configuration"):

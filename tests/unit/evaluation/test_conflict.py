@@ -1,12 +1,24 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from tiny_network import bind, random_vectors, space_of
 from torch.testing import assert_close
 
-from raygf.evaluation.conflict import delta_norms, shared_cosine, tensor_gramians
+from raygf.evaluation.conflict import (
+    delta_norms,
+    segment_gramians,
+    share_after,
+    share_before,
+    shared_cosine,
+    slot_gramians,
+    tensor_cosines,
+    tensor_gramians,
+)
 from raygf.fusion import segments
+from raygf.fusion.segments import Segments
 
 SPACE = space_of((2, 3), (4,), (5,))
 ALL = torch.ones(2, 3, dtype=torch.bool)
@@ -89,3 +101,68 @@ def test_norms_are_over_what_an_exit_owns():
     norms = delta_norms(tensor_gramians(deltas, SPACE), owned)
     expected = torch.stack([deltas[0].norm(), deltas[1][6:10].norm()]).double()
     assert_close(norms, expected, atol=1e-5, rtol=1e-5)
+
+
+def by_hand():
+    """Three exits on tensors of 2, 1 and 1 elements; the last tensor belongs to exit 3 alone.
+
+    In tensor 1 the cosines are −1 (exits 1, 2), 0 (1, 3), 0 (2, 3); in tensor 2: −1 (1, 2), exit 3 has zero.
+    """
+    space = space_of((2,), (1,), (1,))
+    deltas = [torch.tensor(row) for row in ([1.0, 0, 1, 9], [-2.0, 0, -3, 9], [0.0, 5, 0, 9])]
+    owned = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 1, 1]], dtype=torch.bool)
+    return space, deltas, owned
+
+
+def test_tensor_cosines_by_hand():
+    space, deltas, owned = by_hand()
+    cosines = tensor_cosines(tensor_gramians(deltas, space), owned)
+    assert cosines[:2].tolist() == [pytest.approx(-1 / 3), -1.0]  # the zero delta is left out
+    assert cosines[2].isnan()  # one owner
+
+
+def test_share_of_negative_pairs_by_hand():
+    space, deltas, owned = by_hand()
+    assert share_before(tensor_gramians(deltas, space), owned) == pytest.approx(2 / 4)
+
+
+def test_share_against_the_update_by_hand():
+    """α = 1/3 each: the update is (−1/3, 5/3) in tensor 1 and −2/3 in tensor 2, so exit 1 loses in both."""
+    space, deltas, owned = by_hand()
+    tensors = Segments("tensor", space)
+    alpha = torch.full((3, 3), 1 / 3)
+    share = share_after(tensor_gramians(deltas, space), alpha, tensors, owned)
+    assert share == pytest.approx(2 / 5)  # five deltas count: exit 3 has none in tensor 2
+    only_third = torch.tensor([[0.0, 0, 0], [0, 0, 0], [1, 1, 1]])
+    assert share_after(tensor_gramians(deltas, space), only_third, tensors, owned) == 0  # all are orthogonal
+
+
+def test_nothing_shared_has_no_shares():
+    space, deltas, _ = by_hand()
+    alone, grams = torch.eye(3, dtype=torch.bool), tensor_gramians(deltas, space)
+    assert math.isnan(share_before(grams, alone))
+    assert math.isnan(share_after(grams, torch.eye(3), Segments("tensor", space), alone))
+    assert tensor_cosines(grams, alone).isnan().all()
+
+
+@pytest.mark.parametrize("block", [3, 1 << 16])
+def test_channel_gramians_add_up_to_those_of_the_tensors(block, monkeypatch):
+    monkeypatch.setattr(segments, "_BLOCK", block)
+    deltas, channels = random_vectors(3, SPACE.size), Segments("channel", SPACE)
+    grams = segment_gramians(deltas, channels)
+    rows = torch.stack(deltas).double()
+    assert grams.shape == (channels.count, 3, 3)
+    assert_close(grams[1], rows[:, 3:6] @ rows[:, 3:6].T, atol=1e-5, rtol=1e-5)  # second row of the (2, 3)
+    assert_close(slot_gramians(grams, channels), tensor_gramians(deltas, SPACE), atol=1e-5, rtol=1e-5)
+
+
+def test_weights_per_channel_are_each_taken_for_their_own_channel():
+    """One tensor of two channels, in both of which the exits are opposite; each follows another exit."""
+    space = space_of((2, 1))
+    deltas = [torch.tensor([1.0, 3.0]), torch.tensor([-1.0, -3.0])]
+    owned, channels = torch.ones(2, 1, dtype=torch.bool), Segments("channel", space)
+    grams = segment_gramians(deltas, channels)
+    alpha = torch.tensor([[1.0, 0.0], [0.0, 1.0]])  # update (1, −3): with exit 2, against exit 1
+    assert share_after(grams, alpha, channels, owned) == 0.5
+    mean = torch.full((2, 2), 0.5)  # the update is zero: against nobody
+    assert share_after(grams, mean, channels, owned) == 0

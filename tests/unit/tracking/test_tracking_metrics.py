@@ -24,7 +24,8 @@ def test_names_of_a_rounds_metrics():
     assert set(round_metrics(record(SCORE, FUSION))) == {
         *(f"{split}_{what}/{of}" for split in ("train", "val") for what in ("loss", "accuracy")
           for of in ("exit_1", "exit_2", "exit_3", "average")),
-        *(f"{name}/exit_{i}" for name in ("fusion_weight", "fusion_accuracy", "delta_norm") for i in (1, 2, 3)),
+        *(f"{name}/exit_{i}" for name in ("fusion_weight", "fusion_accuracy", "delta_norm")
+          for i in (1, 2, 3)),
         *(f"delta_cosine/exit_{pair}" for pair in ("1_2", "1_3", "2_3")),
         *("conflict/before_fusion", "conflict/after_fusion"),
         *("fusion_loss", "lr", "fusion_lr", "training_passes"),
@@ -45,7 +46,9 @@ def test_values_of_a_rounds_metrics():
 
 def test_what_a_round_lacks_is_left_out():
     names = set(round_metrics(record(None, None)))
-    assert not [name for name in names if name.startswith(("val", "fusion_w", "fusion_loss", "delta", "conflict"))]
+    assert not [
+        name for name in names if name.startswith(("val", "fusion_w", "fusion_loss", "delta", "conflict"))
+    ]
     assert "train_loss/exit_1" in names
 
 

@@ -1,0 +1,142 @@
+"""All tables and figures of past runs, from their checkpoints alone.
+
+python jobs/evaluate.py --checkpoint runs/digits-20260102-030405 --out results
+python jobs/evaluate.py --checkpoint runs/ours-0 runs/ours-1 runs/sgd-0 --labels ours ours SGD --out results
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raygf import checks
+from raygf.cli import main, parse_flags
+from raygf.console import print_table
+from raygf.errors import ConfigError, TrackingError
+from raygf.evaluation.anytime import anytime_rich
+from raygf.evaluation.checkpointed import LoadedRun, load_run
+from raygf.evaluation.find_checkpoint import find_checkpoint
+from raygf.evaluation.grouping import Group, group_runs
+from raygf.evaluation.report_files import (
+    anytime_tables,
+    comparison_files,
+    run_files,
+    run_folders,
+    what_is_missing,
+    write_files,
+)
+from raygf.evaluation.run_results import RunResults, evaluate_run
+
+DESCRIPTION = "Evaluate past runs: anytime and budgeted accuracy, convergence, conflict, importance."
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Which runs, and where to put the results."""
+
+    checkpoint: tuple[str, ...]
+    """Checkpoint files (.npz, local or URIs), or folders of runs, whose newest checkpoint is taken."""
+    out: str = "results"
+    """Folder for tables and figures."""
+    labels: tuple[str, ...] = ()
+    """A name for each checkpoint; by default the method. Runs that differ in their seed alone share one."""
+    data_path: str | None = None
+    """Where the data set is now; by default where the runs found it."""
+    importance: bool = True
+    """Prune what is important to each exit and measure (2 passes over the test images an exit)."""
+    log_to_mlflow: bool = True
+    """Add the results to the runs' pages in MLflow."""
+    log_model: bool = False
+    """Also log each network, with its thresholds, as an MLflow model that can be served."""
+
+    def __post_init__(self) -> None:
+        if not self.checkpoint:
+            raise ConfigError("checkpoint: name at least one")
+        checks.text("out", self.out, empty=False)
+
+
+def evaluate_runs(argv: Sequence[str]) -> dict[str, Any]:
+    """Load, measure, write, log; print the table."""
+    config = parse_flags(EvaluateConfig, DESCRIPTION, argv)
+    started = time.perf_counter()
+    results = [_evaluate(path, config) for path in config.checkpoint]
+    groups = group_runs(results, config.labels)
+    together = write_files(Path(config.out), comparison_files(groups))
+    files = list(together)
+    for folder, run in run_folders(groups).items():
+        own = write_files(Path(config.out) / folder, run_files(run))
+        files += own
+        for line in what_is_missing(run):
+            _note(f"{folder}: {line}")
+        if config.log_to_mlflow:
+            _log(run, folder, [*together, *own])
+    for table in anytime_tables(groups):
+        print_table(anytime_rich(table, "Test accuracy of every exit"))
+    return _summary(groups, files, time.perf_counter() - started)
+
+
+def _evaluate(path: str, config: EvaluateConfig) -> RunResults:
+    file, notes = find_checkpoint(path)
+    for note in notes:
+        _note(note)
+    run = load_run(file, config.data_path)
+    results = evaluate_run(run, config.importance)
+    if config.log_model:
+        _log_model(run, results)
+    return results
+
+
+def _log(run: RunResults, name: str, files: Sequence[Path]) -> None:
+    """Add ``files`` to the run's page; a store that can't be reached costs a line."""
+    if not run.run_id:
+        return _note(f"{name}: was not tracked, nothing logged")
+    from raygf.tracking.evaluation_log import log_evaluation
+
+    try:
+        uri = log_evaluation(run.config.tracking, Path.cwd(), run.run_id, files, run.top5 or (), run.round)
+    except TrackingError as error:
+        return _note(f"{name}: not logged to MLflow: {error}")
+    _note(f"{name}: logged to run {run.run_id} in {uri}")
+
+
+def _log_model(run: LoadedRun, results: RunResults) -> None:
+    """Log the adaptive classifier; what can't be logged costs a line."""
+    name = run.config.storage.name
+    if not results.run_id:
+        return _note(f"{name}: was not tracked, no model logged")
+    from raygf.adaptive import AdaptiveClassifier
+    from raygf.serving import log_model
+    from raygf.tracking import resolve_uri
+
+    uri = resolve_uri(run.config.tracking, Path.cwd())
+    try:
+        model = log_model(run, AdaptiveClassifier.from_run(run), uri, results.run_id)
+    except TrackingError as error:
+        return _note(f"{name}: {error}")
+    _note(f"{name}: model {model}")
+
+
+def _summary(groups: Sequence[Group], files: Sequence[Path], seconds: float) -> dict[str, Any]:
+    return {
+        "runs": {
+            group.label: {
+                "seeds": list(group.seeds),
+                "rounds": group.runs[0].round,
+                "training_passes": group.runs[0].training_passes,
+                "test_accuracy": [list(run.top1) for run in group.runs],
+            }
+            for group in groups
+        },
+        "files": [str(path) for path in files],
+        "seconds": round(seconds, 3),
+    }
+
+
+def _note(text: str) -> None:
+    print(f"note: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(evaluate_runs))

@@ -1,0 +1,112 @@
+"""Budgeted batch evaluation: the accuracy that an average number of operations per image buys.
+
+The setting of Huang et al., "Multi-Scale Dense Networks for Resource Efficient Image Classification", ICLR
+2018, Section 4.3: easy images leave early, and what that saves is spent on the hard ones. How many leave at
+each exit is set by p, ``q_k = p^k / Σ_m p^m``; thresholds on the confidence that make so many leave are read
+off the validation images, and never see a test image.
+
+n exits, N images, S = 39 settings of p; an image leaves at the first exit whose threshold it reaches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raygf.evaluation.outputs import ExitOutputs
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+UNIT = 20
+STEPS = range(1, 2 * UNIT)
+"""p = step / UNIT: 0.05, 0.10 … 1.95."""
+
+
+@dataclass(frozen=True, eq=False)
+class BudgetCurve:
+    """S settings, from the cheapest p to the dearest.
+
+    ``p`` (S,). ``thresholds`` (S, n): +∞ where nobody leaves, −∞ at the last exit. ``accuracy`` (S,): top-1,
+    0–1. ``operations`` (S,): average per image. ``share`` (S, n): of the images, leaving at each exit.
+    """
+
+    p: Floats
+    thresholds: Floats
+    accuracy: Floats
+    operations: Floats
+    share: Floats
+
+
+def budgeted_curve(val: ExitOutputs, test: ExitOutputs, operations: Sequence[int]) -> BudgetCurve:
+    """Accuracy on ``test`` over average operations, with thresholds read off ``val``.
+
+    Args:
+        operations: (n,) up to each exit, shallow to deep, for one image.
+    """
+    table = find_thresholds(val.confidence, exit_quotas(*val.confidence.shape))
+    return measure_curve(test, table, operations)
+
+
+def measure_curve(outputs: ExitOutputs, thresholds: Floats, operations: Sequence[int]) -> BudgetCurve:
+    """What each row of ``thresholds`` (S, n), one for every p, does to the images of ``outputs``."""
+    exits, samples = outputs.confidence.shape
+    images = np.arange(samples)
+    accuracy, share = [], []
+    for row in thresholds:
+        taken = exits_taken(outputs.confidence, row)
+        accuracy.append(outputs.hit[taken, images].mean())
+        share.append(np.bincount(taken, minlength=exits) / samples)
+    shares = np.array(share)
+    return BudgetCurve(
+        p=np.array(STEPS) / UNIT,
+        thresholds=thresholds,
+        accuracy=np.array(accuracy),
+        operations=shares @ np.array(operations, dtype=np.float64),
+        share=shares,
+    )
+
+
+def exit_quotas(exits: int, samples: int) -> Ints:
+    """``m_k = floor(N·q_k)`` for every p: (S, n).
+
+    In whole numbers, because rounding could take one image from a quota that comes out even: with
+    p = step/20, ``q_k = step^k · 20^(n−k) / Σ_m step^m · 20^(n−m)``.
+    """
+    rows = []
+    for step in STEPS:
+        powers = [step**k * UNIT ** (exits - k) for k in range(1, exits + 1)]
+        rows.append([samples * power // sum(powers) for power in powers])
+    return np.array(rows, dtype=np.int64)
+
+
+def find_thresholds(confidence: Floats, quotas: Ints) -> Floats:
+    """Thresholds (S, n) with which ``quotas`` (S, n) of the images of ``confidence`` (n, N) leave.
+
+    Exit by exit, the images that are still there are counted from the most confident one down, and the
+    threshold is the confidence of the last one of the quota. Where the quota is 0, or more than are left,
+    nobody leaves: +∞. All that reach the last exit leave there: −∞.
+    """
+    settings, exits = quotas.shape
+    thresholds = np.full((settings, exits), np.inf)
+    thresholds[:, -1] = -np.inf
+    gone = np.zeros((settings, confidence.shape[1]), dtype=np.bool_)
+    for exit in range(exits - 1):
+        order = np.argsort(-confidence[exit], kind="stable")
+        counted = np.cumsum(~gone[:, order], axis=1)
+        quota = quotas[:, exit]
+        reached = (quota > 0) & (quota <= counted[:, -1])
+        place = np.argmax(counted >= quota[:, None], axis=1)
+        thresholds[reached, exit] = confidence[exit, order[place[reached]]]
+        gone |= confidence[exit] >= thresholds[:, exit, None]
+    return thresholds
+
+
+def exits_taken(confidence: Floats, thresholds: Floats) -> Ints:
+    """The exits (N,), from 0, at which the images of ``confidence`` (n, N) leave with ``thresholds`` (n,)."""
+    reached = confidence >= thresholds[:, None]
+    reached[-1] = True
+    return np.asarray(np.argmax(reached, axis=0), dtype=np.int64)

@@ -1,0 +1,105 @@
+"""Whose parameters are whose? Prune what is important to one exit, and see which exits suffer.
+
+Meta-GF paper (Sun, Li, Xu, ECCV 2022), Section 4.3, "Analysis about the learned fusion weights", and Fig. 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raygf.evaluation.accuracy import evaluate
+from raygf.evaluation.checkpointed import LoadedRun
+from raygf.evaluation.learned_weights import LearnedWeights
+from raygf.fusion.segments import Segments
+from raygf.records import Matrix
+from raygf.state import NetworkState, Vector
+
+THRESHOLD = 0.5
+
+Measure = Callable[[Vector], Sequence[float]]
+"""Accuracy (0–1) of every exit with the given weights (P,)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Importance:
+    """n exits. ``segments``, ``parameters`` (n,): how many are important to each exit.
+
+    ``baseline`` (n,): accuracy of each exit before pruning, 0–1. Both matrices (n, n) hold the share of its
+    accuracy that an exit (column) lost when the important parameters of an exit (row) were set to zero:
+    ``alone`` with all others in place; ``in_turn`` with those of the rows above gone already, relative to the
+    row above. Negative: it gained; NaN: there was nothing left to lose.
+    """
+
+    segments: tuple[int, ...]
+    parameters: tuple[int, ...]
+    baseline: tuple[float, ...]
+    alone: Matrix
+    in_turn: Matrix
+
+
+def important_segments(alpha: Tensor, owned: Tensor) -> Tensor:
+    """The mask (n, S): ``α_i^s > 0.5`` in a segment that at least two exits own.
+
+    Args:
+        alpha: fusion weights (n, S).
+        owned: mask (n, S), bool.
+    """
+    return (alpha > THRESHOLD) & owned & (owned.sum(dim=0) > 1)
+
+
+def prune(vector: Vector, important: Tensor, segments: Segments) -> Vector:
+    """A copy of ``vector`` (P,) that is zero in the segments where ``important`` (S,) is true."""
+    keep = ~important.repeat_interleave(segments.lengths)
+    pruned: Vector = vector * keep.numpy()
+    return pruned
+
+
+def measure_importance(vector: Vector, important: Tensor, segments: Segments, measure: Measure) -> Importance:
+    """Prune exit by exit, shallow to deep, and measure all exits each time.
+
+    Args:
+        vector: the trained weights (P,); left as they are.
+        important: mask (n, S), from ``important_segments``.
+        segments: the S segments.
+        measure: see ``Measure``; called 1 + 2n times.
+    """
+    baseline = np.array(measure(vector))
+    alone, in_turn, left, before = [], [], vector, baseline
+    for row in important:
+        alone.append(relative_loss(baseline, np.array(measure(prune(vector, row, segments)))))
+        left = prune(left, row, segments)
+        after = np.array(measure(left))
+        in_turn.append(relative_loss(before, after))
+        before = after
+    return Importance(
+        segments=tuple(important.sum(dim=1).tolist()),
+        parameters=tuple((important * segments.lengths).sum(dim=1).tolist()),
+        baseline=tuple(baseline.tolist()),
+        alone=np.array(alone),
+        in_turn=np.array(in_turn),
+    )
+
+
+def importance_of(run: LoadedRun, learned: LearnedWeights) -> Importance:
+    """``measure_importance`` of a past run, on its test images; its network is left as it was."""
+    state = run.checkpoint.network
+
+    def measure(vector: Vector) -> Sequence[float]:
+        run.bound.load(NetworkState(vector, state.buffers))
+        return evaluate(run.bound, run.batches.evaluate("test")).accuracy
+
+    important = important_segments(learned.alpha, learned.owned)
+    try:
+        return measure_importance(state.vector, important, learned.segments, measure)
+    finally:
+        run.bound.load(state)
+
+
+def relative_loss(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``(before − after) / before``, NaN where ``before`` is 0."""
+    return np.divide(before - after, before, out=np.full_like(before, np.nan), where=before > 0)

@@ -1,0 +1,100 @@
+"""The real MLflow UI in a real browser: a person finds metrics, tags, tables and figures of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+
+def load_program(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+screenshot = load_program(Path(__file__).parents[2] / "docs" / "screenshot.py")
+
+pytestmark = pytest.mark.skipif(screenshot.find_chromium() is None, reason="no chromium on the PATH")
+
+LIMIT_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def ui(tracked_run: Any) -> Iterator[str]:
+    with screenshot.mlflow_ui(tracked_run.database) as base:
+        yield base
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with contextlib.closing(screenshot.Browser()) as opened:
+        yield opened
+
+
+@pytest.fixture
+def page(ui: str, tracked_run: Any, browser: Any) -> Any:
+    """Opens a tab of the run's page."""
+    experiment, run = screenshot.find_run(tracked_run.database, "small")
+    assert run == tracked_run.result.run_id
+
+    def open_tab(tab: str = "") -> Any:
+        browser.open(screenshot.run_page(ui, experiment, run, tab))
+        return browser
+
+    return open_tab
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    content = path.read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", content[16:24])
+
+
+def test_overview(page: Any, tracked_run: Any) -> None:
+    """Metrics with their values, tags, and the table of results in the description."""
+    browser = page()
+    accuracy = f"{100 * tracked_run.result.test_accuracy[0]:.2f}"
+    for text in ("operations/exit_3", str(tracked_run.result.operations[2]), "Finished"):
+        browser.wait_for_text(text, LIMIT_S)
+    for text in ("raygf results", "Exit-1", accuracy, tracked_run.result.run_id):
+        browser.wait_for_text(text, LIMIT_S)
+    for tag, value in (("method", "metagf"), ("model", "msdnet"), ("data", "digits"), ("recipe", "digits")):
+        browser.wait_for(f"/{tag}\\s*:\\s*{value}/.test(document.body.innerText)", LIMIT_S)
+    with pytest.raises(TimeoutError, match="no such text here"):
+        browser.wait_for_text("no such text here", 0.5)
+
+
+def test_charts_and_a_picture_of_them(page: Any, tmp_path: Path) -> None:
+    """A curve for every exit over the rounds, and the picture that README shows."""
+    browser = page("model-metrics")
+    screenshot.show_charts(browser, "val_accuracy")
+    for exit in (1, 2, 3):
+        browser.wait_for_text(f"val_accuracy/exit_{exit}", LIMIT_S)
+    picture = tmp_path / "metrics.png"
+    browser.screenshot(picture)
+    assert png_size(picture) == screenshot.SIZE
+    assert picture.stat().st_size > 20_000  # an empty page has a tenth of that
+
+
+@pytest.mark.parametrize("figure", ["accuracy", "fusion_weights"])
+def test_figures_under_artifacts(page: Any, figure: str) -> None:
+    """The figure is listed, and drawn."""
+    browser = page(f"artifacts/figures/{figure}.png")
+    for name in ("results.csv", "results.md", "config.yaml", f"figures/{figure}.png"):
+        browser.wait_for_text(name, LIMIT_S)
+    drawn = "[...document.images].some(i => i.complete && i.naturalWidth > 600 && i.naturalHeight > 200)"
+    browser.wait_for(drawn, LIMIT_S)
+
+
+def test_runs_that_are_not_there(tracked_run: Any) -> None:
+    with pytest.raises(LookupError, match="has no run nothing"):
+        screenshot.find_run(tracked_run.database, "nothing")

@@ -1,0 +1,228 @@
+"""The classifier as an MLflow model: logged, loaded, and served over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+
+from raygf.adaptive import AdaptiveClassifier
+from raygf.errors import TrackingError
+from raygf.evaluation.checkpointed import LoadedRun, load_run
+
+START_S = 90.0
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A logged model, and what it was made of."""
+
+    uri: str
+    tracking: str
+    run: LoadedRun
+    classifier: AdaptiveClassifier
+
+    @property
+    def images(self) -> np.ndarray:
+        return self.run.dataset.test.images[:40]
+
+
+@pytest.fixture(scope="module")
+def logged(tracked_run: Any) -> Logged:
+    from raygf.serving import log_model
+
+    run = load_run(tracked_run.result.checkpoint)
+    classifier = AdaptiveClassifier.from_run(run)
+    uri = log_model(run, classifier, tracked_run.uri, tracked_run.result.run_id)
+    return Logged(uri, tracked_run.uri, run, classifier)
+
+
+@pytest.fixture
+def model(logged: Logged) -> Iterator[Any]:
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(logged.tracking)
+    yield mlflow.pyfunc.load_model(logged.uri)
+    mlflow.set_tracking_uri(before)
+
+
+def middle_budget(classifier: AdaptiveClassifier) -> float:
+    return float(np.median(classifier.table.operations))
+
+
+def expected(logged: Logged, count: int, budget: float) -> pd.DataFrame:
+    answers = logged.classifier.predict(logged.images[:count], budget=budget)
+    return pd.DataFrame(
+        {
+            "label": [logged.classifier.task.class_names[label] for label in answers.label],
+            "probability": answers.probability,
+            "exit": answers.exit + 1,
+            "operations": answers.operations,
+        }
+    )
+
+
+def assert_same(found: pd.DataFrame, wanted: pd.DataFrame) -> None:
+    # Another process may have another number of threads, and so round otherwise.
+    pd.testing.assert_frame_equal(found, wanted, check_dtype=False, rtol=2e-2, atol=2e-2)
+
+
+def test_loaded_model_answers_as_the_classifier(logged: Logged, model: Any) -> None:
+    budget = middle_budget(logged.classifier)
+    found = model.predict(logged.images, params={"budget": budget})
+    assert list(found.columns) == ["label", "probability", "exit", "operations"]
+    assert_same(found, expected(logged, 40, budget))
+    assert found["exit"].min() == 1 and found["exit"].nunique() > 1
+    assert found["operations"].mean() < logged.classifier.operations[-1]
+
+
+def test_without_a_budget_the_whole_network_answers(logged: Logged, model: Any) -> None:
+    found = model.predict(logged.images)
+    assert found["exit"].tolist() == [3] * 40
+
+
+def test_data_frames_of_images(logged: Logged, model: Any) -> None:
+    budget = middle_budget(logged.classifier)
+    images = logged.images[:5]
+    for column in (list(images), [image.ravel() for image in images], [i.ravel().tolist() for i in images]):
+        found = model.predict(pd.DataFrame({"image": column}), params={"budget": budget})
+        assert_same(found, expected(logged, 5, budget))
+
+
+@pytest.mark.parametrize(
+    "images", [np.zeros((2, 1, 9, 9), np.uint8), np.zeros((2, 1, 8, 8))], ids=["size", "floats"]
+)
+def test_other_images_are_refused(model: Any, images: np.ndarray) -> None:
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException, match="schema"):
+        model.predict(images)
+
+
+def test_signature_and_example(logged: Logged, model: Any) -> None:
+    signature = model.metadata.signature
+    (images,) = signature.inputs.inputs
+    assert (images.type, images.shape) == (np.dtype(np.uint8), (-1, 1, 8, 8))
+    assert signature.outputs.input_names() == ["label", "probability", "exit", "operations"]
+    (budget,) = signature.params.params
+    assert (budget.name, budget.default) == ("budget", float(logged.classifier.operations[-1]))
+    assert np.array_equal(np.array(model.input_example), logged.images[:2])
+
+
+def test_nothing_stored_is_pickled(logged: Logged, tracked_run: Any) -> None:
+    from mlflow import MlflowClient
+
+    location = MlflowClient(logged.tracking).get_logged_model(logged.uri.split("/")[-1]).artifact_location
+    files = [path for path in Path(location.removeprefix("file://")).rglob("*") if path.is_file()]
+    names = {path.name for path in files}
+    assert {"network.npz", "thresholds.json", "serving_definition.py", "MLmodel"} <= names
+    assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pt", ".bin")]
+    assert not [path for path in files if path.read_bytes()[:1] == b"\x80"]
+
+
+def test_the_model_belongs_to_the_run(logged: Logged, tracked_run: Any) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(logged.tracking)
+    run = client.get_run(tracked_run.result.run_id)
+    model = client.get_logged_model(logged.uri.split("/")[-1])
+    assert run.info.status == "FINISHED"
+    assert run.outputs.model_outputs[0].model_id == model.model_id
+    assert (model.experiment_id, model.source_run_id) == (run.info.experiment_id, run.info.run_id)
+    assert model.status == "READY" and model.params["method"] == "metagf"
+    accuracy = {metric.key: metric.value for metric in model.metrics}["test_accuracy/exit_3"]
+    assert accuracy == run.data.metrics["test_accuracy/exit_3"]
+
+
+def test_a_run_that_is_not_there(logged: Logged) -> None:
+    import mlflow
+
+    from raygf.serving import log_model
+
+    before = mlflow.get_tracking_uri()
+    with pytest.raises(TrackingError, match="model early-exit-classifier: can't track to") as caught:
+        log_model(logged.run, logged.classifier, logged.tracking, "0" * 32)
+    assert "\n" not in str(caught.value)
+    assert mlflow.get_tracking_uri() == before
+
+
+@pytest.fixture
+def server(logged: Logged, tmp_path: Path) -> Iterator[str]:
+    """``mlflow models serve`` on a port of its own; its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    log = tmp_path / "serve.log"
+    serve = (sys.executable, "-m", "mlflow", "models", "serve", "--workers", "1")
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [*serve, "-m", logged.uri, "--env-manager", "local", "-h", "127.0.0.1", "-p", port],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "MLFLOW_TRACKING_URI": logged.tracking,
+                # The command starts another python by name.
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            },
+            stdout=stream,
+            stderr=stream,
+        )
+    try:
+        wait_until_it_answers(f"http://127.0.0.1:{port}/ping", process, log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.terminate()
+        _, alive = psutil.wait_procs(family, timeout=10)
+        for member in alive:
+            member.kill()
+        process.wait(10)
+
+
+def wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + START_S
+    while time.monotonic() < end and process.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+            return
+        time.sleep(0.2)
+    pytest.fail(f"the server does not answer: {log.read_text()[-2000:]}")
+
+
+def post(url: str, content: dict[str, Any]) -> Any:
+    request = urllib.request.Request(
+        f"{url}/invocations", json.dumps(content).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as reply:
+        return json.loads(reply.read())
+
+
+def test_served_over_http(logged: Logged, server: str) -> None:
+    budget = middle_budget(logged.classifier)
+    content = {"inputs": logged.images.tolist(), "params": {"budget": budget}}
+    found = pd.DataFrame(post(server, content)["predictions"])
+    assert_same(found, expected(logged, 40, budget))
+    # One real digit, as a row of pixels.
+    pixels = [[logged.images[0].ravel().tolist()]]
+    (row,) = post(server, {"dataframe_split": {"columns": ["image"], "data": pixels}})["predictions"]
+    assert (row["label"], row["exit"]) == (expected(logged, 1, 1e12)["label"][0], 3)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        post(server, {"inputs": [[1, 2, 3]]})
+    assert caught.value.code == 400

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny_network import CPU, bind, random_batches, seeded, with_dropout
+from torch import nn
+
+from raygf.bound import BoundNetwork
+from raygf.errors import DataError, NonFiniteError
+from raygf.evaluation.accuracy import evaluate
+from raygf.evaluation.outputs import ExitOutputs, collect_outputs, read_logits
+
+
+class Fixed(nn.Module):
+    """Two exits that give every image the same logits."""
+
+    def __init__(self, first: list[float], second: list[float]) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Parameter(torch.tensor(logits)) for logits in (first, second))
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [logits.expand(len(x), -1) for logits in (self.first, self.second)]
+
+
+def images(count: int) -> torch.Tensor:
+    return torch.zeros(count, 1, 4, 4)
+
+
+def test_by_hand():
+    """Probabilities 6/12 … for the first exit; the second ranks the classes the other way round."""
+    logs = torch.tensor([6.0, 2, 1, 1, 1, 1]).log().tolist()
+    bound = BoundNetwork(Fixed(logs, [0.0, 1, 2, 3, 4, 5]), CPU)
+    labels = torch.tensor([0, 5, 0])
+    outputs = collect_outputs(bound, [(images(2), labels[:2]), (images(1), labels[2:])])
+    assert outputs.confidence[0] == pytest.approx([0.5, 0.5, 0.5])
+    last = np.exp(5) / np.exp(np.arange(6)).sum()
+    assert outputs.confidence[1] == pytest.approx([last] * 3)
+    assert outputs.prediction.tolist() == [[0, 0, 0], [5, 5, 5]]
+    assert outputs.labels.tolist() == [0, 5, 0]
+    assert outputs.hit.tolist() == [[True, False, True], [False, True, False]]
+    assert outputs.top1 == pytest.approx((2 / 3, 1 / 3))
+    assert outputs.top5_hit[1].tolist() == [False, True, False]
+    assert outputs.top5[1] == pytest.approx(1 / 3)
+
+
+def test_few_classes_are_all_among_the_top_five():
+    outputs = collect_outputs(bind(), random_batches())
+    assert outputs.top5 == (1.0, 1.0, 1.0)
+    assert outputs.confidence.shape == outputs.prediction.shape == (3, 18)
+
+
+def test_agrees_with_the_accuracy_of_training():
+    bound, batches = bind(), random_batches(4)
+    assert collect_outputs(bound, batches).top1 == pytest.approx(evaluate(bound, batches).accuracy)
+
+
+def test_confidence_is_the_probability_of_the_prediction():
+    bound, batches = bind(), random_batches(1)
+    outputs = collect_outputs(bound, batches)
+    with torch.no_grad():
+        probabilities = torch.stack(bound.network.eval()(batches[0][0])).softmax(dim=2).numpy()
+    assert outputs.prediction.tolist() == probabilities.argmax(axis=2).tolist()
+    assert outputs.confidence == pytest.approx(probabilities.max(axis=2), rel=1e-6)
+
+
+def test_confidence_survives_huge_logits():
+    confidence, prediction = read_logits(torch.tensor([[1e4, 0.0], [-1e4, -1e4]]))
+    assert confidence.tolist() == [1.0, 0.5]
+    assert prediction.tolist() == [0, 0]
+
+
+def test_evaluation_mode():
+    bound = BoundNetwork(seeded(with_dropout).train(), CPU)
+    one, two = (collect_outputs(bound, random_batches(2)) for _ in range(2))
+    assert np.array_equal(one.confidence, two.confidence)
+
+
+def test_no_images():
+    with pytest.raises(DataError, match="no images"):
+        collect_outputs(bind(), [])
+
+
+def test_nan_names_the_exit():
+    bound = BoundNetwork(Fixed([0.0, 1.0], [float("nan"), 1.0]), CPU)
+    with pytest.raises(NonFiniteError, match="exit 2 "):
+        collect_outputs(bound, [(images(2), torch.zeros(2, dtype=torch.int64))])
+
+
+def test_shapes_that_do_not_fit():
+    with pytest.raises(ValueError, match="do not fit 3 labels"):
+        ExitOutputs(
+            np.zeros((2, 4)), np.zeros((2, 4), np.int64), np.zeros((2, 4), np.bool_), np.zeros(3, np.int64)
+        )

@@ -1,0 +1,99 @@
+"""Which files come of which runs, under which names."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from matplotlib.figure import Figure
+from past_runs import IMPORTANCE, entry, results
+
+from raygf.errors import StorageError
+from raygf.evaluation.grouping import group_runs
+from raygf.evaluation.report_files import (
+    anytime_tables,
+    comparison_files,
+    run_files,
+    run_folders,
+    what_is_missing,
+    write_files,
+)
+
+
+def test_seeds_share_a_column_and_costs_a_table():
+    runs = [results("metagf", 1, (0.5, 0.7)), results("sgd"), results("metagf", 0, (0.3, 0.9))]
+    wider = results("pcgrad", 5, (0.1, 0.2), operations=(1_000_000, 9_000_000), name="wide")
+    tables = anytime_tables(group_runs([*runs, wider], ["ours", "SGD", "ours", "wide"]))
+    assert [[column.title for column in table.columns] for table in tables] == [["ours", "SGD"], ["wide"]]
+    ours = tables[0].columns[0]
+    assert ours.seeds == (0, 1)
+    assert ours.top1.tolist() == [[0.3, 0.9], [0.5, 0.7]]
+    assert (
+        ours.training_passes == 6 and tables[0].columns[1].training_passes == 2
+    )  # 2 exits + fusion, 2 rounds
+    assert ours.seconds.tolist() == [5.0, 5.0]  # 2.5 s a round
+    assert tables[1].operations == (1_000_000, 9_000_000)
+
+
+def test_wall_time_is_unknown_where_rounds_are():
+    assert math.isnan(results(history=[entry(2, 0.5)]).seconds)
+    assert results().seconds == 5.0
+
+
+def test_files_of_a_comparison():
+    files = comparison_files(group_runs([results("metagf"), results("sgd")]))
+    assert set(files) == {
+        *("anytime.md", "anytime.csv", "convergence.png", "convergence.csv", "budgeted.png", "budgeted.csv")
+    }
+    assert all(isinstance(content, Figure) == name.endswith(".png") for name, content in files.items())
+    assert "metagf top-1 (%)" in files["anytime.md"]
+
+
+def test_what_runs_lack_makes_no_figure():
+    bare = results(history=[], curve=None)
+    assert set(comparison_files(group_runs([bare]))) == {"anytime.md", "anytime.csv"}
+    assert run_files(bare) == {}
+    history, validation = what_is_missing(bare)
+    assert "no history" in history and "no validation images" in validation
+    assert what_is_missing(results()) == []
+
+
+def test_files_of_a_run():
+    full = results("metagf", importance=IMPORTANCE, history=[entry(1, 0.5, 0.5), entry(2, 0.5, 0.75)])
+    assert set(run_files(full)) == {
+        *("accuracy.png", "accuracy.csv", "conflict.png", "conflict_cosines.csv", "conflict_shares.csv"),
+        *("importance.png", "importance.csv"),
+    }
+    assert run_files(full)["accuracy.csv"] == (
+        "round,validation_accuracy_exit_1,validation_accuracy_exit_2\n1,0.5,0.25\n2,0.5,0.5\n"
+    )
+    untried = [entry(1, 0.5) | {"val": None}]
+    assert "training_accuracy_exit_2\n1,0.0,0.5\n" in run_files(results(history=untried))["accuracy.csv"]
+
+
+def test_folders_are_labels_fit_for_file_systems():
+    runs = [results("metagf", 0), results("metagf", 1), results("sgd"), results("sgd", rounds=3)]
+    folders = run_folders(group_runs(runs, ["our: method", "x", "../up", "..?up"]))
+    assert list(folders) == ["our-method-seed-0", "our-method-seed-1", "up", "up_"]
+    assert folders["our-method-seed-1"].config.seed == 1
+
+
+def test_files_are_written_where_they_say(tmp_path):
+    figure = Figure(figsize=(1, 1))
+    paths = write_files(tmp_path / "new" / "folder", {"a.txt": "µ", "b/c.png": figure})
+    assert paths == [tmp_path / "new/folder/a.txt", tmp_path / "new/folder/b/c.png"]
+    assert paths[0].read_text(encoding="utf-8") == "µ"
+    assert paths[1].read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_folder_that_is_a_file_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="can't write to"):
+        write_files(tmp_path / "file", {"a.txt": ""})
+
+
+def test_top5_is_shown_where_it_is_known():
+    run = replace(results(), top5=(0.9, 0.95))
+    assert anytime_tables(group_runs([run]))[0].columns[0].top5.tolist() == [[0.9, 0.95]]
+    assert anytime_tables(group_runs([results()]))[0].columns[0].top5 is None

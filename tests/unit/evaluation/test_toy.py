@@ -1,0 +1,166 @@
+"""The toy problem: gradients against autograd, methods against steps by hand, figures against both."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from raygf.config import MethodConfig
+from raygf.evaluation.figure_toy import loss_figure, trajectory_csv, trajectory_figure
+from raygf.evaluation.toy import (
+    LR,
+    START,
+    gradients,
+    losses_at,
+    shared_cosine_at,
+    task_losses,
+    thetas,
+    train_alone,
+    train_metagf,
+    train_sgd,
+    train_weighted,
+)
+from raygf.methods import pcgrad
+
+BEGIN = torch.tensor(START, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def runs():
+    weighting = pcgrad.weighting(MethodConfig())
+    methods = [train_sgd(40), train_weighted("PCGrad", weighting, 40), train_metagf(40)]
+    return methods, [train_alone(task, 40) for task in (0, 1)]
+
+
+def test_both_points_start_where_the_paper_says():
+    assert [theta.tolist() for theta in thetas(BEGIN)] == [[10.0, 2.0], [10.0, 2.0]]
+
+
+def test_bowls_lie_where_the_docstring_says():
+    """Below the axis; at (7, −8.4) and (−7, −8.4) the losses have their least values."""
+    x = torch.linspace(-11, 11, 221, dtype=torch.float64)
+    grid = torch.stack(torch.meshgrid(x, x, indexing="xy"), dim=-1)
+    for task, place in ((0, 7.0), (1, -7.0)):
+        values = task_losses(grid, grid)[task]
+        best = grid.reshape(-1, 2)[values.argmin()]
+        assert best[0].item() == pytest.approx(place, abs=0.06)
+        assert best[1].item() == pytest.approx(-8.4, abs=0.06)
+
+
+def test_losses_by_hand():
+    """On the axis the blend is 0; far below, the bowl alone: f_1(7, −8) = −20·tanh 4."""
+    zero = torch.tensor([3.0, 0.0], dtype=torch.float64)
+    assert [loss.item() for loss in task_losses(zero, zero)] == [0.0, 0.0]
+    low = torch.tensor([7.0, -8.0], dtype=torch.float64)
+    expected = -20 * torch.tanh(torch.tensor(4.0, dtype=torch.float64))
+    assert_close(task_losses(low, low)[0], expected)
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.3, 0.4])
+def test_gradients_are_those_of_autograd(shift):
+    point = BEGIN + shift
+    expected = torch.autograd.functional.jacobian(losses_at, point)
+    assert_close(gradients(point), expected)
+    assert expected[0, 6:].tolist() == expected[1, 4:6].tolist() == [0.0, 0.0]  # each task's own numbers
+
+
+def test_a_step_of_sgd_is_along_the_sum():
+    points = train_sgd(1).points
+    assert_close(points[1], BEGIN - LR * gradients(BEGIN).sum(dim=0))
+
+
+def test_weights_apply_to_what_is_shared_alone():
+    trajectory = train_weighted("x", lambda gramian: torch.tensor([2.0, 0.0]), 1)
+    g_1, g_2 = gradients(BEGIN)
+    step = (BEGIN - trajectory.points[1]) / LR
+    assert_close(step[:4], 2 * g_1[:4])
+    assert_close(step[4:], (g_1 + g_2)[4:])
+
+
+def conflicting_point():
+    """θ_1 lies in the bowls, θ_2 on its way there: the tasks disagree about w_1 and w_2."""
+    point = torch.tensor([0.5, -2.0, 0.5, -2.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+    assert shared_cosine_at(point) < 0
+    return point
+
+
+def test_pcgrads_weights_give_equation_3():
+    """ĝ_1 + ĝ_2, each gradient without its part along the other, written out by hand."""
+    g_1, g_2 = gradients(conflicting_point())[:, :4]
+    hat_1 = g_1 - (g_1 @ g_2) / (g_2 @ g_2) * g_2
+    hat_2 = g_2 - (g_1 @ g_2) / (g_1 @ g_1) * g_1
+    rows = torch.stack([g_1, g_2])
+    weights = pcgrad.weighting(MethodConfig())(rows @ rows.T).double()
+    assert_close(weights @ rows, hat_1 + hat_2, rtol=1e-5, atol=1e-6)
+    assert abs(float(hat_1 @ g_2)) < 1e-9 and abs(float(hat_2 @ g_1)) < 1e-9
+
+
+def test_metagf_moves_own_numbers_as_the_task_alone_does(runs):
+    """a belongs to task 1: its weight is 1, whatever the fusion weights of w_1 and w_2."""
+    methods, alone = runs
+    metagf = methods[2]
+    assert metagf.steps.tolist() == [0, 10, 20, 30, 40]
+    assert_close(metagf.points[1][4:6], alone[0].points[10][4:6])
+    assert_close(metagf.points[1][6:], alone[1].points[10][6:])
+
+
+def test_metagf_mixes_the_tasks_deltas(runs):
+    """w_1 moves to between where the two tasks alone take it."""
+    methods, alone = runs
+    moved = methods[2].points[1][:4] - BEGIN[:4]
+    one, two = (run.points[10][:4] - BEGIN[:4] for run in alone)
+    assert ((moved - torch.minimum(one, two)) > -1e-12).all()
+    assert ((torch.maximum(one, two) - moved) > -1e-12).all()
+
+
+def test_every_method_goes_downhill(runs):
+    methods, alone = runs
+    for run in methods:
+        assert losses_at(run.points[-1]).sum() < losses_at(run.points[0]).sum() - 1
+    for task, run in enumerate(alone):
+        assert losses_at(run.points[-1])[task] < losses_at(run.points[0])[task] - 0.5
+
+
+def test_trajectory_figure_draws_what_was_trained(runs):
+    methods, alone = runs
+    figure = trajectory_figure(methods, alone)
+    panels = figure.axes[:3]
+    assert [axes.get_title() for axes in panels] == ["SGD", "PCGrad", "Meta-GF"]
+    drawn = {line.get_label(): line for line in panels[2].lines}
+    path = thetas(methods[2].points)[1]
+    assert list(drawn[r"$\theta_2$"].get_xdata()) == pytest.approx(path[:, 0].tolist())
+    assert list(drawn[r"$\theta_2$"].get_ydata()) == pytest.approx(path[:, 1].tolist())
+    reference = thetas(alone[0].points)[0]
+    assert list(drawn["each task alone"].get_xdata()) == pytest.approx(reference[:, 0].tolist())
+    assert (list(drawn["start"].get_xdata()), list(drawn["start"].get_ydata())) == ([10.0], [2.0])
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert not any(legend.get_window_extent().overlaps(axes.get_window_extent()) for axes in panels)
+
+
+def test_loss_figure_draws_totals_and_cosines(runs):
+    methods, alone = runs
+    left, right = loss_figure(methods, alone).axes
+    lines = {line.get_label(): line for line in left.lines}
+    assert list(lines["SGD"].get_ydata()) == pytest.approx(losses_at(methods[0].points).sum(dim=1).tolist())
+    best = [
+        float(losses_at(a)[0] + losses_at(b)[1])
+        for a, b in zip(alone[0].points, alone[1].points, strict=True)
+    ]
+    assert list(lines["each task alone"].get_ydata()) == pytest.approx(best)
+    cosines = {line.get_label(): line for line in right.lines}["Meta-GF"]
+    assert list(cosines.get_ydata()) == pytest.approx(
+        [shared_cosine_at(point) for point in methods[2].points]
+    )
+
+
+def test_trajectory_csv(runs):
+    methods, _ = runs
+    table = list(csv.DictReader(io.StringIO(trajectory_csv(methods))))
+    assert len(table) == 41 + 41 + 5
+    assert (table[0]["method"], table[0]["step"], table[0]["theta_1_x"]) == ("SGD", "0", "10.0")
+    assert float(table[-1]["f_2"]) == losses_at(methods[2].points[-1])[1].item()

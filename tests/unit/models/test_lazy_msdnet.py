@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from raygf.config import MSDNetConfig
+from raygf.data import InputSpec
+from raygf.models.lazy_msdnet import LazyStage, lazy_stages
+from raygf.models.msdnet import DenseLayer, MSDNet
+from raygf.seeding import seeded_globals
+
+SPEC = InputSpec(3, 16, 16, 4)
+SMALL = MSDNetConfig(exits=4, base=2, step=1, channels=8, growth=4, factors=(1, 2, 4), head_channels=8)
+SHAPES = {
+    "pruned": SMALL,
+    "a scale dropped within a stage": replace(SMALL, exits=3, base=2, step=2),
+    "two scales": replace(SMALL, factors=(1, 2)),
+    "one scale": replace(SMALL, factors=(1,)),
+    "no layers between the first": replace(SMALL, exits=2, base=1, step=1),
+    "one exit": replace(SMALL, exits=1, base=5),
+}
+
+
+def build(config: MSDNetConfig) -> MSDNet:
+    with seeded_globals(0, "lazy"):
+        network = MSDNet(config, SPEC)
+        for _ in range(3):
+            network(torch.randn(8, 3, 16, 16))
+    return network.eval()
+
+
+def walk(network: MSDNet, images: Tensor) -> list[Tensor]:
+    logits, state = [], images
+    for stage, head in zip(lazy_stages(network), network.heads, strict=True):
+        state = stage(state)
+        logits.append(head(state))
+    return logits
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+@torch.no_grad()
+def test_same_bits_as_the_forward_pass(config):
+    network, images = build(config), torch.randn(3, 3, 16, 16)
+    logits = walk(network, images)
+    assert len(logits) == config.exits
+    for lazy, plain in zip(logits, network(images), strict=True):
+        assert torch.equal(lazy, plain)
+
+
+def calls_up_to(network: MSDNet, exit: int) -> list[str]:
+    """Names of the units of dense layers that run up to ``exit``."""
+    names: list[str] = []
+    hooks = [
+        unit.register_forward_hook(lambda *_, name=name: names.append(name))
+        for path, layer in network.named_modules()
+        if isinstance(layer, DenseLayer)
+        for name, unit in [(f"{path}.{scale}", unit) for scale, unit in enumerate(layer.scales)]
+    ]
+    state = torch.randn(2, 3, 16, 16)
+    for stage in lazy_stages(network)[:exit]:
+        state = stage(state)
+    for hook in hooks:
+        hook.remove()
+    return names
+
+
+@torch.no_grad()
+def test_the_first_exit_leaves_out_what_its_head_does_not_need():
+    """Three layers, three scales: after them the coarsest is at layer 3, the middle at 2, the finest at 1."""
+    network = build(replace(SMALL, exits=2, base=3, step=6))
+    expected = ["1.0", "1.1", "1.2", "2.1", "2.2", "3.2"]
+    assert sorted(calls_up_to(network, 1)) == [f"stages.0.{name}" for name in expected]
+    assert len(calls_up_to(network, 2)) > 6 + 2  # what was left out is made up for
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+@torch.no_grad()
+def test_nothing_is_computed_twice(config):
+    network = build(config)
+    names = calls_up_to(network, config.exits)
+    assert len(names) == len(set(names))
+
+
+@torch.no_grad()
+def test_stages_hand_on_no_more_than_a_tensor_per_scale():
+    network, state = build(SMALL), torch.randn(2, 3, 16, 16)
+    for stage in lazy_stages(network):
+        assert isinstance(stage, LazyStage)
+        state = stage(state)
+        assert 1 <= len(state) <= 3
+    assert len(state) == 1  # only the last head reads it
+
+
+@torch.no_grad()
+def test_rows_are_independent():
+    """What the classifier relies on: a subset of the rows goes on as if it had been alone."""
+    network, images = build(SMALL), torch.randn(6, 3, 16, 16)
+    first, *rest = lazy_stages(network)
+    state = [part[[1, 4]] for part in first(images)]
+    for stage in rest:
+        state = stage(state)
+    torch.testing.assert_close(network.heads[-1](state), network(images[[1, 4]])[-1])

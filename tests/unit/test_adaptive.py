@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_network import CPU, SPEC, Tied, dataset, run_config, seeded, three_exits
+from torch import Tensor, nn
+
+from raygf.adaptive import AdaptiveClassifier, ImageTask, keep_rows
+from raygf.bound import BoundNetwork
+from raygf.compute import Compute
+from raygf.config import ModelConfig, MSDNetConfig
+from raygf.data import InputSpec
+from raygf.data.statistics import ChannelStatistics
+from raygf.errors import ConfigError, DataError
+from raygf.evaluation.budgeted import exits_taken
+from raygf.evaluation.checkpointed import LoadedRun
+from raygf.evaluation.outputs import ExitOutputs, collect_outputs
+from raygf.evaluation.threshold_table import calibrate
+from raygf.models.build import build_model
+from raygf.models.multi_exit import MultiExitNetwork
+
+DATA = dataset(val=40, test=60)
+TASK = ImageTask(SPEC, DATA.statistics, DATA.class_names)
+INF = math.inf
+
+
+def settled(network: nn.Module, images: Tensor) -> nn.Module:
+    """``network`` with BatchNorm statistics of ``images``, so that its confidences spread."""
+    network.train()
+    for _ in range(60):
+        network(images)
+    for head in network.heads:
+        linear = [module for module in head.modules() if isinstance(module, nn.Linear)][-1]
+        linear.weight.data *= 4
+    return network.eval()
+
+
+def run_of(network: nn.Module, compute: Compute = CPU) -> LoadedRun:
+    bound = BoundNetwork(network, compute)
+    batches = DATA.open(compute, 4, 60)
+    config = run_config(eval_batch_size=60)
+    return LoadedRun(config, DATA, bound, batches, None)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def run() -> LoadedRun:
+    images = next(DATA.open(CPU, 4, 60).evaluate("test"))[0]
+    return run_of(settled(seeded(three_exits), images))
+
+
+@pytest.fixture(scope="module")
+def classifier(run: LoadedRun) -> AdaptiveClassifier:
+    return AdaptiveClassifier.from_run(run)
+
+
+def quantiles(outputs: ExitOutputs, *shares: float) -> tuple[float, ...]:
+    """Thresholds half-way between two confidences, at these quantiles."""
+    rows = np.sort(outputs.confidence, axis=1)
+    places = [int(share * rows.shape[1]) for share in shares]
+    return (*((rows[k, p] + rows[k, p - 1]) / 2 for k, p in enumerate(places)), -INF)
+
+
+def assert_simulated(
+    classifier: AdaptiveClassifier, outputs: ExitOutputs, images: Any, thresholds: tuple[float, ...]
+) -> np.ndarray:
+    """What the classifier does is what the evaluation says that it does; returns the exits."""
+    found = classifier.predict(images, thresholds=thresholds)
+    exits = exits_taken(outputs.confidence, np.array(thresholds))
+    rows = np.arange(len(exits))
+    assert found.exit.tolist() == exits.tolist()
+    assert found.label.tolist() == outputs.prediction[exits, rows].tolist()
+    assert found.probability == pytest.approx(outputs.confidence[exits, rows], rel=1e-4)
+    assert found.operations.tolist() == [classifier.operations[exit] for exit in exits]
+    return exits
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.2, 0.8), (0.9, 0.1), (0.02, 0.02)])
+def test_agrees_with_the_simulation(run, classifier, shares):
+    outputs = run.outputs("test")
+    exits = assert_simulated(classifier, outputs, DATA.test.images, quantiles(outputs, *shares))
+    assert len(set(exits)) >= 2  # otherwise there is nothing to see
+
+
+def test_budget_is_kept_on_the_images_that_it_was_calibrated_on(run, classifier):
+    operations = classifier.operations
+    for budget in np.linspace(operations[0], operations[-1], 9):
+        found = classifier.predict(DATA.val.images, budget=float(budget))
+        assert found.operations.mean() <= budget + 1e-6
+    row = len(classifier.table.operations) // 2
+    budget = float(classifier.table.operations[row])
+    taken = exits_taken(run.outputs("val").confidence, np.array(classifier.table.pick(budget)))
+    assert classifier.predict(DATA.val.images, budget=budget).exit.tolist() == taken.tolist()
+    assert len(set(taken)) > 1
+
+
+def test_deeper_stages_see_fewer_images(run):
+    seen: list[int] = []
+    network = run.bound.network
+    hooks = [
+        stage.register_forward_pre_hook(lambda _, args: seen.append(len(args[0]))) for stage in network.stages
+    ]
+    outputs = run.outputs("test")
+    seen.clear()
+    classifier = AdaptiveClassifier(network, TASK, (1, 2, 3), None, CPU)
+    classifier.predict(DATA.test.images, thresholds=quantiles(outputs, 0.5, 0.5))
+    left_first = int((outputs.confidence[0] >= quantiles(outputs, 0.5, 0.5)[0]).sum())
+    assert seen[:2] == [60, 60 - left_first] and seen[2] < seen[1]
+    seen.clear()
+    classifier.predict(DATA.test.images, thresholds=(0.0, INF, INF))
+    assert seen == [60]  # nobody is left for the second stage
+    for hook in hooks:
+        hook.remove()
+
+
+def test_everyone_at_the_last_exit(run, classifier):
+    found = classifier.predict(DATA.test.images, thresholds=(INF, INF, INF))
+    assert found.exit.tolist() == [2] * 60
+    assert found.label.tolist() == run.outputs("test").prediction[2].tolist()
+
+
+def test_large_inputs_go_through_in_batches(run, classifier):
+    outputs = run.outputs("test")
+    thresholds = quantiles(outputs, 0.4, 0.6)
+    small = AdaptiveClassifier(run.bound.network, TASK, classifier.operations, None, CPU, batch_size=7)
+    assert_simulated(small, outputs, DATA.test.images, thresholds)
+
+
+def test_tensors_arrays_and_odd_memory(run, classifier):
+    outputs = run.outputs("test")
+    thresholds = quantiles(outputs, 0.5, 0.5)
+    frozen = DATA.test.images.copy()
+    frozen.flags.writeable = False
+    reversed_twice = DATA.test.images[::-1].copy()[::-1]
+    for images in (torch.tensor(DATA.test.images), frozen, reversed_twice):
+        assert_simulated(classifier, outputs, images, thresholds)
+
+
+def test_no_images(classifier):
+    found = classifier.predict(DATA.test.images[:0], budget=INF)
+    assert found.label.shape == found.exit.shape == found.operations.shape == (0,)
+
+
+class Nested(MultiExitNetwork):
+    """States are tuples and lists of features; the second stage uses what the first one kept."""
+
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+            return self.conv(x).relu(), [x, x.flatten(1)]
+
+    class Second(nn.Module):
+        def forward(self, state: tuple[Tensor, list[Tensor]]) -> tuple[Tensor, list[Tensor]]:
+            features, (image, flat) = state
+            return features * (1 + image) + flat.mean(dim=1)[:, None, None, None], [image, flat]
+
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 3)
+
+        def forward(self, state: tuple[Tensor, list[Tensor]]) -> Tensor:
+            return self.linear(state[0].flatten(1))
+
+    def __init__(self) -> None:
+        super().__init__([self.First(), self.Second(), self.Second()], [self.Head() for _ in range(3)])
+
+
+def test_nested_states():
+    run = run_of(seeded(Nested).eval())
+    outputs = run.outputs("test")
+    classifier = AdaptiveClassifier.from_run(run)
+    exits = assert_simulated(classifier, outputs, DATA.test.images, quantiles(outputs, 0.5, 0.5))
+    assert set(exits) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    "compute", [CPU, Compute("cpu", "fp32", "channels_last"), Compute("cpu", "bf16", "channels_last")]
+)
+def test_msdnet(compute):
+    """Features of several scales, in the layouts and formats that runs use.
+
+    A smaller batch may be summed in another order, so images within rounding of a threshold are not compared.
+    """
+    spec = InputSpec(3, 16, 16, 10)
+    config = MSDNetConfig(exits=3, base=1, step=1, channels=8, growth=8, factors=(1, 2), head_channels=16)
+    network = build_model(ModelConfig("msdnet", msdnet=config), spec, seed=0)
+    draws = np.random.default_rng(0)
+    images = (draws.integers(0, 256, (64, 3, 1, 1)) * draws.random((64, 3, 16, 16))).astype(np.uint8)
+    bound = BoundNetwork(network, compute)
+    task = ImageTask(spec, ChannelStatistics((0.5,) * 3, (0.25,) * 3), tuple("abcdefghij"))
+    classifier = AdaptiveClassifier(bound.network, task, (1, 2, 3), None, compute)
+    pixels = classifier._normalise(torch.tensor(images))
+    settled(bound.network, pixels)
+    outputs = collect_outputs(bound, [(pixels, torch.zeros(64, dtype=torch.int64))])
+    thresholds = quantiles(outputs, 0.6, 0.5)
+    margin = np.abs(outputs.confidence[:2] - np.array(thresholds[:2])[:, None]).min(axis=0)
+    clear = margin > (1e-5 if compute.precision == "fp32" else 2e-2)
+    found = classifier.predict(images, thresholds=thresholds)
+    exits = exits_taken(outputs.confidence, np.array(thresholds))
+    assert clear.mean() > 0.5 and set(exits) == {0, 1, 2}
+    assert found.exit[clear].tolist() == exits[clear].tolist()
+    same = outputs.prediction[exits, np.arange(64)] == found.label
+    assert same[clear].mean() > 0.98
+
+
+def test_modes_and_gradients_are_of_no_concern(run, classifier):
+    run.bound.network.train()
+    before = run.bound.state().sha256()
+    classifier.predict(DATA.test.images, budget=INF)
+    assert not run.bound.network.training
+    assert run.bound.state().sha256() == before
+
+
+@pytest.mark.parametrize(
+    "call, says",
+    [
+        ({}, "either budget or thresholds"),
+        ({"budget": 1e9, "thresholds": (0, 0, 0)}, "either budget or thresholds"),
+        ({"thresholds": (0.5, 0.5)}, r"thresholds = \[0\.5, 0\.5\]: must be 3 numbers"),
+        ({"thresholds": (0.5, math.nan, 0)}, "must be 3 numbers"),
+        ({"budget": 1}, "those of the first exit"),
+    ],
+    ids=str,
+)
+def test_what_can_not_be_done(classifier, call, says):
+    with pytest.raises(ConfigError, match=says):
+        classifier.predict(DATA.test.images, **call)
+
+
+@pytest.mark.parametrize(
+    "images, says",
+    [
+        (np.zeros((2, 1, 4, 4), np.float32), r"must be uint8 \(N, 1, 4, 4\), 0 black to 255, not float32"),
+        (torch.zeros(2, 1, 4, 4), "not float32"),
+        (np.zeros((2, 3, 4, 4), np.uint8), r"not uint8 \(2, 3, 4, 4\)"),
+        (np.zeros((1, 4, 4), np.uint8), r"not uint8 \(1, 4, 4\)"),
+    ],
+    ids=["floats", "tensor of floats", "colours", "one image"],
+)
+def test_other_images(classifier, images, says):
+    with pytest.raises(DataError, match=says):
+        classifier.predict(images, budget=INF)
+
+
+def test_budget_without_a_table(run):
+    classifier = AdaptiveClassifier(run.bound.network, TASK, (1, 2, 3), None, CPU)
+    with pytest.raises(ConfigError, match="no table of thresholds"):
+        classifier.predict(DATA.test.images, budget=2)
+
+
+def test_networks_without_stages():
+    with pytest.raises(ConfigError, match="Tied can't stop early: it has no stages and heads") as caught:
+        AdaptiveClassifier.from_run(run_of(seeded(Tied)))
+    assert "\n" not in str(caught.value)
+
+
+def test_as_many_costs_as_exits(run):
+    with pytest.raises(ConfigError, match="2 costs for a network of 3 exits"):
+        AdaptiveClassifier(run.bound.network, TASK, (1, 2), None, CPU)
+
+
+def test_from_run_calibrates_on_the_validation_images(run, classifier):
+    expected = calibrate(run.outputs("val"), classifier.operations)
+    assert np.array_equal(classifier.table.thresholds, expected.thresholds)
+    assert classifier.operations == tuple(cost.operations for cost in run.costs())
+    given = calibrate(run.outputs("test"), classifier.operations)
+    assert AdaptiveClassifier.from_run(run, given).table is given
+
+
+def rows_after(state: Any, *stays: int) -> tuple[Any, Tensor]:
+    return keep_rows(state, torch.tensor(stays, dtype=torch.bool), torch.arange(10, 10 + len(stays)))
+
+
+def test_rows_move_together_and_their_numbers_with_them():
+    one, two = torch.arange(10).view(5, 2), torch.arange(5)
+    (first, [second, (third,)]), numbers = rows_after((one, [two, (two.clone(),)]), 0, 1, 0, 0, 1)
+    assert numbers.tolist() == [14, 11]
+    assert first.tolist() == [[8, 9], [2, 3]]
+    assert second.tolist() == third.tolist() == [4, 1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_of_any_pattern(seed):
+    stays = torch.rand(17, generator=torch.Generator().manual_seed(seed)) < 0.5
+    rows = torch.arange(17.0)[:, None].repeat(1, 3)
+    kept, numbers = keep_rows(rows, stays, torch.arange(17))
+    assert sorted(numbers.tolist()) == stays.nonzero().squeeze(1).tolist()
+    assert torch.equal(kept, numbers.float()[:, None].repeat(1, 3))
+
+
+def test_rows_keep_layout_and_memory():
+    """The images that stay are not copied anew."""
+    features = torch.randn(5, 8, 6, 6).to(memory_format=torch.channels_last)
+    expected = features[[0, 4, 2]].clone()
+    kept, _ = rows_after(features, 1, 0, 1, 0, 1)
+    assert kept.is_contiguous(memory_format=torch.channels_last)
+    assert kept.data_ptr() == features.data_ptr()
+    assert torch.equal(kept, expected)
+
+
+def test_rows_that_share_memory():
+    """An expanded token, and one tensor that is in the state twice, once as a view of the other."""
+    token = torch.tensor([[1.0, 2.0]]).expand(3, 2)
+    images = torch.arange(12.0).view(3, 2, 2)
+    (tokens, kept, flat), _ = rows_after((token, images, images.flatten(1)), 0, 1, 1)
+    assert tokens.tolist() == [[1, 2], [1, 2]] and token.tolist() == [[1, 2]] * 3
+    assert kept.flatten(1).tolist() == flat.tolist() == [[8, 9, 10, 11], [4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize(
+    "state, what",
+    [
+        (torch.zeros(2, 4), r"a tensor \(2, 4\) for 3 images"),
+        (torch.tensor(1.0), r"a tensor \(\) for 3 images"),
+        ((torch.zeros(3), 7), "a int for 3 images"),
+        ({"a": torch.zeros(3)}, "a dict for 3 images"),
+    ],
+    ids=["rows", "scalar", "number", "dict"],
+)
+def test_states_without_a_row_per_image(state, what):
+    with pytest.raises(ConfigError, match=what):
+        rows_after(state, 1, 0, 1)
