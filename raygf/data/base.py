@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import torch
 
 from raygf.compute import Compute
+from raygf.data.statistics import ChannelStatistics
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 SplitName = Literal["train", "val", "test"]
@@ -42,6 +43,11 @@ class Dataset(Protocol):
     name: str
     spec: InputSpec
     class_names: tuple[str, ...]
+
+    @property
+    def statistics(self) -> ChannelStatistics:
+        """What images are normalised with."""
+        ...
 
     def count(self, split: SplitName) -> int:
         """Images in a split."""

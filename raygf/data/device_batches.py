@@ -9,6 +9,7 @@ import torch
 from raygf.compute import Compute
 from raygf.data.augment import EpochDraws, crop, draw_epoch, mirror
 from raygf.data.base import Batch, SplitName
+from raygf.data.normalise import Normaliser
 from raygf.data.splits import Split
 from raygf.data.statistics import ChannelStatistics
 from raygf.errors import DataError
@@ -37,10 +38,7 @@ class DeviceBatches:
         self._compute = compute
         self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
         self._stores: dict[SplitName, _Store] = {}
-        # (x / 255 − mean) / std, written for pixels of 0 … 255: (x − 255·mean) · 1 / (255·std).
-        pixels = torch.tensor([statistics.mean, statistics.std], dtype=torch.float64) * 255
-        self._mean = pixels[0].float().view(-1, 1, 1).to(compute.device)
-        self._inverse_std = pixels[1].reciprocal().float().view(-1, 1, 1).to(compute.device)
+        self._normalise = Normaliser(statistics, compute)
 
     def train(self, seed: int, *key: str | int) -> Iterator[Batch]:
         """One epoch of the training split, shuffled and augmented by the stream ``key`` of run ``seed``.
@@ -75,10 +73,6 @@ class DeviceBatches:
             if draws.flips is not None:
                 images = mirror(images, draws.flips[start:stop])
             yield self._normalise(images), store.labels[indices]
-
-    def _normalise(self, images: torch.Tensor) -> torch.Tensor:
-        pixels = images.to(torch.float32, memory_format=self._compute.layout)
-        return pixels.sub_(self._mean).mul_(self._inverse_std)
 
     def _store(self, split: SplitName) -> _Store:
         if split not in self._stores:

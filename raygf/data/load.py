@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raygf.config import DataConfig
-from raygf.data.base import InputSpec
+from raygf.data.base import Dataset, InputSpec
 from raygf.data.cifar import load_cifar
 from raygf.data.digits import load_digits
 from raygf.data.images import ImageSet
@@ -11,15 +11,26 @@ from raygf.data.parquet import load_parquet
 from raygf.data.source import Source
 from raygf.data.splits import Split, divide
 from raygf.data.statistics import channel_statistics
+from raygf.data.streamed_load import load_streamed
 from raygf.errors import DataError
 
+STREAMED = ("imagefolder", "shards")
 
-def load_data(config: DataConfig, seed: int) -> ImageSet:
-    """The data set of ``config``, divided by ``seed``.
+
+def load_data(config: DataConfig, seed: int) -> Dataset:
+    """The data set of ``config``, divided by ``seed``: held in memory, or left on disk if it is of that kind.
 
     Raises:
         DataError: the data set is missing or damaged, or has fewer images than ``config`` asks for.
     """
+    return load_streamed(config, seed) if config.source in STREAMED else _load_images(config, seed)
+
+
+def _load_images(config: DataConfig, seed: int) -> ImageSet:
+    if config.test is not None:
+        raise DataError(
+            f"data.test = {config.test}: {config.source} has test images of its own; leave --data.test out"
+        )
     source = _read(config)
     train, val = _divide(source, config, seed)
     _, channels, height, width = train.images.shape
@@ -44,6 +55,8 @@ def _read(config: DataConfig) -> Source:
             return load_cifar(config.source, config.path, config.image_size)
         case "parquet":
             return load_parquet(config.path, config.image_size)
+        case _:
+            raise AssertionError(f"{config.source} is not held in memory")
 
 
 def _divide(source: Source, config: DataConfig, seed: int) -> tuple[Split, Split]:

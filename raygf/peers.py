@@ -1,0 +1,97 @@
+"""The workers that train one network together: what they exchange, over torch.distributed.
+
+All of them call the same methods in the same order; a call returns when all have come to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Peers:
+    """A worker's view of itself and the others. This one is alone, and so has nothing to exchange."""
+
+    rank = 0
+    """Which worker this is, from 0."""
+    count = 1
+    """How many there are."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this worker is the one that evaluates, stores and reports."""
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """``tensor``, overwritten by its sum over all workers: the same bits on every one of them."""
+        return tensor
+
+    def average_(self, tensor: Tensor) -> Tensor:
+        """``tensor``, overwritten by its mean over all workers."""
+        return self.sum_(tensor).div_(self.count)
+
+    def first_(self, tensor: Tensor) -> Tensor:
+        """``tensor``, overwritten by the first worker's."""
+        return tensor
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What ``make`` returns on the first worker, where alone it is called; pickled for the others."""
+        return make()
+
+    def same(self, vector: Tensor) -> bool:
+        """Whether all workers hold the same ``vector`` (P,), float32: checksums of the bits are compared."""
+        return True
+
+
+ALONE = Peers()
+
+
+class TorchPeers(Peers):
+    """The members of torch.distributed's process group, which must have been joined before."""
+
+    def __init__(self) -> None:
+        self.rank, self.count = dist.get_rank(), dist.get_world_size()
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """See ``Peers.sum_``."""
+        dist.all_reduce(tensor)
+        return tensor
+
+    def first_(self, tensor: Tensor) -> Tensor:
+        """See ``Peers.first_``."""
+        dist.broadcast(tensor, src=0)
+        return tensor
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """See ``Peers.from_first``; an error of ``make`` is the first worker's alone: it has to end all."""
+        box: list[T | None] = [make() if self.first else None]
+        device = torch.device("cuda") if dist.get_backend() == "nccl" else None
+        dist.broadcast_object_list(box, src=0, device=device)
+        return box[0]  # type: ignore[return-value]
+
+    def same(self, vector: Tensor) -> bool:
+        """See ``Peers.same``."""
+        bits = vector.view(torch.int32).sum(dtype=torch.int64)
+        extremes = torch.stack([bits, -bits])
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+        largest, negated_smallest = extremes.tolist()
+        return bool(largest == -negated_smallest)
+
+
+def average_buffers(buffers: list[Tensor], peers: Peers) -> None:
+    """Overwrite floating-point ``buffers`` (of any shapes) by their means over the workers, in one exchange.
+
+    In double precision: the mean of equal numbers is then that number. Others, such as counters, are left.
+    """
+    floats = [buffer for buffer in buffers if buffer.is_floating_point()]
+    if peers.count == 1 or not floats:
+        return
+    flat = peers.average_(torch.cat([buffer.double().flatten() for buffer in floats]))
+    for buffer, mean in zip(floats, torch.split(flat, [buffer.numel() for buffer in floats]), strict=True):
+        buffer.copy_(mean.view_as(buffer))

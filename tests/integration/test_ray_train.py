@@ -1,0 +1,217 @@
+"""Within-step methods trained by workers of Ray Train: what the local executor gives, on one or on several.
+
+Starting Ray Train takes most of these tests' time, so that each asks of one start what it can.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import ray
+import torch.distributed as dist
+from torch import nn
+
+from raygf import ray_cluster
+from raygf.checkpoint import CheckpointStore
+from raygf.config import ComputeConfig, ModelConfig, ResourceConfig, RunConfig
+from raygf.data import InputSpec
+from raygf.driver import Driver
+from raygf.errors import ConfigError, RunFailed
+from raygf.executor import LocalExecutor
+from raygf.models.multi_exit import MultiExitNetwork
+from raygf.ray_train import TrainDriver, work
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers can't import this file
+FOLDER = str(Path(__file__).parent)
+
+RunJob = Callable[..., Any]
+
+SMALL = (
+    *("--rounds", "3", "--data.train-limit", "48", "--data.val", "50", "--model.msdnet.base", "1"),
+    *("--model.msdnet.step", "1", "--model.msdnet.channels", "8", "--storage.path", "runs"),
+    *("--tracking.enabled", "False"),
+)
+FP32 = ComputeConfig("cpu", "fp32", "contiguous")
+LOCAL = ("--resources.executor", "local")
+ONE = ("--resources.workers", "1")
+
+
+def without_batchnorm(spec: InputSpec) -> nn.Module:
+    """Two exits, a thousand parameters."""
+    stages = [nn.Sequential(nn.Conv2d(c, 8, 3, padding=1), nn.ReLU()) for c in (spec.channels, 8)]
+    heads = [
+        nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, spec.classes)) for _ in range(2)
+    ]
+    return MultiExitNetwork(stages, heads)
+
+
+def loop(job: dict[str, Any]) -> None:
+    """A worker that finds the networks of this file."""
+    sys.path.append(FOLDER)
+    work(job)
+
+
+def fails_on_the_second(spec: InputSpec) -> nn.Module:
+    """A network that one of the workers can't build."""
+    if dist.get_rank() == 1:
+        raise ValueError("not here")
+    return without_batchnorm(spec)
+
+
+@pytest.fixture
+def start_driver(cluster: str) -> Iterator[Callable[[RunConfig], TrainDriver]]:
+    """Starts two workers on the shared cluster and ends them."""
+    drivers: list[TrainDriver] = []
+
+    def start(config: RunConfig) -> TrainDriver:
+        resources = ray_cluster.settle(ResourceConfig(workers=2))
+        drivers.append(TrainDriver(replace(config, resources=resources), loop))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        driver.close()
+    assert wait_until(lambda: not workers() and not processes("ray::TrainHost"), 10), "closing left actors"
+    assert {group["state"] for group in ray.util.placement_group_table().values()} == {"REMOVED"}
+
+
+def processes(title: str) -> list[int]:
+    """The actors of a kind in the cluster that this process has started."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if (process.cmdline() or [""])[0].startswith(title):
+                found.append(process.pid)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def workers() -> list[int]:
+    return processes("ray::RayTrainWorker")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit and not condition():
+        time.sleep(0.05)
+    return condition()
+
+
+def test_one_worker_stops_and_goes_on_to_the_bits_of_the_local_executor(
+    cluster: str, run_job: RunJob, tmp_path: Path
+) -> None:
+    sgd = (*SMALL, "--method", "sgd")
+    expected = run_job("digits", *sgd, *LOCAL, "--storage.name", "local").result
+    mine = (*sgd, *ONE, "--storage.name", "train")
+    stopped = run_job("digits", *mine, "--stop-after", "1")
+    assert stopped.code == 0, stopped.err
+    assert [line.split()[0] for line in stopped.err.splitlines()[:6]] == [
+        *("note:", "note:", "note:", "48", "round", "Test"),
+    ], "something else was printed"
+    resumed = run_job("digits", *mine, "--storage.resume", "True")
+    assert resumed.code == 0, resumed.err
+    assert [line.split()[1] for line in resumed.err.splitlines() if line.startswith("round ")] == [
+        "2/3",
+        "3/3",
+    ]
+    for key in ("weights_sha256", "test_accuracy", "training_passes", "rounds", "operations"):
+        assert resumed.result[key] == expected[key], key
+    assert stopped.result["weights_sha256"] != expected["weights_sha256"]
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert sorted(path.name for path in tmp_path.glob("runs/train/*")) == [
+        *("round-000002.npz", "round-000003.npz"),
+    ]
+
+
+def test_one_worker_gives_the_bits_of_the_local_executor_where_draws_are_random(
+    cluster: str, run_job: RunJob
+) -> None:
+    pcgrad = (*SMALL, "--method", "pcgrad")
+    local = run_job("digits", *pcgrad, *LOCAL, "--storage.name", "local")
+    train = run_job("digits", *pcgrad, *ONE, "--storage.name", "train")
+    assert train.code == 0, train.err
+    assert train.result["weights_sha256"] == local.result["weights_sha256"]
+
+
+def test_two_workers_agree_with_one_until_one_is_lost(
+    start_driver: Callable[[RunConfig], TrainDriver], small_config: RunConfig, tmp_path: Path
+) -> None:
+    """Records too; that both workers hold the same weights is checked by every round itself."""
+    config = replace(small_config, method="sgd", rounds=2000, batch_size=15)
+    config = replace(config, model=ModelConfig(f"{__name__}:without_batchnorm"))
+    config = replace(config, storage=replace(config.storage, keep=2000), compute=FP32)
+    elsewhere = replace(config.storage, path=str(tmp_path / "local"))
+    local = Driver(
+        replace(config, stop_after=3, storage=elsewhere), lambda run, data, exits: LocalExecutor(run, data)
+    )
+    start = local.prepare()
+    together = start_driver(config)
+    assert together.prepare() == start
+    records = together.rounds("a-run")
+    for theirs, mine in zip(local.rounds("a-run"), records, strict=False):
+        assert mine.train.loss == pytest.approx(theirs.train.loss, rel=1e-5)
+        assert mine.train.accuracy == theirs.train.accuracy
+        assert mine.val is not None and theirs.val is not None
+        assert mine.val.accuracy == theirs.val.accuracy
+    one, two = (
+        CheckpointStore(path, "small", 2000).load(3) for path in (elsewhere.path, config.storage.path)
+    )
+    np.testing.assert_allclose(two.network.vector, one.network.vector, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(two.method["momentum"], one.method["momentum"], rtol=1e-3, atol=1e-6)
+    assert two.meta["run_id"] == "a-run"
+
+    assert len(workers()) == 2
+    os.kill(workers()[1], signal.SIGKILL)
+    with pytest.raises(RunFailed, match=r"^worker [12] was lost: .*; the last checkpoint stands$"):
+        for _ in records:
+            pass
+
+
+def test_error_of_one_worker_ends_both_and_comes_back_as_itself(
+    start_driver: Callable[[RunConfig], TrainDriver], small_config: RunConfig
+) -> None:
+    """While the first one waits for the second."""
+    model = ModelConfig(f"{__name__}:fails_on_the_second")
+    driver = start_driver(replace(small_config, method="sgd", model=model))
+    with pytest.raises(ConfigError, match=r"^model\.name = .*: ValueError: not here$"):
+        driver.prepare()
+        list(driver.rounds(""))
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (("--method", "metagf"), "resources.workers = 4: for methods within a step"),
+        (("--method", "delta-pcgrad"), "resources.workers = 4: for methods within a step"),
+        (("--method", "pcgard"), "method = 'pcgard': must be one of"),
+        (("--method", "sgd", *LOCAL), "resources.workers = 4: needs Ray"),
+        (("--method", "sgd", "--batch-size", "7"), "batch_size = 7: must be at least 8"),
+        (("--method", "sgd", "--resources.driver-cpus", "0"), "resources.workers = 4: each needs CPUs"),
+    ],
+)
+def test_what_workers_do_not_go_with_is_refused_at_once(
+    run_job: RunJob, flags: tuple[str, ...], says: str
+) -> None:
+    outcome = run_job("digits", *SMALL, "--resources.workers", "4", *flags)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.splitlines()[-1].startswith(f"error: {says}")
+
+
+def test_more_workers_than_fit_are_refused_at_once(cluster: str, run_job: RunJob) -> None:
+    outcome = run_job("digits", *SMALL, "--method", "sgd", "--resources.workers", "5")
+    assert (outcome.code, outcome.out) == (2, "")
+    says = (
+        "error: the nodes of the cluster can't hold 5 workers (1 CPUs, 0 GPUs each): lower resources.workers"
+    )
+    assert outcome.err.splitlines()[-1].startswith(says)
