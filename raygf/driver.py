@@ -36,7 +36,10 @@ from raygf.step_round import StepRound
 MakeExecutor = Callable[[RunConfig, Dataset, int], Executor]
 """Builds the executor from the run, its data and the number of exits."""
 
-FREE_ON_RESUME = ("resources", "storage", "tracking", "stop_after", "eval_batch_size")
+FREE_ON_RESUME = (
+    *("resources", "storage", "tracking", "stop_after", "eval_batch_size"),
+    *("data.workers", "data.max_undecodable"),
+)
 """Fields of a run that do not change its result."""
 
 
@@ -219,7 +222,7 @@ def _require_same_run(checkpoint: Checkpoint, config: RunConfig) -> None:
     """Raise CheckpointError if a field that changes the result differs from the checkpoint's."""
     if not isinstance(checkpoint.meta.get("config"), dict):
         raise CheckpointError("the checkpoint does not say which configuration it belongs to")
-    stored, now = (flatten(binding(values)) for values in (checkpoint.meta["config"], to_dict(config)))
+    stored, now = (binding(values) for values in (checkpoint.meta["config"], to_dict(config)))
     odd = sorted(name for name in stored.keys() | now.keys() if stored.get(name) != now.get(name))
     if odd:
         shown = "; ".join(f"{name} was {stored.get(name)!r}, is now {now.get(name)!r}" for name in odd[:3])
@@ -227,8 +230,9 @@ def _require_same_run(checkpoint: Checkpoint, config: RunConfig) -> None:
 
 
 def binding(values: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a configuration (as ``to_dict`` gives it) that change the result."""
-    return {name: value for name, value in values.items() if name not in FREE_ON_RESUME}
+    """The fields of a configuration (as ``to_dict`` gives it) that change the result, by dotted name."""
+    free = tuple(f"{name}." for name in FREE_ON_RESUME)
+    return {name: value for name, value in flatten(values).items() if not f"{name}.".startswith(free)}
 
 
 def _require_finite(state: NetworkState, round: int) -> None:

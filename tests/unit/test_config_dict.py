@@ -116,7 +116,7 @@ def test_an_unknown_field_is_named(values, start):
 
 
 def test_known_fields_are_listed():
-    with pytest.raises(ConfigError, match=r"known are aux, coefficients$"):
+    with pytest.raises(ConfigError, match=r"known are aux, coefficients, distill, gamma, temperature$"):
         from_dict(RunConfig, {"loss": {"x": 1}})
 
 
