@@ -43,6 +43,8 @@ bench: $(READY)  ## Run the benchmarks
 	$(BIN)/python benchmarks/round_overhead.py
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/fusion_step.py
+	$(BIN)/python benchmarks/early_exit.py
+	$(BIN)/python benchmarks/images.py
 
 clean:  ## Remove the virtual environment and caches; runs and the tracking database stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
