@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from raygf.bound import BoundNetwork
 from raygf.checkpoint import Checkpoint, CheckpointStore
@@ -140,8 +139,7 @@ class Driver:
 
     def _make_method(self) -> RoundMethod:
         config, bound = self._config, self._bound
-        spec = self._dataset.spec
-        example = torch.zeros(2, spec.channels, spec.height, spec.width, device=bound.compute.device)
+        example = self._dataset.spec.blank(2, bound.compute.device)
         owned = find_ownership(bound.network, example, bound.space)
         exits = owned.shape[0]
         try:

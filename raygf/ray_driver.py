@@ -11,8 +11,8 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from raygf.config import RunConfig
 from raygf.driver import Driver
-from raygf.errors import RaygfError, ResourceError, RunFailed
-from raygf.ray_executor import RayExecutor
+from raygf.errors import ResourceError, RunFailed
+from raygf.ray_executor import RayExecutor, fetch
 from raygf.records import RoundRecord, RunEnd, RunStart
 
 _START_S = 300.0
@@ -116,10 +116,8 @@ class RemoteDriver:
 
 def _get(ref: Any, limit: float, doing: str) -> Any:
     try:
-        return ray.get(ref, timeout=limit)
-    except RayTaskError as error:
-        if isinstance(error.cause, RaygfError):
-            raise error.cause from None
+        return fetch(ref, limit)
+    except RayTaskError:
         raise
     except GetTimeoutError:
         raise RunFailed(f"the driver did not answer within {limit:.0f} s while {doing}") from None

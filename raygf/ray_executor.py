@@ -252,14 +252,25 @@ def _asked(resources: ResourceConfig) -> str:
     return f"{resources.cpus_per_exit:g} CPUs, {resources.gpus_per_exit or 0:g} GPUs"
 
 
-def _fetch(ref: Any) -> Any:
-    """The value of a finished call; an error that raygf raised on purpose comes back as itself."""
+def fetch(ref: Any, limit: float) -> Any:
+    """The value of ``ref``, waited for ``limit`` seconds at most.
+
+    Raises:
+        RaygfError: the remote code raised it on purpose; it comes back as itself, not wrapped by Ray.
+        RayError: in one of its forms: the wait ran out, the process was lost, another error in the code.
+    """
     try:
-        return ray.get(ref, timeout=_FETCH_S)
+        return ray.get(ref, timeout=limit)
     except RayTaskError as error:
         if isinstance(error.cause, RaygfError):
             raise error.cause from None
         raise
+
+
+def _fetch(ref: Any) -> Any:
+    """The value of a finished call."""
+    try:
+        return fetch(ref, _FETCH_S)
     except GetTimeoutError as error:
         raise RayError(f"the result could not be fetched within {_FETCH_S:.0f} s") from error
 

@@ -23,7 +23,7 @@ from raygf.config import RunConfig
 from raygf.driver import Driver
 from raygf.errors import RaygfError, ResourceError, RunFailed
 from raygf.peers import TorchPeers
-from raygf.ray_executor import RayExecutor
+from raygf.ray_executor import RayExecutor, fetch
 from raygf.records import RoundRecord, RunEnd, RunStart
 
 _START_S = 300.0
@@ -256,10 +256,8 @@ def _lost(failures: dict[int, Exception]) -> RunFailed | None:
 
 def _get(ref: Any, doing: str, limit: float = _CLOSE_S) -> Any:
     try:
-        return ray.get(ref, timeout=limit)
-    except RayTaskError as error:
-        if isinstance(error.cause, RaygfError):
-            raise error.cause from None
+        return fetch(ref, limit)
+    except RayTaskError:
         raise
     except GetTimeoutError:
         raise _silent(limit, doing) from None

@@ -24,6 +24,10 @@ class InputSpec:
     width: int
     classes: int
 
+    def blank(self, count: int, device: str = "cpu") -> torch.Tensor:
+        """``count`` black images (B, C, H, W), float32, to try a network with."""
+        return torch.zeros(count, self.channels, self.height, self.width, device=device)
+
 
 class BatchSource(Protocol):
     """Batches of one data set on one device: images float32 (B, C, H, W), normalised; labels int64 (B,)."""

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from raygf.evaluation.figure_style import csv_text
-from raygf.evaluation.tables import count_unit, markdown_table
+from raygf.evaluation.tables import count_unit, markdown_table, terminal_table
 from raygf.records import Matrix
 
 
@@ -69,15 +68,7 @@ def anytime_markdown(table: AnytimeTable) -> str:
 
 def anytime_rich(table: AnytimeTable, title: str) -> Table:
     """``table`` for a terminal."""
-    view = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
-    for index, name in enumerate(_header(table)):
-        view.add_column(name, justify="right" if index else "left", no_wrap=not index)
-    for row in _exit_rows(table):
-        view.add_row(*row)
-    view.add_section()
-    for row in _summary_rows(table):
-        view.add_row(*row)
-    return view
+    return terminal_table(_header(table), _exit_rows(table), _summary_rows(table), title)
 
 
 def anytime_csv(tables: Sequence[AnytimeTable]) -> str:

@@ -52,8 +52,7 @@ def learned_weights(run: LoadedRun) -> LearnedWeights | None:
         return None
     space, fusion = run.bound.space, run.config.fusion
     segments = Segments(fusion.segments, space)
-    spec = run.dataset.spec
-    example = torch.zeros(2, spec.channels, spec.height, spec.width, device=run.bound.compute.device)
+    example = run.dataset.spec.blank(2, run.bound.compute.device)
     per_slot = find_ownership(run.bound.network, example, space)
     owned = segments.spread(per_slot)
     if eta.shape != owned.shape:

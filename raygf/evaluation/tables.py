@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -82,20 +82,30 @@ def count_unit(counts: Sequence[int]) -> Unit:
 
 def to_rich(table: ResultTable, title: str | None = None) -> Table:
     """``table`` for the terminal."""
-    view = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
-    for index, name in enumerate(_header(table)):
-        view.add_column(name, justify="right" if index else "left", no_wrap=not index)
-    for row in _exit_rows(table):
-        view.add_row(*row)
-    view.add_section()
-    for row in _summary_rows(table):
-        view.add_row(*row)
-    return view
+    return terminal_table(_header(table), _exit_rows(table), _summary_rows(table), title)
 
 
 def to_markdown(table: ResultTable) -> str:
     """``table`` as Markdown whose source lines up too; ends with a newline."""
     return markdown_table(_header(table), [*_exit_rows(table), *_summary_rows(table)])
+
+
+def terminal_table(
+    names: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    summary: Iterable[Sequence[str]],
+    title: str | None = None,
+) -> Table:
+    """A table for the terminal, the first column to the left; ``summary`` stands apart below ``rows``."""
+    view = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
+    for index, name in enumerate(names):
+        view.add_column(name, justify="right" if index else "left", no_wrap=not index)
+    for row in rows:
+        view.add_row(*row)
+    view.add_section()
+    for row in summary:
+        view.add_row(*row)
+    return view
 
 
 def markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -88,7 +88,7 @@ def attach_exits(
 
 def _example(network: nn.Module, spec: InputSpec) -> Tensor:
     """Two black images where the network's weights are."""
-    images = torch.zeros(2, spec.channels, spec.height, spec.width)
+    images = spec.blank(2)
     weight = next(network.parameters(), images)
     return images.to(weight.device, weight.dtype)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from raygf import checks
@@ -94,7 +93,7 @@ def _try_forward(name: str, network: nn.Module, spec: InputSpec) -> None:
     batch = 2
     try:
         with evaluating(network):
-            output = network(torch.zeros(batch, spec.channels, spec.height, spec.width))
+            output = network(spec.blank(batch))
     except Exception as error:
         images = f"{batch} images of {spec.channels}x{spec.height}x{spec.width}"
         raise user_error("model.name", name, f"the network failed on {images}", error) from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import nn
 
 from raygf.data.base import InputSpec
@@ -50,7 +49,7 @@ class ShallowDeepNetwork(MultiExitNetwork):
 
 def _feature_shapes(stages: Sequence[nn.Module], spec: InputSpec) -> list[Shape]:
     """The shape of every stage's features, from one black image."""
-    features = torch.zeros(1, spec.channels, spec.height, spec.width)
+    features = spec.blank(1)
     shapes = []
     with evaluating(nn.ModuleList(stages)):
         for stage in stages:
