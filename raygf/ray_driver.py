@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import ray
@@ -12,6 +13,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from raygf.config import RunConfig
 from raygf.driver import Driver
 from raygf.errors import ResourceError, RunFailed
+from raygf.ray_bundles import Bundles
 from raygf.ray_executor import RayExecutor, fetch
 from raygf.records import RoundRecord, RunEnd, RunStart
 
@@ -23,8 +25,8 @@ _CLOSE_S = 30.0
 class DriverActor:
     """The plain driver with an executor of Ray actors; ``ray.remote`` is applied by ``RemoteDriver``."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self._driver = Driver(config, RayExecutor)
+    def __init__(self, config: RunConfig, bundles: Bundles | None = None) -> None:
+        self._driver = Driver(config, partial(RayExecutor, bundles=bundles))
 
     def ready(self) -> bool:
         """Answered once the actor runs."""
@@ -48,15 +50,19 @@ class DriverActor:
 
 
 class RemoteDriver:
-    """Looks like ``Driver``; every wait has a limit, and errors come back as the driver raised them."""
+    """Looks like ``Driver``; every wait has a limit, and errors come back as the driver raised them.
 
-    def __init__(self, config: RunConfig) -> None:
+    With ``bundles``, it and its exit actors go into those.
+    """
+
+    def __init__(self, config: RunConfig, bundles: Bundles | None = None) -> None:
         resources = config.resources
         self._resources = resources
+        placed = {} if bundles is None else bundles.options(bundles.driver)
         remote = ray.remote(DriverActor).options(
-            num_cpus=resources.driver_cpus, num_gpus=resources.driver_gpus or 0, max_restarts=0
+            num_cpus=resources.driver_cpus, num_gpus=resources.driver_gpus or 0, max_restarts=0, **placed
         )
-        self._actor = remote.remote(config)
+        self._actor = remote.remote(config, bundles)
         self._exits = 1
         self._training = False
 

@@ -19,6 +19,7 @@ from raygf.data.base import Dataset
 from raygf.errors import ExitFailed, RaygfError, ResourceError, RunFailed
 from raygf.executor import Trained
 from raygf.exit_trainer import ExitTrainer, ExitUpdate
+from raygf.ray_bundles import Bundles
 from raygf.ray_cluster import fitting
 from raygf.retry import Action, Failure, decide
 from raygf.state import NetworkState, Vector
@@ -70,8 +71,9 @@ class ExitActor:
 
 @dataclass
 class _Worker:
-    """One actor of the pool, started at ``since``; ``node`` is empty until it is ready."""
+    """One actor of the pool, the ``slot``-th, started at ``since``; ``node`` is empty until it is ready."""
 
+    slot: int
     actor: Any
     started: Any
     since: float
@@ -109,15 +111,25 @@ class RayExecutor:
     """
 
     def __init__(
-        self, config: RunConfig, dataset: Dataset, exits: int, trainer: MakeTrainer = ExitTrainer
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        exits: int,
+        trainer: MakeTrainer = ExitTrainer,
+        bundles: Bundles | None = None,
     ) -> None:
-        """Start the actors and wait for the first; each makes a ``trainer`` of its own."""
+        """Start the actors and wait for the first; each makes a ``trainer`` of its own.
+
+        With ``bundles``, every actor goes into one of theirs, and there are no more actors than those.
+        """
         self._trainer = trainer
+        self._bundles = bundles
         self._config = config
         self._resources = config.resources
         self._dataset = ray.put(dataset)
         wanted = config.resources.actors or exits
-        self._workers = [self._new_worker() for _ in range(min(wanted, exits, room(config.resources)))]
+        fit = room(config.resources) if bundles is None else len(bundles.exits)
+        self._workers = [self._new_worker(slot) for slot in range(min(wanted, exits, fit))]
         self._await_first(_Round(0, exits, None, [], deque()))
 
     def train(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> Trained:
@@ -140,13 +152,17 @@ class RayExecutor:
             ray.kill(worker.actor)
         self._workers = []
 
-    def _new_worker(self) -> _Worker:
+    def _new_worker(self, slot: int) -> _Worker:
         resources = self._resources
+        placed = {} if self._bundles is None else self._bundles.options(self._bundles.exits[slot])
         remote = ray.remote(ExitActor).options(
-            num_cpus=resources.cpus_per_exit, num_gpus=resources.gpus_per_exit or 0, max_restarts=0
+            num_cpus=resources.cpus_per_exit,
+            num_gpus=resources.gpus_per_exit or 0,
+            max_restarts=0,
+            **placed,
         )
         actor = remote.remote(self._trainer, self._config, self._dataset)
-        return _Worker(actor, actor.start.remote(), time.monotonic())
+        return _Worker(slot, actor, actor.start.remote(), time.monotonic())
 
     def _await_first(self, work: _Round) -> None:
         """Wait until one actor has started; the others join when they can."""
@@ -223,7 +239,7 @@ class RayExecutor:
             raise ExitFailed(task.exit, work.round, node, cause, _KNOBS[failure])
         self._workers.remove(task.worker)
         ray.kill(task.worker.actor)
-        self._workers.append(self._new_worker())
+        self._workers.append(self._new_worker(task.worker.slot))
         if task.exit != _NO_EXIT:
             work.queue.appendleft(task.exit)
             work.notes.append(f"exit {task.exit + 1} retried in round {work.round}: {cause} on {node}")
