@@ -7,9 +7,7 @@ import subprocess
 import sys
 
 MAY_LOAD = (
-    *("raygf.ray_bundles",
-    "raygf.ray_executor", "raygf.ray_driver", "raygf.ray_cluster", "raygf.ray_train"),
-    *("raygf.ray_bundles",),
+    *("raygf.ray_bundles", "raygf.ray_executor", "raygf.ray_driver", "raygf.ray_cluster", "raygf.ray_train"),
     *("raygf.tracking", "raygf.serving"),
 )
 MUST_BE_FOUND = {
