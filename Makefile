@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-CHECKED := raygf jobs tests benchmarks
+CHECKED := raygf jobs tests benchmarks tune_spaces
+TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo ui test lint format bench clean
@@ -27,8 +28,8 @@ demo: $(READY)  ## Train 3 exits on handwritten digits: Meta-GF on Ray against j
 ui: $(READY)  ## Open the MLflow UI on what has been trained here
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --port $(or $(PORT),5000)
 
-test: $(READY)  ## Run the tests
-	$(BIN)/python -m pytest -q
+test: $(READY)  ## Run the tests, in TEST_PROCESSES=2 processes
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
 
 lint: $(READY)  ## Check style, formatting and types
 	$(BIN)/ruff check $(CHECKED)
