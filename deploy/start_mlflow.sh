@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Start an MLflow server in the background, unless one answers already; return once it answers.
+#
+#   start_mlflow.sh FOLDER ARTIFACTS [PORT] [NAMES]
+#
+# FOLDER     on this machine's disk: database and log
+# ARTIFACTS  folder or URI (s3://...) where the server keeps artifacts; clients reach them through the server
+# PORT       5000 if not given
+# NAMES      comma-separated host names under which clients reach it, beside localhost, this machine's own
+#            names and private addresses; MLflow answers others with 403
+set -euo pipefail
+
+folder=$1
+artifacts=$2
+port=${3:-5000}
+names=${4:-}
+
+answers() {
+    python - "http://127.0.0.1:$port/health" <<'PYTHON'
+import sys
+import urllib.request
+
+try:
+    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(sys.argv[1], timeout=5)
+except OSError:
+    sys.exit(1)
+PYTHON
+}
+
+if answers; then
+    echo "an MLflow server answers on port $port already"
+    exit 0
+fi
+
+hosts="localhost,127.0.0.1,10.*,192.168.*"
+for second in $(seq 16 31); do hosts+=",172.$second.*"; done
+for name in localhost 127.0.0.1 "$(hostname)" "$(hostname -f 2>/dev/null || hostname)" ${names//,/ }; do
+    hosts+=",$name:*"
+done
+
+mkdir -p "$folder"
+setsid nohup mlflow server --host 0.0.0.0 --port "$port" --workers 1 \
+    --backend-store-uri "sqlite:///$folder/mlflow.db" \
+    --serve-artifacts --artifacts-destination "$artifacts" \
+    --allowed-hosts "$hosts" >>"$folder/server.log" 2>&1 </dev/null &
+server=$!
+
+for _ in $(seq 120); do
+    if answers; then
+        echo "MLflow server on port $port, database and log in $folder"
+        exit 0
+    fi
+    kill -0 "$server" 2>/dev/null || break
+    sleep 1
+done
+echo "the MLflow server does not answer on port $port:" >&2
+tail -n 20 "$folder/server.log" >&2
+exit 1
