@@ -1,0 +1,113 @@
+"""What is found out on the cluster before trials start; here without one, on a tiny network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from ray import tune
+from tiny_network import dataset
+
+from raygf.config import ComputeConfig, DataConfig, ModelConfig, ResourceConfig, RunConfig
+from raygf.errors import ConfigError, ResourceError
+from raygf.sweep import Space, settle
+from raygf.sweep import probe as probing
+from raygf.sweep.assign import read_axes
+from raygf.sweep.flags import Command
+from raygf.sweep.options import SweepOptions
+from raygf.sweep.probe import probe
+from raygf.sweep.settle import Checked, prepare
+
+RUN = RunConfig(
+    rounds=4,
+    batch_size=4,
+    data=DataConfig(val=8, pad=0, flip=False),
+    model=ModelConfig("tiny_network:three_exits"),
+    compute=ComputeConfig("cpu", "fp32", "contiguous"),
+    resources=ResourceConfig(gpus_per_exit=0.0, driver_gpus=0.0),
+)
+LR = {"fusion.lr": tune.loguniform(0.01, 1.0)}
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    """The nodes of the cluster, to be changed; data and networks are tried in this process."""
+    found = [{"CPU": 8.0, "GPU": 0.0}]
+    monkeypatch.setattr(settle, "idle_nodes", lambda: found)
+    monkeypatch.setattr(settle, "probe_remotely", probe)
+    monkeypatch.setattr(probing, "load_data", lambda data, seed: dataset())
+    return found
+
+
+def prepared(space, run=RUN, **options):
+    command = Command("tiny", SweepOptions(**options), run, frozenset())
+    checked = Checked(command, space, read_axes(space), options.get("search", "random"))
+    return prepare(checked, run.resources)
+
+
+def test_the_network_says_how_many_exits_and_passes_there_are(nodes):
+    made = prepared(Space(LR))
+    assert (made.plan.exits, made.plan.actors, made.plan.budget) == (3, 3, 16)
+    assert made.notes == ()
+    assert (made.plan.fields, made.plan.metric, made.plan.mode) == (
+        ("fusion.lr",),
+        "val_accuracy/average",
+        "max",
+    )
+    assert made.search.trials == 8
+
+
+def test_methods_within_a_step_need_no_exit_actors(nodes):
+    nodes[:] = [{"CPU": 1.0}]
+    made = prepared(Space(variants=[{"method": "sgd"}, {"method": "pcgrad"}]))
+    assert made.plan.actors == 0
+    with pytest.raises(ResourceError, match="1 exit actor"):
+        prepared(Space(variants=[{"method": "sgd"}, {"method": "metagf"}]))
+
+
+def test_variants_that_can_not_be_used_are_left_out_with_a_remark(nodes, monkeypatch):
+    def without_solvers(name, make, exits):
+        raise ConfigError(f"method = {name!r} needs solvers that are not installed")
+
+    monkeypatch.setattr("raygf.methods.registry.usable", without_solvers)
+    variants = [{"method": "upgrad"}, {"method": "sgd"}, {"method": "delta-nashmtl", "loss.aux": 0.2}]
+    made = prepared(Space(LR, variants=variants, notes=("a word",)), search="grid")
+    assert [trial["method"] for trial in made.search.param_space["values"]["grid_search"]] == ["sgd"] * 3
+    remark = "left out: method = {!r} needs solvers that are not installed"
+    assert made.notes == ("a word", remark.format("upgrad"), remark.format("nashmtl"))
+    with pytest.raises(ConfigError, match=r"^space: method = 'upgrad' needs solvers"):
+        prepared(Space(LR, variants=variants[:1]))
+
+
+def test_a_value_that_the_network_refuses_is_an_error(nodes):
+    """The variant as such works, so the mistake is in the value."""
+    exits = Space({"loss.coefficients": tune.choice(["ones", "sdn"]), **LR})
+    assert prepared(exits).plan.exits == 3
+    many = replace(RUN, model=ModelConfig("sweep_parts:EightExits"))
+    with pytest.raises(ConfigError, match=r"^space: loss\.coefficients = 'sdn' knows 6 inner exits"):
+        prepared(exits, run=many)
+
+
+def test_an_exit_that_the_network_does_not_have(nodes):
+    with pytest.raises(ConfigError, match="metric = 'val_loss/exit_4': the network has 3 exits"):
+        prepared(Space(LR, metric="val_loss/exit_4", mode="min"))
+
+
+def test_too_few_rounds_for_the_costliest_method(nodes):
+    sgd = replace(RUN, method="sgd", rounds=3)
+    with pytest.raises(ConfigError, match="too few for one round of metagf"):
+        prepared(Space(variants=[{"method": "sgd"}, {"method": "metagf"}]), run=sgd)
+
+
+def test_a_small_cluster_gives_each_trial_fewer_actors(nodes):
+    nodes[:] = [{"CPU": 4.0}]
+    made = prepared(Space(LR), concurrent=2)
+    assert made.plan.actors == 1
+    assert made.notes == ("every trial has 1 exit actor for 3 exits: the cluster has no room for more",)
+
+
+def test_trying_leaves_torch_as_it_was(nodes):
+    before = torch.get_num_threads()
+    assert probe(RUN, [RUN, replace(RUN, method="nope:nope")]).problems[0] == ""
+    assert torch.get_num_threads() == before

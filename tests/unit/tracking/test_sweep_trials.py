@@ -1,0 +1,133 @@
+"""One tracker a trial, whatever the store does; without a store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from raygf.errors import TrackingError
+from raygf.recipes import get_recipe
+from raygf.tracking import sweep_trials
+from raygf.tracking.sweep_trials import SweepTrials
+
+RUN = get_recipe("digits")
+
+
+@dataclass
+class Store:
+    """Makes trackers; ``up``: whether runs can be opened. Calls are kept by run."""
+
+    up: bool = True
+    opened: list[tuple[str, str | None]] = field(default_factory=list)
+    calls: dict[str, list[str]] = field(default_factory=dict)
+    kept: list[dict[str, str]] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+
+    def tracker(self, trial: str) -> FakeTracker:
+        return FakeTracker(self)
+
+    def trials(self, known: dict[str, str] | None = None) -> SweepTrials:
+        return SweepTrials(self.tracker, "parent", "digits", known or {}, self.kept.append, self.said.append)
+
+
+class FakeTracker:
+    def __init__(self, store: Store) -> None:
+        self.store, self.id = store, ""
+
+    def start(self, config: Any, name: str, run_id: str | None, *, recipe: str, parent_run_id: str) -> str:
+        assert (recipe, parent_run_id) == ("digits", "parent")
+        if not self.store.up:
+            raise TrackingError("no answer")
+        self.store.opened.append((name, run_id))
+        self.id = run_id or f"run-of-{name}"
+        self.store.calls.setdefault(self.id, [])
+        return self.id
+
+    def __getattr__(self, call: str) -> Any:
+        return lambda *args: self.store.calls[self.id].append(" ".join([call, *map(str, args)]))
+
+
+def test_a_trial_has_one_run_from_its_start_to_its_end():
+    store = Store()
+    trials = store.trials()
+    trials.start("a", RUN)
+    trials.log_start("a", "start")
+    trials.log_round("a", 1)
+    trials.start("b", RUN)
+    trials.start("a", RUN)  # it crashed and is tried again
+    trials.log_start("a", "start again")
+    trials.log_round("a", 2)
+    trials.finish("a", "end")
+    trials.stop("b", 1, "asha")
+    trials.close()
+    assert store.opened == [("a", None), ("b", None)]
+    assert store.calls["run-of-a"] == ["log_start start", "log_round 1", "log_round 2", "finish end"]
+    assert store.calls["run-of-b"] == ["stop 1 asha"]
+    assert store.kept[-1] == {"a": "run-of-a", "b": "run-of-b"}
+    assert store.said == []
+
+
+def test_a_resumed_sweep_opens_the_runs_that_it_knows():
+    store = Store()
+    trials = store.trials({"a": "old"})
+    trials.start("a", RUN)
+    trials.fail("a", "FAILED", "gone")
+    trials.fail("a", "FAILED", "again")  # is closed
+    trials.close()
+    assert store.opened == [("a", "old")]
+    assert store.calls["old"] == ["fail FAILED gone"]
+    assert store.kept == []
+
+
+def test_forgotten_trials_get_runs_of_their_own():
+    store = Store()
+    trials = store.trials({"a": "old", "b": "kept"})
+    trials.forget({"a"})
+    trials.start("a", RUN)
+    assert store.opened == [("a", None)]
+    assert store.kept == [{"b": "kept"}, {"b": "kept", "a": "run-of-a"}]
+
+
+def test_what_happens_while_the_store_is_gone_is_delivered_later(monkeypatch):
+    monkeypatch.setattr(sweep_trials, "RETRY_S", 0.0)
+    store = Store(up=False)
+    trials = store.trials()
+    trials.start("a", RUN)
+    trials.log_round("a", 1)
+    assert store.said == [
+        "tracking: no answer",
+        "tracking: the run of trial a is opened later; training goes on",
+    ]
+    store.up = True
+    trials.log_round("a", 2)
+    trials.finish("a", "end")
+    trials.close()
+    assert store.calls["run-of-a"] == ["log_round 1", "log_round 2", "finish end"]
+    assert store.kept == [{"a": ""}, {"a": "run-of-a"}]
+    assert len(store.said) == 2
+
+
+def test_a_store_that_is_not_tried_too_often_and_gets_a_last_chance(monkeypatch):
+    monkeypatch.setattr(sweep_trials, "RETRY_S", 1000.0)
+    store = Store(up=False)
+    trials = store.trials()
+    trials.start("a", RUN)
+    trials.start("b", RUN)
+    trials.log_round("a", 1)
+    trials.fail("b", "FAILED", "gone")
+    store.up = True
+    trials.log_round("a", 2)
+    assert store.opened == []
+    trials.stop("a", 2, "asha")
+    trials.close()
+    assert store.calls == {"run-of-a": ["log_round 1", "log_round 2", "stop 2 asha"]}
+    assert store.said[-1] == "tracking: trial b is not in MLflow"
+
+
+@pytest.mark.parametrize("call", ["finish", "fail", "stop"])
+def test_ends_of_unknown_trials_are_ignored(call):
+    trials = Store().trials()
+    getattr(trials, call)("nobody", *(["x", "y"] if call != "finish" else ["x"]))
+    trials.close()

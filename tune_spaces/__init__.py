@@ -1,0 +1,1 @@
+"""Search spaces, one a file: ``jobs/sweep.py --space NAME`` calls the function NAME of the file NAME.py."""
