@@ -12,6 +12,7 @@ from raygf.data.source import Source
 from raygf.data.splits import Split
 from raygf.data.statistics import ChannelStatistics
 from raygf.errors import DataError
+from raygf.paths import local_path
 
 # Of the training images, as in the program of MSDNet (github.com/kalviny/MSDNet-PyTorch, dataloader.py).
 STATISTICS = {
@@ -34,7 +35,7 @@ def load_cifar(name: Literal["cifar10", "cifar100"], path: str, image_size: int 
     from torchvision import datasets
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    root = Path(path).expanduser()
+    root = local_path("data.path", path)
     try:
         train, test = (kind(root, train=is_train, download=False) for is_train in (True, False))
     except RuntimeError as error:

@@ -59,7 +59,8 @@ class FolderReader:
         try:
             return np.fromfile(path, np.uint8)
         except OSError as error:
-            raise DataError(f"{path}: can't be read ({error.strerror or error})") from error
+            cause = error.strerror or error
+            raise DataError(f"{path}: can't be read ({cause}); mend or remove it") from error
 
     def leave(self, visits: Iterable[int]) -> None:
         """Nothing is kept."""

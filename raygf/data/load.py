@@ -34,6 +34,11 @@ def _load_images(config: DataConfig, seed: int) -> ImageSet:
     source = _read(config)
     train, val = _divide(source, config, seed)
     _, channels, height, width = train.images.shape
+    if config.pad >= min(height, width):
+        raise DataError(
+            f"data.pad = {config.pad}: of images of {width}x{height} pixels a crop could show nothing; lower "
+            "--data.pad or set --data.image-size"
+        )
     return ImageSet(
         name=source.name,
         spec=InputSpec(channels, height, width, len(source.class_names)),

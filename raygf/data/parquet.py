@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raygf.data.copies import refuse_copies
 from raygf.data.decode import decode_rgb
+from raygf.data.memory_limit import require_memory
 from raygf.data.parquet_schema import Columns, find_columns
 from raygf.data.resize import resize
 from raygf.data.source import Source
 from raygf.data.splits import Split
 from raygf.errors import DataError
+from raygf.paths import local_path
 
-MAX_BYTES = 8 * 2**30
 ROWS = 1000  # Rows read at once, whatever the size of the row groups.
 PATTERNS = {"train": "train*.parquet", "val": "val*.parquet", "test": "test*.parquet"}
 
@@ -39,11 +40,13 @@ def load_parquet(path: str, image_size: int | None) -> Source:
     ``image_size`` scales them (the central square of each, see ``raygf.data.resize``).
 
     Raises:
-        DataError: the folder, a split, a column or an image is missing or damaged, a label is out of range,
-            or the pixels would take more than 8 GiB. Rows are counted from 0.
+        DataError: the folder, a split, a column or an image is missing or damaged, a file is there twice, a
+            label is out of range, or the pixels would take more than 8 GiB. Rows are counted from 0.
     """
     folder, found = _find_files(path)
     files = {name: [_open_file(file) for file in paths] for name, paths in found.items()}
+    for paths in found.values():
+        refuse_copies(paths)
     names = _common_names([file for part in files.values() for file in part])
     reader = _Reader(_row_count(files), len(names) or None, image_size)
     splits = {name: reader.read(part) for name, part in files.items()}
@@ -60,7 +63,7 @@ def _find_files(path: str) -> tuple[Path, dict[str, list[Path]]]:
     """The folder, and its files of each split that is there."""
     if not path:
         raise DataError("data.path is empty: parquet needs the folder of the image set; set --data.path")
-    folder = Path(path).expanduser().resolve()
+    folder = local_path("data.path", path)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; set --data.path to the folder of the image set")
     for place in (folder, folder / "data"):
@@ -92,7 +95,7 @@ def _common_names(files: list[ParquetFile]) -> tuple[str, ...]:
 def _row_count(files: dict[str, list[ParquetFile]]) -> int:
     for part in files.values():
         if not any(file.rows for file in part):
-            raise DataError(f"{part[0].path}: the split has no rows")
+            raise DataError(f"{part[0].path}: the split has no rows; fetch it again")
     return sum(file.rows for part in files.values() for file in part)
 
 
@@ -141,25 +144,16 @@ class _Reader:
         try:
             pixels: NDArray[np.uint8] = resize(decode_rgb(data)[None], self._image_size)[0]
         except ValueError as error:
-            raise DataError(f"{path}: row {row}: {error}") from error
+            raise DataError(f"{path}: row {row}: {error}; fetch it again or leave the row out") from error
         if self._shape is None:
             self._shape = pixels.shape
-            self._check_memory(self._shape)
+            require_memory(self._total_rows, self._shape)
         if pixels.shape != self._shape:
             raise DataError(
                 f"{path}: row {row}: image sizes differ: {_size(pixels.shape)} here, {_size(self._shape)} in "
                 "the first; set --data.image-size"
             )
         return pixels
-
-    def _check_memory(self, shape: tuple[int, ...]) -> None:
-        needed = self._total_rows * math.prod(shape)
-        if needed > MAX_BYTES:
-            raise DataError(
-                f"{self._total_rows} images of {_size(shape)} pixels take "
-                f"{needed / 2**30:.1f} GiB; at most {MAX_BYTES / 2**30:g} GiB are held in memory: "
-                "set a smaller --data.image-size"
-            )
 
 
 def _size(shape: tuple[int, ...]) -> str:
@@ -203,7 +197,7 @@ def _labels(batch: Any, column: str, path: Path, first: int) -> NDArray[np.int64
     values = batch.column(column)
     if values.null_count:
         row = first + int(values.is_null().to_numpy(zero_copy_only=False).argmax())
-        raise DataError(f"{path}: row {row} has no label")
+        raise DataError(f"{path}: row {row} has no label; every row needs one")
     labels: NDArray[np.int64] = values.to_numpy(zero_copy_only=False).astype(np.int64)
     return labels
 

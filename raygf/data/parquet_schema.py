@@ -47,7 +47,9 @@ def _image_column(schema: Any, file: Path) -> str:
             raise DataError(
                 f"{file}: column {name!r} is {kind}; expected binary, or a struct with binary 'bytes'"
             )
-    raise DataError(f"{file}: no column 'image' or 'img'; it has {_listing(schema.names)}")
+    raise DataError(
+        f"{file}: no column 'image' or 'img'; it has {_listing(schema.names)}: rename the one with the images"
+    )
 
 
 def _label_column(schema: Any, file: Path) -> str:
@@ -74,7 +76,7 @@ def _is_binary(kind: Any) -> bool:
 def _class_names(schema: Any, label: str, file: Path) -> tuple[str, ...]:
     metadata = schema.metadata or {}
     if b"class_names" in metadata:
-        return tuple(name.strip() for name in metadata[b"class_names"].decode().split(","))
+        return tuple(name.strip() for name in _text(metadata[b"class_names"], file).split(","))
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
         return tuple(str(name) for name in features.get(label, {}).get("names", ()))
@@ -82,6 +84,13 @@ def _class_names(schema: Any, label: str, file: Path) -> tuple[str, ...]:
         raise DataError(
             f"{file}: its 'huggingface' metadata can't be understood; write the file anew"
         ) from error
+
+
+def _text(value: bytes, file: Path) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise DataError(f"{file}: its 'class_names' are not UTF-8 text; write the file anew") from None
 
 
 def _listing(names: list[str]) -> str:

@@ -126,7 +126,7 @@ def index_shards(files: Sequence[Path]) -> ShardStore:
     """
     shards = [_index_file(file) for file in files]
     if not any(len(shard.labels) for shard in shards):
-        raise DataError(f"{files[0]}: the split has no rows")
+        raise DataError(f"{files[0]}: the split has no rows; fetch it again")
     return ShardStore(
         tuple(str(file) for file in files),
         tuple(shard.image_column for shard in shards),
@@ -171,7 +171,7 @@ def _index_file(path: Path) -> _Shard:
         values = _damage_named(str(path), lambda: parquet.read(columns=[columns.label])).column(columns.label)
     if values.null_count:
         row = int(values.is_null().to_numpy().argmax())
-        raise DataError(f"{path}: row {row} has no label")
+        raise DataError(f"{path}: row {row} has no label; every row needs one")
     return _Shard(
         columns.image,
         np.array([group.num_rows for group in groups], np.int64),

@@ -51,13 +51,18 @@ def divide(
     that a smaller subset of one seed lies within a larger one.
 
     Raises:
-        DataError: more images are asked for than there are.
+        DataError: more images are asked for than there are, or less than two are left to train on.
     """
     train, val = hold_out(len(labels), config.val, seed)
     if config.per_class is not None:
         train = train[keep_per_class(labels[train], class_names, config.per_class, seed)]
     if config.train_limit is not None:
         train = train[keep_limit(len(train), config.train_limit, seed)]
+    if len(train) < 2:
+        raise DataError(
+            f"{len(train)} training image is left: at least 2 are needed to train; lower --data.val, raise "
+            "--data.train-limit or --data.per-class"
+        )
     return train, val
 
 

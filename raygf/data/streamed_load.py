@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from raygf.config import DataConfig
 from raygf.data.base import InputSpec
+from raygf.data.copies import refuse_copies
 from raygf.data.image_folder import index_folder
 from raygf.data.image_store import ImageStore
 from raygf.data.shards import ShardStore, common_names, index_shards
@@ -20,6 +21,7 @@ from raygf.data.streamed_batches import Part
 from raygf.data.streamed_set import StreamedSet
 from raygf.data.view_maker import ViewSizes
 from raygf.errors import DataError
+from raygf.paths import local_path
 from raygf.seeding import generator
 
 TEST_SEED = 0  # Not the run's: runs of different seeds are compared on the same test images.
@@ -43,7 +45,7 @@ def load_streamed(config: DataConfig, seed: int) -> StreamedSet:
     """The set of ``config``, divided by ``seed``; a test set held out does not depend on the seed.
 
     Raises:
-        DataError: files are missing or damaged, labels are out of range, or there are too few images.
+        DataError: files are missing, damaged or there twice, labels out of range, or images too few.
     """
     if config.image_size is not None:
         raise DataError(
@@ -51,7 +53,7 @@ def load_streamed(config: DataConfig, seed: int) -> StreamedSet:
         )
     if not config.path:
         raise DataError(f"data.path is empty: {config.source} needs the set's folder; set --data.path")
-    folder = Path(config.path).expanduser().absolute()
+    folder = local_path("data.path", config.path)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; set --data.path to the folder of the image set")
     source = _find_folders(folder) if config.source == "imagefolder" else _find_shards(folder)
@@ -89,6 +91,8 @@ def _find_shards(folder: Path) -> StreamedSource:
     if not found["train"]:
         raise DataError(f"{folder}: no files train*.parquet here or in its subfolder data; set --data.path")
     stores = {name: index_shards(files) for name, files in found.items() if files}
+    for files in found.values():
+        refuse_copies(files)
     if "test" in stores and (stores["test"].labels == UNLABELLED).all():
         del stores["test"]
     names = _class_names(list(stores.values()), folder)

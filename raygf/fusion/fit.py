@@ -17,7 +17,7 @@ from raygf.fusion.segments import Segments
 from raygf.fusion.weights import fusion_weights
 from raygf.losses import ExitLosses, exit_hits, exit_losses
 from raygf.records import ExitScore
-from raygf.stepping import mean_score, require_finite
+from raygf.tally import Tally
 
 
 @dataclass(frozen=True)
@@ -97,18 +97,15 @@ class FusionFitter:
         eta = torch.nn.Parameter(state.eta.to(self._bound.compute.device, copy=True))
         adam = self._adam(eta, state, lr)
         self._bound.network.train()
-        losses, hits, sizes = [], [], []
+        tally = Tally()
         for images, labels in batches:
             adam.zero_grad()
             loss, hit = self._forward(images, labels, self._fused(base, deltas, eta), buffers)
             torch.autograd.backward(loss.sum())
             adam.step()
-            losses.append(loss.detach())
-            hits.append(hit)
-            sizes.append(len(labels))
-        history = torch.stack(losses).cpu()
-        require_finite(history, eta.detach(), where)
-        return Fit(_state_of(adam, eta), buffers, mean_score(history, torch.stack(hits).cpu(), sizes))
+            tally.add(loss, hit, len(labels))
+        score = tally.finite_score(self._bad_weight(eta.detach()), where)
+        return Fit(_state_of(adam, eta), buffers, score)
 
     def _fused(self, base: Tensor, deltas: Sequence[Tensor], eta: Tensor) -> Tensor:
         return fuse(base, deltas, self._config.epsilon * self.weights(eta), self._segments)
@@ -121,6 +118,14 @@ class FusionFitter:
         with self._bound.compute.autocast():
             logits = functional_call(self._bound.network, named, (images,))
         return self._losses(logits, labels), exit_hits(logits, labels)
+
+    def _bad_weight(self, eta: Tensor) -> str:
+        """The first of ``eta`` (n, S) that is not finite, for people; "" if there is none."""
+        bad = (~torch.isfinite(eta)).nonzero()
+        if not len(bad):
+            return ""
+        exit, segment = bad[0].tolist()
+        return f"the fusion weight of exit {exit + 1} in {self._segments.name(segment)}"
 
     def _adam(self, eta: torch.nn.Parameter, state: FusionState, lr: float) -> torch.optim.Adam:
         adam = torch.optim.Adam([eta], lr)

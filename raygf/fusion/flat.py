@@ -22,8 +22,8 @@ class Slot:
 class FlatSpace:
     """Bookkeeping between named parameter tensors and the flat vector of length ``size`` (P).
 
-    Tensors keep the order of ``network.named_parameters()``; those that need no gradient are not
-    part of the space (they travel with the buffers).
+    Tensors keep the order of ``network.named_parameters()``; those that need no gradient, or are empty, are
+    not part of the space (they travel with the buffers).
     """
 
     def __init__(self, slots: tuple[Slot, ...]) -> None:
@@ -40,7 +40,7 @@ class FlatSpace:
         """
         slots, start = [], 0
         for name, parameter in network.named_parameters():
-            if not parameter.requires_grad:
+            if not parameter.requires_grad or not parameter.numel():
                 continue
             if parameter.dtype != torch.float32:
                 raise ValueError(f"parameter {name} is {parameter.dtype}: raygf trains float32 weights")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from raygf.bound import as_tensor
 from raygf.data.base import Batch
+from raygf.errors import CheckpointError
 from raygf.fusion.fit import FusionFitter, FusionState
 from raygf.fusion.rules import Fused
 from raygf.fusion.weights import carry
@@ -60,6 +61,14 @@ class LearnedFusion:
 
     def restore(self, arrays: Arrays) -> None:
         """See ``FusionRule.restore``."""
+        shape = tuple(self._state.eta.shape)
+        for name in ("eta", "adam_first", "adam_second", "eta_fitted"):
+            known = arrays.get(name)
+            if known is not None and (known.shape != shape or known.dtype != np.float32):
+                raise CheckpointError(
+                    f"the checkpoint's array {name} is {known.dtype} {known.shape}, not float32 {shape}: it "
+                    "belongs to another network"
+                )
         self._state = FusionState(
             as_tensor(arrays["eta"]).clone(),
             as_tensor(arrays["adam_first"]).clone(),

@@ -57,5 +57,10 @@ class FusionRule(Protocol):
         ...
 
     def restore(self, arrays: Arrays) -> None:
-        """Take back what ``arrays`` gave."""
+        """Take back what ``arrays`` gave.
+
+        Raises:
+            KeyError: one is missing.
+            CheckpointError: they belong to another network.
+        """
         ...

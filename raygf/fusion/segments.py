@@ -76,6 +76,11 @@ class Segments:
             return per_slot.any(dim=1, keepdim=True)
         return per_slot.repeat_interleave(torch.tensor(self._per_slot), dim=1)
 
+    def name(self, segment: int) -> str:
+        """The parameter tensor that ``segment`` is in (of the whole network: the first)."""
+        within = zip(self.space.names, self.of_slots, strict=True)
+        return next(name for name, part in within if part.start <= segment < part.stop)
+
     def slot_means(self, per_segment: Tensor) -> Tensor:
         """Values per segment (n, S) → their mean over each tensor's segments (n, T)."""
         return torch.stack([per_segment[:, part].mean(dim=1) for part in self.of_slots], dim=1)

@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from raygf.bound import BoundNetwork
 from raygf.data.base import Batch
+from raygf.errors import NonFiniteError
 from raygf.evaluation.conflict import shared_gramian, tensor_gramians
 from raygf.fusion.fuse import fuse
 from raygf.fusion.rules import Fused
@@ -18,7 +19,7 @@ from raygf.losses import ExitLosses, exit_hits
 from raygf.methods.weighting import Weighting, weigh
 from raygf.records import ExitScore
 from raygf.state import Arrays
-from raygf.stepping import mean_score, require_finite
+from raygf.tally import Tally
 
 
 class WeighedFusion:
@@ -58,7 +59,10 @@ class WeighedFusion:
     ) -> Fused:
         """See ``FusionRule.fuse``; nothing is learned, so ``lr`` is not used."""
         gramian = shared_gramian(tensor_gramians(deltas, self._bound.space), self._owned)
-        weights = weigh(self._weighting, gramian.float())
+        try:
+            weights = weigh(self._weighting, gramian.float())
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{where}: {error}; lower optim.lr") from None
         alpha = owner_shares(weights, self._segments.spread(self._owned))
         vector = fuse(base, deltas, self._epsilon * alpha.to(base.device), self._segments)
         return Fused(alpha, vector, buffers, self._recalibrate(vector, buffers, batches, where))
@@ -77,16 +81,12 @@ class WeighedFusion:
         """Let BatchNorm statistics gather in ``buffers``, in train mode at the fused weights."""
         named = {**self._bound.space.views(vector), **buffers}
         self._bound.network.train()
-        losses, hits, sizes = [], [], []
+        tally = Tally()
         for images, labels in batches:
             with self._bound.compute.autocast():
                 logits = functional_call(self._bound.network, named, (images,))
-            losses.append(self._losses(logits, labels))
-            hits.append(exit_hits(logits, labels))
-            sizes.append(len(labels))
-        history = torch.stack(losses).cpu()
-        require_finite(history, vector, where)
-        return mean_score(history, torch.stack(hits).cpu(), sizes)
+            tally.add(self._losses(logits, labels), exit_hits(logits, labels), len(labels))
+        return tally.finite_score("", where)
 
 
 def owner_shares(weights: Tensor, owned: Tensor) -> Tensor:

@@ -8,12 +8,11 @@ the mean; for equal gradients the weights sum to 1 + c.
 from __future__ import annotations
 
 from raygf.config import MethodConfig
-from raygf.methods.weighting import Weighting
+from raygf.methods.weighting import Weighting, scale_free
 
 
 def weighting(config: MethodConfig) -> Weighting:
     """The weighting with the configured radius c."""
     from torchjd.aggregation import CAGradWeighting
 
-    made: Weighting = CAGradWeighting(c=config.cagrad_c)
-    return made
+    return scale_free(CAGradWeighting(c=config.cagrad_c))

@@ -6,13 +6,21 @@ equal unit gradients each weight is ``1/√n``.
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from raygf.config import MethodConfig
-from raygf.methods.weighting import Weighting
+from raygf.methods.weighting import Weighting, scaled
 
 
 def weighting(config: MethodConfig) -> Weighting:
     """The weighting; solves n nonlinear equations."""
     from torchjd.aggregation import FairGradWeighting
 
-    made: Weighting = FairGradWeighting(alpha=1.0)
-    return made
+    solve = FairGradWeighting(alpha=1.0)
+
+    def weights(gramian: Tensor) -> Tensor:
+        normalised, length = scaled(gramian)
+        found: Tensor = solve(normalised) / length
+        return found
+
+    return weights

@@ -9,76 +9,25 @@ SGD.
 
 from __future__ import annotations
 
-from typing import Any
+from torch import nn
 
-import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
-
-from raygf.bound import BoundNetwork
-from raygf.errors import ConfigError
-from raygf.methods.base import StepMethod
+from raygf.methods.branches import Branch, BranchMethod, Change
 from raygf.models.multi_exit import MultiExitNetwork
 
 
-class GradientEquilibrium(StepMethod):
-    """Hooks the branches of a ``MultiExitNetwork`` while it lives; the losses are simply added."""
+class GradientEquilibrium(BranchMethod):
+    """Both gradients of every branch scaled, so that what goes on is a mean."""
 
     def __init__(self, network: nn.Module) -> None:
-        """Hook ``network``.
-
-        Raises:
-            ConfigError: the network does not say where its branches are.
-        """
-        if not isinstance(network, MultiExitNetwork):
-            raise ConfigError("method = 'ge' needs a network of stages and heads (a MultiExitNetwork)")
-        self._handles = list(_hook(network))
-
-    def backward(self, losses: Tensor, bound: BoundNetwork) -> None:
-        """See ``StepMethod.backward``."""
-        torch.autograd.backward(losses.sum())
-        bound.peers.sum_(bound.grad)
-
-    def close(self) -> None:
-        """Take the hooks out again."""
-        for handle in self._handles:
-            handle.remove()
+        """See ``BranchMethod``."""
+        super().__init__("ge", network, equilibrium)
 
 
-def _hook(network: MultiExitNetwork) -> list[RemovableHandle]:
-    """Scale what goes into every head, and what goes on into the next stage."""
-    exits, handles = len(network.heads), []
-    for i, head in enumerate(network.heads):
-        left = exits - i
-        handles.append(head.register_forward_pre_hook(_scaler(1 / left, network.branch)))
-        if left > 1:
-            scaler = _scaler((left - 1) / left, network.branch)
-            handles.append(network.stages[i + 1].register_forward_pre_hook(scaler))
-    return handles
+def equilibrium(network: MultiExitNetwork, exit: int) -> Branch:
+    """The factors at the branch of ``exit`` (from 0)."""
+    left = len(network.heads) - exit
+    return Branch(_scaled(1 / left), _scaled((left - 1) / left))
 
 
-def _scaler(factor: float, branch: int) -> Any:
-    """A pre-hook that scales the gradient of the tensor that heads read; finer scales don't branch."""
-
-    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        state = inputs[0]
-        if isinstance(state, Tensor):
-            return (_Scale.apply(state, factor),)  # type: ignore[no-untyped-call]
-        states = list(state)
-        states[branch] = _Scale.apply(states[branch], factor)  # type: ignore[no-untyped-call]
-        return (type(state)(states),)
-
-    return hook
-
-
-class _Scale(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by a factor."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, factor: float) -> Tensor:  # type: ignore[override]
-        ctx.factor = factor
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return grad * ctx.factor, None
+def _scaled(factor: float) -> Change:
+    return lambda gradient: gradient * factor

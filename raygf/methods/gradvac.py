@@ -7,12 +7,11 @@ Like PCGrad, but every pair is brought to a cosine that is a moving average of w
 from __future__ import annotations
 
 from raygf.config import MethodConfig
-from raygf.methods.weighting import Weighting
+from raygf.methods.weighting import Weighting, scale_free
 
 
 def weighting(config: MethodConfig) -> Weighting:
     """The weighting; it remembers cosines from step to step within a round."""
     from torchjd.aggregation import GradVacWeighting
 
-    made: Weighting = GradVacWeighting()
-    return made
+    return scale_free(GradVacWeighting())

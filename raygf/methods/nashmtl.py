@@ -1,6 +1,6 @@
 """Nash-MTL: Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022.
 
-``G w = 1/w``, the Nash bargaining solution; the update's length is clipped to 1.
+``G w = 1/w``, the Nash bargaining solution; the update's length, √n, is clipped to 1.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raygf.config import MethodConfig
-from raygf.methods.weighting import Weighting
+from raygf.methods.weighting import Weighting, scaled
 
 
 def weighting(config: MethodConfig) -> Weighting:
@@ -31,8 +31,9 @@ class _NashMTL:
 
         if self._solver is None:
             self._solver = NashMTL(n_tasks=len(gramian)).weighting
-        ridge = 1e-6 * gramian.diagonal().mean() * torch.eye(len(gramian)).to(gramian)
+        normalised, length = scaled(gramian)
+        ridge = 1e-6 * torch.eye(len(gramian)).to(gramian)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the solver's advice to its own authors
-            weights: Tensor = self._solver(torch.linalg.cholesky(gramian + ridge))
-        return weights
+            weights: Tensor = self._solver(torch.linalg.cholesky(normalised + ridge))
+        return weights / length

@@ -28,11 +28,13 @@ from raygf.methods import (
     upgrad,
 )
 from raygf.methods.base import Setting, StepMethod
+from raygf.methods.boostnet import BoostNetRescaling
+from raygf.methods.dfs import DeepFeatureSurgery
 from raygf.methods.ge import GradientEquilibrium
 from raygf.methods.gramian import GramianMethod
+from raygf.methods.own import make_own
 from raygf.methods.sgd import JointSGD
 from raygf.methods.weighting import Weighting, usable
-from raygf.user_code import import_function
 
 WEIGHTINGS: dict[str, Callable[[MethodConfig], Weighting]] = {
     "pcgrad": pcgrad.weighting,
@@ -46,7 +48,12 @@ WEIGHTINGS: dict[str, Callable[[MethodConfig], Weighting]] = {
     "gradvac": gradvac.weighting,
     "config": config_conflict_free.weighting,
 }
-STEP_METHODS = ("sgd", "ge", *WEIGHTINGS)
+BRANCH_METHODS: dict[str, Callable[[Setting], StepMethod]] = {
+    "ge": lambda setting: GradientEquilibrium(setting.network),
+    "boostnet": lambda setting: BoostNetRescaling(setting.network),
+    "dfs": lambda setting: DeepFeatureSurgery(setting.network, setting.config.dfs_beta),
+}
+STEP_METHODS = ("sgd", *BRANCH_METHODS, *WEIGHTINGS)
 DELTA = "delta-"
 ROUND_METHODS = ("metagf", f"{DELTA}mean", *(DELTA + name for name in WEIGHTINGS))
 
@@ -76,12 +83,12 @@ def make_step_method(name: str, setting: Setting) -> StepMethod:
     """
     if name == "sgd":
         return JointSGD()
-    if name == "ge":
-        return GradientEquilibrium(setting.network)
-    weighting = make_weighting(name, setting)
-    if isinstance(weighting, StepMethod):  # a function of the user's own may return either
-        return weighting
-    return GramianMethod(weighting, setting.owned, setting.space)
+    if name in BRANCH_METHODS:
+        return BRANCH_METHODS[name](setting)
+    made = make_own(name, setting) if ":" in name else make_weighting(name, setting)
+    if isinstance(made, StepMethod):  # a function of the user's own may return either
+        return made
+    return GramianMethod(made, setting.owned, setting.space)
 
 
 def make_rule(config: RunConfig, setting: Setting, bound: BoundNetwork, segments: Segments) -> FusionRule:
@@ -103,10 +110,12 @@ def make_weighting(name: str, setting: Setting) -> Weighting:
     """The weighting ``name``, fresh; "mean" weighs all alike, a name with a colon is the user's function.
 
     Raises:
-        ConfigError: it needs a package that is not installed, or can't be imported.
+        ConfigError: it needs a package that is not installed, can't be imported, or is no weighting.
     """
     if ":" in name:
-        made: Weighting = import_function("method", name)(setting)
+        made = make_own(name, setting)
+        if isinstance(made, StepMethod):
+            raise ConfigError(f"method = {name!r}: a step method can't weigh deltas; leave out {DELTA!r}")
         return made
     if name == "mean":
         return lambda gramian: torch.ones(len(gramian)) / len(gramian)

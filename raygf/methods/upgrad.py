@@ -7,12 +7,11 @@ the projections are averaged. Equal gradients: the weights sum to 1.
 from __future__ import annotations
 
 from raygf.config import MethodConfig
-from raygf.methods.weighting import Weighting
+from raygf.methods.weighting import Weighting, scale_free
 
 
 def weighting(config: MethodConfig) -> Weighting:
     """The weighting; solves n small quadratic programs."""
     from torchjd.aggregation import UPGradWeighting
 
-    made: Weighting = UPGradWeighting()
-    return made
+    return scale_free(UPGradWeighting())

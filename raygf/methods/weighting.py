@@ -41,10 +41,27 @@ def weigh(weighting: Weighting, gramian: Tensor) -> Tensor:
         raise NonFiniteError(f"the gradient of exit {exits[0]} is not finite")
     if len(gramian) == 1:
         return torch.ones_like(gramian[0])
+    if not gramian.diagonal().any():
+        return torch.zeros_like(gramian[0])  # there is nothing to weigh, and solvers would fail
     weights = weighting(gramian.float().cpu()).to(gramian)
     if not torch.isfinite(weights).all():
         raise NonFiniteError("the weights of the exits' gradients are not finite")
     return weights
+
+
+def scaled(gramian: Tensor) -> tuple[Tensor, Tensor]:
+    """The Gramian (n, n) of the gradients divided by their root mean square length, and that length ().
+
+    For TorchJD's solvers: their tolerances are fixed numbers, so that with short gradients they would stop
+    too early or take them for zero.
+    """
+    length = gramian.diagonal().mean().sqrt()
+    return gramian / length**2, length
+
+
+def scale_free(solve: Weighting) -> Weighting:
+    """``solve``, whose weights do not depend on the gradients' scale, on gradients of ordinary length."""
+    return lambda gramian: solve(scaled(gramian)[0])
 
 
 def merged_ranges(stretches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import nn
 
 from raygf import checks
 from raygf.config import ModelConfig
 from raygf.data.base import InputSpec
 from raygf.errors import ConfigError
-from raygf.models.evaluating import evaluating
+from raygf.memory import is_out_of_memory
 from raygf.models.mobilenet_sdn import MobileNetSDN
 from raygf.models.msdnet import MSDNet
 from raygf.models.resnet_sdn import ResNet56SDN
+from raygf.models.strided_conv import mend_strides
+from raygf.models.trial import too_large, try_network
 from raygf.models.vgg_sdn import VGG16SDN
 from raygf.models.wideresnet_sdn import WideResNet32x4SDN
 from raygf.seeding import seeded_globals
@@ -39,19 +41,33 @@ def model_names() -> tuple[str, ...]:
 def build_model(config: ModelConfig, spec: InputSpec, seed: int) -> nn.Module:
     """The network that ``config.name`` names, on the CPU; equal seeds give equal bits.
 
-    Torch's global generators are left as they were. A function of the user's own is called with ``spec``; its
-    forward is tried once, so that what does not fit is found here.
+    Torch's global generators are left as they were. A function of the user's own is called with ``spec``.
+    The network is tried once, so that what does not fit is found here.
 
     Raises:
-        ConfigError: there is no such network, it can't be built for ``spec``, or its output is not one tensor
-            (B, classes) per exit.
+        ConfigError: there is no such network, it can't be built for ``spec`` or is too large for memory, its
+            output is not one tensor (B, classes) per exit, or its weights can't be trained.
     """
     builder = _find_builder(config.name)
+    if config.weights and not config.name.startswith(_TORCHVISION):
+        raise ConfigError(
+            f"model.weights = {config.weights!r}: only torchvision's networks start from a file; leave it out"
+        )
     # The trial is inside, too: lazy modules draw their weights then.
     with seeded_globals(seed, "init"):
-        network = builder(config, spec)
-        _try_forward(config.name, network, spec)
+        network = _built(builder, config, spec)
+        try_network(config.name, network, spec)
+    mend_strides(network)
     return network
+
+
+def _built(builder: Builder, config: ModelConfig, spec: InputSpec) -> nn.Module:
+    try:
+        return builder(config, spec)
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise too_large(config.name, error) from error
+        raise
 
 
 def _find_builder(name: str) -> Builder:
@@ -69,7 +85,9 @@ def _find_builder(name: str) -> Builder:
             network = function(spec)
         except ConfigError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            if is_out_of_memory(error):
+                raise
             raise user_error("model.name", name, "the function failed", error) from error
         if not isinstance(network, nn.Module):
             kind = type(network).__name__
@@ -86,33 +104,3 @@ def _build_torchvision(config: ModelConfig, spec: InputSpec) -> nn.Module:
     from raygf.models.torchvision_network import build_torchvision
 
     return build_torchvision(config.name, spec, config.weights or None)
-
-
-def _try_forward(name: str, network: nn.Module, spec: InputSpec) -> None:
-    """Refuse a network that does not turn two images into one tensor (2, classes) per exit."""
-    batch = 2
-    try:
-        with evaluating(network):
-            output = network(spec.blank(batch))
-    except Exception as error:
-        images = f"{batch} images of {spec.channels}x{spec.height}x{spec.width}"
-        raise user_error("model.name", name, f"the network failed on {images}", error) from error
-    expected = (batch, spec.classes)
-    if (
-        not isinstance(output, list | tuple)
-        or not output
-        or not all(isinstance(logits, Tensor) and logits.shape == expected for logits in output)
-    ):
-        raise ConfigError(
-            f"model.name = {name!r}: the network must return a list of logits (batch, {spec.classes}), "
-            f"one per exit; for {batch} images it returned {_describe(output)}"
-        )
-
-
-def _describe(output: object) -> str:
-    """An output in a few words: types, and the shapes of tensors."""
-    if isinstance(output, Tensor):
-        return f"a tensor {tuple(output.shape)}"
-    if isinstance(output, list | tuple):
-        return f"a {type(output).__name__} of [{', '.join(_describe(part) for part in output)}]"
-    return f"a {type(output).__name__}"

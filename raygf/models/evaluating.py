@@ -12,6 +12,14 @@ from torch import nn
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Eval mode without gradients inside; modes and buffers are put back after."""
+    with unchanged(network), torch.no_grad():
+        network.eval()
+        yield
+
+
+@contextmanager
+def unchanged(network: nn.Module) -> Iterator[None]:
+    """Whatever happens to modes and buffers inside, they are put back after."""
     modes = [(module, module.training) for module in network.modules()]
     buffers = [
         (module, name, buffer, buffer.clone())
@@ -19,9 +27,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
         for name, buffer in module.named_buffers(recurse=False)
     ]
     try:
-        network.eval()
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module, training in modes:
             module.training = training

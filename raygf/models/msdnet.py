@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raygf import checks
@@ -21,6 +20,7 @@ from raygf.config import MSDNetConfig
 from raygf.data.base import InputSpec
 from raygf.errors import ConfigError
 from raygf.models.multi_exit import MultiExitNetwork
+from raygf.models.strided_conv import StridedConv2d
 
 Features = list[Tensor]
 
@@ -208,21 +208,8 @@ def _build_layer(config: MSDNetConfig, plan: _LayerPlan) -> Iterator[nn.Module]:
 
 def _conv_bn_relu(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Sequential:
     """Convolution that keeps the size (stride 1) or halves it, rounding up (stride 2), without a bias."""
-    conv = _Conv2d(channels, out, kernel, stride, padding=kernel // 2, bias=False)
+    conv = StridedConv2d(channels, out, kernel, stride, padding=kernel // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(out), nn.ReLU(inplace=True))
-
-
-class _Conv2d(nn.Conv2d):
-    """On 1x1 features stride 1 whatever the stride: the same result.
-
-    PyTorch's bfloat16 kernel on the CPU (2.15) leaves parts of the weight's gradient unwritten for stride 2.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Features (B, C, H, W) to (B, out, H / stride, W / stride)."""
-        if input.shape[-2:] == (1, 1):
-            return F.conv2d(input, self.weight, self.bias, 1, self.padding, self.dilation, self.groups)
-        return super().forward(input)
 
 
 def _bottleneck(channels: int, out: int, width: int, stride: int) -> nn.Sequential:

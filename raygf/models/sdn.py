@@ -58,7 +58,8 @@ def _feature_shapes(stages: Sequence[nn.Module], spec: InputSpec) -> list[Shape]
             except RuntimeError as error:
                 size = f"{spec.height}x{spec.width}"
                 raise ConfigError(
-                    f"images of {size} are too small for this network: made for 32x32"
+                    f"images of {size} are too small for this network, which is made for 32x32: set "
+                    "--data.image-size 32 or another --model.name"
                 ) from error
             _, channels, height, width = features.shape
             shapes.append((channels, height, width))

@@ -13,7 +13,7 @@ import pytest
 from made_up_images import encode, random_pixels
 
 from raygf.config import DataConfig
-from raygf.data import ImageSet, load_data, parquet
+from raygf.data import ImageSet, load_data, memory_limit, parquet
 from raygf.errors import DataError
 
 WriteParquet = Callable[..., Path]
@@ -261,7 +261,7 @@ def test_too_large_for_memory(
     write_parquet: WriteParquet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_both(write_parquet)
-    monkeypatch.setattr(parquet, "MAX_BYTES", 10 * 75)
+    monkeypatch.setattr(memory_limit, "MAX_BYTES", 10 * 75)
     assert load(tmp_path).count("train") == 7
-    monkeypatch.setattr(parquet, "MAX_BYTES", 10 * 75 - 1)
+    monkeypatch.setattr(memory_limit, "MAX_BYTES", 10 * 75 - 1)
     assert_refused(tmp_path, "10 images of 5x5 pixels", "GiB", "--data.image-size")

@@ -52,8 +52,8 @@ def test_a_smaller_subset_lies_within_a_larger_one(field: str) -> None:
 
 
 def test_all_images_may_be_asked_for() -> None:
-    train, _ = divide(LABELS, NAMES, DataConfig(val=199, train_limit=1), 0)
-    assert len(train) == 1
+    train, _ = divide(LABELS, NAMES, DataConfig(val=198, train_limit=2), 0)
+    assert len(train) == 2
     train, _ = divide(LABELS, NAMES, DataConfig(per_class=20, train_limit=200), 0)
     assert np.array_equal(train, np.arange(200))
 
@@ -67,6 +67,8 @@ def test_all_images_may_be_asked_for() -> None:
         (DataConfig(val=10, train_limit=191), "only 190 training images"),
         (DataConfig(per_class=21), "data.per_class = 21: class 'a' has only 20.*lower --data.per-class"),
         (DataConfig(per_class=2, train_limit=21), "only 20 training images"),
+        (DataConfig(val=199), "1 training image is left: at least 2 are needed to train.*lower --data.val"),
+        (DataConfig(train_limit=1), "1 training image is left.*--data.train-limit"),
     ],
 )
 def test_more_than_there_are_is_refused(config: DataConfig, text: str) -> None:

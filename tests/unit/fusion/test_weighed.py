@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from raygf.config import FusionConfig, MethodConfig
 from raygf.delta_round import DeltaRound
+from raygf.errors import NonFiniteError
 from raygf.executor import LocalExecutor
 from raygf.fusion.ownership import find_ownership
 from raygf.fusion.segments import Segments
@@ -111,3 +112,11 @@ def test_a_round_learns_and_repeats_bit_for_bit(name, batchnorm):
     losses, digest = train()
     assert losses[-1] < losses[0]
     assert train()[1] == digest
+
+
+def test_a_delta_that_is_not_finite_is_named():
+    """A NaN in the Gramian would give ordinary weights under some rules."""
+    deltas = random_vectors(3, bind().space.size)
+    deltas[1][0] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"^test: the gradient of exit 2 is not finite; lower optim\.lr"):
+        fuse("pcgrad", deltas)

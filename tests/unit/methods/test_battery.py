@@ -104,6 +104,12 @@ def test_gramians_without_conflict_never_raise_a_loss(name):
 
 
 @pytest.mark.parametrize("name", WEIGHTINGS)
+def test_gradients_that_are_all_zero_have_nothing_to_weigh(name):
+    weights = weigh(usable(name, lambda: WEIGHTINGS[name](MethodConfig()), 3), torch.zeros(3, 3))
+    assert torch.equal(weights, torch.zeros(3))
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_is_named(name, bad):
     broken = gramian()

@@ -120,7 +120,10 @@ def test_vgg_takes_larger_images() -> None:
 def test_images_too_small_are_refused_in_one_line() -> None:
     with pytest.raises(ConfigError) as caught:
         build_model(ModelConfig("vgg16-sdn"), InputSpec(1, 8, 8, 10), seed=0)
-    assert str(caught.value) == "images of 8x8 are too small for this network: made for 32x32"
+    assert str(caught.value) == (
+        "images of 8x8 are too small for this network, which is made for 32x32: set --data.image-size 32 or "
+        "another --model.name"
+    )
 
 
 @pytest.mark.parametrize(("alpha", "expected"), [(-40.0, 2.5), (40.0, 4.0), (0.0, 3.25)])

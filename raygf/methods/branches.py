@@ -1,0 +1,96 @@
+"""Within-step methods that change gradients on their way back, where an exit branches off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from raygf.bound import BoundNetwork
+from raygf.errors import ConfigError
+from raygf.methods.base import StepMethod
+from raygf.models.multi_exit import MultiExitNetwork
+
+Change = Callable[[Tensor], Tensor]
+"""What becomes of a gradient of any shape: one of the same shape. The argument is not written to."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What becomes of the two gradients that meet where an exit branches off."""
+
+    from_head: Change
+    from_deeper: Change
+
+
+BranchAt = Callable[[MultiExitNetwork, int], Branch]
+"""The branch of an exit (from 0) of a network. Nothing comes from deeper at the last one."""
+
+
+class BranchMethod(StepMethod):
+    """Hooks the branches of a ``MultiExitNetwork`` while it lives; the losses are simply added.
+
+    What goes forward stays as it is, and so do the gradients of a head's own parameters: gradients are
+    changed on their way out of the head.
+    """
+
+    def __init__(self, name: str, network: nn.Module, branch_at: BranchAt) -> None:
+        """Hook ``network``; ``name`` is the method's in errors.
+
+        Raises:
+            ConfigError: the network does not say where its branches are.
+        """
+        if not isinstance(network, MultiExitNetwork):
+            raise ConfigError(f"method = {name!r} needs a network of stages and heads (a MultiExitNetwork)")
+        self._handles = list(_hook(network, branch_at))
+
+    def backward(self, losses: Tensor, bound: BoundNetwork) -> None:
+        """See ``StepMethod.backward``."""
+        torch.autograd.backward(losses.sum())
+        bound.peers.sum_(bound.grad)
+
+    def close(self) -> None:
+        """Take the hooks out again."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def _hook(network: MultiExitNetwork, branch_at: BranchAt) -> Iterator[RemovableHandle]:
+    """Change what comes back out of every head, and out of the stage that follows it."""
+    for exit, head in enumerate(network.heads):
+        branch = branch_at(network, exit)
+        yield head.register_forward_pre_hook(_changer(branch.from_head, network.branch))
+        if exit + 1 < len(network.heads):
+            changer = _changer(branch.from_deeper, network.branch)
+            yield network.stages[exit + 1].register_forward_pre_hook(changer)
+
+
+def _changer(change: Change, branch: int) -> Any:
+    """A pre-hook that changes the gradient of the tensor that heads read; finer scales don't branch."""
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        state = inputs[0]
+        if isinstance(state, Tensor):
+            return (_Changed.apply(state, change),)  # type: ignore[no-untyped-call]
+        states = list(state)
+        states[branch] = _Changed.apply(states[branch], change)  # type: ignore[no-untyped-call]
+        return (type(state)(states),)
+
+    return hook
+
+
+class _Changed(torch.autograd.Function):
+    """The identity, whose gradient is changed."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, change: Change) -> Tensor:  # type: ignore[override]
+        ctx.change = change
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return ctx.change(grad), None

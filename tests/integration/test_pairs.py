@@ -1,0 +1,58 @@
+"""Every network trains with every method: two rounds on a few real images.
+
+The networks are the real ones, but with fewer channels where there are many (and MSDNet with one layer an
+exit), and the images are small; ``benchmarks/pairs.py`` does the same at full size with a few hundred images.
+The losses are shown as a table at the end of the tests.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from few_images import few_images
+from pair_bench import METHODS, NETWORKS, Bench, Pair
+
+from raygf.compute import torch_threads
+from raygf.config import ModelConfig, MSDNetConfig
+from raygf.models import mobilenet_sdn, vgg_sdn, wideresnet_sdn
+from raygf.models.build import model_names
+
+CIFAR = Path(os.environ.get("RAYGF_DATA") or Path(__file__).parents[3] / "shared" / "data") / "cifar10"
+IMAGES = 8
+ATTACHED = "torchvision:shufflenet_v2_x0_5@0.5"
+MSDNET = MSDNetConfig(base=1, step=1, channels=4, growth=4, head_channels=16)
+SIZES = {"vgg16-sdn": 32}
+"""Pixels a side; 8 where nothing stands here."""
+
+
+@pytest.fixture(scope="module", params=[*model_names(), ATTACHED])
+def bench(request: pytest.FixtureRequest) -> Iterator[tuple[str, Bench]]:
+    """A network and the images; real photographs where there are any."""
+    name = request.param
+    data = few_images(str(CIFAR) if CIFAR.is_dir() else "", IMAGES, SIZES.get(name, 8))
+    with pytest.MonkeyPatch.context() as patch, torch_threads(1):
+        for module, factor in ((vgg_sdn, 8), (wideresnet_sdn, 4), (mobilenet_sdn, 4)):
+            patch.setattr(module, "WIDTHS", tuple(width // factor for width in module.WIDTHS))
+        patch.setattr(vgg_sdn, "FULLY_CONNECTED", 32)
+        yield name, Bench(ModelConfig(name, msdnet=MSDNET), data, IMAGES, lr=0.01)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_rounds(
+    bench: tuple[str, Bench], method: str, record_property: Callable[[str, object], None]
+) -> None:
+    name, trainer = bench
+    started = time.process_time()
+    losses = trainer.train(method)
+    record_property("pair", asdict(Pair(name, method, losses, time.process_time() - started)))
+    assert len(losses) == 2 and all(math.isfinite(loss) and loss > 0 for loss in losses)
+
+
+def test_the_program_trains_all_of_them_too() -> None:
+    assert {*model_names()} < {*NETWORKS}

@@ -1,0 +1,115 @@
+"""Deep Feature Surgery by the chain rule: what each channel at a branch learns from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_network import CPU
+from torch import nn
+from torch.testing import assert_close
+
+from raygf.bound import BoundNetwork
+from raygf.errors import ConfigError
+from raygf.methods.dfs import DeepFeatureSurgery, partition
+from raygf.models.exit_heads import ChannelsFirst
+from raygf.models.multi_exit import MultiExitNetwork
+
+
+def chain(exits: int, width: int = 2) -> MultiExitNetwork:
+    """Stages from ``width`` features to as many, heads to one number, all linear: weights 1.5, 1.6 … ."""
+    network = MultiExitNetwork(
+        [nn.Linear(1 if exit == 0 else width, width, bias=False) for exit in range(exits)],
+        [nn.Linear(width, 1, bias=False) for _ in range(exits)],
+    )
+    numbers = torch.arange(100) / 10 + 1.5
+    for weight in network.parameters():
+        weight.data.copy_(numbers[: weight.numel()].view_as(weight))
+        numbers = numbers[weight.numel() :]
+    return network
+
+
+def gradients(network: MultiExitNetwork, beta: float | None) -> dict[str, torch.Tensor]:
+    """Of the summed outputs for x = 2; ``beta`` None: plain."""
+    bound = BoundNetwork(network, CPU)
+    method = None if beta is None else DeepFeatureSurgery(network, beta)
+    losses = torch.stack([out.sum() for out in network(torch.tensor([[2.0]]))])
+    if method is None:
+        losses.sum().backward()
+    else:
+        method.backward(losses, bound)
+        method.close()
+    return bound.space.views(bound.grad)
+
+
+def test_two_exits_by_the_chain_rule():
+    """Exit 1 says x (b1 a1 + b2 a2), exit 2 says d · C a x: a1 learns from exit 2 alone, a2 from exit 1."""
+    network = chain(2)
+    (a1, a2), (b1, b2), d = (
+        network.stages[0].weight[:, 0].tolist(),
+        network.heads[0].weight[0].tolist(),
+        network.heads[1].weight[0].detach(),
+    )
+    c, x = network.stages[1].weight.detach(), 2.0
+    found = gradients(network, beta=0.5)
+    assert_close(found["stages.0.weight"][:, 0], torch.tensor([(d @ c[:, 0]).item() * x, b2 * x]))
+    assert_close(found["heads.0.weight"][0], torch.tensor([a1 * x, a2 * x]))  # it reads all features
+    assert_close(found["stages.1.weight"], torch.outer(d, torch.tensor([a1 * x, a2 * x])))  # so does stage 2
+    assert b1 != b2
+
+
+def test_three_exits_part_at_every_branch():
+    """The middle stage's first feature learns from exit 3, its second from exit 2; exit 3 keeps both."""
+    network = chain(3)
+    found, plain = gradients(network, beta=0.5), gradients(network, beta=None)
+    (_, b2), e = network.heads[1].weight[0].tolist(), network.heads[2].weight[0].detach()
+    c3 = network.stages[2].weight.detach()
+    features = network.stages[0].weight.detach()[:, 0] * 2.0
+    assert_close(found["stages.1.weight"][0], (e @ c3[:, 0]) * features)
+    assert_close(found["stages.1.weight"][1], b2 * features)
+    assert_close(found["stages.2.weight"], plain["stages.2.weight"])
+    assert all(torch.equal(found[name], plain[name]) for name in found if name.startswith("heads"))
+
+
+def test_beta_is_the_share_that_trains_for_deeper_exits():
+    """0: the stage trains for its own exit alone; 1: for the deeper one alone."""
+    network = chain(2, width=4)
+    from_head = network.heads[0].weight[0].detach() * 2.0
+    from_deeper = network.stages[1].weight.detach().T @ network.heads[1].weight[0].detach() * 2.0
+    for beta, shared in ((0.0, 0), (0.25, 1), (0.5, 2), (0.9, 4), (1.0, 4)):
+        expected = torch.cat([from_deeper[:shared], from_head[shared:]])
+        assert_close(gradients(chain(2, width=4), beta)["stages.0.weight"][:, 0], expected)
+
+
+def test_what_goes_forward_is_unchanged():
+    network, images = chain(3), torch.tensor([[2.0]])
+    plain = [out.item() for out in network(images)]
+    method = DeepFeatureSurgery(network, 0.5)
+    assert [out.item() for out in network(images)] == plain
+    method.close()
+    assert not any(module._forward_pre_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "head"),
+    [
+        ((2, 6, 3, 3), 1, nn.Identity()),
+        ((2, 3, 3, 6), 3, nn.Sequential(ChannelsFirst(), nn.Identity())),
+        ((2, 5, 6), 2, nn.Identity()),
+        ((2, 6), 1, nn.Identity()),
+    ],
+    ids=["maps", "maps, channels last", "tokens", "vectors"],
+)
+def test_every_channel_learns_from_one_side(shape, axis, head):
+    network = MultiExitNetwork([nn.Identity(), nn.Identity()], [head, nn.Identity()])
+    branch, gradient = partition(network, 0, 1 / 3), torch.rand(shape) + 1
+    deeper, own = branch.from_deeper(gradient), branch.from_head(gradient)
+    assert_close(deeper + own, gradient)
+    first, rest = gradient.split([2, 4], dim=axis)
+    assert torch.equal(deeper.narrow(axis, 0, 2), first) and not deeper.narrow(axis, 2, 4).any()
+    assert torch.equal(own.narrow(axis, 2, 4), rest) and not own.narrow(axis, 0, 2).any()
+    assert gradient.all(), "the gradient was written to"
+
+
+def test_a_network_without_stages_is_refused():
+    with pytest.raises(ConfigError, match="method = 'dfs' needs a network of stages and heads"):
+        DeepFeatureSurgery(nn.Linear(1, 1), 0.5)
