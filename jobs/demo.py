@@ -5,9 +5,10 @@ python jobs/demo.py
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from raygf.cli import main
+from raygf.cli import main, parse_flags
 from raygf.config import ResourceConfig
 from raygf.console import print_table
 from raygf.launch import compared, run
@@ -25,8 +26,17 @@ exit and one for the fusion weights. Where to look next:
 """
 
 
+DESCRIPTION = "Meta-GF on Ray exit actors against joint SGD at equal compute, on handwritten digits."
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """There is nothing to set; jobs/digits.py has all the flags."""
+
+
 def demo(argv: Sequence[str]) -> dict[str, Any]:
     """Train both, print one table."""
+    parse_flags(DemoConfig, DESCRIPTION, argv)
     metagf, sgd = get_recipe("digits"), get_recipe("digits-sgd")
     with connected(ResourceConfig(address="local")):
         print("Meta-GF: every exit trains in a Ray actor of its own, the driver merges", file=sys.stderr)

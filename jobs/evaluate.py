@@ -54,6 +54,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if not self.checkpoint:
             raise ConfigError("checkpoint: name at least one")
+        for path in self.checkpoint:
+            checks.text("checkpoint", path, empty=False)
         checks.text("out", self.out, empty=False)
 
 

@@ -50,19 +50,26 @@ class BoundNetwork:
             tensor.copy_(as_tensor(state.buffers[name]))
 
     def check(self, state: NetworkState) -> None:
-        """Raise CheckpointError unless ``state`` has this network's sizes."""
-        if state.vector.shape != (self.space.size,):
+        """Raise CheckpointError unless ``state`` has this network's sizes and number formats."""
+        self.check_vector("parameters", state.vector)
+        mine = {name: (tuple(tensor.shape), _kind(tensor)) for name, tensor in self._rest.items()}
+        theirs = {name: (array.shape, _kind(array)) for name, array in state.buffers.items()}
+        if mine != theirs:
+            odd = sorted(set(mine.items()) ^ set(theirs.items()))[0][0]
             raise CheckpointError(
-                f"the checkpoint has {state.vector.size:,} parameters, this network {self.space.size:,}: "
-                "it belongs to another network"
+                f"buffer {odd} of the checkpoint does not fit: it belongs to another network, or to other "
+                "classes or image sizes"
             )
-        shapes = {name: tuple(tensor.shape) for name, tensor in self._rest.items()}
-        theirs = {name: array.shape for name, array in state.buffers.items()}
-        if shapes != theirs:
-            odd = sorted(set(shapes.items()) ^ set(theirs.items()))[0][0]
+
+    def check_vector(self, what: str, vector: np.ndarray) -> None:
+        """Raise CheckpointError unless ``vector`` has a float32 number for every parameter."""
+        if vector.shape != (self.space.size,):
             raise CheckpointError(
-                f"buffer {odd} of the checkpoint does not fit: it belongs to another network"
+                f"the checkpoint has {vector.size:,} {what}, this network {self.space.size:,}: "
+                "it belongs to another network, or to other classes or image sizes"
             )
+        if vector.dtype != np.float32:
+            raise CheckpointError(f"the checkpoint's {what} are {vector.dtype}, not float32")
 
     def state(self) -> NetworkState:
         """A copy of what the network holds now."""
@@ -79,6 +86,11 @@ class BoundNetwork:
     def tensor(self, vector: Vector) -> Tensor:
         """``vector`` on the device; on the CPU without a copy: only to be read."""
         return as_tensor(vector).to(self.compute.device)
+
+
+def _kind(values: Tensor | np.ndarray) -> str:
+    """The number format, the same name for both."""
+    return str(values.dtype).removeprefix("torch.")
 
 
 def as_tensor(array: np.ndarray) -> Tensor:

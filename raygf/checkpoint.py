@@ -12,21 +12,26 @@ import re
 import struct
 import zipfile
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pyarrow import fs
 
-from raygf.errors import CheckpointError, StorageError
+from raygf.errors import CheckpointError, StorageError, StorageLost
+from raygf.file_systems import ANSWER_S, brief, file_system
+from raygf.history_log import JsonText
+from raygf.limited import within
+from raygf.masked import without_password
+from raygf.run_folder import OpenFolder, RunFolder
 from raygf.state import Arrays, NetworkState
 
 _FORMAT = 1
 _DAMAGE = (
     *(ValueError, KeyError, EOFError, TypeError, AttributeError, RuntimeError, OverflowError),
     *(zipfile.BadZipFile, zlib.error, struct.error),
+    MemoryError,  # an array that claims to be larger than any memory
 )
 _NAME = re.compile(r"round-(\d{6})\.npz")
 
@@ -44,12 +49,17 @@ class Checkpoint:
 class CheckpointStore:
     """The checkpoints of one run, in the folder ``name`` of ``path`` (a local path or a URI)."""
 
-    def __init__(self, path: str, name: str, keep: int) -> None:
-        self._fs, root = _file_system(path)
-        self._folder = f"{root.rstrip('/')}/{name}"
+    def __init__(self, path: str, name: str, keep: int, open_folder: OpenFolder = RunFolder) -> None:
+        self._files = open_folder(path, name)
         self._keep = keep
         self.name = name
-        self.folder = f"{path.rstrip('/')}/{name}" if "://" in path else self._folder
+        self.folder = self._files.shown
+        self._shown = without_password(self.folder)
+
+    @property
+    def files(self) -> RunFolder:
+        """The folder that they are in."""
+        return self._files
 
     def check_writable(self) -> None:
         """Create the folder and write a byte in it.
@@ -57,46 +67,43 @@ class CheckpointStore:
         Raises:
             StorageError: that doesn't work.
         """
-        probe = f"{self._folder}/.probe"
         try:
-            self._fs.create_dir(self._folder, recursive=True)
-            with self._fs.open_output_stream(probe) as stream:
-                stream.write(b"1")
-            self._fs.delete_file(probe)
-        except OSError as error:
-            raise StorageError(f"storage.path: can't write to {self.folder}: {_brief(error)}") from None
+            within(ANSWER_S, self._files.create)
+        except (OSError, ValueError) as error:
+            raise StorageError(
+                f"storage.path: can't write to {self._shown}: {brief(error)}; set another --storage.path"
+            ) from None
 
     def rounds(self) -> list[int]:
         """The rounds that there are checkpoints of, oldest first."""
-        selector = fs.FileSelector(self._folder, allow_not_found=True)
         try:
-            matches = [_NAME.fullmatch(info.base_name) for info in self._fs.get_file_info(selector)]
+            matches = [_NAME.fullmatch(name) for name in self._files.names()]
         except OSError as error:
-            raise StorageError(f"storage.path: can't read {self.folder}: {_brief(error)}") from None
+            raise StorageError(f"storage.path: can't read {self._shown}: {brief(error)}") from None
         return sorted(int(match[1]) for match in matches if match)
 
     def save(self, checkpoint: Checkpoint) -> str:
         """Write ``checkpoint`` and drop those older than the ``keep`` newest; returns its path.
 
-        The archive is written under another name and then moved, so a reader never sees a part of one.
+        A reader never sees a part of it. An old one that can't be deleted now is tried again the next time.
 
         Raises:
-            StorageError: it could not be written; earlier checkpoints stand.
+            StorageLost: it could not be written; earlier checkpoints stand.
         """
-        path = self._path(checkpoint.round)
+        name = _name(checkpoint.round)
         try:
-            with self._fs.open_output_stream(f"{path}.part") as stream:
+            with self._files.replacing(name) as stream:
                 write_archive(stream, checkpoint)
-            self._fs.move(f"{path}.part", path)
+        except OSError as error:
+            raise StorageLost(
+                f"checkpoint of round {checkpoint.round} could not be written to {self._shown}: "
+                f"{brief(error)}; earlier checkpoints stand"
+            ) from None
+        with suppress(OSError, StorageError):
             earlier = [round for round in self.rounds() if round <= checkpoint.round]
             for old in earlier[: -self._keep]:
-                self._fs.delete_file(self._path(old))
-        except OSError as error:
-            raise StorageError(
-                f"checkpoint of round {checkpoint.round} could not be written to {self.folder}: "
-                f"{_brief(error)}; earlier checkpoints stand"
-            ) from None
-        return self._shown(checkpoint.round)
+                self._files.delete(_name(old))
+        return self.path(checkpoint.round)
 
     def newest(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """The newest checkpoint that is whole, and a line for every damaged one that was passed over."""
@@ -115,18 +122,16 @@ class CheckpointStore:
             CheckpointError: it is missing, damaged, or not of this format.
         """
         try:
-            with self._fs.open_input_file(self._path(round)) as stream:
+            with self._files.open(_name(round)) as stream:
                 return read_archive(stream)
         except CheckpointError as error:
-            raise CheckpointError(f"{self._shown(round)}: {error}") from None
+            raise CheckpointError(f"{self.path(round)}: {error}") from None
         except OSError as error:
-            raise CheckpointError(f"{self._shown(round)}: {_brief(error)}") from None
+            raise CheckpointError(f"{self.path(round)}: {brief(error)}") from None
 
-    def _path(self, round: int) -> str:
-        return f"{self._folder}/round-{round:06d}.npz"
-
-    def _shown(self, round: int) -> str:
-        return f"{self.folder}/round-{round:06d}.npz"
+    def path(self, round: int) -> str:
+        """Where the checkpoint of ``round`` is."""
+        return self._files.path(_name(round))
 
 
 def load_checkpoint(path: str) -> Checkpoint:
@@ -135,16 +140,17 @@ def load_checkpoint(path: str) -> Checkpoint:
     Raises:
         CheckpointError: it is missing, damaged, or not of this format.
     """
-    system, inner = _file_system(path)
+    system, inner = file_system(path, "checkpoint")
+    shown = without_password(path)
     try:
         with system.open_input_file(inner) as stream:
             return read_archive(stream)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{shown}: {error}; take another checkpoint") from None
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no such file") from None
+        raise CheckpointError(f"{shown}: there is no such file") from None
     except OSError as error:
-        raise CheckpointError(f"{path}: {_brief(error)}") from None
+        raise CheckpointError(f"{shown}: {brief(error)}") from None
 
 
 def write_archive(stream: Any, checkpoint: Checkpoint) -> None:
@@ -153,7 +159,7 @@ def write_archive(stream: Any, checkpoint: Checkpoint) -> None:
     listing = {name: [array.dtype.str, list(array.shape)] for name, array in arrays.items()}
     meta = {**checkpoint.meta, "format": _FORMAT, "round": checkpoint.round, "arrays": listing}
     with zipfile.ZipFile(stream, "w") as archive:
-        for name, array in {"meta": np.array(json.dumps(meta).encode()), **arrays}.items():
+        for name, array in {"meta": np.array(_text(meta).encode()), **arrays}.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
 
@@ -166,17 +172,33 @@ def read_archive(stream: Any) -> Checkpoint:
     """
     try:
         with zipfile.ZipFile(stream) as archive:
-            members = {name.removesuffix(".npy"): _read_array(archive, name) for name in archive.namelist()}
+            members = {
+                info.filename.removesuffix(".npy"): _read_array(archive, info) for info in archive.infolist()
+            }
         meta = json.loads(members.pop("meta").item())
         return _checkpoint(meta, members)
     except _DAMAGE as error:
-        raise CheckpointError(f"not a whole checkpoint ({_brief(error)})") from None
+        raise CheckpointError(f"not a whole checkpoint ({brief(error)})") from None
 
 
-def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+def _name(round: int) -> str:
+    return f"round-{round:06d}.npz"
+
+
+def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
     """One member, read to its end: only then is its checksum compared."""
-    array: NDArray[Any] = np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
+    if info.compress_type != zipfile.ZIP_STORED:  # it could be of any size once it is unpacked
+        raise ValueError(f"{info.filename} is compressed")
+    array: NDArray[Any] = np.lib.format.read_array(io.BytesIO(archive.read(info)), allow_pickle=False)
     return array
+
+
+def _text(meta: dict[str, Any]) -> str:
+    """``meta`` as JSON; values that are JSON already go in as they are."""
+    encoded = {
+        name: value if isinstance(value, JsonText) else json.dumps(value) for name, value in meta.items()
+    }
+    return f"{{{', '.join(f'{json.dumps(name)}: {text}' for name, text in encoded.items())}}}"
 
 
 def _arrays(checkpoint: Checkpoint) -> Arrays:
@@ -187,22 +209,13 @@ def _arrays(checkpoint: Checkpoint) -> Arrays:
 
 def _checkpoint(meta: dict[str, Any], members: Arrays) -> Checkpoint:
     if meta["format"] != _FORMAT:
-        raise CheckpointError(f"has format {meta['format']}, this version reads format {_FORMAT}")
+        raise CheckpointError(
+            f"has format {meta['format']!r:.20}, this version reads format {_FORMAT}: it is another raygf's"
+        )
     if meta["arrays"] != {name: [array.dtype.str, list(array.shape)] for name, array in members.items()}:
         raise CheckpointError("not a whole checkpoint (its arrays are not those that it lists)")
+    if type(meta["round"]) is not int or meta["round"] < 0:
+        raise CheckpointError(f"not a whole checkpoint (it is of round {meta['round']!r:.20})")
     buffers = {n.removeprefix("buffer/"): a for n, a in members.items() if n.startswith("buffer/")}
     method = {n.removeprefix("method/"): a for n, a in members.items() if n.startswith("method/")}
-    return Checkpoint(int(meta["round"]), NetworkState(members["vector"], buffers), method, meta)
-
-
-def _file_system(path: str) -> tuple[fs.FileSystem, str]:
-    try:
-        if "://" in path:
-            return fs.FileSystem.from_uri(path)  # type: ignore[no-any-return]
-    except (OSError, ValueError) as error:
-        raise StorageError(f"storage.path = {path!r}: {_brief(error)}") from None
-    return fs.LocalFileSystem(), str(Path(path).expanduser().absolute())
-
-
-def _brief(error: BaseException) -> str:
-    return str(error).split("\n")[0].split(". Detail:")[0] or type(error).__name__
+    return Checkpoint(meta["round"], NetworkState(members["vector"], buffers), method, meta)

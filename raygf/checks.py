@@ -8,6 +8,9 @@ from typing import Any
 
 from raygf.errors import ConfigError
 
+_LEAST = 1e-4
+"""The smallest share of a CPU or GPU that Ray counts."""
+
 
 def refuse(field: str, value: Any, allowed: str) -> ConfigError:
     """The error for ``field`` having ``value``; ``allowed`` ends the sentence "must be …"."""
@@ -21,6 +24,12 @@ def whole(field: str, value: Any, low: int = 0, high: int | None = None) -> None
         raise refuse(field, value, span)
     if high is not None and value > high:
         raise refuse(field, value, span)
+
+
+def at_most(field: str, value: int, high: int) -> None:
+    """``value`` must not be above ``high``."""
+    if value > high:
+        raise refuse(field, value, f"at most {high}")
 
 
 def whole_or_none(field: str, value: Any, low: int = 1) -> None:
@@ -39,6 +48,15 @@ def number(
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or value < low or value > high or (open_low and value == low):
         raise refuse(field, value, allowed)
+
+
+def amount(field: str, value: Any, *, whole_above_one: bool = False) -> None:
+    """``value`` must be a number of CPUs or GPUs as Ray takes it; of GPUs it takes no one and a half."""
+    number(field, value, 0)
+    if 0 < value < _LEAST:
+        raise refuse(field, value, f"0, or at least {_LEAST:g}")
+    if whole_above_one and value > 1 and value != int(value):
+        raise refuse(field, value, "at most 1, or a whole number")
 
 
 def several(field: str, value: Any) -> None:

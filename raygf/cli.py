@@ -19,8 +19,6 @@ from raygf.recipes import RECIPES, get_recipe
 
 T = TypeVar("T")
 
-_BOX = "╭╮╰╯│─"
-
 
 def parse(description: str, default_recipe: str, argv: Sequence[str]) -> tuple[str, RunConfig]:
     """The recipe's name and the run that ``argv`` describes.
@@ -29,26 +27,19 @@ def parse(description: str, default_recipe: str, argv: Sequence[str]) -> tuple[s
         ConfigError: the recipe or a flag is unknown, or a value is not allowed.
         SystemExit: for ``--help``.
     """
-    name, rest = _split_recipe(default_recipe, argv)
-    listing = "\n".join(f"  {key}: {_first_line(function)}" for key, function in RECIPES.items())
-    text = (
-        f"{description}\n\nFlags override the recipe --recipe NAME (default: {default_recipe}), "
-        f"here {name}. Recipes:\n\n{listing}"
-    )
-    with _one_line_errors():
-        config = tyro.cli(
-            RunConfig,
-            default=get_recipe(name),
-            args=rest,
-            description=text,
-            prog=f"{Path(sys.argv[0]).name} [--recipe NAME]",
-            config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
-        )
-    return name, config
+    name, rest = split_recipe(default_recipe, argv)
+    text = f"{description}\n\n{describe_recipes(default_recipe, name)}"
+    return name, parse_flags(RunConfig, text, rest, get_recipe(name), " [--recipe NAME]")
 
 
-def parse_flags(cls: type[T], description: str, argv: Sequence[str]) -> T:
+def parse_flags(
+    cls: type[T], description: str, argv: Sequence[str], default: T | None = None, usage: str = ""
+) -> T:
     """The dataclass ``cls`` from the flags ``argv``; the texts under its fields are what ``--help`` shows.
+
+    Args:
+        default: what the flags override; by default the fields' own defaults.
+        usage: what may follow the program's name beside the flags.
 
     Raises:
         ConfigError: a flag is unknown or missing, or a value is not allowed.
@@ -59,15 +50,25 @@ def parse_flags(cls: type[T], description: str, argv: Sequence[str]) -> T:
             cls,
             args=list(argv),
             description=description,
-            prog=Path(sys.argv[0]).name,
-            config=(tyro.conf.FlagConversionOff,),
+            prog=Path(sys.argv[0]).name + usage,
+            config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+            default=tyro.MISSING_NONPROP if default is None else default,
         )
+
+
+def describe_recipes(default: str, chosen: str) -> str:
+    """What ``--help`` says of recipes: how one is chosen, which one is, and a line for each."""
+    listing = "\n".join(f"  {key}: {_first_line(function)}" for key, function in RECIPES.items())
+    return (
+        f"Flags override the recipe --recipe NAME (default: {default}), here {chosen}. Recipes:\n\n{listing}"
+    )
 
 
 def main(job: Callable[[Sequence[str]], Mapping[str, Any]], argv: Sequence[str] | None = None) -> int:
     """Run ``job``; what it returns is the last line on standard output, as JSON.
 
-    Errors that raygf raises on purpose become one line on standard error.
+    Errors that raygf raises on purpose become one line on standard error. A KeyboardInterrupt may carry the
+    flags to go on with.
 
     Returns:
         The exit code: 0, 1 for a run that failed, 2 for something asked for that can't be done, 130 for an
@@ -79,8 +80,9 @@ def main(job: Callable[[Sequence[str]], Mapping[str, Any]], argv: Sequence[str] 
     except RaygfError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; go on with --storage.resume True", file=sys.stderr, flush=True)
+    except KeyboardInterrupt as stop:
+        how = str(stop) or "--storage.resume True"
+        print(f"interrupted; go on with {how}", file=sys.stderr, flush=True)
         return 130
     except BrokenPipeError:  # the reader of a long --help has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -99,11 +101,24 @@ def _one_line_errors() -> Iterator[None]:
     except SystemExit as stop:
         if not stop.code:
             raise
-        words = "".join(" " if char in _BOX else char for char in said.getvalue()).split()
-        raise ConfigError(" ".join(word for word in words if word.strip("-+|"))) from None
+        raise ConfigError(_unboxed(said.getvalue())) from None
 
 
-def _split_recipe(default: str, argv: Sequence[str]) -> tuple[str, list[str]]:
+def _unboxed(text: str) -> str:
+    """The sections of a box in one line, without its title; terminals that know ASCII alone get no frame."""
+    sections: list[list[str]] = [[]]
+    for line in text.splitlines():
+        words = line.strip(" ╭╮╰╯│").split()
+        if "".join(words).strip("─-") and "─" not in words[0]:
+            sections[-1] += words
+        elif sections[-1]:
+            sections.append([])
+    title = 0 if text.startswith("╭") else 1
+    said = [" ".join(words).rstrip(".") for words in sections[title:] if words]
+    return "; ".join([*said[:1], *(part[0].lower() + part[1:] for part in said[1:])])
+
+
+def split_recipe(default: str, argv: Sequence[str]) -> tuple[str, list[str]]:
     """``--recipe NAME`` or ``--recipe=NAME`` taken out of ``argv``."""
     name, rest, words = default, [], iter(argv)
     for word in words:

@@ -16,6 +16,12 @@ SEGMENTS = ("tensor", "channel", "network")
 NORMALISATIONS = ("softmax", "sigmoid")
 BATCHNORM = ("recalibrated", "weighted")
 
+_MOST = 1 << 16
+"""Of anything that a network is made of; beyond it is a slip of the hand."""
+_YEARS_S = 1e8
+"""Three years in seconds: nothing waits for longer."""
+_LONGEST_NAME = 200
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -99,11 +105,13 @@ class MSDNetConfig:
         checks.one_of("model.msdnet.stem", self.stem, ("conv3", "conv7"))
         for name in ("exits", "base", "step", "channels", "growth"):
             checks.whole(f"model.msdnet.{name}", getattr(self, name), 1)
+            checks.at_most(f"model.msdnet.{name}", getattr(self, name), _MOST)
         checks.several("model.msdnet.factors", self.factors)
         if not self.factors:
             raise checks.refuse("model.msdnet.factors", self.factors, "at least one whole number")
         for factor in self.factors:
             checks.whole("model.msdnet.factors", factor, 1)
+            checks.at_most("model.msdnet.factors", factor, _MOST)
         checks.number("model.msdnet.reduction", self.reduction, 0, 1, open_low=True)
         checks.whole_or_none("model.msdnet.head_channels", self.head_channels)
 
@@ -182,9 +190,12 @@ class MethodConfig:
 
     cagrad_c: float = 0.4
     """CAGrad: radius around the mean gradient, relative to its length."""
+    dfs_beta: float = 0.5
+    """Deep Feature Surgery: share β of the channels at an exit's branch that train for deeper exits."""
 
     def __post_init__(self) -> None:
         checks.number("methods.cagrad_c", self.cagrad_c, 0)
+        checks.number("methods.dfs_beta", self.dfs_beta, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -256,25 +267,32 @@ class ResourceConfig:
     by default there are none, and the driver trains alone. Their number changes results by rounding only, but
     for BatchNorm, which normalises each share by itself."""
     wait_for_resources_s: float = 0.0
-    """Seconds to wait for nodes that can hold the actors (autoscaled clusters) before giving up."""
-    exit_timeout_s: float = 14400.0
-    """Seconds after which one exit's training of one round is taken for stuck."""
+    """Seconds to wait for nodes that can hold the actors, when the run starts (autoscaled clusters) and when
+    nodes are lost, before giving up."""
+    exit_timeout_s: float | None = None
+    """Seconds after which one exit's training of one round is taken for stuck; by default five times the
+    slowest so far, at least 60, and 14400 (four hours) until one has ended."""
     max_failures: int = 3
-    """Lost exit trainings that are retried in one round before the run stops."""
+    """Lost exit trainings that are retried in one round before the run stops; all that one lost node takes
+    with it count once."""
+    max_driver_restarts: int = 3
+    """Times that a lost driver (or group of workers) is started again without a round done in between."""
 
     def __post_init__(self) -> None:
         checks.one_of("resources.executor", self.executor, ("ray", "local"))
         checks.text("resources.address", self.address)
         checks.whole_or_none("resources.actors", self.actors)
         checks.whole_or_none("resources.workers", self.workers)
-        checks.number("resources.cpus_per_exit", self.cpus_per_exit, 0)
-        checks.number("resources.driver_cpus", self.driver_cpus, 0)
+        checks.amount("resources.cpus_per_exit", self.cpus_per_exit)
+        checks.amount("resources.driver_cpus", self.driver_cpus)
         for name in ("gpus_per_exit", "driver_gpus"):
             if getattr(self, name) is not None:
-                checks.number(f"resources.{name}", getattr(self, name), 0)
-        checks.number("resources.wait_for_resources_s", self.wait_for_resources_s, 0)
-        checks.number("resources.exit_timeout_s", self.exit_timeout_s, 0, open_low=True)
+                checks.amount(f"resources.{name}", getattr(self, name), whole_above_one=True)
+        checks.number("resources.wait_for_resources_s", self.wait_for_resources_s, 0, _YEARS_S)
+        if self.exit_timeout_s is not None:
+            checks.number("resources.exit_timeout_s", self.exit_timeout_s, 0, _YEARS_S, open_low=True)
         checks.whole("resources.max_failures", self.max_failures, 0)
+        checks.whole("resources.max_driver_restarts", self.max_driver_restarts, 0)
 
 
 @dataclass(frozen=True)
@@ -289,14 +307,19 @@ class StorageConfig:
     """Newest checkpoints kept."""
     resume: bool = False
     """Go on from the newest whole checkpoint of the run --storage.name."""
+    retries: int = 5
+    """Times that a checkpoint which could not be written is tried again, after 1, 2, 4 … seconds."""
 
     def __post_init__(self) -> None:
         checks.text("storage.path", self.path, empty=False)
         checks.text("storage.name", self.name)
         if "/" in self.name or self.name in (".", ".."):
             raise checks.refuse("storage.name", self.name, "a plain folder name")
+        if len(self.name.encode()) > _LONGEST_NAME:
+            raise checks.refuse("storage.name", self.name, f"at most {_LONGEST_NAME} bytes long")
         checks.whole("storage.keep", self.keep, 1)
         checks.flag("storage.resume", self.resume)
+        checks.whole("storage.retries", self.retries, 0)
 
 
 @dataclass(frozen=True)
@@ -322,7 +345,7 @@ class RunConfig:
 
     method: str = "metagf"
     """Training method. On expected gradients: metagf, delta-mean, delta-pcgrad and so on. Within a step: sgd,
-    ge, pcgrad, cagrad, mgda, upgrad, imtlg, alignedmtl, nashmtl, fairgrad, gradvac, config."""
+    ge, boostnet, dfs, pcgrad, cagrad, mgda, upgrad, imtlg, alignedmtl, nashmtl, fairgrad, gradvac, config."""
     rounds: int = 40
     """Rounds of training. A round is one epoch: of every exit plus the fusion pass (metagf), or joint."""
     batch_size: int = 64
@@ -333,6 +356,11 @@ class RunConfig:
     """Seed of every random draw: weights, split, order, augmentation."""
     stop_after: int | None = None
     """Stop after this round, to be resumed later; the schedule still counts all rounds."""
+    on_divergence: Literal["stop", "skip-round"] = "stop"
+    """When a loss or weight becomes NaN or infinite. stop: end the run, its last checkpoint stands.
+    skip-round: leave the network as it was before the round and go on with the next one."""
+    max_skipped_rounds: int = 3
+    """skip-round: rounds in a row that may be skipped before the run stops."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -351,3 +379,5 @@ class RunConfig:
         checks.whole("eval_batch_size", self.eval_batch_size, 1)
         checks.whole("seed", self.seed, 0)
         checks.whole_or_none("stop_after", self.stop_after)
+        checks.one_of("on_divergence", self.on_divergence, ("stop", "skip-round"))
+        checks.whole("max_skipped_rounds", self.max_skipped_rounds, 1)

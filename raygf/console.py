@@ -46,6 +46,7 @@ class Progress:
         self._stream = stream if stream is not None else sys.stderr
         self._last_round = last_round
         self._seconds: deque[float] = deque(maxlen=_MEDIAN_OF)
+        self._told: set[str] = set()
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
 
@@ -71,17 +72,19 @@ class Progress:
             self._task = self._bar.add_task("", total=None, completed=start.round, eta="")
 
     def round(self, record: RoundRecord) -> None:
-        """Say how a round went, with its notes under it."""
+        """Say how a round went, with its notes under it, but for those that were said when they came up."""
         self._seconds.append(record.total_seconds)
         last = min(record.rounds, self._last_round or record.rounds)
         left = statistics.median(self._seconds) * max(0, last - record.round)
         self._line(round_line(record, left))
         for text in record.notes:
-            self.note(text)
+            if text not in self._told:
+                self.note(text)
         self._advance(record.round, last, left)
 
     def note(self, text: str) -> None:
         """Say ``text`` on a line of its own."""
+        self._told.add(text)
         self._line(f"note: {text}")
 
     def _line(self, text: str) -> None:
@@ -124,15 +127,14 @@ def round_line(record: RoundRecord, seconds_left: float) -> str:
     """``round 3/40  1.9 s  loss 1.234  val 71.2 80.1 83.0 (avg 78.1) %  eta 1m10s``
 
     The loss is the exits' mean training loss; without a validation the accuracy is the training's ("train").
+    A skipped round says so instead.
     """
-    loss = statistics.fmean(record.train.loss)
-    accuracy = _accuracy("train", record.train) if record.val is None else _accuracy("val", record.val)
-    parts = [
-        f"round {record.round}/{record.rounds}",
-        f"{record.total_seconds:.1f} s",
-        f"loss {loss:.3f}",
-        accuracy,
-    ]
+    parts = [f"round {record.round}/{record.rounds}", f"{record.total_seconds:.1f} s"]
+    parts.append("skipped" if record.skipped else f"loss {statistics.fmean(record.train.loss):.3f}")
+    if record.val is not None:
+        parts.append(_accuracy("val", record.val))
+    elif not record.skipped:
+        parts.append(_accuracy("train", record.train))
     if seconds_left > 0:
         parts.append(f"eta {duration(seconds_left)}")
     return "  ".join(parts)

@@ -10,7 +10,9 @@ from torch import Tensor
 from raygf.bound import BoundNetwork, as_tensor, to_numpy
 from raygf.config import RunConfig
 from raygf.data.base import BatchSource
+from raygf.errors import NonFiniteError
 from raygf.executor import Executor, Trained
+from raygf.finite import not_finite
 from raygf.fusion.batchnorm import scaled_layers, weighted_statistics
 from raygf.fusion.report import FusionReporter
 from raygf.fusion.rules import Fused, FusionRule
@@ -54,10 +56,16 @@ class DeltaRound:
         self._momenta: list[Vector | None] = [None] * len(owned)
 
     def run(self, state: NetworkState, round: int) -> RoundOutcome:
-        """See ``RoundMethod.run``."""
+        """See ``RoundMethod.run``.
+
+        Raises:
+            ExitFailed: an exit could not be trained; nothing was merged.
+            NonFiniteError: a loss, a delta or a fusion weight is not finite; nothing was merged.
+        """
         trained = self._executor.train(state, round, self._momenta)
         started = time.perf_counter()
         deltas = [self._bound.tensor(update.delta) for update in trained.updates]
+        self._require_finite(deltas, round)
         fused = self._fuse(state, deltas, round)
         merged = NetworkState(fused.vector.cpu().numpy(), self._merged_buffers(trained, fused))
         report = self._reporter.report(deltas, fused)
@@ -79,10 +87,21 @@ class DeltaRound:
         """See ``RoundMethod.restore``."""
         self._rule.restore(arrays)
         self._momenta = [arrays.get(f"momentum_{i}") for i in range(len(self._momenta))]
+        for momentum in self._momenta:
+            if momentum is not None:
+                self._bound.check_vector("momenta", momentum)
 
     def close(self) -> None:
         """End the executor."""
         self._executor.close()
+
+    def _require_finite(self, deltas: Sequence[Tensor], round: int) -> None:
+        for exit, delta in enumerate(deltas):
+            if layer := not_finite(delta, self._bound.space):
+                raise NonFiniteError(
+                    f"{self._config.method}, exit {exit + 1}, round {round}: its delta is not finite: "
+                    f"{layer}; nothing was merged; lower optim.lr"
+                )
 
     def _fuse(self, state: NetworkState, deltas: Sequence[Tensor], round: int) -> Fused:
         config = self._config
@@ -93,7 +112,7 @@ class DeltaRound:
                 self._bound.buffer_tensors(state.buffers),
                 self._batches.train(config.seed, "fuse", round),
                 config.fusion.lr * decay_factor(round, config.rounds, config.optim),
-                where=f"fusion pass, round {round}",
+                where=f"{config.method}, fusion pass, round {round}",
             )
 
     def _merged_buffers(self, trained: Trained, fused: Fused) -> Arrays:

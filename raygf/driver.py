@@ -3,43 +3,45 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
-from typing import Any
-
-import numpy as np
 
 from raygf.bound import BoundNetwork
-from raygf.checkpoint import Checkpoint, CheckpointStore
+from raygf.checkpoint import Checkpoint
 from raygf.compute import make_repeatable, resolve_compute, torch_threads
 from raygf.config import RunConfig
-from raygf.config_dict import flatten, to_dict
+from raygf.config_dict import to_dict
 from raygf.data import load_data
 from raygf.data.base import Dataset
 from raygf.delta_round import DeltaRound
-from raygf.errors import CheckpointError, ConfigError, NonFiniteError, StorageError
+from raygf.divergence import require_finite, skip_or_raise, skipped
+from raygf.errors import CheckpointError, ConfigError, NonFiniteError
 from raygf.evaluation.accuracy import evaluate
 from raygf.executor import Executor
 from raygf.fusion.ownership import find_ownership
-from raygf.history import History, read_history, to_history
+from raygf.history import read_history, to_history
+from raygf.history_log import HistoryLog
+from raygf.memory import memory_named
 from raygf.methods.registry import check_method, is_step_method
 from raygf.models.build import build_model
 from raygf.models.costs import measure_costs
+from raygf.owner import Owner
 from raygf.peers import ALONE, Peers
-from raygf.records import RoundRecord, RunEnd, RunStart
-from raygf.rounds import RoundMethod
+from raygf.record_json import KEPT, kept_records, recent_records
+from raygf.records import ExitScore, RoundRecord, RunEnd, RunStart
+from raygf.restored import check_restored
+from raygf.rounds import RoundMethod, RoundOutcome
+from raygf.run_folder import OpenFolder, RunFolder
+from raygf.run_storage import RunStorage
+from raygf.saying import Say, nobody
 from raygf.schedule import decay_factor, loss_coefficients
 from raygf.state import NetworkState
 from raygf.step_round import StepRound
 
 MakeExecutor = Callable[[RunConfig, Dataset, int], Executor]
 """Builds the executor from the run, its data and the number of exits."""
-
-FREE_ON_RESUME = (
-    *("resources", "storage", "tracking", "stop_after", "eval_batch_size"),
-    *("data.workers", "data.max_undecodable"),
-)
-"""Fields of a run that do not change its result."""
 
 
 class Driver:
@@ -49,15 +51,34 @@ class Driver:
     and has whole records, and ``end`` is for it alone.
     """
 
-    def __init__(self, config: RunConfig, make_executor: MakeExecutor, peers: Peers = ALONE) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        make_executor: MakeExecutor,
+        peers: Peers = ALONE,
+        *,
+        owner: Owner | None = None,
+        say: Say = nobody,
+        open_folder: OpenFolder = RunFolder,
+    ) -> None:
+        """
+        Args:
+            owner: the job that this driver is one of; by default one of its own.
+            say: told at once, in one line, of trouble that is being dealt with.
+            open_folder: makes the folder that the checkpoints are in.
+
+        Raises:
+            StorageError: there is no such kind of storage.
+        """
         self._config = config
         self._make_executor = make_executor
         self._peers = peers
-        self._store = CheckpointStore(config.storage.path, config.storage.name, config.storage.keep)
+        self._storage = RunStorage(config, owner or Owner.new(), say, open_folder)
         self._state: NetworkState
         self._round = 0
         self._path = ""
-        self._history: History = []
+        self._history = HistoryLog()
+        self._recent: deque[RoundRecord] = deque(maxlen=KEPT)
 
     def prepare(self) -> RunStart:
         """Load data, build the network, restore the newest checkpoint: all that can fail before training.
@@ -67,8 +88,8 @@ class Driver:
         """
         config = self._config
         check_method(config.method)
-        with torch_threads(config.resources.driver_cpus):
-            checkpoint, notes = self._peers.from_first(self._open_storage)
+        with torch_threads(config.resources.driver_cpus), self._memory("while it loaded data and network"):
+            checkpoint, notes = self._peers.from_first(self._storage.open)
             compute = resolve_compute(config.compute)
             make_repeatable(compute)
             self._dataset = load_data(config.data, config.seed)
@@ -84,16 +105,22 @@ class Driver:
 
         Args:
             run_id: the tracking run, stored in the checkpoints.
+
+        Raises:
+            NonFiniteError: a round diverged and is not to be skipped, or too many in a row were.
+            ExitFailed, StorageLost, MemoryExhausted, RunFailed: a round could not be done; the last
+                checkpoint stands.
         """
         last = min(self._config.rounds, self._config.stop_after or self._config.rounds)
         while self._round < last:
-            with torch_threads(self._config.resources.driver_cpus):
-                record = self._one_round(self._round + 1, run_id)
+            round = self._round + 1
+            with torch_threads(self._config.resources.driver_cpus), self._memory(f"in round {round}"):
+                record = self._one_round(round, run_id)
             yield record
 
     def end(self) -> RunEnd:
         """Evaluate the test images with the network as it is now."""
-        with torch_threads(self._config.resources.driver_cpus):
+        with torch_threads(self._config.resources.driver_cpus), self._memory("while it tested"):
             self._bound.load(self._state)
             test = evaluate(self._bound, self._batches.evaluate("test"))
         passes = self._round * self._method.passes
@@ -101,22 +128,55 @@ class Driver:
         return RunEnd(self._round, passes, test, self._state.sha256(), self._path, finished)
 
     def close(self) -> None:
-        """End the executor."""
-        if hasattr(self, "_method"):
-            self._method.close()
+        """End the executor and give the run's folder back."""
+        try:
+            if hasattr(self, "_method"):
+                self._method.close()
+        finally:
+            self._storage.close()
+
+    def abandon(self) -> None:
+        """Give the run's folder back from another thread, because this process is about to be ended."""
+        self._storage.close()
 
     def _one_round(self, round: int, run_id: str) -> RoundRecord:
-        config = self._config
-        outcome = self._method.run(self._state, round)
-        _require_finite(outcome.state, round)
+        outcome = self._attempt(round)
         started = time.perf_counter()
         val = None
         if self._peers.first and self._dataset.count("val"):
             self._bound.load(outcome.state)
             val = evaluate(self._bound, self._batches.evaluate("val"))
         evaluated = time.perf_counter()
+        record = self._record(round, outcome, val, evaluated - started)
+        if self._peers.first:
+            notes = self._save(record, outcome.state, run_id)
+            record = replace(record, notes=(*record.notes, *notes))
+        self._state, self._round, self._path = outcome.state, round, record.checkpoint
+        seconds = {**record.seconds, "checkpoint": time.perf_counter() - evaluated}
+        record = replace(record, seconds=seconds)
+        self._history.append(to_history(record))
+        self._recent.append(record)
+        return record
+
+    def _attempt(self, round: int) -> RoundOutcome:
+        """Train the round; if it diverges and may be skipped, the outcome is where it started from."""
+        before = {} if self._config.on_divergence == "stop" else self._method.arrays()
+        started = time.perf_counter()
+        try:
+            outcome = self._method.run(self._state, round)
+            require_finite(outcome.state, self._bound.space, round)
+            return outcome
+        except NonFiniteError as error:
+            note = skip_or_raise(error, round, self._config, self._history.skipped)
+        self._method.restore(before)
+        return skipped(self._state, self._exits, time.perf_counter() - started, note)
+
+    def _record(
+        self, round: int, outcome: RoundOutcome, val: ExitScore | None, evaluate_s: float
+    ) -> RoundRecord:
+        config = self._config
         factor = decay_factor(round, config.rounds, config.optim)
-        record = RoundRecord(
+        return RoundRecord(
             round=round,
             rounds=config.rounds,
             training_passes=round * self._method.passes,
@@ -124,79 +184,53 @@ class Driver:
             fusion_lr=config.fusion.lr * factor,
             train=outcome.train,
             val=val,
-            seconds={**outcome.seconds, "evaluate": evaluated - started},
-            checkpoint="",
+            seconds={**outcome.seconds, "evaluate": evaluate_s},
+            checkpoint=self._storage.path(round),
             fusion=outcome.fusion,
             notes=outcome.notes,
+            skipped=outcome.skipped,
         )
-        if self._peers.first:
-            self._path = self._save(record, outcome.state, run_id)
-        self._state, self._round = outcome.state, round
-        seconds = {**record.seconds, "checkpoint": time.perf_counter() - evaluated}
-        record = replace(record, seconds=seconds, checkpoint=self._path)
-        self._history.append(to_history(record))
-        return record
 
     def _make_method(self) -> RoundMethod:
         config, bound = self._config, self._bound
         example = self._dataset.spec.blank(2, bound.compute.device)
         owned = find_ownership(bound.network, example, bound.space)
-        exits = owned.shape[0]
+        self._exits = owned.shape[0]
         try:
-            loss_coefficients(1, config.rounds, exits, config.loss)
+            loss_coefficients(1, config.rounds, self._exits, config.loss)
         except ValueError as error:
             raise ConfigError(str(error)) from None
         if is_step_method(config.method):
             return StepRound(config, bound, self._batches, owned)
-        executor = self._make_executor(config, self._dataset, exits)
+        executor = self._make_executor(config, self._dataset, self._exits)
         return DeltaRound(config, bound, self._batches, executor, owned)
-
-    def _open_storage(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
-        self._store.check_writable()
-        return self._find_checkpoint()
-
-    def _find_checkpoint(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
-        if self._config.storage.resume:
-            checkpoint, notes = self._store.newest()
-            if checkpoint is None and notes:
-                raise CheckpointError(f"no checkpoint in {self._store.folder} can be read: {notes[0]}")
-            if checkpoint is None:
-                return None, (
-                    *notes,
-                    f"no checkpoint in {self._store.folder} yet: starting from the first round",
-                )
-            _require_same_run(checkpoint, self._config)
-            return checkpoint, notes
-        if self._store.rounds():
-            raise StorageError(
-                f"{self._store.folder} holds checkpoints already: "
-                "go on from them with --storage.resume True or choose another --storage.name"
-            )
-        return None, ()
 
     def _restore(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is None:
             self._state = self._bound.state()
             return
-        self._bound.check(checkpoint.network)
+        check_restored(self._bound, checkpoint.network)
         try:
             self._method.restore(checkpoint.method)
         except KeyError as error:
             raise CheckpointError(f"the checkpoint lacks the method's array {error}") from None
-        self._history = read_history(checkpoint.meta)
+        self._history = HistoryLog(read_history(checkpoint.meta))
+        for record in recent_records(checkpoint.meta.get("records")):
+            self._recent.append(replace(record, checkpoint=self._storage.path(record.round)))
         self._state, self._round = checkpoint.network, checkpoint.round
-        self._path = f"{self._store.folder}/round-{checkpoint.round:06d}.npz"
+        self._path = self._storage.path(checkpoint.round)
 
-    def _save(self, record: RoundRecord, state: NetworkState, run_id: str) -> str:
-        """The checkpoint of ``record``'s round; it can't yet know how long its own writing takes."""
+    def _save(self, record: RoundRecord, state: NetworkState, run_id: str) -> tuple[str, ...]:
+        """Write the checkpoint of ``record``'s round; it can't yet know how long its own writing takes."""
         meta = {
             "config": to_dict(self._config),
             "run_id": run_id,
             "tensors": list(self._bound.space.names),
             "input": asdict(self._dataset.spec),
-            "history": [*self._history, to_history(record)],
+            "history": self._history.followed_by(to_history(record)),
+            "records": kept_records([*self._recent, record]),
         }
-        return self._store.save(Checkpoint(record.round, state, self._method.arrays(), meta))
+        return self._storage.save(Checkpoint(record.round, state, self._method.arrays(), meta))
 
     def _start(self, checkpoint: Checkpoint | None, notes: tuple[str, ...]) -> RunStart:
         dataset, compute = self._dataset, self._bound.compute
@@ -213,28 +247,10 @@ class Driver:
             setting=f"{compute.device} {compute.precision} {compute.memory_format.replace('_', '-')}",
             run_id="" if checkpoint is None else str(checkpoint.meta.get("run_id", "")),
             notes=notes,
+            recent=tuple(self._recent),
         )
 
-
-def _require_same_run(checkpoint: Checkpoint, config: RunConfig) -> None:
-    """Raise CheckpointError if a field that changes the result differs from the checkpoint's."""
-    if not isinstance(checkpoint.meta.get("config"), dict):
-        raise CheckpointError("the checkpoint does not say which configuration it belongs to")
-    stored, now = (binding(values) for values in (checkpoint.meta["config"], to_dict(config)))
-    odd = sorted(name for name in stored.keys() | now.keys() if stored.get(name) != now.get(name))
-    if odd:
-        shown = "; ".join(f"{name} was {stored.get(name)!r}, is now {now.get(name)!r}" for name in odd[:3])
-        raise CheckpointError(f"can't resume with another configuration: {shown}")
-
-
-def binding(values: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a configuration (as ``to_dict`` gives it) that change the result, by dotted name."""
-    free = tuple(f"{name}." for name in FREE_ON_RESUME)
-    return {name: value for name, value in flatten(values).items() if not f"{name}.".startswith(free)}
-
-
-def _require_finite(state: NetworkState, round: int) -> None:
-    if not np.isfinite(state.vector.sum(dtype=np.float64)):
-        raise NonFiniteError(
-            f"round {round}: the weights became infinite or NaN; lower optim.lr; the last checkpoint stands"
-        )
+    def _memory(self, doing: str) -> AbstractContextManager[None]:
+        """Lack of memory inside names the driver and what it was ``doing``."""
+        known = f"batches of {self._config.batch_size} images, {self._config.eval_batch_size} in evaluation"
+        return memory_named(f"the driver, {doing},", known)

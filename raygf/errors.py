@@ -31,6 +31,12 @@ class StorageError(UserError):
     """A storage path can't be written or read."""
 
 
+class StorageLost(StorageError):
+    """The storage stopped working while the run went on; earlier checkpoints stand. Exit code 1."""
+
+    exit_code = 1
+
+
 class ResourceError(UserError):
     """The cluster can't give what the configuration asks for."""
 
@@ -45,6 +51,25 @@ class NonFiniteError(RaygfError):
 
 class RunFailed(RaygfError):
     """The run ended early for a reason outside this process: a lost driver, a wait that ran out."""
+
+
+class DriverLost(RunFailed):
+    """The driver did not come back. It may be started again, unless ``kind`` says otherwise.
+
+    ``kind``: the name of a ``raygf.retry.Failure``; ``node``: the id of the node that it ran on, if known.
+    ``silent``: it only did not answer, so that its node may turn out to be lost.
+    """
+
+    def __init__(self, cause: str, kind: str = "LOST", node: str = "", silent: bool = False) -> None:
+        super().__init__(cause, kind, node, silent)
+        self.cause, self.kind, self.node, self.silent = cause, kind, node, silent
+
+    def __str__(self) -> str:
+        return self.cause
+
+
+class MemoryExhausted(RaygfError):
+    """A process ran out of memory, on the host or the GPU; the same work would end the same way."""
 
 
 class ExitFailed(RaygfError):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from raygf.config import RunConfig
 from raygf.data.base import Dataset
+from raygf.errors import ExitFailed
 from raygf.exit_trainer import ExitTrainer, ExitUpdate
+from raygf.memory import EXIT_KNOBS, is_out_of_memory, memory_cause, sizes
 from raygf.state import NetworkState, Vector
 
 
@@ -35,6 +38,7 @@ class Executor(Protocol):
 
         Raises:
             ExitFailed: an exit could not be trained.
+            NonFiniteError: a loss or weight is not finite.
         """
         ...
 
@@ -48,14 +52,23 @@ class LocalExecutor:
 
     def __init__(self, config: RunConfig, dataset: Dataset) -> None:
         self._trainer = ExitTrainer(config, dataset)
+        self._batch_size = config.batch_size
 
     def train(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> Trained:
         """See ``Executor.train``; the exits' times add up."""
-        exits = len(momenta)
-        updates = tuple(
-            self._trainer.train(state, exit, exits, round, momenta[exit]) for exit in range(exits)
-        )
+        updates = tuple(self._train(state, exit, round, momenta) for exit in range(len(momenta)))
         return Trained(updates, 0.0, sum(update.seconds for update in updates), 0.0)
+
+    def _train(
+        self, state: NetworkState, exit: int, round: int, momenta: Sequence[Vector | None]
+    ) -> ExitUpdate:
+        try:
+            return self._trainer.train(state, exit, len(momenta), round, momenta[exit])
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            cause = memory_cause(error, sizes(self._batch_size, state.vector.size))
+            raise ExitFailed(exit, round, socket.gethostname(), cause, EXIT_KNOBS) from error
 
     def close(self) -> None:
         """Nothing to give back."""

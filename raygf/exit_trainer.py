@@ -80,7 +80,7 @@ class ExitTrainer:
                 optimizer,
                 self._batches.train(config.seed, *key),
                 lambda losses: torch.autograd.backward(losses @ weights),
-                where=f"exit {exit + 1}, round {round}",
+                where=f"{config.method}, exit {exit + 1}, round {round}",
                 losses_of=self._losses,
             )
             delta = (bound.vector - bound.tensor(state.vector)).cpu().numpy()

@@ -5,6 +5,7 @@ One dict a round, JSON as it is:
 * ``round``, ``training_passes``: counted from the start of the run;
 * ``train``, ``val`` (None without a validation split): ``loss`` and ``accuracy`` (0–1) of every exit;
 * ``seconds`` by phase; the newest round lacks "checkpoint", the time to write the checkpoint that it is in;
+* ``skipped``: True for a round that diverged and left the network as it was, else absent;
 * ``fusion`` (None for methods that fuse nothing): fields of ``FusionReport``, without the weights per tensor,
   which can be worked out from the checkpoint's own η.
 """
@@ -29,6 +30,7 @@ _TENSOR_DIGITS = 3
 
 def to_history(record: RoundRecord) -> dict[str, Any]:
     """``record`` as one entry. NaN becomes None, for which JSON has a word."""
+    skipped = {"skipped": True} if record.skipped else {}
     return {
         "round": record.round,
         "training_passes": record.training_passes,
@@ -36,6 +38,7 @@ def to_history(record: RoundRecord) -> dict[str, Any]:
         "val": None if record.val is None else _score(record.val),
         "seconds": _short(record.seconds),
         "fusion": None if record.fusion is None else _fusion(record.fusion),
+        **skipped,
     }
 
 
@@ -49,6 +52,16 @@ def read_history(meta: Mapping[str, Any]) -> History:
     if not isinstance(history, list) or not all(isinstance(e, dict) and e.keys() >= _KEYS for e in history):
         raise CheckpointError("the checkpoint's history is not a list of rounds")
     return list(history)
+
+
+def skipped_in_a_row(history: History) -> int:
+    """How many rounds at the end were skipped."""
+    rows = 0
+    for entry in reversed(history):
+        if not entry.get("skipped"):
+            break
+        rows += 1
+    return rows
 
 
 def _score(score: ExitScore) -> dict[str, Any]:

@@ -5,16 +5,14 @@ Ray and MLflow are imported only when a run needs them.
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.table import Table
 
@@ -25,29 +23,12 @@ from raygf.driver import Driver
 from raygf.errors import ConfigError
 from raygf.evaluation.tables import ResultColumn, ResultTable, to_rich
 from raygf.executor import LocalExecutor
+from raygf.interrupts import interruptible
 from raygf.methods.registry import check_method, is_step_method
-from raygf.records import RoundRecord, RunEnd, RunStart
+from raygf.paths import storage_path
+from raygf.restarts import DriverHandle
+from raygf.saying import Say
 from raygf.shares import LEAST
-
-
-class DriverHandle(Protocol):
-    """What a run needs of a driver, wherever it lives."""
-
-    def prepare(self) -> RunStart:
-        """See ``Driver.prepare``."""
-        ...
-
-    def rounds(self, run_id: str) -> Iterator[RoundRecord]:
-        """See ``Driver.rounds``."""
-        ...
-
-    def end(self) -> RunEnd:
-        """See ``Driver.end``."""
-        ...
-
-    def close(self) -> None:
-        """See ``Driver.close``."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -89,11 +70,16 @@ def run(config: RunConfig, recipe: str = "") -> Result:
     config = replace(config, storage=_settled_storage(config.storage, recipe or config.method))
     from raygf.tracking import make_tracker
 
-    with Progress(last_round=config.stop_after) as progress, _driver(config, progress) as (driver, config):
-        tracker = make_tracker(config.tracking, Path.cwd(), progress.note)
+    with (
+        interruptible() as guard,
+        Progress(last_round=config.stop_after) as progress,
+        _driver(config, progress.note) as (driver, config),
+    ):
+        guard()
+        tracker = make_tracker(config.tracking, Path.cwd(), progress.note, config.storage)
         start = driver.prepare()
         run_id = tracker.start(config, config.storage.name, start.run_id or None, recipe=recipe)
-        with _reported(tracker), _sigterm_as_interrupt():
+        with _reported(tracker):
             progress.note(f"run {config.storage.name}, checkpoints in {config.storage.path}")
             tracker.log_start(start)
             progress.start(start)
@@ -136,16 +122,15 @@ def _settled_storage(storage: StorageConfig, label: str) -> StorageConfig:
     if storage.resume and not storage.name:
         raise ConfigError("storage.resume: say which run with --storage.name")
     name = storage.name or f"{label}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    path = storage.path if "://" in storage.path else str(Path(storage.path).expanduser().absolute())
-    return replace(storage, name=name, path=path)
+    return replace(storage, name=name, path=storage_path("storage.path", storage.path))
 
 
 @contextmanager
-def _driver(config: RunConfig, progress: Progress) -> Iterator[tuple[DriverHandle, RunConfig]]:
+def _driver(config: RunConfig, say: Say) -> Iterator[tuple[DriverHandle, RunConfig]]:
     """A driver as ``resources`` say, and the configuration with them settled."""
     _check_workers(config)
     if config.resources.executor == "local":
-        local = Driver(config, lambda run, dataset, exits: LocalExecutor(run, dataset))
+        local = Driver(config, lambda run, dataset, exits: LocalExecutor(run, dataset), say=say)
         try:
             yield local, config
         finally:
@@ -155,16 +140,16 @@ def _driver(config: RunConfig, progress: Progress) -> Iterator[tuple[DriverHandl
     from raygf.ray_driver import RemoteDriver
 
     with ray_cluster.connected(config.resources) as (where, resources):
-        progress.note(where)
+        say(where)
         config = replace(config, resources=resources)
         remote: RemoteDriver | TrainDriver
         if resources.workers:
             from raygf.ray_train import TrainDriver
 
-            progress.note(f"data-parallel workers under Ray Train: {resources.workers}")
-            remote = TrainDriver(config)
+            say(f"data-parallel workers under Ray Train: {resources.workers}")
+            remote = TrainDriver(config, say=say)
         else:
-            remote = RemoteDriver(config)
+            remote = RemoteDriver(config, say=say)
         try:
             yield remote, config
         finally:
@@ -204,16 +189,3 @@ def _reported(tracker: Any) -> Iterator[None]:
     except BaseException as error:
         tracker.fail("FAILED", str(error))
         raise
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM handled like Ctrl-C inside. Set after Ray's start, which puts its own handler in place."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

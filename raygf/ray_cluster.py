@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from types import MappingProxyType
 
 import ray
 
@@ -63,14 +64,27 @@ def connect(resources: ResourceConfig) -> str:
 
 
 def _require_answer(address: str) -> None:
-    """Raise ResourceError if ``address`` is host:port and nobody listens: Ray would try for minutes."""
-    host, colon, port = address.rpartition(":")
-    if not colon or "://" in address or not port.isdigit():
+    """Raise ResourceError unless somebody listens at ``address``: Ray would try for minutes."""
+    scheme, _, place = address.rpartition("://")
+    if place in ("", "auto") or scheme not in ("", "ray", "http", "https"):
         return
+    if scheme.startswith("http"):
+        raise ResourceError(
+            f"resources.address (or RAY_ADDRESS) = {address!r} is where jobs are submitted: give it to "
+            "ray job submit --address, or name the cluster by HOST:PORT"
+        )
+    host, _, port = place.rpartition(":")
+    if not host or not port.isdigit():
+        raise ResourceError(
+            f"resources.address (or RAY_ADDRESS) = {address!r}: must be HOST:PORT of a cluster, or local"
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except OSError as error:
-        raise ResourceError(f"no Ray cluster answers at {address}: {error.strerror or error}") from None
+    except (OSError, OverflowError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise ResourceError(
+            f"no Ray cluster answers at {address}: {cause}; start it there, or set resources.address"
+        ) from None
 
 
 def _start(resources: ResourceConfig) -> str:
@@ -116,14 +130,19 @@ def check_driver_fits(resources: ResourceConfig) -> None:
     )
 
 
-def fitting(cpus: float, gpus: float) -> int:
-    """How many actors of this size the living nodes of the cluster can hold, were they idle."""
+def fitting(cpus: float, gpus: float, taken: Mapping[str, tuple[float, float]] = MappingProxyType({})) -> int:
+    """How many actors of this size the living nodes of the cluster can hold, were they idle.
+
+    Args:
+        taken: CPUs and GPUs that are not to be counted, by the node's id.
+    """
     fits = 0
     for node in ray.nodes():
         if not node["Alive"]:
             continue
         total = node["Resources"]
-        by_cpu = total.get("CPU", 0) / cpus if cpus else math.inf
-        by_gpu = total.get("GPU", 0) / gpus if gpus else math.inf
-        fits += int(min(by_cpu, by_gpu, 1 << 16))
+        taken_cpus, taken_gpus = taken.get(node["NodeID"], (0.0, 0.0))
+        by_cpu = (total.get("CPU", 0) - taken_cpus) / cpus if cpus else math.inf
+        by_gpu = (total.get("GPU", 0) - taken_gpus) / gpus if gpus else math.inf
+        fits += max(0, int(min(by_cpu, by_gpu, 1 << 16)))
     return fits

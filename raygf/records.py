@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +45,10 @@ class FusionReport:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One round. ``round`` counts from 1; ``training_passes`` counts passes over the training set so far."""
+    """One round. ``round`` counts from 1; ``training_passes`` counts passes over the training set so far.
+
+    ``skipped``: it diverged and left the network as it was; ``train`` is NaN then, and the notes say why.
+    """
 
     round: int
     rounds: int
@@ -58,6 +61,7 @@ class RoundRecord:
     checkpoint: str
     fusion: FusionReport | None = None
     notes: tuple[str, ...] = ()
+    skipped: bool = False
 
     @property
     def total_seconds(self) -> float:
@@ -71,6 +75,7 @@ class RunStart:
 
     ``round``: rounds done already, when the run is resumed; ``run_id``: its tracking run. ``parameters`` and
     ``operations`` are cumulative up to each exit, shallow to deep. ``tensors``: names, shallow to deep.
+    ``recent``: the records of the last rounds done already, as far as the checkpoint has them.
     """
 
     round: int
@@ -84,6 +89,12 @@ class RunStart:
     setting: str
     run_id: str = ""
     notes: tuple[str, ...] = ()
+    recent: tuple[RoundRecord, ...] = field(default=(), compare=False)
+
+    @property
+    def last(self) -> RoundRecord | None:
+        """The record of round ``round``, if there is one."""
+        return self.recent[-1] if self.recent else None
 
 
 @dataclass(frozen=True)

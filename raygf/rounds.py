@@ -11,13 +11,17 @@ from raygf.state import Arrays, NetworkState
 
 @dataclass(frozen=True)
 class RoundOutcome:
-    """The network after a round and what is to be told of it; ``seconds`` by phase."""
+    """The network after a round and what is to be told of it; ``seconds`` by phase.
+
+    ``skipped``: the round came to nothing, and the network is what it was before.
+    """
 
     state: NetworkState
     train: ExitScore
     seconds: dict[str, float]
     fusion: FusionReport | None = None
     notes: tuple[str, ...] = field(default=())
+    skipped: bool = False
 
 
 class RoundMethod(Protocol):
@@ -27,7 +31,11 @@ class RoundMethod(Protocol):
     """Passes over the training set that a round costs."""
 
     def run(self, state: NetworkState, round: int) -> RoundOutcome:
-        """Train round ``round`` (from 1) starting from ``state``."""
+        """Train round ``round`` (from 1) starting from ``state``.
+
+        Raises:
+            NonFiniteError: a loss or weight is not finite; ``restore`` takes back what has changed.
+        """
         ...
 
     def arrays(self) -> Arrays:

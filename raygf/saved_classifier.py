@@ -66,7 +66,7 @@ def load_classifier(
     resolved = resolve_compute(compute or replace(config.compute, device="auto"))
     make_repeatable(resolved)
     bound = restore_network(checkpoint, config, task.input, resolved, network)
-    table = _read_table(thresholds)
+    table = _read_table(thresholds, len(operations))
     return AdaptiveClassifier(bound.network, task, operations, table, resolved, config.eval_batch_size)
 
 
@@ -81,9 +81,19 @@ def _read_task(meta: Mapping[str, Any], path: str) -> tuple[ImageTask, list[int]
         ) from None
 
 
-def _read_table(path: str) -> ThresholdTable | None:
+def _read_table(path: str, exits: int) -> ThresholdTable | None:
     try:
         rows = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: can't be read: {error}") from None
-    return None if rows is None else ThresholdTable.from_json(rows)
+    if rows is None:
+        return None
+    try:
+        table = ThresholdTable.from_json(rows)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if table.thresholds.shape[1] != exits - 1:
+        raise CheckpointError(
+            f"{path}: thresholds for {table.thresholds.shape[1] + 1} exits, but the network has {exits}"
+        )
+    return table

@@ -91,8 +91,10 @@ class StepRound:
 
     def restore(self, arrays: Arrays) -> None:
         """See ``RoundMethod.restore``."""
-        if "momentum" in arrays:
-            self._momentum = self._bound.tensor(arrays["momentum"])
+        momentum = arrays.get("momentum")
+        if momentum is not None:
+            self._bound.check_vector("momenta", momentum)
+        self._momentum = None if momentum is None else self._bound.tensor(momentum)
 
     def close(self) -> None:
         """Nothing to give back."""

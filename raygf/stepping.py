@@ -12,9 +12,11 @@ from raygf.bound import BoundNetwork
 from raygf.config import OptimConfig
 from raygf.data.base import Batch
 from raygf.errors import NonFiniteError
+from raygf.finite import not_finite
 from raygf.losses import ExitLosses, exit_hits, exit_losses
 from raygf.records import ExitScore
 from raygf.shares import share_of
+from raygf.tally import Tally
 
 Backward = Callable[[Tensor], None]
 """Takes the exits' losses (n,) of one batch and leaves the update direction in the network's ``grad``.
@@ -78,16 +80,14 @@ def train_epoch(
 
     Args:
         backward: see ``Backward``.
-        where: names the training in errors, such as "exit 2, round 7".
+        where: names the training in errors, such as "metagf, exit 2, round 7".
         losses_of: what the exits train on.
 
     Raises:
         NonFiniteError: a loss, a gradient or the final vector is not finite; names the step.
     """
     bound.network.train()
-    losses: list[Tensor] = []
-    hits: list[Tensor] = []
-    sizes: list[int] = []
+    tally = Tally(bound.peers)
     for batch in batches:
         share = share_of(batch, bound.peers)
         optimizer.zero_grad()
@@ -97,33 +97,7 @@ def train_epoch(
         try:
             backward(loss)
         except NonFiniteError as error:
-            raise NonFiniteError(f"{where}, step {len(sizes) + 1}: {error}; lower optim.lr") from None
+            raise NonFiniteError(f"{where}, step {len(tally) + 1}: {error}; lower optim.lr") from None
         optimizer.step()
-        losses.append(loss.detach())
-        hits.append(exit_hits(logits, share.labels) * (share.weight > 0))
-        sizes.append(len(batch[1]))
-    history = bound.peers.sum_(torch.stack(losses)).cpu()  # (steps, n)
-    require_finite(history, bound.vector, where)
-    rights = bound.peers.sum_(torch.stack(hits)).cpu()
-    return EpochResult(mean_score(history, rights, sizes), len(sizes))
-
-
-def mean_score(losses: Tensor, hits: Tensor, sizes: list[int]) -> ExitScore:
-    """Means over images of per-batch mean losses and hit counts, both (steps, n) on the CPU."""
-    weights = torch.tensor(sizes, dtype=torch.float64)
-    loss = (losses.double() * weights[:, None]).sum(0) / weights.sum()
-    accuracy = hits.double().sum(0) / weights.sum()
-    return ExitScore(tuple(loss.tolist()), tuple(accuracy.tolist()))
-
-
-def require_finite(history: Tensor, vector: Tensor, where: str) -> None:
-    """Raise NonFiniteError unless the losses (steps, n) and the weights (P,) are finite."""
-    bad = (~torch.isfinite(history)).nonzero()
-    if len(bad):
-        step, exit = bad[0].tolist()
-        raise NonFiniteError(
-            f"{where}: the loss of exit {exit + 1} became {history[step, exit]:g} at step {step + 1}; "
-            "lower optim.lr or set compute.precision to fp32"
-        )
-    if not torch.isfinite(vector.sum()):
-        raise NonFiniteError(f"{where}: a weight became infinite or NaN in the last step; lower optim.lr")
+        tally.add(loss, exit_hits(logits, share.labels) * (share.weight > 0), len(batch[1]))
+    return EpochResult(tally.finite_score(not_finite(bound.vector, bound.space), where), len(tally))

@@ -18,14 +18,14 @@ def import_function(field: str, name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # a module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
         raise user_error(field, name, "can't be imported", error) from error
     if not callable(function):
         raise ConfigError(f"{field} = {name!r}: {attribute} is not a function")
     return function  # type: ignore[no-any-return]
 
 
-def user_error(field: str, name: str, what: str, error: Exception) -> ConfigError:
+def user_error(field: str, name: str, what: str, error: BaseException) -> ConfigError:
     """One line for an error from code that is not raygf's."""
     cause = (str(error).splitlines() or [""])[0]
     return ConfigError(f"{field} = {name!r}: {what}: {type(error).__name__}: {cause}")

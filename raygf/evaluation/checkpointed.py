@@ -17,6 +17,7 @@ from raygf.errors import CheckpointError, ConfigError, DataError
 from raygf.evaluation.outputs import ExitOutputs, collect_outputs
 from raygf.models.build import build_model
 from raygf.models.costs import ExitCost, measure_costs
+from raygf.restored import check_restored
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +109,7 @@ def restore_network(
     """The network of ``config`` with the checkpoint's weights, in evaluation mode.
 
     Raises:
-        CheckpointError: they belong to another network, or to another number of classes.
+        CheckpointError: they are of another network, of other classes or image sizes, or not finite.
         ConfigError: the network can't be built here.
     """
     # The pretrained weights that the run started from need not be here: the checkpoint has all.
@@ -121,9 +122,10 @@ def restore_network(
             "it belongs to another network"
         )
     try:
-        bound.load(checkpoint.network)
+        check_restored(bound, checkpoint.network)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}, or to other classes or image sizes") from None
+        raise CheckpointError(f"{path}: {error}") from None
+    bound.load(checkpoint.network)
     bound.network.eval()
     return bound
 

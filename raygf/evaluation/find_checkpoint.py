@@ -6,6 +6,8 @@ from pathlib import Path
 
 from raygf.checkpoint import CheckpointStore
 from raygf.errors import CheckpointError
+from raygf.masked import without_password
+from raygf.paths import storage_path
 
 
 def find_checkpoint(path: str) -> tuple[str, tuple[str, ...]]:
@@ -16,18 +18,25 @@ def find_checkpoint(path: str) -> tuple[str, tuple[str, ...]]:
     Raises:
         CheckpointError: the folder holds no checkpoint that can be read.
     """
-    if path.endswith(".npz"):
+    place, mark, options = path.partition("?") if "://" in path else (path, "", "")
+    if place.endswith(".npz"):
         return path, ()
-    whole = path if "://" in path else str(Path(path).expanduser().absolute())
+    whole = storage_path("checkpoint", place)
+    if "://" not in whole and Path(whole).is_file():
+        raise CheckpointError(
+            f"{path}: a file, but no checkpoint: those end in .npz; name one, or a run's folder"
+        )
     parent, _, name = whole.rstrip("/").rpartition("/")
-    store, notes = CheckpointStore(parent or "/", name, keep=1), []
+    store, notes = CheckpointStore(f"{parent or '/'}{mark}{options}", name, keep=1), []
     for round in reversed(store.rounds()):
         try:
             store.load(round)
         except CheckpointError as error:
             notes.append(f"{error}; taking the one before")
         else:
-            return f"{store.folder}/round-{round:06d}.npz", tuple(notes)
+            return store.path(round), tuple(notes)
     if notes:
         raise CheckpointError(notes[0].removesuffix("; taking the one before"))
-    raise CheckpointError(f"{path}: no checkpoint in it, or no such folder")
+    raise CheckpointError(
+        f"{without_password(path)}: no checkpoint in it, or no such folder; name a run's folder or an .npz"
+    )

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raygf.config_dict import to_dict
-from raygf.driver import binding
 from raygf.errors import ConfigError
 from raygf.evaluation.run_results import RunResults
+from raygf.same_run import binding
 
 
 @dataclass(frozen=True, eq=False)

@@ -108,7 +108,7 @@ def write_files(folder: Path, files: Mapping[str, str | Figure]) -> list[Path]:
             else:
                 path.write_text(content, encoding="utf-8")
     except OSError as error:
-        raise StorageError(f"can't write to {folder}: {error.strerror or error}") from None
+        raise StorageError(f"can't write to {folder}: {error.strerror or error}; set another --out") from None
     return paths
 
 

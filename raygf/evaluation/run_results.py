@@ -12,7 +12,7 @@ from raygf.evaluation.importance import Importance, importance_of
 from raygf.evaluation.learned_weights import LearnedWeights, learned_weights
 from raygf.evaluation.outputs import TOP
 from raygf.history import History, read_history
-from raygf.methods.registry import ROUND_METHODS
+from raygf.methods.registry import is_step_method
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class RunResults:
     def training_passes(self) -> int:
         """Passes over the training images so far, those of the fusion included."""
         exits = len(self.operations)
-        return self.round * (exits + 1 if self.config.method in ROUND_METHODS else 1)
+        return self.round * (1 if is_step_method(self.config.method) else exits + 1)
 
     @property
     def seconds(self) -> float:

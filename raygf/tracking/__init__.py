@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raygf.config import TrackingConfig
+from raygf.config import StorageConfig, TrackingConfig
 from raygf.tracking.base import NullTracker, Say, Tracker
 from raygf.tracking.metrics import end_metrics, round_metrics, start_metrics
 from raygf.tracking.mlflow_tracker import MLflowTracker
 from raygf.tracking.probes import check_uri
+from raygf.tracking.undelivered import Undelivered
 from raygf.tracking.uris import resolve_uri
 
 __all__ = [
@@ -32,8 +33,15 @@ __all__ = [
 ]
 
 
-def make_tracker(config: TrackingConfig, folder: Path, say: Say) -> Tracker:
-    """The tracker that ``config`` asks for; ``folder`` holds the default database, ``say`` gets warnings."""
+def make_tracker(
+    config: TrackingConfig, folder: Path, say: Say, storage: StorageConfig | None = None
+) -> Tracker:
+    """The tracker that ``config`` asks for; ``folder`` holds the default database, ``say`` gets warnings.
+
+    Args:
+        storage: the run's folder, where what could not be delivered is kept; nowhere without it.
+    """
     if not config.enabled:
         return NullTracker()
-    return MLflowTracker(resolve_uri(config, folder), config.experiment, say)
+    undelivered = None if storage is None else Undelivered(storage, folder)
+    return MLflowTracker(resolve_uri(config, folder), config.experiment, say, undelivered)

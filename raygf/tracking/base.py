@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
 from raygf.config import RunConfig
@@ -12,7 +12,7 @@ Say = Callable[[str], None]
 
 
 class Tracker(Protocol):
-    """What a job does with a tracker: ``start``, the three logs in order, then ``finish`` or ``fail``."""
+    """What a job does with a tracker: ``start``, logs, then ``finish``, ``stop`` or ``fail``."""
 
     def start(
         self,
@@ -34,8 +34,16 @@ class Tracker(Protocol):
         """Log one round, without waiting for it to arrive."""
         ...
 
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags, without waiting for them to arrive."""
+        ...
+
     def finish(self, end: RunEnd) -> None:
         """Log the results and close the run as FINISHED."""
+        ...
+
+    def stop(self, last: RoundRecord, reason: str) -> None:
+        """Close the run as FINISHED after the round ``last``, before its end: it has no results."""
         ...
 
     def fail(self, status: Literal["FAILED", "KILLED"], reason: str) -> None:
@@ -64,7 +72,13 @@ class NullTracker:
     def log_round(self, record: RoundRecord) -> None:
         """Nothing."""
 
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Nothing."""
+
     def finish(self, end: RunEnd) -> None:
+        """Nothing."""
+
+    def stop(self, last: RoundRecord, reason: str) -> None:
         """Nothing."""
 
     def fail(self, status: Literal["FAILED", "KILLED"], reason: str) -> None:

@@ -11,15 +11,20 @@ from itertools import groupby
 from raygf.errors import TrackingError
 from raygf.tracking.base import Say
 from raygf.tracking.trouble import reason
+from raygf.tracking.undelivered import Call
 from raygf.tracking.worker import Worker
 
 
 @dataclass(frozen=True, eq=False)
 class Parcel:
-    """Something to deliver, and what a person would call it."""
+    """Something to deliver, and what a person would call it; ``call``: how to send it later from a file."""
 
     label: str
     send: Callable[[], None]
+    call: Call | None = None
+
+
+Keep = Callable[[Sequence[Parcel]], str]
 
 
 class Delivery:
@@ -29,10 +34,11 @@ class Delivery:
         store: the store's name in remarks.
         check: raises, within seconds, if the store is gone.
         say: called with one line when something could not be delivered; maybe from another thread.
+        keep: called at the end with what was not delivered; says where it was kept, for people.
     """
 
-    def __init__(self, store: str, check: Callable[[], None], say: Say) -> None:
-        self._store, self._check, self._say = store, check, say
+    def __init__(self, store: str, check: Callable[[], None], say: Say, keep: Keep | None = None) -> None:
+        self._store, self._check, self._say, self._keep = store, check, say, keep
         self._worker = Worker()
         self._open = False
         self._lock = threading.Lock()
@@ -87,8 +93,19 @@ class Delivery:
         else:
             cause = self._last_trouble
         self._worker.stop()
-        if labels := self.undelivered:
-            self._say(f"tracking: not delivered to {self._store} ({cause}): {listed(labels)}")
+        left = self._snapshot()
+        place = "" if self._keep is None else self._kept(left)
+        if left:
+            what = listed([parcel.label for parcel in left])
+            self._say(f"tracking: not delivered to {self._store} ({cause}): {what}{place}")
+
+    def _kept(self, left: Sequence[Parcel]) -> str:
+        assert self._keep is not None
+        try:
+            place = self._keep(left)
+        except OSError as error:
+            return f"; and could not be kept in a file: {reason(error)}"
+        return f"; {place}" if place else ""
 
     def _snapshot(self) -> list[Parcel]:
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,21 @@ from raygf.errors import TrackingError
 from raygf.tracking.stores import connect, find_experiment
 from raygf.tracking.uris import without_password
 
-STOPPED_TAG, FAILURE_TAG = "raygf.stopped_at_round", "raygf.failure"
+STOPPED_TAG, STOPPED_BY_TAG = "raygf.stopped_at_round", "raygf.stopped_by"
+FAILURE_TAG, REMARKS_TAG = "raygf.failure", "raygf.remarks"
 
 _DESCRIPTION_TAG = "mlflow.note.content"
 _LONGEST_TAG = 5000
 _AT_ONCE = {"params": 100, "metrics": 1000, "tags": 100}
 """How many of a kind MLflow takes in one call."""
+
+
+def version_tag() -> dict[str, str]:
+    """The tag that says by which raygf a run was made; none where it is not installed."""
+    try:
+        return {"raygf.version": version("raygf")}
+    except PackageNotFoundError:
+        return {}
 
 
 class MLflowRun:
@@ -63,7 +73,7 @@ class MLflowRun:
                 "--tracking.uri that it was started with, or --tracking.enabled False"
             )
         self._client.update_run(run_id, status="RUNNING")
-        for tag in {STOPPED_TAG, FAILURE_TAG} & set(run.data.tags):
+        for tag in {STOPPED_TAG, STOPPED_BY_TAG, FAILURE_TAG} & set(run.data.tags):
             self._client.delete_tag(run_id, tag)
         self.id, self.resumed, self._fixed_params = run_id, True, set(run.data.params)
 
@@ -124,6 +134,16 @@ class MLflowRun:
         theirs = known.partition(heading)[0].rstrip()
         description = f"{theirs}\n\n{heading}\n\n{text}".lstrip()
         self._client.set_tag(self.id, _DESCRIPTION_TAG, description[:_LONGEST_TAG])
+
+    def remark(self, text: str) -> None:
+        """Add the line ``text`` to the run's remarks, a tag; the oldest give way when there are too many."""
+        lines = self._client.get_run(self.id).data.tags.get(REMARKS_TAG, "").splitlines()
+        if text in lines:
+            return
+        lines.append(" ".join(text.split())[:_LONGEST_TAG])
+        while sum(len(line) + 1 for line in lines) > _LONGEST_TAG + 1:
+            del lines[0]
+        self._client.set_tag(self.id, REMARKS_TAG, "\n".join(lines))
 
     def history(self, metric: str) -> dict[int, float]:
         """``{round: value}`` as MLflow has it; where a round was done twice, the later value."""

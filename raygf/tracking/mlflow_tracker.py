@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from raygf.config import RunConfig
@@ -15,10 +14,11 @@ from raygf.records import RoundRecord, RunEnd, RunStart
 from raygf.tracking.base import Say
 from raygf.tracking.delivery import Delivery, Parcel
 from raygf.tracking.metrics import end_metrics, round_metrics, start_metrics, start_params
-from raygf.tracking.mlflow_run import FAILURE_TAG, STOPPED_TAG, MLflowRun
+from raygf.tracking.mlflow_run import FAILURE_TAG, STOPPED_BY_TAG, STOPPED_TAG, MLflowRun, version_tag
 from raygf.tracking.probes import check_uri
 from raygf.tracking.report import Report
 from raygf.tracking.trouble import start_error
+from raygf.tracking.undelivered import Call, Undelivered
 from raygf.tracking.uris import without_password
 
 START_S = 120.0
@@ -39,12 +39,15 @@ class MLflowTracker:
         uri: Absolute tracking URI, see ``resolve_uri``.
         experiment: Created if there is none of this name.
         say: Called with one line when something could not be delivered; maybe from another thread.
+        undelivered: Where what was not delivered is kept, and what earlier processes have kept there.
     """
 
-    def __init__(self, uri: str, experiment: str, say: Say) -> None:
+    def __init__(self, uri: str, experiment: str, say: Say, undelivered: Undelivered | None = None) -> None:
         self.uri, self.experiment = uri, experiment
         self._run = MLflowRun(uri)
-        self._delivery = Delivery(without_password(uri), lambda: check_uri(uri), say)
+        self._undelivered = undelivered
+        keep = None if undelivered is None else lambda left: undelivered.keep(self._run.id, left)
+        self._delivery = Delivery(without_password(uri), lambda: check_uri(uri), say, keep)
         self._method = ""
         self._start: RunStart | None = None
         self._records: list[RoundRecord] = []
@@ -78,18 +81,31 @@ class MLflowTracker:
             raise
         except Exception as error:
             raise start_error(error, self.uri) from error
+        if run_id and self._undelivered is not None:
+            for label, call in self._undelivered.take(run_id):
+                self._delivery.post(self._parcel(label, call))
         return self._run.id
 
     def log_start(self, start: RunStart) -> None:
-        """Log sizes and costs."""
+        """Log sizes and costs, and rounds of a resumed run whose records an earlier process did not log."""
         self._start = start
-        self._delivery.post(Parcel("sizes of the run", lambda: self._run.log_params(start_params(start))))
+        sizes = Call("log_params", {"params": start_params(start)})
+        self._delivery.post(self._parcel("sizes of the run", sizes))
         self._delivery.post(self._metrics("costs", start_metrics(start), step=0))
+        if start.recent and self._run.resumed:
+            self._delivery.post(Parcel("rounds before", lambda: self._log_missing(start.recent)))
 
     def log_round(self, record: RoundRecord) -> None:
         """Log one round; returns at once."""
         self._records.append(record)
         self._delivery.post(self._metrics(f"round {record.round}", round_metrics(record), step=record.round))
+        for note in record.notes:
+            text = note if f"round {record.round}" in note else f"round {record.round}: {note}"
+            self._delivery.post(self._parcel("a remark", Call("remark", {"text": text})))
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags; returns at once."""
+        self._delivery.post(Parcel("tags", lambda: self._run.set_tags(tags)))
 
     def finish(self, end: RunEnd) -> None:
         """Deliver what is waiting, then the results, tables and figures, and close the run as FINISHED.
@@ -105,10 +121,27 @@ class MLflowTracker:
             tags[STOPPED_TAG] = str(end.rounds)
         parcels = [
             self._metrics("results", end_metrics(end), step=end.rounds),
-            Parcel("tags", lambda: self._run.set_tags(tags)),
+            self._parcel("tags", Call("set_tags", {"tags": tags})),
         ]
         if self._start is not None:
             parcels += Report(self._run, self._method, self._start, end, self._records).parcels()
+        parcels.append(Parcel("final status", lambda: self._run.terminate("FINISHED")))
+        self._delivery.close(parcels, FINISH_S)
+
+    def stop(self, last: RoundRecord, reason: str) -> None:
+        """Deliver what is waiting, then figures, and close the run as FINISHED after the round ``last``.
+
+        It has no results; the tags ``raygf.stopped_at_round`` and ``raygf.stopped_by`` say when and why.
+        """
+        tags = {
+            "checkpoint": last.checkpoint,
+            "raygf.training_passes": str(last.training_passes),
+            STOPPED_TAG: str(last.round),
+            STOPPED_BY_TAG: reason,
+        }
+        parcels = [Parcel("tags", lambda: self._run.set_tags(tags))]
+        if self._start is not None:
+            parcels += Report(self._run, self._method, self._start, None, self._records).parcels()
         parcels.append(Parcel("final status", lambda: self._run.terminate("FINISHED")))
         self._delivery.close(parcels, FINISH_S)
 
@@ -139,14 +172,21 @@ class MLflowTracker:
 
     def _metrics(self, label: str, metrics: Mapping[str, float], step: int) -> Parcel:
         """``metrics`` stamped with the time now, whenever they arrive."""
-        stamp_ms = int(time.time() * 1000)
-        return Parcel(label, lambda: self._run.log_metrics(metrics, step, stamp_ms))
+        values = {"metrics": dict(metrics), "step": step, "stamp_ms": int(time.time() * 1000)}
+        return self._parcel(label, Call("log_metrics", values))
+
+    def _parcel(self, label: str, call: Call) -> Parcel:
+        return Parcel(label, lambda: call.make(self._run), call)
+
+    def _log_missing(self, records: Sequence[RoundRecord]) -> None:
+        known = self._run.history("seconds/round")
+        for record in records:
+            if record.round not in known:
+                self._run.log_metrics(round_metrics(record), record.round, int(time.time() * 1000))
 
 
 def _tags(config: RunConfig, recipe: str, parent_run_id: str) -> dict[str, str]:
-    tags = {"method": config.method, "model": config.model.name, "data": config.data.source}
-    with contextlib.suppress(PackageNotFoundError):
-        tags["raygf.version"] = version("raygf")
+    tags = {"method": config.method, "model": config.model.name, "data": config.data.source, **version_tag()}
     if recipe:
         tags["recipe"] = recipe
     if parent_run_id:

@@ -20,28 +20,33 @@ _HEADING = "### raygf results"
 
 @dataclass(frozen=True)
 class Report:
-    """The report of ``run``. ``method`` titles the accuracies; ``records``: the rounds of this process."""
+    """The report of ``run``. ``method`` titles the accuracies; ``records``: the rounds of this process.
+
+    Without ``end`` there are no results, so there is no table.
+    """
 
     run: MLflowRun
     method: str
     start: RunStart
-    end: RunEnd
+    end: RunEnd | None
     records: Sequence[RoundRecord]
 
     def parcels(self) -> list[Parcel]:
         """The report in parts, each of which may fail on its own."""
+        end = self.end
+        table = [] if end is None else [Parcel("result table", lambda: self._log_table(end))]
         return [
-            Parcel("result table", self._log_table),
+            *table,
             Parcel("accuracy figure", self._log_accuracy),
             Parcel("fusion weight figure", self._log_fusion),
         ]
 
-    def _log_table(self) -> None:
-        column = ResultColumn(self.method, self.end.test.accuracy, self.end.training_passes, self._seconds())
+    def _log_table(self, end: RunEnd) -> None:
+        column = ResultColumn(self.method, end.test.accuracy, end.training_passes, self._seconds())
         table = ResultTable(self.start.operations, self.start.parameters, (column,))
         markdown = to_markdown(table)
         # First, because files may have to go elsewhere: to a disk or a bucket that this process can't reach.
-        self.run.describe(_HEADING, f"After round {self.end.rounds}:\n\n{markdown}\n{self._more()}")
+        self.run.describe(_HEADING, f"After round {end.rounds}:\n\n{markdown}\n{self._more()}")
         self.run.log_text("results.md", markdown)
         self.run.log_text("results.csv", to_csv(table))
 

@@ -41,7 +41,7 @@ def connect(uri: str) -> Any:
 
     for chatty in ("mlflow", "alembic"):
         logging.getLogger(chatty).setLevel(logging.CRITICAL)
-    with _one_at_a_time(uri):
+    with one_at_a_time(uri):
         return MlflowClient(tracking_uri=uri)
 
 
@@ -71,7 +71,7 @@ def find_experiment(client: Any, name: str, uri: str) -> str:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(uri: str) -> Iterator[None]:
+def one_at_a_time(uri: str) -> Iterator[None]:
     """Hold a lock on the folder of a sqlite file: two processes that create its tables at once both fail.
 
     It is a lock on the folder itself, which leaves no file behind. Where a file system has none, go without.

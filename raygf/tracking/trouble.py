@@ -26,6 +26,8 @@ def start_error(error: Exception, uri: str) -> TrackingError:
 def _hint(text: str) -> str:
     if re.search(r"\b403\b", text):
         return " (an MLflow server behind a DNS name needs --allowed-hosts)"
+    if re.search(r"No module named '(psycopg|pymysql|MySQLdb|pyodbc)", text):
+        return " (install the database's Python driver)"
     if re.search(r"\b401\b", text):
         return " (set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN)"
     return ""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from raygf.config import TrackingConfig
+from raygf.masked import without_password as without_password
 
 
 def resolve_uri(config: TrackingConfig, folder: Path) -> str:
@@ -28,8 +28,3 @@ def sqlite_path(uri: str) -> tuple[Path | None, str]:
     if scheme.partition("+")[0] != "sqlite" or file in ("", ":memory:"):
         return None, ""
     return Path(file), mark + options
-
-
-def without_password(text: str) -> str:
-    """``text`` with the passwords of the URIs in it masked."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", text)

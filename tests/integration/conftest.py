@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from ray_head import Head, started_head
 
 from raygf.config import (
     DataConfig,
@@ -133,6 +134,13 @@ def cluster(_cluster_stops_in_the_end: None) -> str:
             address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
         )
     return str(ray.get_runtime_context().gcs_address)
+
+
+@pytest.fixture(scope="session")
+def head() -> Iterator[Head]:
+    """A head node with three CPUs for jobs that are submitted; this process is not in its cluster."""
+    with started_head(cpus=3) as started:
+        yield started
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 MAY_LOAD = (
-    *("raygf.ray_bundles", "raygf.ray_executor", "raygf.ray_driver", "raygf.ray_cluster", "raygf.ray_train"),
-    *("raygf.tracking", "raygf.serving"),
+    *("raygf.ray_", "raygf.exit_actor", "raygf.driver_actor", "raygf.driver_process", "raygf.train_host"),
+    *("raygf.tracking", "raygf.serving", "raygf.sweep"),
 )
 MUST_BE_FOUND = {
     *("raygf.exit_trainer", "raygf.driver", "raygf.executor", "raygf.recipes", "raygf.checkpoint"),

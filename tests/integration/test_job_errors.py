@@ -180,7 +180,8 @@ def test_more_than_the_machine_has(cluster: str, run_job: RunJob, flag: str, say
 
 def test_weights_that_become_infinite(run_job: RunJob, tmp_path: Path) -> None:
     """Exit code 1: what was asked for could be tried. The run's checkpoints stand, here none."""
-    line = assert_one_error(run_job("digits", *SMALL, *LOCAL, "--optim.lr", "1e30"), "exit 1, round 1: ", 1)
+    outcome = run_job("digits", *SMALL, *LOCAL, "--optim.lr", "1e30")
+    line = assert_one_error(outcome, "metagf, exit 1, round 1: ", 1)
     assert "lower optim.lr" in line
     assert list(tmp_path.glob("runs/*/*.npz")) == []
 

@@ -1,11 +1,10 @@
 """The pool of exit actors: the bits of the local executor, whatever happens to its processes.
 
-Faults lie in a folder that the actors look into before they train; those that fired leave a mark there.
+Faults are those of ``benchmarks/faults.py``: they lie in a folder that the actors look into while they train.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import re
@@ -22,14 +21,16 @@ import numpy as np
 import psutil
 import pytest
 import ray
+from faults import Faults
 
 from raygf.bound import BoundNetwork
-from raygf.compute import Compute, resolve_compute
+from raygf.compute import resolve_compute
 from raygf.config import ResourceConfig, RunConfig
 from raygf.data import load_data
-from raygf.data.base import Batch, BatchSource, Dataset, InputSpec, SplitName
+from raygf.data.base import Dataset
 from raygf.errors import ExitFailed, NonFiniteError, RaygfError, ResourceError
 from raygf.executor import LocalExecutor, Trained
+from raygf.exit_actor import Trainer
 from raygf.models.build import build_model
 from raygf.ray_executor import RayExecutor
 from raygf.state import NetworkState
@@ -40,105 +41,17 @@ EXITS = 3
 NONE = [None] * EXITS
 
 
-class Faults:
-    """Faults to come, in ``folder``: ``inject`` them here, they ``strike`` in the actors."""
+class Doomed:
+    """Stands in for the exit trainer: the process that makes it as the ``number``-th of all dies."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, faults: Faults, number: int) -> None:
+        self.faults, self.number = faults, number
 
-    def inject(self, exit: int, round: int, what: str, times: int = 1) -> None:
-        """``what`` shall happen to ``exit`` (from 0) in ``round``, ``times`` times."""
-        for number in range(times):
-            (self.folder / f"fault-{round}-{exit}-{number}").write_text(what)
-
-    def strike(self, exit: int, round: int) -> str:
-        """The fault that is due now, which is marked as fired by this process; or ""."""
-        for fault in sorted(self.folder.glob(f"fault-{round}-{exit}-*")):
-            what = fault.read_text()
-            fault.rename(fault.with_name(fault.name.replace("fault", "fired") + f"-{os.getpid()}"))
-            return what
-        return ""
-
-    def fired(self, exit: int, round: int) -> list[int]:
-        """The processes that a fault fired in, in order."""
-        marks = sorted(self.folder.glob(f"fired-{round}-{exit}-*"))
-        return [int(mark.name.rsplit("-", 1)[1]) for mark in marks]
-
-    def end_of(self, exit: int, round: int) -> None:
-        """Remember that a training came to its end."""
-        with (self.folder / f"ended-{round}").open("a") as log:
-            log.write(json.dumps(exit) + "\n")
-
-    def ended(self, round: int) -> list[int]:
-        """The exits in the order in which their trainings came to their end."""
-        return [json.loads(line) for line in (self.folder / f"ended-{round}").read_text().splitlines()]
-
-    def once(self, mark: str) -> bool:
-        """True for the first caller of all processes."""
-        try:
-            (self.folder / mark).touch(exist_ok=False)
-        except FileExistsError:
-            return False
-        return True
-
-
-@dataclass(frozen=True)
-class FaultyDataset:
-    """A data set whose batches bring the faults with them."""
-
-    inner: Dataset
-    faults: Faults
-    on_open: str = ""
-    """"first" or "second": the actor that opens it as the first, or second, dies."""
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @property
-    def spec(self) -> InputSpec:
-        return self.inner.spec
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.inner.class_names
-
-    def count(self, split: SplitName) -> int:
-        return self.inner.count(split)
-
-    def open(self, compute: Compute, batch_size: int, eval_batch_size: int) -> BatchSource:
-        first = self.faults.once("opened")
-        if self.on_open == "first" and first:
+    def __call__(self, config: RunConfig, dataset: Dataset) -> Trainer:
+        self.faults.log("made", os.getpid())
+        if len(self.faults.logged("made")) == self.number:
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.on_open == "second" and not first and self.faults.once("died"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return FaultyBatches(self.inner.open(compute, batch_size, eval_batch_size), self.faults)
-
-
-@dataclass(frozen=True)
-class FaultyBatches:
-    inner: BatchSource
-    faults: Faults
-
-    def train(self, seed: int, *key: str | int) -> Iterator[Batch]:
-        _, round, exit = key
-        assert isinstance(round, int) and isinstance(exit, int)
-        what = self.faults.strike(exit, round)
-        if what == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if what == "raise":
-            raise ValueError("made-up trouble\nwith a second line")
-        if what == "memory":
-            raise MemoryError("made-up lack of memory")
-        if what.startswith("sleep"):
-            time.sleep(float(what.split()[1]))
-        for images, labels in self.inner.train(seed, *key):
-            yield (images * float("nan") if what == "nan" else images), labels
-        self.faults.end_of(exit, round)
-
-    def evaluate(self, split: SplitName) -> Iterator[Batch]:
-        return self.inner.evaluate(split)
+        return self.faults.trainer(config, dataset)
 
 
 @dataclass(frozen=True)
@@ -187,7 +100,7 @@ def kept() -> Iterator[dict[str, RayExecutor]]:
 def pool(cluster: str, bench: Bench, shared_faults: Faults, kept: dict[str, RayExecutor]) -> RayExecutor:
     """Three actors. Every test that uses them takes a round of its own."""
     if "three" not in kept:
-        kept["three"] = RayExecutor(bench.config, FaultyDataset(bench.dataset, shared_faults), EXITS)
+        kept["three"] = RayExecutor(bench.config, bench.dataset, EXITS, shared_faults.trainer)
     return kept["three"]
 
 
@@ -200,10 +113,10 @@ def new_pool(
         kept.popitem()[1].close()
     pools: list[RayExecutor] = []
 
-    def make(on_open: str = "", **resources: Any) -> tuple[RayExecutor, Faults]:
+    def make(doomed: int = 0, **resources: Any) -> tuple[RayExecutor, Faults]:
         faults = Faults(tmp_path / "faults")
-        dataset = FaultyDataset(bench.dataset, faults, on_open)
-        pools.append(RayExecutor(bench.with_resources(**resources), dataset, EXITS))
+        trainer = Doomed(faults, doomed)
+        pools.append(RayExecutor(bench.with_resources(**resources), bench.dataset, EXITS, trainer))
         return pools[-1], faults
 
     yield make
@@ -223,9 +136,16 @@ def assert_same_bits(trained: Trained, expected: Trained) -> None:
         assert np.abs(mine.delta).max() > 0
 
 
+def pids_of(faults: Faults, exit: int, round: int) -> list[int]:
+    """The processes that a fault of ``exit`` (from 1) happened to in ``round``, in order."""
+    marks = faults.fired()
+    return [mark.pid for mark in marks if (mark.fault.exit, mark.fault.round) == (exit, round)]
+
+
 def pids(pool: RayExecutor) -> list[int]:
     """The processes of the actors that have started."""
-    return [int(match[1]) for w in pool._workers if (match := re.search(r"\(pid (\d+)\)", w.node))]
+    places = [worker.place.shown for worker in pool._pool.ready()]
+    return [int(match[1]) for place in places if (match := re.search(r"\(pid (\d+)\)", place))]
 
 
 def actor_processes() -> set[int]:
@@ -269,10 +189,10 @@ def test_updates_come_in_exit_order_whatever_order_they_finish_in(
     pool: RayExecutor, bench: Bench, shared_faults: Faults
 ) -> None:
     assert len(pids(pool)) == EXITS
-    shared_faults.inject(exit=0, round=5, what="sleep 2")
+    shared_faults.add("delay exit 1 in round 5")
     trained = pool.train(bench.state, 5, NONE)
-    assert shared_faults.ended(5)[-1] == 0
-    assert sorted(shared_faults.ended(5)) == [0, 1, 2]
+    assert shared_faults.logged("ended-5")[-1] == 1
+    assert sorted(shared_faults.logged("ended-5")) == [1, 2, 3]
     assert_same_bits(trained, bench.local(5))
     assert trained.updates[0].seconds > 2 > trained.updates[1].seconds
 
@@ -292,7 +212,7 @@ def test_arrays_in_the_object_store_are_not_written_to(
         assert not stored.vector.flags.writeable  # a view of the store, not a copy
         assert stored.sha256() == before
     assert bench.state.sha256() == before
-    dataset = ray.get(pool._dataset, timeout=10).inner
+    dataset = ray.get(pool._pool.dataset, timeout=10)
     assert not dataset.train.images.flags.writeable
     for name in ("train", "val", "test"):
         assert dataset.splits[name].images.tobytes() == bench.dataset.splits[name].images.tobytes()
@@ -302,10 +222,10 @@ def test_arrays_in_the_object_store_are_not_written_to(
 def test_killed_actors_are_replaced_and_the_bits_are_the_same(
     pool: RayExecutor, bench: Bench, shared_faults: Faults
 ) -> None:
-    shared_faults.inject(exit=0, round=7, what="die")
-    shared_faults.inject(exit=2, round=7, what="die")
+    shared_faults.add("kill exit 1 in round 7")
+    shared_faults.add("kill exit 3 in round 7")
     trained = pool.train(bench.state, 7, NONE)
-    (first,), (third,) = shared_faults.fired(exit=0, round=7), shared_faults.fired(exit=2, round=7)
+    (first,), (third,) = pids_of(shared_faults, 1, 7), pids_of(shared_faults, 3, 7)
     assert_same_bits(trained, bench.local(7))
     notes = sorted(trained.notes)
     assert len(notes) == 2
@@ -313,19 +233,19 @@ def test_killed_actors_are_replaced_and_the_bits_are_the_same(
         said = rf"exit {exit} retried in round 7: ActorDiedError: .* on \S+ \(pid {dead}\)"
         assert re.fullmatch(said, note), note
         assert dead not in pids(pool)
-    assert len(pool._workers) == EXITS
+    assert len(pool._pool.workers) == EXITS
     assert pool.train(bench.state, 8, NONE).notes == ()  # the next round is undisturbed
 
 
 def test_actor_killed_from_outside(pool: RayExecutor, bench: Bench, shared_faults: Faults) -> None:
     """``ray.kill``, as when a node is drained, in the middle of a training."""
-    shared_faults.inject(exit=2, round=10, what="sleep 60")
+    shared_faults.add("stick exit 3 in round 10")
     killed: list[int] = []
 
     def kill() -> None:
-        if wait_until(lambda: bool(shared_faults.fired(2, 10)), 60):
-            (pid,) = shared_faults.fired(2, 10)
-            (worker,) = [w for w in pool._workers if f"(pid {pid})" in w.node]
+        if wait_until(lambda: bool(pids_of(shared_faults, 3, 10)), 60):
+            (pid,) = pids_of(shared_faults, 3, 10)
+            (worker,) = [w for w in pool._pool.ready() if f"(pid {pid})" in w.place.shown]
             ray.kill(worker.actor)
             killed.append(pid)
 
@@ -333,7 +253,7 @@ def test_actor_killed_from_outside(pool: RayExecutor, bench: Bench, shared_fault
     thread.start()
     trained = pool.train(bench.state, 10, NONE)
     thread.join()
-    assert killed == shared_faults.fired(2, 10)
+    assert killed == pids_of(shared_faults, 3, 10)
     assert_same_bits(trained, bench.local(10))
     assert len(trained.notes) == 1
     assert trained.notes[0].startswith("exit 3 retried in round 10: ActorDiedError")
@@ -343,11 +263,11 @@ def test_actor_killed_from_outside(pool: RayExecutor, bench: Bench, shared_fault
 def test_error_raised_in_a_training_is_named_and_not_retried(
     pool: RayExecutor, bench: Bench, shared_faults: Faults
 ) -> None:
-    shared_faults.inject(exit=1, round=11, what="raise", times=2)
+    shared_faults.add("raise exit 2 in round 11, 2 times")
     with pytest.raises(ExitFailed) as caught:
         pool.train(bench.state, 11, NONE)
     error = caught.value
-    (pid,) = shared_faults.fired(1, 11)  # one of the two: it was not tried again
+    (pid,) = pids_of(shared_faults, 2, 11)  # one of the two: it was not tried again
     assert (error.exit, error.round, error.cause) == (1, 11, "ValueError: made-up trouble")
     assert error.node.endswith(f"(pid {pid})")
     assert str(error) == (
@@ -357,24 +277,25 @@ def test_error_raised_in_a_training_is_named_and_not_retried(
 
 
 def test_lack_of_memory_names_its_knob(pool: RayExecutor, bench: Bench, shared_faults: Faults) -> None:
-    shared_faults.inject(exit=0, round=12, what="memory", times=2)
+    shared_faults.add("exhaust exit 1 in round 12, 2 times")
     with pytest.raises(ExitFailed) as caught:
         pool.train(bench.state, 12, NONE)
-    assert len(shared_faults.fired(0, 12)) == 1
+    assert len(pids_of(shared_faults, 1, 12)) == 1
     assert (caught.value.exit, caught.value.round) == (0, 12)
-    assert caught.value.cause == "MemoryError: made-up lack of memory"
+    assert caught.value.cause.startswith("MemoryError: made-up lack of memory (batches of ")
+    assert "MiB of weights" in caught.value.cause
     assert "resources.actors" in caught.value.knob and "batch_size" in caught.value.knob
 
 
 def test_non_finite_loss_comes_back_as_itself(pool: RayExecutor, bench: Bench, shared_faults: Faults) -> None:
-    shared_faults.inject(exit=2, round=13, what="nan", times=2)
+    shared_faults.add("nan exit 3 in round 13, 2 times")
     with pytest.raises(
-        NonFiniteError, match=r"^exit 3, round 13: the loss of exit 1 became nan at step 1; "
+        NonFiniteError, match=r"^metagf, exit 3, round 13: the loss of exit 1 became nan at step 1; "
     ) as c:
         pool.train(bench.state, 13, NONE)
     assert type(c.value) is NonFiniteError
     assert c.value.exit_code == 1
-    assert len(shared_faults.fired(2, 13)) == 1
+    assert len(pids_of(shared_faults, 3, 13)) == 1
 
 
 def test_pool_goes_on_after_an_error(pool: RayExecutor, bench: Bench) -> None:
@@ -384,12 +305,12 @@ def test_pool_goes_on_after_an_error(pool: RayExecutor, bench: Bench) -> None:
 
 def test_no_failures_allowed(new_pool: Callable[..., Any], bench: Bench) -> None:
     pool, faults = new_pool(actors=1, max_failures=0)
-    faults.inject(exit=0, round=4, what="die")
-    (node,) = [worker.node for worker in pool._workers]
+    faults.add("kill exit 1 in round 4")
+    (node,) = [worker.place.shown for worker in pool._pool.workers]
     with pytest.raises(ExitFailed) as caught:
         pool.train(bench.state, 4, NONE)
     error = caught.value
-    assert faults.fired(0, 4) == [int(node.split("pid ")[1].rstrip(")"))]
+    assert pids_of(faults, 1, 4) == [int(node.split("pid ")[1].rstrip(")"))]
     assert (error.exit, error.round, error.node, error.exit_code) == (0, 4, node, 1)
     assert error.cause.startswith("ActorDiedError: ")
     assert error.knob == "allow more retries with resources.max_failures"
@@ -400,18 +321,33 @@ def test_no_failures_allowed(new_pool: Callable[..., Any], bench: Bench) -> None
     assert (twin.args, str(twin)) == (error.args, str(error))
 
 
+def test_more_failures_than_allowed_name_the_last_one(new_pool: Callable[..., Any], bench: Bench) -> None:
+    """Every process that was lost is another one, and so is a failure of its own."""
+    pool, faults = new_pool(actors=2, max_failures=1)
+    faults.add("kill exit 2 in round 3 at step 3, 2 times")
+    with pytest.raises(ExitFailed) as caught:
+        pool.train(bench.state, 3, NONE)
+    first, second = pids_of(faults, 2, 3)
+    assert first != second
+    assert (caught.value.exit, caught.value.round) == (1, 3)
+    assert caught.value.node.endswith(f"(pid {second})")
+    assert caught.value.cause.startswith("ActorDiedError: its worker process has died")
+    assert caught.value.knob == "allow more retries with resources.max_failures"
+
+
 def test_stuck_training_is_retried_elsewhere_and_then_ends_the_run(
     new_pool: Callable[..., Any], bench: Bench
 ) -> None:
-    pool, faults = new_pool(actors=1, max_failures=1, exit_timeout_s=1.5)
-    faults.inject(exit=0, round=2, what="sleep 120", times=5)
+    pool, faults = new_pool(actors=1, max_failures=1, exit_timeout_s=4.0)
+    pool.train(bench.state, 1, NONE)  # the first training of a process takes longer
+    faults.add("stick exit 1 in round 2, 5 times")
     (first,) = pids(pool)
     with pytest.raises(ExitFailed) as caught:
         pool.train(bench.state, 2, NONE)
-    assert 1 <= len(faults.fired(0, 2)) <= 2  # on a busy machine a call may take as long to begin
+    assert 1 <= len(pids_of(faults, 1, 2)) <= 2  # on a busy machine a call may take as long to begin
     assert wait_until(lambda: not psutil.pid_exists(first))
     assert (caught.value.exit, caught.value.round) == (0, 2)
-    assert re.fullmatch(r"no result within (1\.5|2) s", caught.value.cause)
+    assert re.fullmatch("no result within 4 s", caught.value.cause)
     (second,) = pids(pool)
     assert second != first
     assert caught.value.node.endswith(f"(pid {second})")
@@ -441,7 +377,7 @@ def test_more_actors_than_the_cluster_holds_are_not_asked_for(
 ) -> None:
     """Four CPUs, one of them the driver's: there is room for one actor of two CPUs."""
     pool, _ = new_pool(cpus_per_exit=2.0)
-    assert len(pool._workers) == len(pids(pool)) == 1
+    assert len(pool._pool.workers) == len(pids(pool)) == 1
 
 
 def test_closing_ends_the_processes(new_pool: Callable[..., Any]) -> None:
@@ -458,31 +394,28 @@ def test_closing_ends_the_processes(new_pool: Callable[..., Any]) -> None:
 
 def test_actor_that_dies_while_it_starts_is_replaced(new_pool: Callable[..., Any], bench: Bench) -> None:
     """The first of the pool, which is waited for, like any other."""
-    pool, faults = new_pool(on_open="first", actors=1)
-    assert (faults.folder / "opened").exists()
+    pool, faults = new_pool(doomed=1, actors=1)
+    assert len(faults.logged("made")) == 2
     assert_same_bits(pool.train(bench.state, 1, NONE), bench.local(1))
 
 
 def test_actor_that_can_not_start_is_an_error_for_people(cluster: str, bench: Bench, tmp_path: Path) -> None:
     """A constructor that raises would raise again: one line, with the cause."""
 
-    @dataclass(frozen=True)
-    class Unopenable(FaultyDataset):
-        def open(self, compute: Compute, batch_size: int, eval_batch_size: int) -> BatchSource:
-            raise OSError("made-up library is missing here")
+    def missing(config: RunConfig, dataset: Dataset) -> Trainer:
+        raise OSError("made-up library is missing here")
 
-    dataset = Unopenable(bench.dataset, Faults(tmp_path / "faults"))
     with pytest.raises(RaygfError, match="made-up library is missing here"):
-        RayExecutor(bench.with_resources(actors=1), dataset, EXITS)
+        RayExecutor(bench.with_resources(actors=1), bench.dataset, EXITS, missing)
 
 
 def test_actor_lost_while_starting_is_not_called_exit_0(new_pool: Callable[..., Any], bench: Bench) -> None:
     """Exits count from 1; an actor that had no exit yet must not be blamed on one."""
-    pool, faults = new_pool(on_open="second", actors=2, max_failures=0)
-    faults.inject(exit=0, round=1, what="sleep 20")  # keeps the round going until the second has died
+    pool, faults = new_pool(doomed=2, actors=2, max_failures=0)
+    faults.add("stick exit 1 in round 1")  # keeps the round going until the second has died
     with pytest.raises(RaygfError) as caught:
         pool.train(bench.state, 1, NONE)
-    assert (faults.folder / "died").exists()
+    assert len(faults.logged("made")) >= 2
     assert "exit 0" not in str(caught.value)
 
 
@@ -498,15 +431,15 @@ def test_replacement_that_can_not_be_placed_ends_the_run(
     new_pool: Callable[..., Any], bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody else has taken the place of the lost actor: an error after the limit, no wait without end."""
-    monkeypatch.setattr("raygf.ray_executor._START_S", 10.0)
+    monkeypatch.setattr("raygf.ray_waiting.START_S", 10.0)
     pool, faults = new_pool(actors=1)
     hogs = [ray.remote(Hog).options(num_cpus=cpus).remote() for cpus in (3, 1)]  # the second waits for a CPU
     try:
         assert ray.get(hogs[0].ready.remote(), timeout=30)
-        faults.inject(exit=0, round=1, what="die")
+        faults.add("kill exit 1 in round 1")
         with pytest.raises(RaygfError, match="within 10 s"):
             pool.train(bench.state, 1, NONE)
-        assert len(faults.fired(0, 1)) == 1
+        assert len(pids_of(faults, 1, 1)) == 1
     finally:
         for hog in hogs:
             ray.kill(hog)

@@ -6,6 +6,8 @@ Starting Ray Train takes most of these tests' time, so that each asks of one sta
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import sys
 import time
@@ -23,13 +25,14 @@ from torch import nn
 
 from raygf import ray_cluster
 from raygf.checkpoint import CheckpointStore
-from raygf.config import ComputeConfig, ModelConfig, ResourceConfig, RunConfig
+from raygf.config import ComputeConfig, ModelConfig, ResourceConfig, RunConfig, StorageConfig
 from raygf.data import InputSpec
 from raygf.driver import Driver
-from raygf.errors import ConfigError, RunFailed
+from raygf.errors import ConfigError
 from raygf.executor import LocalExecutor
 from raygf.models.multi_exit import MultiExitNetwork
 from raygf.ray_train import TrainDriver, work
+from raygf.records import RoundRecord
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers can't import this file
 FOLDER = str(Path(__file__).parent)
@@ -144,7 +147,7 @@ def test_one_worker_gives_the_bits_of_the_local_executor_where_draws_are_random(
     assert train.result["weights_sha256"] == local.result["weights_sha256"]
 
 
-def test_two_workers_agree_with_one_until_one_is_lost(
+def test_two_workers_agree_with_one_and_are_started_again_when_one_is_lost(
     start_driver: Callable[[RunConfig], TrainDriver], small_config: RunConfig, tmp_path: Path
 ) -> None:
     """Records too; that both workers hold the same weights is checked by every round itself."""
@@ -171,11 +174,33 @@ def test_two_workers_agree_with_one_until_one_is_lost(
     np.testing.assert_allclose(two.method["momentum"], one.method["momentum"], rtol=1e-3, atol=1e-6)
     assert two.meta["run_id"] == "a-run"
 
-    assert len(workers()) == 2
-    os.kill(workers()[1], signal.SIGKILL)
-    with pytest.raises(RunFailed, match=r"^worker [12] was lost: .*; the last checkpoint stands$"):
-        for _ in records:
-            pass
+    before = set(workers())
+    assert len(before) == 2
+    os.kill(max(before), signal.SIGKILL)
+    record = next(records)
+    while not record.notes:  # rounds that were done before the loss was noticed come first
+        before_it, record = record.round, next(records)
+        assert record.round == before_it + 1
+    (note,) = record.notes
+    says = (
+        rf"driver restarted in round {record.round}: worker [12] was lost: ActorDiedError: its worker process"
+    )
+    assert re.match(says, note), note
+    assert len(workers()) == 2 and not before & set(workers())
+    expected = one_round(config, tmp_path / "copy", record.round)
+    assert record.train.loss == pytest.approx(expected.train.loss, rel=1e-5)
+
+
+def one_round(config: RunConfig, folder: Path, round: int) -> RoundRecord:
+    """What one process makes of ``round``, from the checkpoint before it."""
+    (folder / "small").mkdir(parents=True)
+    shutil.copy(Path(config.storage.path, "small", f"round-{round - 1:06d}.npz"), folder / "small")
+    config = replace(config, storage=StorageConfig(str(folder), "small", resume=True))
+    driver = Driver(config, lambda run, data, exits: LocalExecutor(run, data))
+    driver.prepare()
+    record = next(driver.rounds(""))
+    driver.close()
+    return record
 
 
 def test_error_of_one_worker_ends_both_and_comes_back_as_itself(

@@ -44,6 +44,24 @@ def test_number():
         assert message(checks.number, "f", value).startswith(f"f = {value!r}: must be a finite number")
 
 
+def test_amount():
+    for value in (0, 1e-4, 0.5, 1 / 3, 1.5, 64):
+        checks.amount("f", value)
+    for value in (0, 0.5, 1, 2.0, 8):
+        checks.amount("f", value, whole_above_one=True)
+    assert message(checks.amount, "f", 1e-5) == "f = 1e-05: must be 0, or at least 0.0001"
+    assert message(checks.amount, "f", -1) == "f = -1: must be a finite number at least 0"
+    assert (
+        message(checks.amount, "f", 1.5, whole_above_one=True)
+        == "f = 1.5: must be at most 1, or a whole number"
+    )
+
+
+def test_at_most():
+    checks.at_most("f", 3, 3)
+    assert message(checks.at_most, "f", 4, 3) == "f = 4: must be at most 3"
+
+
 def test_one_of():
     checks.one_of("f", "a", ("a", "b"))
     assert message(checks.one_of, "f", "c", ("a", "b")) == "f = 'c': must be one of a, b"

@@ -120,7 +120,7 @@ def test_help(capsys):
         assert name in text
     assert "--optim.lr FLOAT Learning rate at the start. (default: 0.1)" in text
     assert "--rounds INT" in text and "(default: 40)" in text
-    assert "Seconds after which one exit's training of one round is taken for stuck." in text
+    assert "Seconds after which one exit's training of one round is taken for stuck;" in text
     assert "Random crop: zero-pad the image by this many pixels on each side" in text
     assert "{softmax,sigmoid}" in text
 

@@ -1,7 +1,9 @@
 """What a terminal and a log file get to see of a run."""
 
 import io
+import math
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -70,6 +72,27 @@ def test_without_validation_the_training_is_shown_and_named():
     out = io.StringIO()
     Progress(out).round(record(40, val=False))
     assert out.getvalue() == "round 40/40  1.9 s  loss 1.234  train 71.2 80.1 83.0 (avg 78.1) %\n"
+
+
+def test_a_skipped_round_says_so():
+    out = io.StringIO()
+    nothing = ExitScore((math.nan,) * 3, (math.nan,) * 3)
+    skipped = replace(record(40), train=nothing, skipped=True, notes=("round 40 skipped",))
+    Progress(out).round(skipped)
+    Progress(out).round(replace(skipped, val=None))
+    assert out.getvalue() == (
+        "round 40/40  1.9 s  skipped  val 71.2 80.1 83.0 (avg 78.1) %\nnote: round 40 skipped\n"
+        "round 40/40  1.9 s  skipped\nnote: round 40 skipped\n"
+    )
+
+
+def test_what_was_said_when_it_came_up_is_not_said_again():
+    out = io.StringIO()
+    progress = Progress(out)
+    progress.note("the disk is full; trying again")
+    progress.round(record(40, notes=("the disk is full; trying again", "exit 1 was retried")))
+    notes = [line for line in out.getvalue().splitlines() if line.startswith("note")]
+    assert notes == ["note: the disk is full; trying again", "note: exit 1 was retried"]
 
 
 def test_one_slow_round_does_not_spoil_the_estimate():

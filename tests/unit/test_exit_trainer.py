@@ -199,7 +199,9 @@ def test_handing_momentum_in_writes_nothing():
 def test_a_loss_that_is_not_finite_names_exit_round_and_step():
     vector = STATE.vector.copy()
     vector[-1] = np.nan  # the bias of the last head
-    with pytest.raises(NonFiniteError, match=r"^exit 2, round 7: the loss of exit 3 became nan at step 1;"):
+    with pytest.raises(
+        NonFiniteError, match=r"^metagf, exit 2, round 7: the loss of exit 3 became nan at step 1;"
+    ):
         trainer(rounds=9).train(replace(STATE, vector=vector), 1, 3, 7)
 
 

@@ -11,7 +11,8 @@ from raygf.config import OptimConfig
 from raygf.errors import NonFiniteError
 from raygf.losses import exit_losses
 from raygf.records import ExitScore
-from raygf.stepping import FlatSGD, mean_score, require_finite, train_epoch
+from raygf.stepping import FlatSGD, train_epoch
+from raygf.tally import mean_score, require_finite
 
 BATCHES = random_batches(5)
 
@@ -106,15 +107,14 @@ def test_the_first_bad_loss_is_named(bad):
     with pytest.raises(
         NonFiniteError, match=r"^exit 2, round 7: the loss of exit 3 became .* at step 2;"
     ) as e:
-        require_finite(history, torch.zeros(2), "exit 2, round 7")
+        require_finite(history, "", "exit 2, round 7")
     assert "optim.lr" in str(e.value)
 
 
-@pytest.mark.parametrize("bad", [[math.nan, 0.0], [math.inf, -math.inf], [0.0, math.inf]])
-def test_a_bad_weight_is_noticed(bad):
-    with pytest.raises(NonFiniteError, match=r"^here: a weight became infinite or NaN"):
-        require_finite(torch.zeros(1, 1), torch.tensor(bad), "here")
+def test_a_bad_weight_is_named():
+    with pytest.raises(NonFiniteError, match=r"^here: a weight became .* last step, 4: stem\.weight; "):
+        require_finite(torch.zeros(4, 1), "stem.weight", "here")
 
 
 def test_finite_values_pass():
-    require_finite(torch.zeros(2, 2), torch.ones(3), "here")
+    require_finite(torch.zeros(2, 2), "", "here")

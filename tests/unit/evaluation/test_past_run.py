@@ -130,6 +130,15 @@ def test_joint_training_has_no_importance_and_no_validation_no_curve(tmp_path):
     assert found.training_passes == 1
 
 
+@pytest.mark.parametrize(
+    ("method", "passes"), [("mine:rule", 2), ("delta-mine:rule", 8), ("delta-mean", 8), ("dfs", 2)]
+)
+def test_passes_are_those_of_the_kind_of_method(checkpoint, method, passes):
+    """A rule of the user's own counts as others do."""
+    found = evaluate_run(load_run(checkpoint), with_importance=False)
+    assert replace(found, config=replace(found.config, method=method)).training_passes == passes
+
+
 def test_a_folder_stands_for_its_newest_checkpoint(checkpoint, tmp_path):
     folder = Path(checkpoint).parent
     assert find_checkpoint(checkpoint) == (checkpoint, ())

@@ -41,7 +41,15 @@ def test_file_of_a_sqlite_uri(uri, path, options):
     [
         ("http://me:secret@host:5000/x", "http://me:***@host:5000/x"),
         ("no answer from postgresql://me:s3:cr@host/db", "no answer from postgresql://me:***@host/db"),
+        ("http://me:p@ss/word@host:5000/x", "http://me:***@host:5000/x"),
+        ("at http://:secret@host", "at http://:***@host"),
+        (
+            "postgresql://host/db?user=me&password=secret&ssl=1",
+            "postgresql://host/db?user=me&password=***&ssl=1",
+        ),
+        ("s3://KEY:SECRET@bucket/runs?region=x", "s3://KEY:***@bucket/runs?region=x"),
         ("http://host:5000", "http://host:5000"),
+        ("http://host:5000, or ask me@host", "http://host:5000, or ask me@host"),
         ("sqlite:////a/b.db", "sqlite:////a/b.db"),
     ],
 )

@@ -1,0 +1,345 @@
+"""A long run of a tiny network under Ray: do memory, object store, open files and threads stay as they are?
+
+    python benchmarks/soak.py --figure soak.png
+
+The run is a real one: a driver actor, an exit actor for each exit, a checkpoint a round. After every round,
+when the driver and its actors rest, each process is looked at. Its own memory is what it has resident and
+does not share: pages of the object store that it has mapped count for the store.
+
+Bars, on the slope over the rounds after the warm-up, less its confidence interval (95 %, from the means of
+ten stretches): at most 32 KiB a round for memory and the store, one in 50 rounds for open files, threads and
+objects. A delta of this network has 2.7 MiB, so a leak of one in 80 rounds would show. What a driver adds
+below the bar is a round's entry in the history, which every checkpoint holds: 6 KiB as Python objects, and
+the heap that settles around them.
+
+Ray's own processes are shown and have no bar. The exit code is 1 if a bar does not hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
+import tyro
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from timing import machine
+
+from raygf.config import (
+    DataConfig,
+    ModelConfig,
+    MSDNetConfig,
+    ResourceConfig,
+    RunConfig,
+    StorageConfig,
+    TrackingConfig,
+)
+from raygf.evaluation.figure_style import new_figure, plain_axes, run_style, whole_numbers
+from raygf.ray_driver import RemoteDriver
+from raygf.recipes import get_recipe
+
+BYTES_BAR, COUNT_BAR = 32 * 1024, 0.02
+"""What may be added a round."""
+STRETCHES = 10
+T_95 = 2.306
+"""Student's t for 95 % and STRETCHES - 2 degrees of freedom."""
+RESTING_S = 0.1
+NO_BAR = ("raylet",)
+LARGE = ("memory", "bytes")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How long, and how many exits."""
+
+    rounds: int = 200
+    """Rounds in all."""
+    warmup: int = 50
+    """Rounds at the start that the bars leave out: libraries load, allocators settle."""
+    exits: int = 3
+    """Exits, each with an actor of its own."""
+    figure: str = ""
+    """File for the curves; empty: none."""
+
+    def __post_init__(self) -> None:
+        if self.rounds - self.warmup < 2 * STRETCHES:
+            raise SystemExit(f"--rounds must be at least --warmup + {2 * STRETCHES}")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One look at a process: bytes of its own, open files, threads."""
+
+    memory: int
+    files: int
+    threads: int
+
+    @classmethod
+    def of(cls, process: psutil.Process) -> Sample:
+        """Look at ``process`` now."""
+        memory = process.memory_info()
+        return cls(memory.rss - memory.shared, process.num_fds(), process.num_threads())
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What was seen: for every process a sample a round; bytes and objects in the store a round."""
+
+    processes: dict[str, list[Sample]]
+    store: list[tuple[int, int]]
+
+    def series(self, name: str, what: str) -> NDArray[np.float64]:
+        """One curve (R,)."""
+        return np.array([getattr(sample, what) for sample in self.processes[name]], np.float64)
+
+
+class Store:
+    """Asks the raylet of this node how full the object store is."""
+
+    def __init__(self) -> None:
+        from ray._private.grpc_utils import init_grpc_channel
+        from ray.core.generated import node_manager_pb2, node_manager_pb2_grpc
+
+        (node,) = ray.nodes()
+        channel = init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
+        self._stub = node_manager_pb2_grpc.NodeManagerServiceStub(channel)
+        self._request = node_manager_pb2.GetNodeStatsRequest(include_memory_info=False)
+
+    def look(self) -> tuple[int, int]:
+        """Bytes and objects in it now."""
+        stats = self._stub.GetNodeStats(self._request, timeout=30).store_stats
+        return int(stats.object_store_bytes_used), int(stats.num_local_objects)
+
+
+def tiny_run(folder: str, rounds: int, exits: int) -> RunConfig:
+    """The recipe "digits" made small."""
+    return replace(
+        get_recipe("digits"),
+        rounds=rounds,
+        data=DataConfig(source="digits", val=50, train_limit=48, pad=1, flip=False),
+        model=ModelConfig("msdnet", MSDNetConfig(exits=exits, base=1, step=1, channels=8, factors=(1, 2))),
+        resources=ResourceConfig(gpus_per_exit=0, driver_gpus=0),
+        storage=StorageConfig(folder, "soak"),
+        tracking=TrackingConfig(enabled=False),
+    )
+
+
+def soak(config: RunConfig, exits: int) -> Curves:
+    """Train, and look at everything after every round."""
+    driver = RemoteDriver(config)
+    driver.prepare()
+    curves, store = Curves({}, []), Store()
+    found: dict[str, psutil.Process] = {}
+    try:
+        for record in driver.rounds(""):
+            found = found or await_processes(exits)
+            rest(found)
+            for name, process in found.items():
+                curves.processes.setdefault(name, []).append(Sample.of(process))
+            curves.store.append(store.look())
+            if sys.stderr.isatty():
+                print(f"\rround {record.round}", end="", file=sys.stderr, flush=True)
+        driver.end()
+    finally:
+        driver.close()
+    return curves
+
+
+def await_processes(exits: int) -> dict[str, psutil.Process]:
+    """As ``find_processes``, when all exit actors are there, which the first round need not wait for."""
+    until = time.monotonic() + 120
+    while len(found := find_processes()) != exits + 3 and time.monotonic() < until:
+        time.sleep(RESTING_S)
+    return found
+
+
+def find_processes() -> dict[str, psutil.Process]:
+    """This process, the driver, its exit actors, and the raylet, by name."""
+    found, actors = {"job": psutil.Process()}, []
+    for process in psutil.Process().children(recursive=True):
+        title = " ".join(process.cmdline()[:1])
+        if title.startswith("ray::DriverActor"):
+            found["driver"] = process
+        elif title.startswith("ray::ExitActor"):
+            actors.append(process)
+        elif title.endswith("raylet/raylet"):
+            found["raylet"] = process
+    return found | {f"exit actor {number}": actor for number, actor in enumerate(actors, start=1)}
+
+
+def rest(processes: Mapping[str, psutil.Process]) -> None:
+    """Wait until they do nothing: the driver is one round ahead at most, then it waits to be asked."""
+    trainers = [process for name, process in processes.items() if name not in ("job", *NO_BAR)]
+    until, before = time.monotonic() + 30, -1.0
+    while time.monotonic() < until:
+        spent = sum(sum(process.cpu_times()[:2]) for process in trainers)
+        if spent - before < 0.02:  # a tick or two: Ray's own threads never sleep for long
+            return
+        before = spent
+        time.sleep(RESTING_S)
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Growth a round, and half the width of its 95 % confidence interval."""
+
+    value: float
+    half: float
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64]) -> Slope:
+        """The slope of ``values`` (R,) through the means of STRETCHES stretches.
+
+        Neighbouring rounds are alike, as memory moves in steps; means of stretches are nearly independent.
+        """
+        parts = np.array_split(np.arange(len(values)), STRETCHES)
+        x, y = (
+            np.array([series[part].mean() for part in parts]) for series in (np.arange(len(values)), values)
+        )
+        centred = x - x.mean()
+        spread = float((centred**2).sum())
+        value = float((centred * y).sum()) / spread
+        rest = y - y.mean() - value * centred
+        return cls(value, T_95 * float(np.sqrt((rest**2).sum() / (STRETCHES - 2) / spread)))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One row of the table."""
+
+    name: str
+    what: str
+    start: float
+    end: float
+    low: float
+    high: float
+    slope: Slope
+    holds: bool
+
+
+def judge(curves: Curves, warmup: int) -> list[Verdict]:
+    """Every curve against its bar."""
+    rows = [
+        verdict(name, what, curves.series(name, what)[warmup:])
+        for name in curves.processes
+        for what in ("memory", "files", "threads")
+    ]
+    for number, what in enumerate(("bytes", "objects")):
+        looks = np.array([look[number] for look in curves.store], np.float64)
+        rows.append(verdict("object store", what, looks[warmup:]))
+    return rows
+
+
+def verdict(name: str, what: str, values: NDArray[np.float64]) -> Verdict:
+    """A row for ``values``."""
+    start, end, low, high = float(values[0]), float(values[-1]), float(values.min()), float(values.max())
+    slope = Slope.of(values)
+    bar = BYTES_BAR if what in LARGE else COUNT_BAR
+    holds = name in NO_BAR or slope.value - slope.half <= bar
+    return Verdict(name, what, start, end, low, high, slope, holds)
+
+
+def show(rows: Sequence[Verdict]) -> None:
+    """The table."""
+    table = Table("", "", "start", "end", "least", "most", "slope a round (95 %)", "bar")
+    for row in rows:
+        large = row.what in LARGE
+        shown = [
+            f"{value / 2**20:.2f}" if large else f"{value:.0f}"
+            for value in (row.start, row.end, row.low, row.high)
+        ]
+        unit = 1024 if large else 1
+        slope = f"{row.slope.value / unit:+.2f} ± {row.slope.half / unit:.2f}" + (" KiB" if large else "")
+        what = f"{row.what} [MiB]" if large else row.what
+        held = "none" if row.name in NO_BAR else "holds" if row.holds else "DOES NOT HOLD"
+        table.add_row(row.name, what, *shown, slope, held)
+    Console(width=130).print(table)
+
+
+def draw(curves: Curves, warmup: int, path: str) -> None:
+    """Memory over its value after the warm-up, and the store, over the rounds."""
+    figure = new_figure(8, 6)
+    above, below = figure.subplots(2, 1, sharex=True)
+    for number, name in enumerate(curves.processes):
+        memory = curves.series(name, "memory")
+        grown = (memory - memory[warmup : warmup + 10].mean()) / 2**20
+        style = {**run_style(number), "marker": "", "linestyle": "-", "linewidth": 1.0}
+        above.plot(np.arange(1, len(grown) + 1), grown, label=name, **style)
+    below.plot(np.arange(1, len(curves.store) + 1), [used / 2**20 for used, _ in curves.store], color="black")
+    above.set_ylabel("own memory over its value\nafter the warm-up (MiB)")
+    below.set_ylabel("object store (MiB)")
+    below.set_xlabel("round")
+    for axes in (above, below):
+        axes.axvline(warmup, color="grey", linewidth=0.8, linestyle=":")
+        plain_axes(axes)
+    figure.legend(loc="outside upper center", frameon=False, ncols=len(curves.processes), fontsize="small")
+    below.set_ylim(bottom=0)
+    whole_numbers(below)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+@contextmanager
+def own_cluster(cpus: int) -> Iterator[None]:
+    """A cluster of this program's own, whose processes give large blocks back as soon as they are free.
+
+    Left to itself, glibc keeps them in a heap that breathes by megabytes and would hide a leak.
+    """
+    os.environ.update(MALLOC_MMAP_THRESHOLD_="131072", MALLOC_TRIM_THRESHOLD_="131072")
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=200 << 20,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def summary(options: Options, rows: Sequence[Verdict], seconds: float) -> dict[str, Any]:
+    """The last line."""
+    slopes = {row.name: round(row.slope.value) for row in rows if row.what == "memory"}
+    halves = {row.name: round(row.slope.half) for row in rows if row.what == "memory"}
+    return {
+        "rounds": options.rounds,
+        "warmup": options.warmup,
+        "slope_bytes_a_round": slopes,
+        "half_interval_bytes": halves,
+        "bar_bytes_a_round": BYTES_BAR,
+        "broken": [f"{row.name}: {row.what}" for row in rows if not row.holds],
+        "seconds": round(seconds, 1),
+        "machine": machine(),
+    }
+
+
+def main(options: Options) -> int:
+    """Run, judge, show; the exit code."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, own_cluster(options.exits + 1):
+        curves = soak(tiny_run(folder, options.rounds, options.exits), options.exits)
+    rows = judge(curves, options.warmup)
+    show(rows)
+    if options.figure:
+        draw(curves, options.warmup, options.figure)
+    print(json.dumps(summary(options, rows, time.perf_counter() - started)), flush=True)
+    return 0 if all(row.holds for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options, description=__doc__)))

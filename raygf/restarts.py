@@ -1,0 +1,152 @@
+"""A driver that is started again, from its last checkpoint, when it is lost. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import Protocol
+
+from raygf.config import RunConfig
+from raygf.errors import DriverLost, ResourceError, RunFailed
+from raygf.records import RoundRecord, RunEnd, RunStart
+from raygf.retry import Action, Failure, Loss, count, decide
+from raygf.saying import Say
+
+
+class DriverHandle(Protocol):
+    """What a run needs of a driver, wherever it lives. Any call may raise DriverLost."""
+
+    def prepare(self) -> RunStart:
+        """See ``Driver.prepare``."""
+        ...
+
+    def rounds(self, run_id: str) -> Iterator[RoundRecord]:
+        """See ``Driver.rounds``."""
+        ...
+
+    def end(self) -> RunEnd:
+        """See ``Driver.end``."""
+        ...
+
+    def close(self) -> None:
+        """See ``Driver.close``."""
+        ...
+
+
+_KNOBS = {
+    Failure.LOST: "; allow more restarts in a row with resources.max_driver_restarts",
+    Failure.STUCK: "; allow more restarts in a row with resources.max_driver_restarts",
+    Failure.MEMORY: "",
+    Failure.RAISED: "; this would happen again, so it was not started again",
+}
+
+DeadNodes = Callable[[bool], set[str]]
+"""The nodes that are lost. With True: one may be about to be found lost, so wait until that is sure."""
+
+
+class RestartedDriver:
+    """Looks like ``Driver``. Records come once each and in order, however often it was started again."""
+
+    def __init__(
+        self,
+        start: Callable[[RunConfig], DriverHandle],
+        config: RunConfig,
+        say: Say,
+        dead_nodes: DeadNodes,
+    ) -> None:
+        """Begin to ``start`` the first driver.
+
+        Args:
+            start: starts one, given the run; after the first has been prepared, one that is resumed.
+        """
+        self._start = start
+        self._config = config
+        self._say = say
+        self._dead_nodes = dead_nodes
+        self._losses: list[Loss] = []
+        self._notes: list[str] = []
+        self._seen = 0
+        self._handle = start(config)
+
+    def prepare(self) -> RunStart:
+        """See ``Driver.prepare``."""
+        while True:
+            try:
+                start = self._handle.prepare()
+                break
+            except DriverLost as lost:
+                self._replace(lost, "before the first round")
+        self._seen = start.round
+        storage = replace(self._config.storage, resume=True)
+        self._config = replace(self._config, storage=storage)  # from here on what is there is this run's
+        return start
+
+    def rounds(self, run_id: str) -> Iterator[RoundRecord]:
+        """See ``Driver.rounds``; notes of a record tell of what was lost before it."""
+        while True:
+            try:
+                for record in self._handle.rounds(run_id):
+                    if record.round > self._seen:
+                        yield self._handed_out(record)
+                return
+            except DriverLost as lost:
+                for missed in self._recover(lost, f"in round {self._seen + 1}").recent:
+                    if missed.round > self._seen:
+                        yield self._handed_out(missed)
+
+    def end(self) -> RunEnd:
+        """See ``Driver.end``."""
+        while True:
+            try:
+                return self._handle.end()
+            except DriverLost as lost:
+                self._recover(lost, "in the test")
+
+    def close(self) -> None:
+        """See ``Driver.close``."""
+        self._handle.close()
+
+    def _handed_out(self, record: RoundRecord) -> RoundRecord:
+        notes, self._notes, self._losses = self._notes, [], []
+        self._seen = record.round
+        return replace(record, notes=(*notes, *record.notes))
+
+    def _recover(self, lost: DriverLost, where: str) -> RunStart:
+        """Start a driver that stands where the last checkpoint is; returns where that is."""
+        while True:
+            self._replace(lost, where)
+            try:
+                start = self._handle.prepare()
+            except DriverLost as again:
+                lost = again
+                continue
+            except ResourceError as error:
+                raise RunFailed(
+                    f"the driver was lost {where} ({lost}) and could not be started again: {error}; the "
+                    "last checkpoint stands"
+                ) from None
+            self._notes += start.notes
+            return start
+
+    def _left(self) -> str:
+        return "; the last checkpoint stands" if self._seen else ""
+
+    def _replace(self, lost: DriverLost, where: str) -> None:
+        """Start another driver, or give up.
+
+        Raises:
+            RunFailed: it was lost too often in a row, or would be again.
+        """
+        failure, most = Failure[lost.kind], self._config.resources.max_driver_restarts
+        self._losses.append(Loss(failure, lost.node))
+        failures = count(self._losses, self._dead_nodes(False))
+        if decide(failure, failures, most) is Action.STOP and lost.silent:
+            failures = count(self._losses, self._dead_nodes(True))
+        if decide(failure, failures, most) is Action.STOP:
+            raise RunFailed(f"the driver was lost {where}: {lost}{_KNOBS[failure]}{self._left()}") from None
+        with suppress(RunFailed):
+            self._handle.close()
+        self._say(f"the driver was lost {where} ({lost}): starting it again, from the last checkpoint")
+        self._notes.append(f"driver restarted {where}: {lost}")
+        self._handle = self._start(self._config)

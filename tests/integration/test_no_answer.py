@@ -1,0 +1,90 @@
+"""Storages and clusters that refuse, or never answer: an error in time, not a wait without end."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from raygf.config import ResourceConfig
+from raygf.errors import ResourceError
+
+RunJob = Callable[..., Any]
+LOCAL = ("--resources.executor", "local", "--tracking.enabled", "False", "--storage.name", "one")
+
+
+@pytest.fixture(scope="module")
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def the_line(outcome: Any) -> str:
+    """All that was said."""
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("error: ") and outcome.out == ""
+    assert outcome.code == 2
+    return str(line)
+
+
+class Refuses(BaseHTTPRequestHandler):
+    """A storage that knows nobody."""
+
+    def answer(self) -> None:
+        self.send_response(403)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD = do_PUT = do_POST = answer
+
+    def log_message(self, *args: Any) -> None:
+        """Nothing."""
+
+
+def test_s3_without_credentials(run_job: RunJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        where = f"s3://bucket/runs?endpoint_override=127.0.0.1:{server.server_port}&scheme=http&region=here"
+        line = the_line(run_job("digits", *LOCAL, "--storage.path", where))
+        server.shutdown()
+    assert "storage.path: can't write to s3://bucket/runs/one?" in line
+    assert "ACCESS_DENIED" in line and "set another --storage.path" in line
+
+
+@pytest.mark.parametrize(
+    "where", ["s3://me:geheim@bucket/runs?scheme=http&region=here", "gs://anonymous@bucket/runs?scheme=http"]
+)
+def test_a_storage_that_never_answers(where: str, run_job: RunJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left to itself Google's client tries for a quarter of an hour."""
+    monkeypatch.setattr("raygf.checkpoint.ANSWER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        there = f"{where}&endpoint_override=127.0.0.1:{mute.getsockname()[1]}"
+        outcome = run_job("digits", *LOCAL, "--storage.path", there)
+    assert "no answer within 0.5 s" in the_line(outcome)
+    assert "geheim" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("127.0.0.1:{port}", "no Ray cluster answers at 127.0.0.1:{port}: Connection refused; start it"),
+        ("ray://127.0.0.1:{port}", "no Ray cluster answers at ray://127.0.0.1:{port}: Connection refused"),
+        ("http://127.0.0.1:8265", "is where jobs are submitted: give it to ray job submit --address"),
+        ("127.0.0.1:99999", "no Ray cluster answers at 127.0.0.1:99999"),
+        ("head:port", "resources.address (or RAY_ADDRESS) = 'head:port': must be HOST:PORT of a cluster"),
+        ("head", "must be HOST:PORT of a cluster, or local"),
+    ],
+)
+def test_clusters_that_are_not_there(address: str, says: str, closed_port: int) -> None:
+    from raygf.ray_cluster import connect
+
+    with pytest.raises(ResourceError) as caught:
+        connect(ResourceConfig(address=address.format(port=closed_port)))
+    assert says.format(port=closed_port) in str(caught.value)
+    assert caught.value.exit_code == 2 and "\n" not in str(caught.value)

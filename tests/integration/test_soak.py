@@ -1,0 +1,135 @@
+"""A short soak: what a run takes does not grow; and if it did, ``benchmarks/soak.py`` would notice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raygf.config import StorageConfig
+
+ROUNDS, SETTLED = 15, 5
+
+
+@pytest.fixture(scope="module")
+def soak() -> Iterator[ModuleType]:
+    """The benchmark as a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+        import soak
+
+        yield soak
+        del sys.modules["soak"]
+
+
+def test_fifteen_rounds(cluster: str, soak: ModuleType, tmp_path: Path) -> None:
+    """Open files stay exactly as they are, threads do not become more, the object store is given back."""
+    before = settled_objects(soak)
+    config = replace(soak.tiny_run(str(tmp_path), ROUNDS, 3), storage=StorageConfig(str(tmp_path), "soak"))
+    curves = soak.soak(config, 3)
+    trainers = [name for name in curves.processes if name not in ("job", *soak.NO_BAR)]
+    assert trainers == ["driver", "exit actor 1", "exit actor 2", "exit actor 3"]
+    for name in trainers:
+        files, threads = (curves.series(name, what) for what in ("files", "threads"))
+        assert len(files) == ROUNDS
+        assert len(set(files[SETTLED:])) == 1, name
+        assert threads[-SETTLED:].min() <= threads[:-SETTLED].max(), name
+    kept = [objects for _, objects in curves.store]
+    assert min(kept[-SETTLED:]) <= min(kept[:SETTLED])
+    assert settled_objects(soak, at_most=before) == before
+    assert sorted(path.name for path in (tmp_path / "soak").iterdir()) == [
+        "round-000014.npz",
+        "round-000015.npz",
+    ]
+
+
+def settled_objects(soak: ModuleType, at_most: int = 0) -> int:
+    """Objects in the store; Ray frees them together, about once a second."""
+    store, until = soak.Store(), time.monotonic() + 30
+    while (found := store.look()[1]) > at_most and time.monotonic() < until:
+        time.sleep(0.2)
+    return int(found)
+
+
+def curves_of(soak: ModuleType, rounds: int = 200, **growth: float) -> Any:
+    """Made-up curves of a driver that breathes, and grows by so much a round."""
+    draws = np.random.default_rng(0).normal(0, 2**20, rounds)
+    samples = [
+        soak.Sample(
+            int(2**29 + draws[number] + number * growth.get("memory", 0)),
+            int(51 + number * growth.get("files", 0)),
+            int(31 + number * growth.get("threads", 0)),
+        )
+        for number in range(rounds)
+    ]
+    kept = [int(1 + number % 5 + number * growth.get("objects", 0)) for number in range(rounds)]
+    return soak.Curves({"driver": samples}, [(2_800_000 * objects, objects) for objects in kept])
+
+
+def broken(soak: ModuleType, curves: Any) -> list[str]:
+    return [f"{row.name}: {row.what}" for row in soak.judge(curves, 50) if not row.holds]
+
+
+@pytest.mark.parametrize(
+    ("growth", "names"),
+    [
+        ({}, []),
+        ({"memory": 2.8 * 2**20}, ["driver: memory"]),  # a delta a round
+        ({"memory": 2.8 * 2**20 / 25}, ["driver: memory"]),
+        ({"files": 0.1}, ["driver: files"]),
+        ({"threads": 1}, ["driver: threads"]),
+        ({"objects": 1}, ["object store: bytes", "object store: objects"]),
+        ({"memory": -(2**20), "files": -0.1}, []),
+    ],
+    ids=lambda value: " ".join(value) or "flat",
+)
+def test_what_grows_is_noticed(soak: ModuleType, growth: dict[str, float], names: list[str]) -> None:
+    assert broken(soak, curves_of(soak, **growth)) == names
+
+
+def test_ray_has_no_bar(soak: ModuleType) -> None:
+    grown = curves_of(soak, memory=2**22, files=1)
+    assert broken(soak, soak.Curves({"raylet": grown.processes["driver"]}, curves_of(soak).store)) == []
+
+
+def test_the_slope_of_a_line_and_of_noise(soak: ModuleType) -> None:
+    line = soak.Slope.of(3.0 * np.arange(150) + 7)
+    assert line.value == pytest.approx(3.0) and line.half == pytest.approx(0.0, abs=1e-9)
+    covered = [
+        abs(slope.value) <= slope.half
+        for slope in (soak.Slope.of(np.random.default_rng(seed).normal(size=150)) for seed in range(400))
+    ]
+    assert 0.92 < np.mean(covered) < 0.98  # what a 95 % interval is
+
+
+@pytest.mark.parametrize(("growth", "code"), [({}, 0), ({"files": 1.0}, 1)], ids=["flat", "grows"])
+def test_the_exit_code_and_the_last_line(
+    soak: ModuleType,
+    growth: dict[str, float],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(soak, "own_cluster", contextlib.nullcontext)
+    monkeypatch.setattr(soak, "soak", lambda config, exits: curves_of(soak, **growth))
+    figure = tmp_path / "figures" / "soak.png"
+    assert soak.main(soak.Options(figure=str(figure))) == code
+    shown = capsys.readouterr().out
+    assert json.loads(shown.splitlines()[-1])["broken"] == ["driver: files"] * code
+    assert ("DOES NOT HOLD" in shown) == bool(code)
+    assert figure.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_too_few_rounds_for_a_slope(soak: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="--rounds must be at least --warmup"):
+        soak.Options(rounds=60, warmup=50)
