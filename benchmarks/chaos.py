@@ -146,7 +146,7 @@ def show(results: Results) -> int:
     table = Table(*columns)
     for seed, outcome in results.outcomes.items():
         longest = max(outcome.recovery_s.values(), default=0.0)
-        numbers = (len(outcome.notes), outcome.lost, f"{longest:.1f}", f"{outcome.seconds:.1f}")
+        numbers = (outcome.retries, outcome.lost, f"{longest:.1f}", f"{outcome.seconds:.1f}")
         plan = "; ".join(map(str, results.plans[seed]))
         table.add_row(str(seed), plan, *map(str, numbers), "yes" if results.equal(seed) else "NO")
     Console(width=150).print(table)
@@ -157,7 +157,7 @@ def show(results: Results) -> int:
         "seeds": len(equal),
         "equal": sum(equal),
         "faults": sum(len(plan) for plan in results.plans.values()),
-        "retries": sum(len(outcome.notes) for outcome in results.outcomes.values()),
+        "retries": sum(outcome.retries for outcome in results.outcomes.values()),
         "trainings_repeated": sum(outcome.repeated for outcome in results.outcomes.values()),
         "rounds_lost": sum(outcome.lost for outcome in results.outcomes.values()),
         "recovery_s": recoveries,

@@ -21,6 +21,7 @@ from raygf.config import RunConfig
 from raygf.ray_driver import RemoteDriver
 
 POLL_S = 0.01
+_TRIED_AGAIN = ("retried in round", "driver restarted", "trying again after")
 DOWN_S = 20.0
 """Seconds after which a dropped node is replaced: Ray has noticed by then that it is gone."""
 
@@ -36,6 +37,11 @@ class Outcome:
     lost: int
     recovery_s: dict[str, float]
     seconds: float
+
+    @property
+    def retries(self) -> int:
+        """Exit trainings, drivers and writes that were tried again."""
+        return sum(any(word in note for word in _TRIED_AGAIN) for note in self.notes)
 
 
 class Arena:

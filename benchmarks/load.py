@@ -2,9 +2,9 @@
 
     python benchmarks/load.py
 
-Two parts. A run with 16 exits, of which a round trains each: in one process, on 3 exit actors, on 16. And as
-many actors as memory allows, 64 at most, whose trainings do nothing: how long they take to start, what a
-round costs, what each has in memory. An actor without work has some 330 MiB, which torch and Ray take.
+Two parts. A run of a network with 16 exits: in one process, on 3 exit actors, on 16. And as many actors as
+memory has room for, 64 at most, whose trainings do nothing: how long they take to start, what a round costs,
+what each has in memory. Without work that is some 330 MiB, which torch and Ray take.
 
 Bars: the hashes of the weights are equal, and in every round the updates come back in the order of the exits.
 The exit code is 1 if a bar does not hold.
@@ -46,8 +46,8 @@ from raygf.ray_executor import RayExecutor
 from raygf.recipes import get_recipe
 from raygf.state import NetworkState, Vector
 
-MEMORY_OF_ONE = 400 * 2**20
-"""Bytes to reckon with for an actor, its pages of libraries included."""
+MEMORY_OF_ONE = 360 * 2**20
+"""Bytes to reckon with for an actor."""
 SHARE = 0.6
 """Of the free memory that the actors may take."""
 
@@ -175,7 +175,8 @@ def exit_actors() -> list[psutil.Process]:
 
 
 def room_for(actors: int) -> int:
-    """As many actors as memory has room for."""
+    """As many actors as memory has room for, once those of earlier pools have ended."""
+    psutil.wait_procs(exit_actors(), timeout=30)
     return max(1, min(actors, int(SHARE * psutil.virtual_memory().available / MEMORY_OF_ONE)))
 
 

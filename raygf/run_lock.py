@@ -22,6 +22,7 @@ from raygf.file_systems import brief
 from raygf.masked import without_password
 from raygf.owner import Owner, Process
 from raygf.run_folder import RunFolder
+from raygf.saying import Say, nobody
 
 NAME = "lock.json"
 
@@ -83,11 +84,45 @@ def judge(token: str, held: Held, beating: bool, silent_s: float, pace: Pace) ->
     return Verdict.FREE if silent_s >= pace.stale else Verdict.UNSURE
 
 
+class _Watch:
+    """Looks at a lock again and again. Silence from before the first look counts, by the storage's clock."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._first = self._last = read_lock(folder)
+        self._started = time.monotonic()
+        self._written = self._started - folder.silence_s(NAME)
+
+    def look(self) -> Held | None:
+        """What the lock says now."""
+        held = read_lock(self._folder)
+        if held != self._last:
+            self._last, self._written = held, time.monotonic()
+        return held
+
+    @property
+    def beating(self) -> bool:
+        """Whether it has been written again since the first look."""
+        return self._first is not None and self._last != self._first
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since it was written."""
+        return time.monotonic() - self._written
+
+    @property
+    def seconds(self) -> float:
+        """Since the first look."""
+        return time.monotonic() - self._started
+
+
 class RunLock:
     """The holding of ``folder`` for ``owner``, from ``acquire`` to ``release``."""
 
-    def __init__(self, folder: RunFolder, owner: Owner, pace: Pace | None = None) -> None:
+    def __init__(self, folder: RunFolder, owner: Owner, pace: Pace | None = None, say: Say = nobody) -> None:
+        """``say`` is told when an owner is watched for more than a moment."""
         self._folder = folder
+        self._say = say
         self._shown = without_password(folder.shown)
         self._pace = pace or Pace()
         self._mine = Held(uuid.uuid4().hex, owner, Process.this())
@@ -155,26 +190,23 @@ class RunLock:
 
     def _await_free(self) -> Held | None:
         """Watch who holds the folder until it is free; at most as long as silence takes to count."""
-        first, silent_s = read_lock(self._folder), self._folder.silence_s(NAME)
-        last, since, started = first, time.monotonic() - silent_s, time.monotonic()
+        watch, pace, said = _Watch(self._folder), self._pace, False
         while True:
-            held = read_lock(self._folder)
-            if held != last:
-                last, since = held, time.monotonic()
-            silent_s = time.monotonic() - since
-            verdict = self._verdict(held, first is not None and held != first, silent_s)
-            waited = time.monotonic() - started
+            held = watch.look()
+            verdict = self._verdict(held, watch)
             if verdict is Verdict.FREE:
                 return held
-            lives_on = verdict is Verdict.HELD and waited > self._pace.grace
-            if lives_on or waited > self._pace.stale + self._pace.beat:
+            if watch.seconds > (pace.grace if verdict is Verdict.HELD else pace.stale + pace.beat):
                 raise self._refusal(held)
-            time.sleep(self._pace.poll)
+            if held is not None and watch.seconds > 2 * pace.grace and not said:
+                said = True
+                self._say(f"{self._shown} was held by {held.driver}: waiting to see whether it still lives")
+            time.sleep(pace.poll)
 
-    def _verdict(self, held: Held | None, beating: bool, silent_s: float) -> Verdict:
+    def _verdict(self, held: Held | None, watch: _Watch) -> Verdict:
         if held is None:  # gone, or being written at this moment, or no lock at all
-            return Verdict.FREE if silent_s >= self._pace.settle else Verdict.UNSURE
-        return judge(self._mine.owner.token, held, beating, silent_s, self._pace)
+            return Verdict.FREE if watch.silent_s >= self._pace.settle else Verdict.UNSURE
+        return judge(self._mine.owner.token, held, watch.beating, watch.silent_s, self._pace)
 
     def _refusal(self, held: Held | None) -> StorageError:
         who = "another run" if held is None else f"another run ({held.driver})"

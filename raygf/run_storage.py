@@ -20,7 +20,7 @@ class RunStorage:
     """The checkpoints of the run ``config``, and the lock on their folder, which ``owner`` holds.
 
     Args:
-        say: told of every write that failed and is tried again.
+        say: told of every write that failed and is tried again, and of an owner that may be dead.
         open_folder: makes the folder.
     """
 
@@ -35,7 +35,7 @@ class RunStorage:
         self._config = config
         self._say = say
         self._store = CheckpointStore(storage.path, storage.name, storage.keep, open_folder)
-        self._lock = RunLock(self._store.files, owner)
+        self._lock = RunLock(self._store.files, owner, say=say)
 
     def open(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """Take the folder; returns the checkpoint to go on from, if any, and remarks.

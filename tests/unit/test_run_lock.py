@@ -17,6 +17,7 @@ from raygf.errors import RunFailed, StorageError
 from raygf.owner import Owner, Process
 from raygf.run_folder import RunFolder
 from raygf.run_lock import NAME, Held, Pace, RunLock, Verdict, judge, read_lock
+from raygf.saying import nobody
 
 QUICK = Pace(beat=0.05, stale=0.6, settle=0.05, poll=0.01, grace=0.1)
 
@@ -33,8 +34,8 @@ def locks(folder):
     """Makes locks of runs of their own, and gives back what they hold."""
     made = []
 
-    def make(owner: Owner | None = None, pace: Pace = QUICK) -> RunLock:
-        made.append(RunLock(folder, owner or Owner.new(), pace))
+    def make(owner: Owner | None = None, pace: Pace = QUICK, say=nobody) -> RunLock:
+        made.append(RunLock(folder, owner or Owner.new(), pace, say))
         return made[-1]
 
     yield make
@@ -153,8 +154,11 @@ def test_the_same_run_takes_over_from_its_own_driver_without_a_word(locks, folde
 
 def test_silence_elsewhere_is_waited_for(locks, folder):
     put(folder, elsewhere(), elsewhere())
-    (note,) = locks().acquire()
+    said = []
+    (note,) = locks(say=said.append).acquire()
     assert "another-machine" in note
+    (text,) = said
+    assert "another-machine: waiting to see whether it still lives" in text
 
 
 def test_silence_before_the_start_counts(tmp_path, locks, folder):
