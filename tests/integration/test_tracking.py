@@ -115,6 +115,7 @@ def test_a_whole_run(store, said, tmp_path, monkeypatch, capfd):
     tracker.log_round(record(1))
     tracker.log_round(record(2, (0.8, 0.9)))
     tracker.finish(END)
+    assert capfd.readouterr() == ("", "")  # MLflow kept quiet; the reading below may show a progress bar
 
     run = client.get_run(run_id)
     assert said == []
@@ -171,7 +172,6 @@ def test_a_whole_run(store, said, tmp_path, monkeypatch, capfd):
     assert read(client, run_id, "figures/fusion_weights.csv").splitlines()[1] == "stem,0.25,0.75"
 
     assert list(cwd.iterdir()) == []  # nothing is left lying about
-    assert capfd.readouterr() == ("", "")  # and MLflow kept quiet
 
 
 def test_a_stopped_run_is_resumed_in_place(store, said):
