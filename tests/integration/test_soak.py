@@ -60,18 +60,21 @@ def settled_objects(soak: ModuleType, at_most: int = 0) -> int:
 
 
 def curves_of(soak: ModuleType, rounds: int = 200, **growth: float) -> Any:
-    """Made-up curves of a driver that breathes, and grows by so much a round."""
+    """Made-up curves of a driver that breathes, and grows by so much a round; Ray's part grows anyway."""
     draws = np.random.default_rng(0).normal(0, 2**20, rounds)
     samples = [
         soak.Sample(
-            int(2**29 + draws[number] + number * growth.get("memory", 0)),
+            int(2**29 + draws[number] + number * (5000 + growth.get("memory", 0))),
             int(51 + number * growth.get("files", 0)),
             int(31 + number * growth.get("threads", 0)),
         )
         for number in range(rounds)
     ]
     kept = [int(1 + number % 5 + number * growth.get("objects", 0)) for number in range(rounds)]
-    return soak.Curves({"driver": samples}, [(2_800_000 * objects, objects) for objects in kept])
+    idle = [soak.Sample(int(2**27 + 5000 * number), 40, 20) for number in range(rounds)]
+    return soak.Curves(
+        {"driver": samples, soak.IDLE: idle}, [(2_800_000 * objects, objects) for objects in kept]
+    )
 
 
 def broken(soak: ModuleType, curves: Any) -> list[str]:
@@ -97,7 +100,8 @@ def test_what_grows_is_noticed(soak: ModuleType, growth: dict[str, float], names
 
 def test_ray_has_no_bar(soak: ModuleType) -> None:
     grown = curves_of(soak, memory=2**22, files=1)
-    assert broken(soak, soak.Curves({"raylet": grown.processes["driver"]}, curves_of(soak).store)) == []
+    processes = {"raylet": grown.processes["driver"], soak.IDLE: grown.processes["driver"]}
+    assert broken(soak, soak.Curves(processes, curves_of(soak).store)) == []
 
 
 def test_the_slope_of_a_line_and_of_noise(soak: ModuleType) -> None:
