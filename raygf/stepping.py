@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.optim.sgd import sgd
 
 from raygf.bound import BoundNetwork
 from raygf.config import OptimConfig
@@ -35,33 +36,46 @@ class EpochResult:
 
 
 class FlatSGD:
-    """SGD with momentum and weight decay on a bound network's flat vector: one fused kernel a step."""
+    """SGD with momentum and weight decay on a bound network's flat vector: one fused kernel a step.
+
+    By the function behind ``torch.optim.SGD``: to make one of its objects takes a second the first time,
+    for PyTorch then loads its compiler, and every exit actor would wait for that.
+    """
 
     def __init__(self, bound: BoundNetwork, optim: OptimConfig, lr: float) -> None:
         self._bound = bound
-        self._parameter = torch.nn.Parameter(bound.vector)
-        self._parameter.grad = bound.grad
-        self._sgd = torch.optim.SGD(
-            [self._parameter], lr, optim.momentum, weight_decay=optim.weight_decay, fused=True
-        )
+        self._optim = optim
+        self._lr = lr
+        self._buffers: list[Tensor | None] = [None] if optim.momentum else []
 
     def zero_grad(self) -> None:
         """Clear the gradients, keeping their memory."""
         self._bound.grad.zero_()
 
+    @torch.no_grad()
     def step(self) -> None:
         """One update."""
-        self._sgd.step()
+        sgd(
+            [self._bound.vector],
+            [self._bound.grad],
+            self._buffers,
+            fused=True,
+            weight_decay=self._optim.weight_decay,
+            momentum=self._optim.momentum,
+            lr=self._lr,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
 
     @property
     def momentum(self) -> Tensor | None:
         """The momentum buffer (P,); None before the first step or without momentum."""
-        buffer: Tensor | None = self._sgd.state[self._parameter].get("momentum_buffer")
-        return buffer
+        return self._buffers[0] if self._buffers else None
 
     @momentum.setter
     def momentum(self, buffer: Tensor) -> None:
-        self._sgd.state[self._parameter]["momentum_buffer"] = buffer.clone()
+        self._buffers = [buffer.clone()]
 
 
 def train_epoch(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.optim.adam import adam
 
 from raygf.bound import BoundNetwork
 from raygf.config import FusionConfig
@@ -94,18 +95,16 @@ class FusionFitter:
         Raises:
             NonFiniteError: a loss or the fitted η is not finite.
         """
-        eta = torch.nn.Parameter(state.eta.to(self._bound.compute.device, copy=True))
-        adam = self._adam(eta, state, lr)
+        eta = state.eta.to(self._bound.compute.device, copy=True).requires_grad_()
+        optimizer = _Adam(eta, state, lr)
         self._bound.network.train()
         tally = Tally()
         for images, labels in batches:
-            adam.zero_grad()
             loss, hit = self._forward(images, labels, self._fused(base, deltas, eta), buffers)
-            torch.autograd.backward(loss.sum())
-            adam.step()
+            optimizer.step(*torch.autograd.grad(loss.sum(), eta))
             tally.add(loss, hit, len(labels))
         score = tally.finite_score(self._bad_weight(eta.detach()), where)
-        return Fit(_state_of(adam, eta), buffers, score)
+        return Fit(optimizer.state(), buffers, score)
 
     def _fused(self, base: Tensor, deltas: Sequence[Tensor], eta: Tensor) -> Tensor:
         return fuse(base, deltas, self._config.epsilon * self.weights(eta), self._segments)
@@ -127,23 +126,40 @@ class FusionFitter:
         exit, segment = bad[0].tolist()
         return f"the fusion weight of exit {exit + 1} in {self._segments.name(segment)}"
 
-    def _adam(self, eta: torch.nn.Parameter, state: FusionState, lr: float) -> torch.optim.Adam:
-        adam = torch.optim.Adam([eta], lr)
-        if state.steps:
-            adam.state[eta] = {
-                "step": torch.tensor(float(state.steps)),
-                "exp_avg": state.first.to(eta.device, copy=True),
-                "exp_avg_sq": state.second.to(eta.device, copy=True),
-            }
-        return adam
 
+class _Adam:
+    """Adam on the leaf η from ``state`` on, with PyTorch's own constants.
 
-def _state_of(adam: torch.optim.Adam, eta: torch.nn.Parameter) -> FusionState:
-    moments = adam.state[eta]
-    return replace(
-        FusionState.initial(*eta.shape),
-        eta=eta.detach().cpu(),
-        first=moments["exp_avg"].cpu(),
-        second=moments["exp_avg_sq"].cpu(),
-        steps=int(moments["step"]),
-    )
+    By the function behind ``torch.optim.Adam``; see ``raygf.stepping.FlatSGD`` for the reason.
+    """
+
+    def __init__(self, eta: Tensor, state: FusionState, lr: float) -> None:
+        self._eta = eta
+        self._lr = lr
+        self._first = state.first.to(eta.device, copy=True)
+        self._second = state.second.to(eta.device, copy=True)
+        self._steps = torch.tensor(float(state.steps))
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor) -> None:
+        """One update along ``gradient`` (n, S)."""
+        adam(
+            [self._eta],
+            [gradient],
+            [self._first],
+            [self._second],
+            [],
+            [self._steps],
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self._lr,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
+
+    def state(self) -> FusionState:
+        """Where it is now."""
+        eta = self._eta.detach().cpu()
+        return FusionState(eta, self._first.cpu(), self._second.cpu(), int(self._steps))
