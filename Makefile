@@ -29,7 +29,7 @@ ui: $(READY)  ## Open the MLflow UI on what has been trained here
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --port $(or $(PORT),5000)
 
 test: $(READY)  ## Run the tests, in TEST_PROCESSES=2 processes
-	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## Check style, formatting and types
 	$(BIN)/ruff check $(CHECKED)

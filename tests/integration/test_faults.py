@@ -140,7 +140,7 @@ def test_driver_is_killed_before_while_and_after_it_writes(
         "kill driver in round 1 before it writes; kill driver in round 3 while it writes; "
         "kill driver in round 4 after it writes"
     )
-    run = survive(config, plan)
+    run = survive(with_resources(config, actors=1), plan)
     assert run.sha256 == undisturbed[5]
     assert rounds_of(run) == [1, 2, 3, 4, 5]
     assert sorted(run.notes) == [1, 3, 4]
@@ -179,7 +179,7 @@ def test_everything_at_once(
         "stick exit 1 in round 2 at step 2; fail write 2; kill exit 2 in round 3; "
         "kill driver in round 3 before it writes; fail write 5"
     )
-    run = survive(with_resources(config, exit_timeout_s=10.0), plan)
+    run = survive(with_resources(config, actors=2, exit_timeout_s=10.0), plan)
     assert run.sha256 == undisturbed[5]
     assert rounds_of(run) == [1, 2, 3, 4, 5]
     text = "\n".join(note for notes in run.notes.values() for note in notes)

@@ -1,24 +1,20 @@
-"""Jobs through ``ray job submit``, on a head node of their own whose Python does not have raygf."""
+"""Jobs and sweeps through ``ray job submit``, on a head node whose Python does not have raygf."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray_head import Head
+from sweep_runs import TINY, table, tracked_sweep, wait_until
 
 from raygf.checkpoint import CheckpointStore, load_checkpoint
 
 RunJob = Callable[..., Any]
 
-SMALL = (
-    *("--data.train-limit", "48", "--data.val", "50", "--model.msdnet.base", "1"),
-    *("--model.msdnet.step", "1", "--model.msdnet.channels", "8"),
-)
 LOCAL = ("--resources.executor", "local", "--tracking.enabled", "False", "--storage.path", "local")
 
 
@@ -27,7 +23,7 @@ def straight_hash(run_job: RunJob) -> Callable[[str], str]:
     """The weights after so many rounds, undisturbed, in one process."""
 
     def straight(rounds: str) -> str:
-        outcome = run_job("digits", "--rounds", rounds, *SMALL, *LOCAL)
+        outcome = run_job("digits", "--rounds", rounds, *TINY, *LOCAL)
         assert outcome.code == 0, outcome.err
         return str(outcome.result["weights_sha256"])
 
@@ -60,7 +56,7 @@ def test_submitted_job_gives_the_bits_of_a_local_one(
     head: Head, repository: Path, straight_hash: Callable[[str], str], tracking_uri: str, tmp_path: Path
 ) -> None:
     storage = ("--storage.path", str(tmp_path / "runs"), "--storage.name", "one")
-    flags = ("--rounds", "2", *SMALL, "--resources.actors", "2", *storage, "--tracking.uri", tracking_uri)
+    flags = ("--rounds", "2", *TINY, "--resources.actors", "2", *storage, "--tracking.uri", tracking_uri)
     done = head.submit(repository, "python", "jobs/digits.py", *flags)
     logs = done.stdout + done.stderr
     assert done.returncode == 0, logs
@@ -91,7 +87,7 @@ def test_stopped_job_can_be_resumed_to_the_same_bits(
     head: Head, repository: Path, straight_hash: Callable[[str], str], tracking_uri: str, tmp_path: Path
 ) -> None:
     storage = ("--storage.path", str(tmp_path / "runs"), "--storage.name", "one")
-    command = ("python", "jobs/digits.py", "--rounds", "30", *SMALL, "--resources.actors", "2", *storage)
+    command = ("python", "jobs/digits.py", "--rounds", "16", *TINY, "--resources.actors", "2", *storage)
     tracked = tracked_by_environment(tracking_uri)
     started = head.submit(
         repository, *command, options=(*tracked, "--no-wait", "--submission-id", "to-be-stopped")
@@ -108,24 +104,54 @@ def test_stopped_job_can_be_resumed_to_the_same_bits(
     assert '{"run_id"' not in logs and "Traceback" not in logs
     checkpoint, notes = store.newest()
     assert checkpoint is not None and notes == ()
-    assert 1 <= checkpoint.round < 30
+    assert 1 <= checkpoint.round < 16
     assert tracked_status(tracking_uri, checkpoint.meta["run_id"]) == "KILLED"
 
     done = head.submit(repository, *command, "--storage.resume", "True", options=tracked)
     logs = done.stdout + done.stderr
     assert done.returncode == 0, logs
-    assert rounds_shown(logs)[0] == f"{checkpoint.round + 1}/30"
+    assert rounds_shown(logs)[0] == f"{checkpoint.round + 1}/16"
     result = only_result(logs)
-    assert result["weights_sha256"] == straight_hash("30")
+    assert result["weights_sha256"] == straight_hash("16")
     assert result["run_id"] == checkpoint.meta["run_id"]
     assert tracked_status(tracking_uri, result["run_id"]) == "FINISHED"
 
 
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, f"not within {seconds:.0f} s"
-        time.sleep(0.05)
+def test_submitted_sweep_tracks_every_trial(
+    head: Head, repository: Path, tracking_uri: str, tmp_path: Path
+) -> None:
+    storage = ("--storage.path", str(tmp_path / "runs"), "--storage.name", "sweep")
+    started = head.submit(
+        *(repository, "python", "jobs/sweep.py", "--space", "method", "--trials", "4"),
+        *("--concurrent", "2", "--cpus-per-exit", "0.5", "--resources.driver-cpus", "0.5"),
+        *("--resources.actors", "1", "--rounds", "4", "--grace", "4"),
+        *(*TINY, *storage, "--tracking.uri", tracking_uri),
+        options=("--no-wait", "--submission-id", "sweep"),
+    )
+    assert started.returncode == 0, started.stdout + started.stderr
+    results = tmp_path / "runs" / "sweep" / "raygf" / "results.csv"
+    wait_until(lambda: results.exists() and tracked_sweep(tracking_uri)[0].status != "RUNNING", 240)
+    wait_until(lambda: "succeeded" in head.job("status", "sweep").stdout, 30)
+    logs = head.job("logs", "sweep").stdout
+    assert "Traceback" not in logs
+    assert "note: cluster " in logs  # joined the one it was submitted to, and started none
+    (line,) = [line for line in logs.splitlines() if line.startswith('{"best_trial"')]
+    result = json.loads(line)
+    assert (result["trials"], result["failed"], result["results"]) == (4, 0, str(results))
+    parent, trials = tracked_sweep(tracking_uri)
+    assert (parent.id, parent.status) == (result["mlflow_run_id"], "FINISHED")
+    assert [run.status for run in trials.values()] == ["FINISHED"] * 4
+    lines = table(results)
+    assert lines.keys() == trials.keys()
+    assert len({row["method"] for row in lines.values()}) == 4
+    for name, row in lines.items():
+        assert row["rounds"] == str(max(trials[name].rounds))
+        assert (row["status"] == "stopped early") is ("raygf.stopped_at_round" in trials[name].tags)
+        assert float(row["val_accuracy/average"]) <= result["best_score"]
+        assert any(name in text and row["status"] in text for text in logs.splitlines())
+    best = lines[result["best_trial"]]
+    assert f"--method {best['method']} --optim.lr {best['optim.lr']}" in logs
+    assert head.actors_left() == []
 
 
 def test_no_actor_is_left_when_jobs_have_ended(head: Head) -> None:

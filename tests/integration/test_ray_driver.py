@@ -134,7 +134,7 @@ def test_stuck_exit_is_named_through_the_driver(
 ) -> None:
     """The submitting process must not give up before the executor has used up its retries."""
     config = with_resources(small_config, actors=1, max_failures=1, exit_timeout_s=0.3)
-    config = replace(config, data=replace(config.data, train_limit=1250))
+    config = replace(config, data=replace(config.data, train_limit=1200), batch_size=4)  # seconds an epoch
     remote = start_driver(config)
     remote.prepare()
     with pytest.raises(

@@ -114,9 +114,10 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
 def test_one_worker_stops_and_goes_on_to_the_bits_of_the_local_executor(
     cluster: str, run_job: RunJob, tmp_path: Path
 ) -> None:
-    sgd = (*SMALL, "--method", "sgd")
-    expected = run_job("digits", *sgd, *LOCAL, "--storage.name", "local").result
-    mine = (*sgd, *ONE, "--storage.name", "train")
+    """PCGrad draws the order of the exits; so the draws are the same, too."""
+    pcgrad = (*SMALL, "--method", "pcgrad")
+    expected = run_job("digits", *pcgrad, *LOCAL, "--storage.name", "local").result
+    mine = (*pcgrad, *ONE, "--storage.name", "train")
     stopped = run_job("digits", *mine, "--stop-after", "1")
     assert stopped.code == 0, stopped.err
     assert [line.split()[0] for line in stopped.err.splitlines()[:6]] == [
@@ -135,16 +136,6 @@ def test_one_worker_stops_and_goes_on_to_the_bits_of_the_local_executor(
     assert sorted(path.name for path in tmp_path.glob("runs/train/*")) == [
         *("round-000002.npz", "round-000003.npz"),
     ]
-
-
-def test_one_worker_gives_the_bits_of_the_local_executor_where_draws_are_random(
-    cluster: str, run_job: RunJob
-) -> None:
-    pcgrad = (*SMALL, "--method", "pcgrad")
-    local = run_job("digits", *pcgrad, *LOCAL, "--storage.name", "local")
-    train = run_job("digits", *pcgrad, *ONE, "--storage.name", "train")
-    assert train.code == 0, train.err
-    assert train.result["weights_sha256"] == local.result["weights_sha256"]
 
 
 def test_two_workers_agree_with_one_and_are_started_again_when_one_is_lost(

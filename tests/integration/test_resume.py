@@ -20,7 +20,7 @@ SMALL = (
     *("--rounds", "4", "--data.train-limit", "48", "--data.val", "50", "--model.msdnet.base", "1"),
     *("--model.msdnet.step", "1", "--model.msdnet.channels", "8", "--storage.path", "runs"),
 )
-LONGER = ("--rounds", "12", "--data.train-limit", "150", *SMALL[4:])
+LONGER = ("--rounds", "9", "--data.train-limit", "150", *SMALL[4:])
 UNTRACKED = ("--tracking.enabled", "False")
 LOCAL = ("--resources.executor", "local")
 RAY = ("--resources.actors", "2")
@@ -178,7 +178,7 @@ def test_interrupted_run_stops_at_once_and_can_go_on(
     before = []
     for line in job.stderr:
         before.append(line)
-        if line.startswith("round 1/12"):
+        if line.startswith("round 1/9"):
             break
     ray_owner = psutil.Process(job.pid) if how == "Ctrl-C" else psutil.Process()
     actors = raygf_actors(ray_owner)
@@ -213,9 +213,9 @@ def test_interrupted_run_stops_at_once_and_can_go_on(
     assert only_run(tracking_uri) == (run_id, "FINISHED")
 
     # Asked last, so that a failure here says that all of the above held.
-    assert checkpoint.round < 12, f"training went on to its end after the signal, for {seconds:.1f} s"
+    assert checkpoint.round < 9, f"training went on to its end after the signal, for {seconds:.1f} s"
     assert seconds < 15
-    assert rounds_tracked(tracking_uri, run_id) == set(range(1, 13))  # also one stored but not yet logged
+    assert rounds_tracked(tracking_uri, run_id) == set(range(1, 10))  # also one stored but not yet logged
 
 
 def only_run(uri: str) -> tuple[str, str]:

@@ -49,7 +49,7 @@ def test_interrupted_and_killed_sweep_is_resumed_to_its_end(
     tracking_uri: str,
     tmp_path: Path,
 ) -> None:
-    flags = sweep_flags(tmp_path, tracking_uri, "--rounds", "25", "--resources.address", cluster)
+    flags = sweep_flags(tmp_path, tracking_uri, "--rounds", "14", "--resources.address", cluster)
     search = ("--trials", "2", "--search", "optuna", "--scheduler", "none")
     search += ("--concurrent", "1", "--resources.actors", "1")
     sweep = tmp_path / "runs" / "sweep"
@@ -79,7 +79,7 @@ def test_interrupted_and_killed_sweep_is_resumed_to_its_end(
     assert_all_is_told(result, tracking_uri)
     values = [word for name, value in result["best_config"].items() for word in (f"--{name}", str(value))]
     best = tracked_sweep(tracking_uri)[1][result["best_trial"]]
-    assert best.tags["weights_sha256"] == straight_hash("--rounds", "25", *values)
+    assert best.tags["weights_sha256"] == straight_hash("--rounds", "14", *values)
 
     again = run_job("sweep", *flags, "--resume")
     assert (again.code, again.result) == (0, result), again.err
@@ -101,8 +101,8 @@ def assert_all_is_told(result: dict[str, Any], uri: str) -> None:
     assert lines.keys() == trials.keys() and len(lines) == 2
     for name, line in lines.items():
         run, checkpoint = trials[name], load_checkpoint(line["checkpoint"])
-        assert (run.status, run.rounds) == ("FINISHED", list(range(1, 26))), name
-        assert (line["status"], line["rounds"], line["training_passes"]) == ("finished", "25", "100")
+        assert (run.status, run.rounds) == ("FINISHED", list(range(1, 15))), name
+        assert (line["status"], line["rounds"], line["training_passes"]) == ("finished", "14", "56")
         assert line["mlflow_run_id"] == run.id == checkpoint.meta["run_id"]
         assert float(line["test_accuracy/average"]) == pytest.approx(run.metrics["test_accuracy/average"])
         assert checkpoint.network.sha256() == run.tags["weights_sha256"]
@@ -112,7 +112,7 @@ def assert_all_is_told(result: dict[str, Any], uri: str) -> None:
     assert float(best["val_accuracy/average"]) == result["best_score"]
     assert {name: float(best[name]) for name in result["best_config"]} == result["best_config"]
     assert parent.tags["best.fusion.lr"] == best["fusion.lr"]
-    assert parent.params["sweep.budget"] == "100" and parent.params["fusion.lr"] == "swept"
+    assert parent.params["sweep.budget"] == "56" and parent.params["fusion.lr"] == "swept"
     assert "### raygf sweep" in parent.tags["mlflow.note.content"]
     client = MlflowClient(uri)
     names = {file.path for file in client.list_artifacts(parent.id)}
@@ -156,7 +156,7 @@ def test_trials_that_crash_fail_or_lag_behind_do_not_disturb_the_others(
     cluster: str, run_job: RunJob, straight_hash: Callable[..., str], tracking_uri: str, tmp_path: Path
 ) -> None:
     (tmp_path / "unequal.py").write_text(UNEQUAL)
-    flags = sweep_flags(tmp_path, tracking_uri, "--method", "sgd", "--rounds", "30", "--grace", "10")
+    flags = sweep_flags(tmp_path, tracking_uri, "--method", "sgd", "--rounds", "16", "--grace", "6")
     retries = ("--max-failures", "1", "--resources.max-driver-restarts", "0")
     killer = Killer(tmp_path / "runs" / "sweep")
     killer.start()
@@ -177,8 +177,8 @@ def test_trials_that_crash_fail_or_lag_behind_do_not_disturb_the_others(
     statuses = [line["status"] for line in lines.values()]
     assert statuses == ["finished", "failed", "failed", "stopped early"]
 
-    assert runs[0].rounds == list(range(1, 31))
-    straight = straight_hash("--method", "sgd", "--rounds", "30", "--optim.lr", "0.1")
+    assert runs[0].rounds == list(range(1, 17))
+    straight = straight_hash("--method", "sgd", "--rounds", "16", "--optim.lr", "0.1")
     assert runs[0].tags["weights_sha256"] == straight
     tries = [line for line in outcome.err.splitlines() if "crashed, trying again (1 of 1)" in line]
     assert [line.split()[2] for line in tries] == [crashed["trial"], lost["trial"]]
@@ -189,9 +189,9 @@ def test_trials_that_crash_fail_or_lag_behind_do_not_disturb_the_others(
         assert run.tags["raygf.failure"] == line["cause"]
         assert f"note: trial {line['trial']} failed: {line['cause']}" in outcome.err
 
-    assert (lagging["rounds"], lagging["test_accuracy/average"]) == ("10", "")
-    assert (runs[3].tags["raygf.stopped_at_round"], runs[3].tags["raygf.stopped_by"]) == ("10", "asha")
-    assert runs[3].rounds == list(range(1, 11))
+    assert (lagging["rounds"], lagging["test_accuracy/average"]) == ("6", "")
+    assert (runs[3].tags["raygf.stopped_at_round"], runs[3].tags["raygf.stopped_by"]) == ("6", "asha")
+    assert runs[3].rounds == list(range(1, 7))
     assert not [name for name in runs[3].metrics if name.startswith("test_")]
 
 
