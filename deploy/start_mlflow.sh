@@ -39,6 +39,8 @@ for name in localhost 127.0.0.1 "$(hostname)" "$(hostname -f 2>/dev/null || host
 done
 
 mkdir -p "$folder"
+# Without the processes for MLflow's own jobs, which raygf does not use.
+MLFLOW_SERVER_ENABLE_JOB_EXECUTION=${MLFLOW_SERVER_ENABLE_JOB_EXECUTION:-false} \
 setsid nohup mlflow server --host 0.0.0.0 --port "$port" --workers 1 \
     --backend-store-uri "sqlite:///$folder/mlflow.db" \
     --serve-artifacts --artifacts-destination "$artifacts" \

@@ -178,7 +178,8 @@ def mlflow_ui(database: Path) -> Iterator[str]:
         port = probe.getsockname()[1]
     store = f"sqlite:///{database.absolute()}"
     options = ("--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1")
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    quick = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {**os.environ, **quick}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "ui", *options], env=environment, stdout=log, stderr=log

@@ -427,7 +427,7 @@ def call(run_job: RunJob, closed_port: int, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Every file and link below ``folder``, with a hash of what is in it; but for what Python has compiled."""
+    """Every file and link below ``folder``, with a hash of what is in it; not what Python has compiled."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.parent.name == "__pycache__":

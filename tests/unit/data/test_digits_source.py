@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
-from sklearn import datasets
+from sklearn import datasets, model_selection
 
 from raygf.config import DataConfig
 from raygf.data import load_data
 from raygf.data.digits import load_digits
+from raygf.errors import DataError
 
 
 def test_counts_and_pixels() -> None:
@@ -19,11 +23,26 @@ def test_counts_and_pixels() -> None:
     assert np.array_equal(levels, np.rint(np.arange(17) * 255 / 16))
 
 
-def test_train_and_test_together_are_the_whole_set() -> None:
+def test_images_labels_and_split_are_those_of_the_library() -> None:
     source, original = load_digits(None), datasets.load_digits()
-    together = np.concatenate([source.train.images, source.test.images]).reshape(1797, 64)
-    expected = np.rint(original.data * 255 / 16).astype(np.uint8)
-    assert sorted(map(bytes, together)) == sorted(map(bytes, expected))
+    parts = model_selection.train_test_split(
+        np.arange(1797), test_size=497, random_state=0, stratify=original.target
+    )
+    for split, indices in zip((source.train, source.test), map(np.sort, parts), strict=True):
+        expected = np.rint(original.images[indices] * (255 / 16)).astype(np.uint8)
+        assert np.array_equal(split.images[:, 0], expected)
+        assert np.array_equal(split.labels, original.target[indices])
+
+
+def test_the_library_is_not_loaded() -> None:
+    code = "import sys; from raygf.data import digits; digits.load_digits(None); print('scipy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raygf.data.digits.find_spec", lambda name: None)
+    with pytest.raises(DataError, match="pip install scikit-learn"):
+        load_digits(None)
 
 
 def test_test_split_is_stratified() -> None:
