@@ -32,8 +32,8 @@ def soak() -> Iterator[ModuleType]:
 
 
 def test_fifteen_rounds(cluster: str, soak: ModuleType, tmp_path: Path) -> None:
-    """Open files stay exactly as they are, threads do not become more, the object store is given back
-    in the end (in between Ray frees it when it gets round to it)."""
+    """Open files stay as they are but for a connection that Ray may open, threads do not become more, the
+    object store is given back in the end (in between Ray frees it when it gets round to it)."""
     before = settled_objects(soak)
     config = replace(soak.tiny_run(str(tmp_path), ROUNDS, 3), storage=StorageConfig(str(tmp_path), "soak"))
     curves = soak.soak(config, 3)
@@ -42,21 +42,30 @@ def test_fifteen_rounds(cluster: str, soak: ModuleType, tmp_path: Path) -> None:
     for name in trainers:
         files, threads = (curves.series(name, what) for what in ("files", "threads"))
         assert len(files) == ROUNDS
-        assert len(set(files[SETTLED:])) == 1, name
+        assert files[SETTLED:].max() - files[SETTLED:].min() <= 2 < ROUNDS - SETTLED - 1, name
         assert threads[-SETTLED:].min() <= threads[:-SETTLED].max(), name
-    assert settled_objects(soak, at_most=before) == before
+    assert settled_objects(soak, at_most=before) <= before
     assert sorted(path.name for path in (tmp_path / "soak").iterdir()) == [
         "round-000014.npz",
         "round-000015.npz",
     ]
 
 
-def settled_objects(soak: ModuleType, at_most: int = 0) -> int:
-    """Objects in the store; Ray frees them together, about once a second."""
+def settled_objects(soak: ModuleType, at_most: int | None = None) -> int:
+    """Objects in the store, when they are so few, or when as many as 2 s before.
+
+    Ray frees them together, about once a second.
+    """
     store, until = soak.Store(), time.monotonic() + 30
-    while (found := store.look()[1]) > at_most and time.monotonic() < until:
+    looks = [store.look()[1]]
+
+    def settled() -> bool:
+        return looks[-1] <= at_most if at_most is not None else looks[-11:] == looks[-1:] * 11
+
+    while not settled() and time.monotonic() < until:
         time.sleep(0.2)
-    return int(found)
+        looks.append(store.look()[1])
+    return int(looks[-1])
 
 
 def curves_of(soak: ModuleType, rounds: int = 200, **growth: float) -> Any:
