@@ -130,6 +130,10 @@ def check_driver_fits(resources: ResourceConfig) -> None:
     )
 
 
+_ROUNDING = 1e-6
+"""0.8 and 0.2 of a GPU fill it, though not as floating-point numbers; Ray counts in 1/10000."""
+
+
 def fitting(cpus: float, gpus: float, taken: Mapping[str, tuple[float, float]] = MappingProxyType({})) -> int:
     """How many actors of this size the living nodes of the cluster can hold, were they idle.
 
@@ -143,6 +147,15 @@ def fitting(cpus: float, gpus: float, taken: Mapping[str, tuple[float, float]] =
         total = node["Resources"]
         taken_cpus, taken_gpus = taken.get(node["NodeID"], (0.0, 0.0))
         by_cpu = (total.get("CPU", 0) - taken_cpus) / cpus if cpus else math.inf
-        by_gpu = (total.get("GPU", 0) - taken_gpus) / gpus if gpus else math.inf
-        fits += max(0, int(min(by_cpu, by_gpu, 1 << 16)))
+        by_gpu = _on_gpus(total.get("GPU", 0), taken_gpus, gpus) if gpus else math.inf
+        fits += max(0, int(min(by_cpu, by_gpu, 1 << 16) + _ROUNDING))
     return fits
+
+
+def _on_gpus(total: float, taken: float, share: float) -> float:
+    """How many shares ``total`` GPUs hold beside ``taken``; none is spread over two GPUs but whole ones."""
+    free = total - math.ceil(taken - _ROUNDING)
+    if share >= 1:
+        return free // share
+    beside = math.ceil(taken - _ROUNDING) - taken
+    return free * int(1 / share + _ROUNDING) + int(beside / share + _ROUNDING)

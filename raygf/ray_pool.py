@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -56,7 +55,7 @@ class ExitPool:
         what = f"an exit actor ({asked(config.resources)})"
         self._waiting = Waiting(what, config.resources.wait_for_resources_s, self._fits, say)
         self.dataset = ray.put(dataset)
-        fit = room(config.resources) if bundles is None else len(bundles.exits)
+        fit = room(config.resources, self._here) if bundles is None else len(bundles.exits)
         self.workers = [self._start(slot) for slot in range(min(size, fit))]
 
     def starting(self) -> dict[Any, Worker]:
@@ -112,9 +111,8 @@ class ExitPool:
     def _fits(self) -> bool:
         """Whether the living nodes can hold an actor beside the driver, which runs here."""
         resources = self._resources
-        taken = {self._here: (resources.driver_cpus, resources.driver_gpus or 0)}
         size = resources.cpus_per_exit, resources.gpus_per_exit or 0
-        return self._bundles is not None or fitting(*size, taken) > 0
+        return self._bundles is not None or fitting(*size, beside(resources, self._here)) > 0
 
     def _too_late(self, late: Late, round: int) -> ResourceError | RunFailed:
         size, limit = asked(self._resources), f"{late.limit:.0f} s"
@@ -130,23 +128,30 @@ class ExitPool:
         return RunFailed(f"round {round}: {text}; the last checkpoint stands")
 
 
-def room(resources: ResourceConfig) -> int:
+def room(resources: ResourceConfig, here: str) -> int:
     """How many exit actors the cluster's nodes can hold beside the driver; at least 1.
+
+    Args:
+        here: id of the node that the driver runs on.
 
     Raises:
         ResourceError: no node could ever hold one, and none is waited for.
     """
     if resources.wait_for_resources_s > 0:
         return 1 << 16  # nodes may still come
-    fits = fitting(resources.cpus_per_exit, resources.gpus_per_exit or 0)
-    if not fits:
+    size = resources.cpus_per_exit, resources.gpus_per_exit or 0
+    if not fitting(*size):
         raise ResourceError(
             f"no node of the cluster can hold an exit actor ({asked(resources)}): lower "
             "resources.cpus_per_exit or resources.gpus_per_exit, or add nodes and set "
             "resources.wait_for_resources_s"
         )
-    driver_takes = resources.driver_cpus / resources.cpus_per_exit if resources.cpus_per_exit else 0
-    return max(1, fits - math.ceil(driver_takes))
+    return max(1, fitting(*size, beside(resources, here)))
+
+
+def beside(resources: ResourceConfig, here: str) -> dict[str, tuple[float, float]]:
+    """What the driver takes on the node with the id ``here``; see ``fitting``."""
+    return {here: (resources.driver_cpus, resources.driver_gpus or 0)}
 
 
 def asked(resources: ResourceConfig) -> str:
