@@ -14,12 +14,17 @@ from typing import Any, NoReturn
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR = "\x1b[?25h"
 
+Handler = Callable[[int, FrameType | None], NoReturn]
+
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], None]]:
+def interruptible(go_on: str = "--storage.resume True") -> Iterator[Callable[[], None]]:
     """Inside, the first Ctrl-C or SIGTERM raises KeyboardInterrupt, whatever comes then exits with 130.
 
     Only in the main thread; elsewhere nothing is changed.
+
+    Args:
+        go_on: the flags that go on with what was interrupted; a process that exits names them.
 
     Yields:
         A call that puts the handlers in place again, for after Ray's start, which puts its own there.
@@ -28,27 +33,35 @@ def interruptible() -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     before: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
-    _install(_first)
+    first = _first(_second(go_on))
+    _install(first)
     try:
-        yield lambda: _install(_first)
+        yield lambda: _install(first)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _install(handler: Callable[[int, FrameType | None], NoReturn]) -> None:
+def _install(handler: Handler) -> None:
     for number in _SIGNALS:
         signal.signal(number, handler)
 
 
-def _first(number: int, frame: FrameType | None) -> NoReturn:
-    _install(_second)
-    raise KeyboardInterrupt
+def _first(second: Handler) -> Handler:
+    def handler(number: int, frame: FrameType | None) -> NoReturn:
+        _install(second)
+        raise KeyboardInterrupt
+
+    return handler
 
 
-def _second(number: int, frame: FrameType | None) -> NoReturn:
+def _second(go_on: str) -> Handler:
     """No cleaning up: actors and nodes that this process has started end with it."""
     cursor = _SHOW_CURSOR if os.isatty(2) else ""
-    text = f"{cursor}\ninterrupted again: stopped at once; go on with --storage.resume True\n"
-    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
-    os._exit(130)
+    text = f"{cursor}\ninterrupted again: stopped at once; go on with {go_on}\n"
+
+    def handler(number: int, frame: FrameType | None) -> NoReturn:
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+        os._exit(130)
+
+    return handler

@@ -29,6 +29,7 @@ from raygf.paths import storage_path
 from raygf.restarts import DriverHandle
 from raygf.saying import Say
 from raygf.shares import LEAST
+from raygf.submitted import fleeting
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ def run(config: RunConfig, recipe: str = "") -> Result:
         run_id = tracker.start(config, config.storage.name, start.run_id or None, recipe=recipe)
         with _reported(tracker):
             progress.note(f"run {config.storage.name}, checkpoints in {config.storage.path}")
+            if warning := fleeting(config):
+                progress.note(warning)
             tracker.log_start(start)
             progress.start(start)
             for record in driver.rounds(run_id):

@@ -18,6 +18,7 @@ from raygf.console import print_table
 from raygf.errors import ConfigError, RunFailed, StorageError
 from raygf.interrupts import interruptible
 from raygf.paths import storage_path
+from raygf.submitted import fleeting
 from raygf.sweep.bundles import check_fits
 from raygf.sweep.check import check_flags
 from raygf.sweep.cluster import idle_nodes, swept_cluster
@@ -51,7 +52,10 @@ def run_sweep(argv: Sequence[str]) -> dict[str, Any]:
     checked = None if stored is not None and folder.has_trials() else check_command(command)
     concurrent = command.options.concurrent or 1
     try:
-        with interruptible() as guard, swept_cluster(command.run.resources, concurrent) as (where, resources):
+        with (
+            interruptible(_go_on(command.run.storage)) as guard,
+            swept_cluster(command.run.resources, concurrent) as (where, resources),
+        ):
             guard()
             say(where)
             if checked is None:
@@ -88,6 +92,11 @@ def read_command(argv: Sequence[str]) -> tuple[Command, SweepFolder, Plan | None
     return command, folder, stored
 
 
+def _go_on(storage: StorageConfig) -> str:
+    """The flags that go on with the sweep that is stored there."""
+    return "--resume " + flags_for({"storage.path": storage.path, "storage.name": storage.name})
+
+
 def _settled(command: Command) -> StorageConfig:
     """The storage with a name, and with a local path made absolute: workers have folders of their own."""
     storage, options = command.run.storage, command.options
@@ -111,6 +120,8 @@ def _tune(plan: Plan, make: MakeTuner, folder: SweepFolder) -> dict[str, Any]:
     with folder.held(), _tracked(plan) as (plan, run):
         folder.write_plan(plan)
         say(f"sweep {plan.name}: {plan.trials} trials of {plan.budget} training passes; in {folder.path}")
+        if warning := fleeting(plan.run):
+            say(warning)
         with tune_as_wanted(plan):
             results = _fit(make(plan))
         rows = read_rows(list(results), plan, folder)
@@ -148,9 +159,7 @@ def _tracked(plan: Plan) -> Iterator[tuple[Plan, SweepRun | None]]:
     except KeyboardInterrupt:
         if run is not None:
             run.fail("KILLED", "interrupted")
-        storage = plan.run.storage
-        where = flags_for({"storage.path": storage.path, "storage.name": storage.name})
-        raise KeyboardInterrupt(f"--resume {where}") from None
+        raise KeyboardInterrupt(_go_on(plan.run.storage)) from None
     except BaseException as error:
         if run is not None:
             run.fail("FAILED", str(error))

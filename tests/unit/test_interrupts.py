@@ -18,7 +18,7 @@ from raygf.interrupts import interruptible
 def say(text):
     print(text, flush=True)
 
-with interruptible() as again:
+with interruptible(*sys.argv[2:]) as again:
     signal.signal(signal.SIGTERM, lambda *_: say("somebody else's handler"))  # as Ray's start does
     again()
     try:
@@ -49,18 +49,22 @@ def test_the_first_ends_cleanly(first):
 
 
 @pytest.mark.parametrize(
-    ("first", "second"),
-    [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)],
+    ("first", "second", "flags"),
+    [
+        (signal.SIGINT, signal.SIGINT, "--storage.resume True"),
+        (signal.SIGTERM, signal.SIGINT, "--storage.resume True"),
+        (signal.SIGINT, signal.SIGTERM, "--resume --storage.name mine"),
+    ],
 )
-def test_the_second_ends_at_once(first, second):
-    program = start("slow")
+def test_the_second_ends_at_once(first, second, flags):
+    program = start("slow", *([flags] if "mine" in flags else []))
     assert program.stdout.readline() == "ready\n"
     program.send_signal(first)
     assert program.stdout.readline() == "cleaning up\n"
     program.send_signal(second)
     out, err = program.communicate(timeout=30)
     assert (out, program.returncode) == ("", 130)
-    assert err == "\ninterrupted again: stopped at once; go on with --storage.resume True\n"
+    assert err == f"\ninterrupted again: stopped at once; go on with {flags}\n"
 
 
 def test_handlers_are_put_back():
