@@ -33,8 +33,11 @@ _ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a line each, said by the callback
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
-_SNAPSHOT_S = "1"
+_SNAPSHOT_S = "0.2"
 """Seconds between two snapshots of the sweep on a local disk; elsewhere Tune chooses, at least 10."""
+_BEHIND = 3
+"""Rounds that the snapshot on the disk may be behind a trial, for it is copied there in the background: the
+checkpoint that it names must still be there when a killed sweep is resumed."""
 
 
 def make_tuner(plan: Plan, search: Search, scheduler: TrialScheduler) -> tune.Tuner:
@@ -95,10 +98,11 @@ def _trainable(plan: Plan) -> Any:
 
 def _kept(plan: Plan, scheduler: TrialScheduler) -> int:
     """Newest checkpoints of each trial; in a population others go on from one an exchange old."""
+    kept = plan.run.storage.keep + _BEHIND
     if not isinstance(scheduler, Population):
-        return plan.run.storage.keep
+        return kept
     rounds = scheduler.interval / passes_per_round(plan.run.method, plan.exits)
-    return max(plan.run.storage.keep, math.ceil(rounds) + 2)
+    return max(kept, math.ceil(rounds) + 2)
 
 
 def _name(trial: Trial) -> str:
