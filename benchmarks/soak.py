@@ -10,8 +10,8 @@ looked at as well, and memory is judged by what the others add to it.
 
 Bars, on the slope over the rounds after the warm-up, less its confidence interval (95 %, from the means of
 ten stretches): at most 8 KiB a round for memory and the store, one in 50 rounds for open files, threads and
-objects. A delta of this network has 2.7 MiB, so a leak of one in 300 rounds would show. What a driver adds
-below the bar is a round's entry in the history, which every checkpoint holds.
+objects. A delta of this network has 2.7 MiB, so a leak of one in 300 rounds would show. Part of what
+a driver adds below the bar is a round's entry in the history, which every checkpoint holds.
 
 Ray's own process is shown and has no bar. The exit code is 1 if a bar does not hold.
 """
