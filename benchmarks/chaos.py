@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,11 @@ from fault_plan import Fault, draw, parse
 from rich.console import Console
 from rich.table import Table
 from timing import machine
+from tiny import tiny_run
 
-from raygf.config import (
-    DataConfig,
-    ModelConfig,
-    MSDNetConfig,
-    ResourceConfig,
-    RunConfig,
-    StorageConfig,
-    TrackingConfig,
-)
+from raygf.config import ResourceConfig, RunConfig, StorageConfig
 from raygf.driver import Driver
 from raygf.executor import LocalExecutor
-from raygf.recipes import get_recipe
 
 EXITS, STEPS = 3, 3
 _KINDS = {
@@ -85,22 +77,15 @@ class Results:
 
 def run_config(folder: Path, rounds: int) -> RunConfig:
     """A small network; limits wide enough for every plan that can be drawn."""
-    return replace(
-        get_recipe("digits"),
-        rounds=rounds,
-        data=DataConfig(source="digits", val=50, train_limit=48, pad=1, flip=False),
-        model=ModelConfig("msdnet", MSDNetConfig(exits=EXITS, base=1, step=1, channels=8, factors=(1, 2))),
-        resources=ResourceConfig(
-            gpus_per_exit=0,
-            driver_gpus=0,
-            exit_timeout_s=15.0,
-            wait_for_resources_s=120.0,
-            max_failures=8,
-            max_driver_restarts=8,
-        ),
-        storage=StorageConfig(str(folder), "run"),
-        tracking=TrackingConfig(enabled=False),
+    resources = ResourceConfig(
+        gpus_per_exit=0,
+        driver_gpus=0,
+        exit_timeout_s=15.0,
+        wait_for_resources_s=120.0,
+        max_failures=8,
+        max_driver_restarts=8,
     )
+    return tiny_run(rounds, EXITS, StorageConfig(str(folder), "run"), resources)
 
 
 def undisturbed(config: RunConfig) -> str:

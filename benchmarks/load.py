@@ -28,22 +28,14 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from timing import machine
+from tiny import tiny_run
 
-from raygf.config import (
-    DataConfig,
-    ModelConfig,
-    MSDNetConfig,
-    ResourceConfig,
-    RunConfig,
-    StorageConfig,
-    TrackingConfig,
-)
+from raygf.config import ModelConfig, MSDNetConfig, ResourceConfig, RunConfig, StorageConfig
 from raygf.data.base import Dataset
 from raygf.driver import Driver
 from raygf.executor import Executor, LocalExecutor
 from raygf.exit_trainer import ExitUpdate
 from raygf.ray_executor import RayExecutor
-from raygf.recipes import get_recipe
 from raygf.state import NetworkState, Vector
 
 MEMORY_OF_ONE = 360 * 2**20
@@ -83,16 +75,11 @@ class Nothing:
 
 
 def many_exits(exits: int, rounds: int) -> RunConfig:
-    """Handwritten digits and a network of thin layers, an exit after each."""
+    """A network of thin layers, an exit after each."""
     layers = MSDNetConfig(exits=exits, base=1, step=1, channels=4, growth=2, factors=(1, 2), head_channels=4)
-    return replace(
-        get_recipe("digits"),
-        rounds=rounds,
-        data=DataConfig(source="digits", val=20, train_limit=32, pad=1, flip=False),
-        model=ModelConfig("msdnet", layers),
-        resources=ResourceConfig(cpus_per_exit=0.1, gpus_per_exit=0, driver_cpus=0.1, driver_gpus=0),
-        tracking=TrackingConfig(enabled=False),
-    )
+    resources = ResourceConfig(cpus_per_exit=0.1, gpus_per_exit=0, driver_cpus=0.1, driver_gpus=0)
+    tiny = tiny_run(rounds, exits, StorageConfig(), resources)
+    return replace(tiny, model=ModelConfig("msdnet", layers))
 
 
 def train(config: RunConfig, make: Callable[[RunConfig, Dataset, int], Executor]) -> tuple[str, float]:

@@ -7,7 +7,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,8 +34,7 @@ def test_ten_rounds(cluster: str, soak: ModuleType, tmp_path: Path) -> None:
     """Open files stay as they are but for a connection that Ray may open, threads do not become more, the
     object store is given back in the end (in between Ray frees it when it gets round to it)."""
     before = settled_objects(soak)
-    config = replace(soak.tiny_run(str(tmp_path), ROUNDS, 3), storage=StorageConfig(str(tmp_path), "soak"))
-    curves = soak.soak(config, 3)
+    curves = soak.soak(soak.tiny_run(ROUNDS, 3, StorageConfig(str(tmp_path), "soak")), 3)
     trainers = [name for name in curves.processes if name not in ("job", *soak.NO_BAR)]
     assert trainers == ["driver", "exit actor 1", "exit actor 2", "exit actor 3"]
     for name in trainers:
@@ -69,20 +67,19 @@ def settled_objects(soak: ModuleType, at_most: int | None = None) -> int:
 
 
 def curves_of(soak: ModuleType, rounds: int = 200, **growth: float) -> Any:
-    """Made-up curves of a driver that breathes, and grows by so much a round; Ray's part grows anyway."""
-    draws = np.random.default_rng(0).normal(0, 2**20, rounds)
-    samples = [
-        soak.Sample(
-            int(2**29 + draws[number] + number * (5000 + growth.get("memory", 0))),
-            int(51 + number * growth.get("files", 0)),
-            int(31 + number * growth.get("threads", 0)),
-        )
-        for number in range(rounds)
-    ]
-    kept = [int(1 + number % 5 + number * growth.get("objects", 0)) for number in range(rounds)]
-    idle = [soak.Sample(int(2**27 + 5000 * number), 40, 20) for number in range(rounds)]
+    """Made-up curves of a driver that breathes, and grows by so much a round; Ray's part grows anyway,
+    and the history by 1 300 bytes a round."""
+    number = np.arange(rounds)
+    breath = np.random.default_rng(0).normal(0, 2**17, rounds)
+    memory = 2**29 + breath + number * (5000 + 1300 + growth.get("memory", 0))
+    files, threads = 51 + number * growth.get("files", 0), 31 + number * growth.get("threads", 0)
+    objects = 1 + number % 5 + number * growth.get("objects", 0)
+    idle = (2**27 + 5000 * number, np.full(rounds, 40), np.full(rounds, 20))
+    processes = {"driver": (memory, files, threads), soak.IDLE: idle}
     return soak.Curves(
-        {"driver": samples, soak.IDLE: idle}, [(2_800_000 * objects, objects) for objects in kept]
+        {name: np.stack(looks, axis=1).astype(np.int64) for name, looks in processes.items()},
+        np.stack([2_800_000 * objects, objects], axis=1).astype(np.int64),
+        1300 * number,
     )
 
 
@@ -95,7 +92,7 @@ def broken(soak: ModuleType, curves: Any) -> list[str]:
     [
         ({}, []),
         ({"memory": 2.8 * 2**20}, ["driver: memory"]),  # a delta a round
-        ({"memory": 2.8 * 2**20 / 25}, ["driver: memory"]),
+        ({"memory": 2.8 * 2**20 / 500}, ["driver: memory"]),  # one in 500 rounds
         ({"files": 0.1}, ["driver: files"]),
         ({"threads": 1}, ["driver: threads"]),
         ({"objects": 1}, ["object store: bytes", "object store: objects"]),
@@ -110,7 +107,7 @@ def test_what_grows_is_noticed(soak: ModuleType, growth: dict[str, float], names
 def test_ray_has_no_bar(soak: ModuleType) -> None:
     grown = curves_of(soak, memory=2**22, files=1)
     processes = {"raylet": grown.processes["driver"], soak.IDLE: grown.processes["driver"]}
-    assert broken(soak, soak.Curves(processes, curves_of(soak).store)) == []
+    assert broken(soak, soak.Curves(processes, grown.store, grown.history)) == []
 
 
 def test_the_slope_of_a_line_and_of_noise(soak: ModuleType) -> None:
