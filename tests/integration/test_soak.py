@@ -31,8 +31,8 @@ def soak() -> Iterator[ModuleType]:
 
 
 def test_ten_rounds(cluster: str, soak: ModuleType, tmp_path: Path) -> None:
-    """Open files stay as they are but for a connection that Ray may open, threads do not become more, the
-    object store is given back in the end (in between Ray frees it when it gets round to it)."""
+    """Open files and threads stay as they are but for a connection that Ray may open, the object store is
+    given back in the end (in between Ray frees it when it gets round to it)."""
     before = settled_objects(soak)
     curves = soak.soak(soak.tiny_run(ROUNDS, 3, StorageConfig(str(tmp_path), "soak")), 3)
     trainers = [name for name in curves.processes if name not in ("job", *soak.NO_BAR)]
@@ -41,7 +41,7 @@ def test_ten_rounds(cluster: str, soak: ModuleType, tmp_path: Path) -> None:
         files, threads = (curves.series(name, what) for what in ("files", "threads"))
         assert len(files) == ROUNDS
         assert files[SETTLED:].max() - files[SETTLED:].min() <= 2 < ROUNDS - SETTLED - 1, name
-        assert threads[-SETTLED:].min() <= threads[:-SETTLED].max(), name
+        assert threads[-1] - threads[SETTLED] <= 2, name  # Ray ends threads, too
     assert settled_objects(soak, at_most=before) <= before
     assert sorted(path.name for path in (tmp_path / "soak").iterdir()) == [
         "round-000009.npz",
