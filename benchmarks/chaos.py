@@ -32,7 +32,7 @@ from tiny import tiny_run
 
 from raygf.config import ResourceConfig, RunConfig, StorageConfig
 from raygf.driver import Driver
-from raygf.executor import LocalExecutor
+from raygf.training.executor import LocalExecutor
 
 EXITS, STEPS = 3, 3
 _KINDS = {

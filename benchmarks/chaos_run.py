@@ -16,9 +16,9 @@ from fault_plan import Fault
 from faults import Faults
 from ray.cluster_utils import Cluster
 
-from raygf.checkpoint import CheckpointStore
 from raygf.config import RunConfig
-from raygf.ray_driver import RemoteDriver
+from raygf.on_ray.driver import RemoteDriver
+from raygf.storage.checkpoint import CheckpointStore
 
 POLL_S = 0.01
 _TRIED_AGAIN = ("retried in round", "driver restarted", "trying again after")

@@ -28,7 +28,6 @@ from rich.table import Table
 from timing import Timing, interleave, machine
 
 from raygf.adaptive import AdaptiveClassifier, ImageTask
-from raygf.bound import BoundNetwork
 from raygf.compute import Compute, resolve_compute
 from raygf.config import ComputeConfig
 from raygf.data.normalise import Normaliser
@@ -36,6 +35,7 @@ from raygf.data.statistics import ChannelStatistics
 from raygf.evaluation.budgeted import UNIT, exit_quotas, exits_taken, find_thresholds
 from raygf.evaluation.outputs import ExitOutputs, collect_outputs, read_logits
 from raygf.models.costs import measure_costs
+from raygf.training.bound import BoundNetwork
 
 BAR = 0.80
 STATISTICS = ChannelStatistics((0.5,) * 3, (0.25,) * 3)

@@ -27,10 +27,10 @@ from fault_plan import Fault, parse
 from raygf.compute import Compute
 from raygf.config import RunConfig
 from raygf.data.base import Batch, BatchSource, Dataset, SplitName
-from raygf.driver_actor import Parts
-from raygf.exit_actor import Trainer
-from raygf.exit_trainer import ExitTrainer
-from raygf.run_folder import RunFolder
+from raygf.on_ray.driver_actor import Parts
+from raygf.on_ray.exit_actor import Trainer
+from raygf.storage.run_folder import RunFolder
+from raygf.training.exit_trainer import ExitTrainer
 
 for module in (sys.modules[__name__], fault_plan):  # actors can't import them
     ray.cloudpickle.register_pickle_by_value(module)

@@ -22,7 +22,7 @@ from raygf.fusion.ownership import find_ownership
 from raygf.fusion.segments import Segments
 from raygf.methods.sgd import JointSGD
 from raygf.seeding import generator
-from raygf.stepping import FlatSGD, train_epoch
+from raygf.training.stepping import FlatSGD, train_epoch
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,10 @@ from tiny import tiny_run
 from raygf.config import ModelConfig, MSDNetConfig, ResourceConfig, RunConfig, StorageConfig
 from raygf.data.base import Dataset
 from raygf.driver import Driver
-from raygf.executor import Executor, LocalExecutor
-from raygf.exit_trainer import ExitUpdate
-from raygf.ray_executor import RayExecutor
-from raygf.state import NetworkState, Vector
+from raygf.on_ray.executor import RayExecutor
+from raygf.training.executor import Executor, LocalExecutor
+from raygf.training.exit_trainer import ExitUpdate
+from raygf.training.state import NetworkState, Vector
 
 MEMORY_OF_ONE = 360 * 2**20
 """Bytes to reckon with for an actor."""

@@ -9,22 +9,22 @@ from statistics import fmean
 
 import numpy as np
 
-from raygf.bound import BoundNetwork
 from raygf.compute import resolve_compute
 from raygf.config import ComputeConfig, FusionConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
 from raygf.data.base import Dataset
-from raygf.delta_round import DeltaRound
 from raygf.errors import NonFiniteError, RunFailed
 from raygf.evaluation.tables import markdown_table
-from raygf.executor import Executor, LocalExecutor, Trained
 from raygf.fusion.ownership import find_ownership
 from raygf.methods.registry import is_step_method, method_names
 from raygf.models.build import build_model, model_names
 from raygf.paper_recipes import NETWORKS as OF_PAPER
 from raygf.paper_recipes import Network
-from raygf.rounds import RoundMethod
-from raygf.state import NetworkState, Vector
-from raygf.step_round import StepRound
+from raygf.training.bound import BoundNetwork
+from raygf.training.delta_round import DeltaRound
+from raygf.training.executor import Executor, LocalExecutor, Trained
+from raygf.training.rounds import RoundMethod
+from raygf.training.state import NetworkState, Vector
+from raygf.training.step_round import StepRound
 
 ROUNDS = 2
 KD = "+kd"

@@ -39,10 +39,10 @@ from rich.table import Table
 from timing import machine
 from tiny import tiny_run
 
-from raygf.checkpoint import CheckpointStore
 from raygf.config import RunConfig, StorageConfig
 from raygf.evaluation.figure_style import new_figure, plain_axes, run_style, whole_numbers
-from raygf.ray_driver import RemoteDriver
+from raygf.on_ray.driver import RemoteDriver
+from raygf.storage.checkpoint import CheckpointStore
 
 BYTES_BAR, COUNT_BAR = 2 * 1024, 0.02
 """What may be added a round."""

@@ -22,8 +22,8 @@ from raygf.compute import Compute, resolve_compute
 from raygf.config import ComputeConfig, OptimConfig, ResourceConfig, RunConfig, StorageConfig, TrackingConfig
 from raygf.launch import run
 from raygf.recipes import get_recipe
-from raygf.schedule import exit_loss_weights
-from raygf.stepping import FlatSGD, train_epoch
+from raygf.training.schedule import exit_loss_weights
+from raygf.training.stepping import FlatSGD, train_epoch
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from raygf.cli import main, parse_flags
 from raygf.config import ResourceConfig
 from raygf.console import print_table
 from raygf.launch import compared, run
-from raygf.ray_cluster import connected
+from raygf.on_ray.cluster import connected
 from raygf.recipes import get_recipe
 
 NEXT = """

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from raygf.bound import as_tensor
 from raygf.compute import Compute
 from raygf.data.base import InputSpec
 from raygf.data.normalise import Normaliser
@@ -26,6 +25,7 @@ from raygf.evaluation.outputs import read_logits
 from raygf.evaluation.threshold_table import ThresholdTable, calibrate
 from raygf.models.lazy_msdnet import lazy_stages
 from raygf.models.msdnet import MSDNet
+from raygf.training.bound import as_tensor
 
 
 @dataclass(frozen=True)

@@ -8,37 +8,37 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 
-from raygf.bound import BoundNetwork
-from raygf.checkpoint import Checkpoint
 from raygf.compute import make_repeatable, resolve_compute, torch_threads
 from raygf.config import RunConfig
 from raygf.config_dict import to_dict
 from raygf.data import load_data
 from raygf.data.base import Dataset
-from raygf.delta_round import DeltaRound
-from raygf.divergence import require_finite, skip_or_raise, skipped
 from raygf.errors import CheckpointError, ConfigError, NonFiniteError
 from raygf.evaluation.accuracy import evaluate
-from raygf.executor import Executor
 from raygf.fusion.ownership import find_ownership
-from raygf.history import read_history, to_history
-from raygf.history_log import HistoryLog
 from raygf.memory import memory_named
 from raygf.methods.registry import check_method, is_step_method
 from raygf.models.build import build_model
 from raygf.models.costs import measure_costs
-from raygf.owner import Owner
-from raygf.peers import ALONE, Peers
-from raygf.record_json import KEPT, kept_records, recent_records
 from raygf.records import ExitScore, RoundRecord, RunEnd, RunStart
-from raygf.restored import check_restored
-from raygf.rounds import RoundMethod, RoundOutcome
-from raygf.run_folder import OpenFolder, RunFolder
-from raygf.run_storage import RunStorage
 from raygf.saying import Say, nobody
-from raygf.schedule import decay_factor, loss_coefficients
-from raygf.state import NetworkState
-from raygf.step_round import StepRound
+from raygf.storage.checkpoint import Checkpoint
+from raygf.storage.history import read_history, to_history
+from raygf.storage.history_log import HistoryLog
+from raygf.storage.owner import Owner
+from raygf.storage.record_json import KEPT, kept_records, recent_records
+from raygf.storage.run_folder import OpenFolder, RunFolder
+from raygf.storage.run_storage import RunStorage
+from raygf.training.bound import BoundNetwork
+from raygf.training.delta_round import DeltaRound
+from raygf.training.divergence import require_finite, skip_or_raise, skipped
+from raygf.training.executor import Executor
+from raygf.training.peers import ALONE, Peers
+from raygf.training.restored import check_restored
+from raygf.training.rounds import RoundMethod, RoundOutcome
+from raygf.training.schedule import decay_factor, loss_coefficients
+from raygf.training.state import NetworkState
+from raygf.training.step_round import StepRound
 
 MakeExecutor = Callable[[RunConfig, Dataset, int], Executor]
 """Builds the executor from the run, its data and the number of exits."""

@@ -22,14 +22,14 @@ from raygf.console import Progress, print_table
 from raygf.driver import Driver
 from raygf.errors import ConfigError
 from raygf.evaluation.tables import ResultColumn, ResultTable, to_rich
-from raygf.executor import LocalExecutor
 from raygf.interrupts import interruptible
 from raygf.methods.registry import check_method, is_step_method
+from raygf.on_ray.restarts import DriverHandle
+from raygf.on_ray.submitted import fleeting
 from raygf.paths import storage_path
-from raygf.restarts import DriverHandle
 from raygf.saying import Say
-from raygf.shares import LEAST
-from raygf.submitted import fleeting
+from raygf.training.executor import LocalExecutor
+from raygf.training.shares import LEAST
 
 
 @dataclass(frozen=True)
@@ -139,15 +139,15 @@ def _driver(config: RunConfig, say: Say) -> Iterator[tuple[DriverHandle, RunConf
         finally:
             local.close()
         return
-    from raygf import ray_cluster
-    from raygf.ray_driver import RemoteDriver
+    from raygf.on_ray.cluster import connected
+    from raygf.on_ray.driver import RemoteDriver
 
-    with ray_cluster.connected(config.resources) as (where, resources):
+    with connected(config.resources) as (where, resources):
         say(where)
         config = replace(config, resources=resources)
         remote: RemoteDriver | TrainDriver
         if resources.workers:
-            from raygf.ray_train import TrainDriver
+            from raygf.on_ray.train import TrainDriver
 
             say(f"data-parallel workers under Ray Train: {resources.workers}")
             remote = TrainDriver(config, say=say)

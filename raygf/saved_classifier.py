@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from raygf.adaptive import AdaptiveClassifier, ImageTask
-from raygf.checkpoint import Checkpoint, load_checkpoint, write_archive
 from raygf.compute import make_repeatable, resolve_compute
 from raygf.config import ComputeConfig
 from raygf.data.base import InputSpec
@@ -20,6 +19,7 @@ from raygf.data.statistics import ChannelStatistics
 from raygf.errors import CheckpointError
 from raygf.evaluation.checkpointed import LoadedRun, read_config, restore_network
 from raygf.evaluation.threshold_table import ThresholdTable
+from raygf.storage.checkpoint import Checkpoint, load_checkpoint, write_archive
 
 NETWORK, THRESHOLDS = "network.npz", "thresholds.json"
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 import torch
 
-from raygf.bound import BoundNetwork
 from raygf.data.base import Batch
-from raygf.losses import exit_hits, exit_losses
 from raygf.records import ExitScore
-from raygf.tally import Tally
+from raygf.training.bound import BoundNetwork
+from raygf.training.losses import exit_hits, exit_losses
+from raygf.training.tally import Tally
 
 
 @torch.inference_mode()

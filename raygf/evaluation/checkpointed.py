@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from raygf.bound import BoundNetwork
-from raygf.checkpoint import Checkpoint, load_checkpoint
 from raygf.compute import Compute, make_repeatable, resolve_compute
 from raygf.config import ComputeConfig, RunConfig
 from raygf.config_dict import from_dict
@@ -17,7 +15,9 @@ from raygf.errors import CheckpointError, ConfigError, DataError
 from raygf.evaluation.outputs import ExitOutputs, collect_outputs
 from raygf.models.build import build_model
 from raygf.models.costs import ExitCost, measure_costs
-from raygf.restored import check_restored
+from raygf.storage.checkpoint import Checkpoint, load_checkpoint
+from raygf.training.bound import BoundNetwork
+from raygf.training.restored import check_restored
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,8 +21,8 @@ from raygf.evaluation.figure_style import (
     run_style,
     whole_numbers,
 )
-from raygf.history import History
 from raygf.records import Matrix
+from raygf.storage.history import History
 
 
 @dataclass(frozen=True, eq=False)

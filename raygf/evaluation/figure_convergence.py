@@ -24,8 +24,8 @@ from raygf.evaluation.figure_style import (
     run_style,
     whole_numbers,
 )
-from raygf.history import History
 from raygf.records import Matrix
+from raygf.storage.history import History
 
 _MARKED = 25
 """Up to so many rounds, each is marked."""

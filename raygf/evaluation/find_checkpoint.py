@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raygf.checkpoint import CheckpointStore
 from raygf.errors import CheckpointError
 from raygf.masked import without_password
 from raygf.paths import storage_path
+from raygf.storage.checkpoint import CheckpointStore
 
 
 def find_checkpoint(path: str) -> tuple[str, tuple[str, ...]]:

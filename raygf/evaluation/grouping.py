@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from raygf.config_dict import to_dict
 from raygf.errors import ConfigError
 from raygf.evaluation.run_results import RunResults
-from raygf.same_run import binding
+from raygf.storage.same_run import binding
 
 
 @dataclass(frozen=True, eq=False)

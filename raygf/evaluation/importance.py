@@ -17,7 +17,7 @@ from raygf.evaluation.checkpointed import LoadedRun
 from raygf.evaluation.learned_weights import LearnedWeights
 from raygf.fusion.segments import Segments
 from raygf.records import Matrix
-from raygf.state import NetworkState, Vector
+from raygf.training.state import NetworkState, Vector
 
 THRESHOLD = 0.5
 

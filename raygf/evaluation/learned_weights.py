@@ -13,14 +13,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from raygf.bound import as_tensor
-from raygf.checkpoint import Checkpoint
 from raygf.errors import CheckpointError
 from raygf.evaluation.checkpointed import LoadedRun
 from raygf.fusion.ownership import find_ownership
 from raygf.fusion.segments import Segments
 from raygf.fusion.weights import fusion_weights
 from raygf.records import Matrix
+from raygf.storage.checkpoint import Checkpoint
+from raygf.training.bound import as_tensor
 
 EtaSource = Literal["fitted", "carried"]
 

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raygf.bound import BoundNetwork
 from raygf.data.base import Batch
 from raygf.errors import DataError, NonFiniteError
+from raygf.training.bound import BoundNetwork
 
 TOP = 5
 

@@ -11,8 +11,8 @@ from raygf.evaluation.checkpointed import LoadedRun
 from raygf.evaluation.importance import Importance, importance_of
 from raygf.evaluation.learned_weights import LearnedWeights, learned_weights
 from raygf.evaluation.outputs import TOP
-from raygf.history import History, read_history
 from raygf.methods.registry import is_step_method
+from raygf.storage.history import History, read_history
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.optim.adam import adam
 
-from raygf.bound import BoundNetwork
 from raygf.config import FusionConfig
 from raygf.data.base import Batch
 from raygf.fusion.fuse import fuse
 from raygf.fusion.segments import Segments
 from raygf.fusion.weights import fusion_weights
-from raygf.losses import ExitLosses, exit_hits, exit_losses
 from raygf.records import ExitScore
-from raygf.tally import Tally
+from raygf.training.bound import BoundNetwork
+from raygf.training.losses import ExitLosses, exit_hits, exit_losses
+from raygf.training.tally import Tally
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class FusionFitter:
 class _Adam:
     """Adam on the leaf η from ``state`` on, with PyTorch's own constants.
 
-    By the function behind ``torch.optim.Adam``; see ``raygf.stepping.FlatSGD`` for the reason.
+    By the function behind ``torch.optim.Adam``; see ``raygf.training.stepping.FlatSGD`` for the reason.
     """
 
     def __init__(self, eta: Tensor, state: FusionState, lr: float) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from torch import Tensor
 
-from raygf.bound import as_tensor
 from raygf.data.base import Batch
 from raygf.errors import CheckpointError
 from raygf.fusion.fit import FusionFitter, FusionState
 from raygf.fusion.rules import Fused
 from raygf.fusion.weights import carry
-from raygf.state import Arrays
+from raygf.training.bound import as_tensor
+from raygf.training.state import Arrays
 
 
 class LearnedFusion:

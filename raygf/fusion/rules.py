@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raygf.data.base import Batch
 from raygf.records import ExitScore
-from raygf.state import Arrays
+from raygf.training.state import Arrays
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from raygf.bound import BoundNetwork
 from raygf.data.base import Batch
 from raygf.errors import NonFiniteError
 from raygf.evaluation.conflict import shared_gramian, tensor_gramians
 from raygf.fusion.fuse import fuse
 from raygf.fusion.rules import Fused
 from raygf.fusion.segments import Segments
-from raygf.losses import ExitLosses, exit_hits
 from raygf.methods.weighting import Weighting, weigh
 from raygf.records import ExitScore
-from raygf.state import Arrays
-from raygf.tally import Tally
+from raygf.training.bound import BoundNetwork
+from raygf.training.losses import ExitLosses, exit_hits
+from raygf.training.state import Arrays
+from raygf.training.tally import Tally
 
 
 class WeighedFusion:

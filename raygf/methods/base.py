@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from raygf.bound import BoundNetwork
 from raygf.config import MethodConfig
 from raygf.fusion.flat import FlatSpace
+from raygf.training.bound import BoundNetwork
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from raygf.bound import BoundNetwork
 from raygf.fusion.flat import FlatSpace
 from raygf.methods.base import StepMethod
 from raygf.methods.weighting import Weighting, merged_ranges, weigh
-from raygf.peers import ALONE, Peers
+from raygf.training.bound import BoundNetwork
+from raygf.training.peers import ALONE, Peers
 
 
 class GramianMethod(StepMethod):

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 
-from raygf.bound import BoundNetwork
 from raygf.config import MethodConfig, RunConfig
 from raygf.errors import ConfigError
 from raygf.fusion.fit import FusionFitter
@@ -14,7 +13,6 @@ from raygf.fusion.learned import LearnedFusion
 from raygf.fusion.rules import FusionRule
 from raygf.fusion.segments import Segments
 from raygf.fusion.weighed import WeighedFusion
-from raygf.losses import make_losses
 from raygf.methods import (
     alignedmtl,
     cagrad,
@@ -35,6 +33,8 @@ from raygf.methods.gramian import GramianMethod
 from raygf.methods.own import make_own
 from raygf.methods.sgd import JointSGD
 from raygf.methods.weighting import Weighting, usable
+from raygf.training.bound import BoundNetwork
+from raygf.training.losses import make_losses
 
 WEIGHTINGS: dict[str, Callable[[MethodConfig], Weighting]] = {
     "pcgrad": pcgrad.weighting,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from raygf.bound import BoundNetwork
 from raygf.methods.base import StepMethod
+from raygf.training.bound import BoundNetwork
 
 
 class JointSGD(StepMethod):

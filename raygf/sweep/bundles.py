@@ -17,7 +17,7 @@ def trial_bundles(resources: ResourceConfig, actors: int) -> list[Bundle]:
     """The trial's own function, its driver, and ``actors`` exit actors, each in a bundle of its own.
 
     The function only waits and passes records on, so its bundle is empty: Ray Tune then places it beside the
-    driver. ``resources`` must be settled (``raygf.ray_cluster.settle``).
+    driver. ``resources`` must be settled (``raygf.on_ray.cluster.settle``).
     """
     driver = _bundle(resources.driver_cpus, resources.driver_gpus)
     return [{}, driver, *(_bundle(resources.cpus_per_exit, resources.gpus_per_exit) for _ in range(actors))]

@@ -9,7 +9,7 @@ from dataclasses import replace
 import ray
 
 from raygf.config import ResourceConfig
-from raygf.ray_cluster import connect, settle
+from raygf.on_ray.cluster import connect, settle
 from raygf.sweep.bundles import Bundle, actors_that_fit, check_fits
 
 

@@ -15,9 +15,9 @@ import yaml
 
 from raygf.config import StorageConfig
 from raygf.errors import StorageError
-from raygf.owner import Owner
-from raygf.run_folder import RunFolder, brief
-from raygf.run_lock import RunLock
+from raygf.storage.owner import Owner
+from raygf.storage.run_folder import RunFolder, brief
+from raygf.storage.run_lock import RunLock
 from raygf.sweep.plan import Plan, read_plan
 
 OURS = "raygf"

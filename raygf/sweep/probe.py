@@ -9,20 +9,20 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from torch import Tensor
 
-from raygf.bound import BoundNetwork
 from raygf.compute import resolve_compute, torch_threads
 from raygf.config import RunConfig
 from raygf.data import load_data
 from raygf.data.base import BatchSource
-from raygf.delta_round import DeltaRound
 from raygf.errors import ConfigError, ResourceError, RunFailed
-from raygf.executor import LocalExecutor
 from raygf.fusion.ownership import find_ownership
 from raygf.methods.registry import is_step_method
 from raygf.models.build import build_model
-from raygf.ray_failures import fetch
-from raygf.schedule import loss_coefficients
-from raygf.step_round import StepRound
+from raygf.on_ray.failures import fetch
+from raygf.training.bound import BoundNetwork
+from raygf.training.delta_round import DeltaRound
+from raygf.training.executor import LocalExecutor
+from raygf.training.schedule import loss_coefficients
+from raygf.training.step_round import StepRound
 
 _WAIT_S = 300.0
 

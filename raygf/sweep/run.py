@@ -17,8 +17,8 @@ from raygf.config_dict import to_dict
 from raygf.console import print_table
 from raygf.errors import ConfigError, RunFailed, StorageError
 from raygf.interrupts import interruptible
+from raygf.on_ray.submitted import fleeting
 from raygf.paths import storage_path
-from raygf.submitted import fleeting
 from raygf.sweep.bundles import check_fits
 from raygf.sweep.check import check_flags
 from raygf.sweep.cluster import idle_nodes, swept_cluster

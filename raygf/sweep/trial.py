@@ -13,8 +13,8 @@ from ray import tune
 
 from raygf.config import RunConfig
 from raygf.errors import RunFailed
-from raygf.ray_bundles import Bundles
-from raygf.ray_driver import RemoteDriver
+from raygf.on_ray.bundles import Bundles
+from raygf.on_ray.driver import RemoteDriver
 from raygf.records import RoundRecord, RunEnd, RunStart
 from raygf.sweep.bundles import trial_bundles
 from raygf.sweep.causes import WOULD_HAPPEN_AGAIN

@@ -17,11 +17,11 @@ from tempfile import TemporaryDirectory
 from pyarrow import fs
 from ray import tune
 
-from raygf.checkpoint import Checkpoint, CheckpointStore, read_archive
 from raygf.config import RunConfig
 from raygf.config_dict import to_dict
 from raygf.errors import CheckpointError
-from raygf.run_folder import file_system
+from raygf.storage.checkpoint import Checkpoint, CheckpointStore, read_archive
+from raygf.storage.run_folder import file_system
 from raygf.sweep.space import Values
 
 NAME = "checkpoint.npz"

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from raygf.config import StorageConfig
 from raygf.errors import StorageError
 from raygf.masked import without_password
-from raygf.run_folder import RunFolder
+from raygf.storage.run_folder import RunFolder
 from raygf.tracking.mlflow_run import MLflowRun
 
 NAME = "undelivered.jsonl"

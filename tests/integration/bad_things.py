@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from raygf.checkpoint import Checkpoint, load_checkpoint, write_archive
-from raygf.state import NetworkState
+from raygf.storage.checkpoint import Checkpoint, load_checkpoint, write_archive
+from raygf.training.state import NetworkState
 
 NEWEST = "runs/one/round-000002.npz"
 

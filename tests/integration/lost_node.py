@@ -21,7 +21,6 @@ import ray
 from faults import Faults
 from ray.cluster_utils import Cluster
 
-from raygf.bound import BoundNetwork
 from raygf.compute import resolve_compute
 from raygf.config import (
     DataConfig,
@@ -33,11 +32,12 @@ from raygf.config import (
     TrackingConfig,
 )
 from raygf.data import load_data
-from raygf.executor import Trained
 from raygf.models.build import build_model
-from raygf.ray_driver import RemoteDriver
-from raygf.ray_executor import RayExecutor
+from raygf.on_ray.driver import RemoteDriver
+from raygf.on_ray.executor import RayExecutor
 from raygf.recipes import get_recipe
+from raygf.training.bound import BoundNetwork
+from raygf.training.executor import Trained
 
 EXITS = 3
 WAIT_S = 120.0

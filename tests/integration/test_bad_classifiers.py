@@ -16,8 +16,8 @@ from raygf.cli import parse
 from raygf.driver import Driver
 from raygf.errors import CheckpointError, UserError
 from raygf.evaluation.checkpointed import load_run
-from raygf.executor import LocalExecutor
 from raygf.saved_classifier import load_classifier, save_classifier
+from raygf.training.executor import LocalExecutor
 
 FLAGS = (
     *("--rounds", "1", "--data.train-limit", "16", "--data.val", "20", "--model.msdnet.exits", "2"),

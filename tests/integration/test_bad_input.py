@@ -59,7 +59,7 @@ from bad_things import (
 
 from raygf.cli import parse
 from raygf.driver import Driver
-from raygf.executor import LocalExecutor
+from raygf.training.executor import LocalExecutor
 
 RunJob = Callable[..., Any]
 Call = Callable[[str], Any]

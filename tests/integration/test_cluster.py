@@ -13,9 +13,9 @@ import pytest
 import three_nodes
 from ray_head import ray_folder
 
-from raygf.checkpoint import CheckpointStore
 from raygf.driver import Driver
-from raygf.executor import LocalExecutor
+from raygf.storage.checkpoint import CheckpointStore
+from raygf.training.executor import LocalExecutor
 
 
 @pytest.fixture(scope="module")

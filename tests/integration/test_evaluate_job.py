@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from raygf.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
 from raygf.config import DataConfig, ModelConfig, MSDNetConfig, RunConfig, StorageConfig
 from raygf.driver import Driver
-from raygf.executor import LocalExecutor
 from raygf.recipes import get_recipe
+from raygf.storage.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
 from raygf.tracking import make_tracker
+from raygf.training.executor import LocalExecutor
 
 RunJob = Callable[..., Any]
 

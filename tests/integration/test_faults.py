@@ -13,14 +13,14 @@ import psutil
 import pytest
 from faults import Faults
 
-from raygf import ray_cluster
-from raygf.checkpoint import CheckpointStore, load_checkpoint
 from raygf.config import RunConfig, StorageConfig
 from raygf.driver import Driver
 from raygf.errors import RunFailed
-from raygf.executor import LocalExecutor
-from raygf.ray_driver import RemoteDriver
+from raygf.on_ray.cluster import settle
+from raygf.on_ray.driver import RemoteDriver
 from raygf.records import RoundRecord
+from raygf.storage.checkpoint import CheckpointStore, load_checkpoint
+from raygf.training.executor import LocalExecutor
 
 EXITS, STEPS = 3, 3
 _DIED = r"ActorDiedError: its worker process has died \([^()]*\)"
@@ -73,7 +73,7 @@ def survive(cluster: str, tmp_path: Path) -> Iterator[Callable[..., Survived]]:
     def run(config: RunConfig, plan: str) -> Survived:
         faults, said = Faults(tmp_path / "faults"), []
         faults.add(plan)
-        config = replace(config, resources=ray_cluster.settle(config.resources))
+        config = replace(config, resources=settle(config.resources))
         driver = RemoteDriver(config, say=said.append, parts=faults.parts())
         try:
             driver.prepare()

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from raygf.checkpoint import CheckpointStore
+from raygf.storage.checkpoint import CheckpointStore
 
 RunJob = Callable[..., Any]
 

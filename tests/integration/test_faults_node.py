@@ -14,12 +14,12 @@ import lost_node
 import pytest
 from ray_head import ray_folder
 
-from raygf.bound import BoundNetwork
 from raygf.compute import resolve_compute
 from raygf.data import load_data
 from raygf.driver import Driver
-from raygf.executor import LocalExecutor
 from raygf.models.build import build_model
+from raygf.training.bound import BoundNetwork
+from raygf.training.executor import LocalExecutor
 
 
 @pytest.fixture(scope="module")

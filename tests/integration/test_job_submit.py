@@ -11,7 +11,7 @@ import pytest
 from ray_head import Head
 from sweep_runs import TINY, table, tracked_sweep, wait_until
 
-from raygf.checkpoint import CheckpointStore, load_checkpoint
+from raygf.storage.checkpoint import CheckpointStore, load_checkpoint
 
 RunJob = Callable[..., Any]
 

@@ -18,10 +18,10 @@ from raygf.config import RunConfig
 from raygf.data import load_data
 from raygf.data.base import Dataset
 from raygf.driver import Driver, MakeExecutor
-from raygf.executor import LocalExecutor, Trained
-from raygf.exit_trainer import ExitTrainer, ExitUpdate
-from raygf.ray_executor import RayExecutor
-from raygf.state import NetworkState, Vector
+from raygf.on_ray.executor import RayExecutor
+from raygf.training.executor import LocalExecutor, Trained
+from raygf.training.exit_trainer import ExitTrainer, ExitUpdate
+from raygf.training.state import NetworkState, Vector
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the actors can't import this file
 

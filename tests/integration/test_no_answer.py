@@ -62,7 +62,7 @@ def test_s3_without_credentials(run_job: RunJob, monkeypatch: pytest.MonkeyPatch
 )
 def test_a_storage_that_never_answers(where: str, run_job: RunJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """Left to itself Google's client tries for a quarter of an hour."""
-    monkeypatch.setattr("raygf.checkpoint.ANSWER_S", 0.5)
+    monkeypatch.setattr("raygf.storage.checkpoint.ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         there = f"{where}&endpoint_override=127.0.0.1:{mute.getsockname()[1]}"
         outcome = run_job("digits", *LOCAL, "--storage.path", there)
@@ -82,7 +82,7 @@ def test_a_storage_that_never_answers(where: str, run_job: RunJob, monkeypatch: 
     ],
 )
 def test_clusters_that_are_not_there(address: str, says: str, closed_port: int) -> None:
-    from raygf.ray_cluster import connect
+    from raygf.on_ray.cluster import connect
 
     with pytest.raises(ResourceError) as caught:
         connect(ResourceConfig(address=address.format(port=closed_port)))

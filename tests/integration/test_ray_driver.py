@@ -12,14 +12,14 @@ import numpy as np
 import psutil
 import pytest
 
-from raygf import ray_cluster
-from raygf.checkpoint import CheckpointStore
 from raygf.config import RunConfig
 from raygf.driver import Driver
 from raygf.errors import ConfigError, DataError, ExitFailed, ResourceError
-from raygf.executor import LocalExecutor
-from raygf.ray_driver import RemoteDriver
+from raygf.on_ray.cluster import connected, settle
+from raygf.on_ray.driver import RemoteDriver
 from raygf.records import FusionReport
+from raygf.storage.checkpoint import CheckpointStore
+from raygf.training.executor import LocalExecutor
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def start_driver(cluster: str) -> Iterator[Callable[[RunConfig], RemoteDriver]]:
     drivers: list[RemoteDriver] = []
 
     def start(config: RunConfig) -> RemoteDriver:
-        drivers.append(RemoteDriver(replace(config, resources=ray_cluster.settle(config.resources))))
+        drivers.append(RemoteDriver(replace(config, resources=settle(config.resources))))
         return drivers[-1]
 
     yield start
@@ -151,7 +151,7 @@ def test_driver_that_fits_on_no_node_is_refused_at_once(cluster: str, small_conf
     asked = with_resources(small_config, driver_cpus=64.0).resources
     with (
         pytest.raises(ResourceError, match=r"64 CPUs.*resources\.driver_cpus"),
-        ray_cluster.connected(asked),
+        connected(asked),
     ):
         pytest.fail("let in")
     assert time.monotonic() - started < 5
@@ -161,7 +161,7 @@ def test_joined_cluster_is_left_running(cluster: str, small_config: RunConfig) -
     """Whoever was in a cluster before stays in it; GPUs settle to none where there are none."""
     import ray
 
-    with ray_cluster.connected(small_config.resources) as (where, resources):
+    with connected(small_config.resources) as (where, resources):
         assert where == "the cluster that this process is in"
         assert (resources.gpus_per_exit, resources.driver_gpus) == (0.0, 0.0)
     assert ray.is_initialized()

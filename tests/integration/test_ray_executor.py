@@ -23,17 +23,17 @@ import pytest
 import ray
 from faults import Faults
 
-from raygf.bound import BoundNetwork
 from raygf.compute import resolve_compute
 from raygf.config import ResourceConfig, RunConfig
 from raygf.data import load_data
 from raygf.data.base import Dataset
 from raygf.errors import ExitFailed, NonFiniteError, RaygfError, ResourceError
-from raygf.executor import LocalExecutor, Trained
-from raygf.exit_actor import Trainer
 from raygf.models.build import build_model
-from raygf.ray_executor import RayExecutor
-from raygf.state import NetworkState
+from raygf.on_ray.executor import RayExecutor
+from raygf.on_ray.exit_actor import Trainer
+from raygf.training.bound import BoundNetwork
+from raygf.training.executor import LocalExecutor, Trained
+from raygf.training.state import NetworkState
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the actors can't import this file
 
@@ -431,7 +431,7 @@ def test_replacement_that_can_not_be_placed_ends_the_run(
     new_pool: Callable[..., Any], bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody else has taken the place of the lost actor: an error after the limit, no wait without end."""
-    monkeypatch.setattr("raygf.ray_waiting.START_S", 10.0)
+    monkeypatch.setattr("raygf.on_ray.waiting.START_S", 10.0)
     pool, faults = new_pool(actors=1)
     hogs = [ray.remote(Hog).options(num_cpus=cpus).remote() for cpus in (3, 1)]  # the second waits for a CPU
     try:

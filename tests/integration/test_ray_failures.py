@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayError
 
 from raygf.errors import NonFiniteError
-from raygf.ray_failures import cause_of, dead_nodes, failure_of, fetch, node_of
+from raygf.on_ray.failures import cause_of, dead_nodes, failure_of, fetch, node_of
 from raygf.retry import Failure
 
 KILLED_FOR_MEMORY = """1 worker(s) were killed due to the node running low on memory. Memory on the node \

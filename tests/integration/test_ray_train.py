@@ -23,16 +23,16 @@ import ray
 import torch.distributed as dist
 from torch import nn
 
-from raygf import ray_cluster
-from raygf.checkpoint import CheckpointStore
 from raygf.config import ComputeConfig, ModelConfig, ResourceConfig, RunConfig, StorageConfig
 from raygf.data import InputSpec
 from raygf.driver import Driver
 from raygf.errors import ConfigError
-from raygf.executor import LocalExecutor
 from raygf.models.multi_exit import MultiExitNetwork
-from raygf.ray_train import TrainDriver, work
+from raygf.on_ray.cluster import settle
+from raygf.on_ray.train import TrainDriver, work
 from raygf.records import RoundRecord
+from raygf.storage.checkpoint import CheckpointStore
+from raygf.training.executor import LocalExecutor
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers can't import this file
 FOLDER = str(Path(__file__).parent)
@@ -77,7 +77,7 @@ def start_driver(cluster: str) -> Iterator[Callable[[RunConfig], TrainDriver]]:
     drivers: list[TrainDriver] = []
 
     def start(config: RunConfig) -> TrainDriver:
-        resources = ray_cluster.settle(ResourceConfig(workers=2))
+        resources = settle(ResourceConfig(workers=2))
         drivers.append(TrainDriver(replace(config, resources=resources), loop))
         return drivers[-1]
 

@@ -32,8 +32,8 @@ from raygf.config import (
     StorageConfig,
     TrackingConfig,
 )
-from raygf.ray_bundles import Bundles
-from raygf.ray_driver import RemoteDriver
+from raygf.on_ray.bundles import Bundles
+from raygf.on_ray.driver import RemoteDriver
 from raygf.recipes import get_recipe
 
 STRATEGIES = {"spread": "STRICT_SPREAD", "packed": "STRICT_PACK"}

@@ -10,7 +10,6 @@ from tiny_network import CPU, SPEC, Tied, dataset, run_config, seeded, three_exi
 from torch import Tensor, nn
 
 from raygf.adaptive import AdaptiveClassifier, ImageTask, keep_rows
-from raygf.bound import BoundNetwork
 from raygf.compute import Compute
 from raygf.config import ModelConfig, MSDNetConfig
 from raygf.data import InputSpec
@@ -22,6 +21,7 @@ from raygf.evaluation.outputs import ExitOutputs, collect_outputs
 from raygf.evaluation.threshold_table import calibrate
 from raygf.models.build import build_model
 from raygf.models.multi_exit import MultiExitNetwork
+from raygf.training.bound import BoundNetwork
 
 DATA = dataset(val=40, test=60)
 TASK = ImageTask(SPEC, DATA.statistics, DATA.class_names)

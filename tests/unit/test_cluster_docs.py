@@ -9,12 +9,12 @@ import click
 import pytest
 from command_lines import REPOSITORY, check, commands
 
-from raygf.bound import BoundNetwork
 from raygf.compute import Compute
 from raygf.data.base import InputSpec
 from raygf.errors import RaygfError
 from raygf.models.build import build_model
 from raygf.recipes import get_recipe
+from raygf.training.bound import BoundNetwork
 
 PAGE = (REPOSITORY / "docs" / "cluster.md").read_text()
 SCRIPTS = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)

@@ -10,16 +10,16 @@ import tiny_network
 import torch
 from tiny_network import bind, dataset, run_config
 
-from raygf.checkpoint import load_checkpoint
 from raygf.cli import parse
 from raygf.config import LossConfig, OptimConfig, RunConfig
 from raygf.driver import Driver
 from raygf.errors import CheckpointError, ConfigError, NonFiniteError, StorageError
 from raygf.evaluation.accuracy import evaluate
-from raygf.executor import LocalExecutor
 from raygf.records import ExitScore, RoundRecord, RunEnd, RunStart
-from raygf.rounds import RoundOutcome
-from raygf.state import NetworkState
+from raygf.storage.checkpoint import load_checkpoint
+from raygf.training.executor import LocalExecutor
+from raygf.training.rounds import RoundOutcome
+from raygf.training.state import NetworkState
 
 ROUNDS = 3
 

@@ -23,8 +23,6 @@ from tiny_network import CPU
 from torch import nn
 from torch.testing import assert_close
 
-from raygf.bound import BoundNetwork
-from raygf.checkpoint import Checkpoint, read_archive, write_archive
 from raygf.cli import parse
 from raygf.config import RunConfig
 from raygf.config_dict import flatten, from_dict, to_dict
@@ -34,7 +32,9 @@ from raygf.fusion.fuse import fuse
 from raygf.fusion.segments import SegmentKind, Segments
 from raygf.fusion.weights import fusion_weights
 from raygf.masked import without_password
-from raygf.state import NetworkState
+from raygf.storage.checkpoint import Checkpoint, read_archive, write_archive
+from raygf.training.bound import BoundNetwork
+from raygf.training.state import NetworkState
 
 
 def examples(count: int) -> settings:

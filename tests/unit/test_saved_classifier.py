@@ -10,12 +10,12 @@ import torch
 from tiny_network import bind, dataset, run_config
 
 from raygf.adaptive import AdaptiveClassifier
-from raygf.checkpoint import Checkpoint, load_checkpoint, write_archive
 from raygf.config import ComputeConfig
 from raygf.config_dict import to_dict
 from raygf.errors import CheckpointError
 from raygf.evaluation.checkpointed import LoadedRun
 from raygf.saved_classifier import load_classifier, save_classifier
+from raygf.storage.checkpoint import Checkpoint, load_checkpoint, write_archive
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raygf.bound import BoundNetwork
 from raygf.compute import Compute
 from raygf.config import (
     ComputeConfig,
@@ -27,6 +26,7 @@ from raygf.data.statistics import ChannelStatistics
 from raygf.fusion.flat import FlatSpace
 from raygf.models.multi_exit import MultiExitNetwork
 from raygf.seeding import seeded_globals
+from raygf.training.bound import BoundNetwork
 
 torch.set_num_threads(1)
 

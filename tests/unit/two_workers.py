@@ -14,16 +14,16 @@ import torch.distributed as dist
 from tiny_network import CPU, SPEC, dataset, run_config, seeded
 from torch import Tensor, nn
 
-from raygf.bound import BoundNetwork
 from raygf.data import InputSpec
 from raygf.errors import RaygfError
 from raygf.fusion.ownership import find_ownership
 from raygf.methods.base import Setting, StepMethod
 from raygf.methods.registry import STEP_METHODS
 from raygf.models.multi_exit import MultiExitNetwork
-from raygf.peers import ALONE, Peers, TorchPeers, average_buffers
-from raygf.shares import share_of
-from raygf.step_round import StepRound
+from raygf.training.bound import BoundNetwork
+from raygf.training.peers import ALONE, Peers, TorchPeers, average_buffers
+from raygf.training.shares import share_of
+from raygf.training.step_round import StepRound
 
 UNEVEN = 23
 """Training images: batches of 5, and 3 in the last, which are too few for two workers."""

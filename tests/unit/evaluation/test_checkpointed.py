@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from tiny_network import run_config
 
-from raygf.checkpoint import load_checkpoint, write_archive
 from raygf.config import ComputeConfig, DataConfig, RunConfig
 from raygf.driver import Driver
 from raygf.errors import CheckpointError, ConfigError, DataError, UserError
 from raygf.evaluation.checkpointed import load_run
-from raygf.executor import LocalExecutor
+from raygf.storage.checkpoint import load_checkpoint, write_archive
+from raygf.training.executor import LocalExecutor
 
 DIGITS = DataConfig(source="digits", val=30, train_limit=24, pad=0, flip=False)
 

@@ -6,10 +6,10 @@ import torch
 from tiny_network import CPU, bind, random_batches, seeded, with_dropout
 from torch import nn
 
-from raygf.bound import BoundNetwork
 from raygf.errors import DataError, NonFiniteError
 from raygf.evaluation.accuracy import evaluate
 from raygf.evaluation.outputs import ExitOutputs, collect_outputs, read_logits
+from raygf.training.bound import BoundNetwork
 
 
 class Fixed(nn.Module):

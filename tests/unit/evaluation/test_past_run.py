@@ -11,8 +11,6 @@ import torch
 from tiny_network import run_config
 from torch.testing import assert_close
 
-from raygf.bound import as_tensor
-from raygf.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
 from raygf.config import DataConfig, FusionConfig, RunConfig
 from raygf.driver import Driver
 from raygf.errors import CheckpointError
@@ -21,8 +19,10 @@ from raygf.evaluation.find_checkpoint import find_checkpoint
 from raygf.evaluation.importance import importance_of
 from raygf.evaluation.learned_weights import learned_weights
 from raygf.evaluation.run_results import evaluate_run
-from raygf.executor import LocalExecutor
 from raygf.fusion.weights import fusion_weights
+from raygf.storage.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
+from raygf.training.bound import as_tensor
+from raygf.training.executor import LocalExecutor
 
 DIGITS = DataConfig("digits", val=30, train_limit=40, pad=0, flip=False)
 

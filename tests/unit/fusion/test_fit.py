@@ -17,7 +17,6 @@ from tiny_network import (
 from torch.func import functional_call
 from torch.testing import assert_close
 
-from raygf.bound import as_tensor
 from raygf.config import FusionConfig
 from raygf.errors import NonFiniteError
 from raygf.fusion.fit import Fit, FusionFitter, FusionState
@@ -25,7 +24,8 @@ from raygf.fusion.fuse import fuse
 from raygf.fusion.ownership import find_ownership
 from raygf.fusion.segments import Segments
 from raygf.fusion.weights import carry, fusion_weights
-from raygf.losses import exit_losses
+from raygf.training.bound import as_tensor
+from raygf.training.losses import exit_losses
 
 KINDS = ("tensor", "channel", "network")
 BATCHES = random_batches(3)

@@ -9,10 +9,10 @@ from tiny_network import CPU, bind, dataset, run_config
 from torch.testing import assert_close
 
 from raygf.config import FusionConfig
-from raygf.delta_round import DeltaRound
-from raygf.executor import LocalExecutor
-from raygf.exit_trainer import ExitTrainer
 from raygf.fusion.ownership import find_ownership
+from raygf.training.delta_round import DeltaRound
+from raygf.training.executor import LocalExecutor
+from raygf.training.exit_trainer import ExitTrainer
 
 DATA, STATE = dataset(), bind().state()
 

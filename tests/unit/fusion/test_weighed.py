@@ -8,15 +8,15 @@ from tiny_network import CPU, bind, dataset, random_batches, random_vectors, run
 from torch.testing import assert_close
 
 from raygf.config import FusionConfig, MethodConfig
-from raygf.delta_round import DeltaRound
 from raygf.errors import NonFiniteError
-from raygf.executor import LocalExecutor
 from raygf.fusion.ownership import find_ownership
 from raygf.fusion.segments import Segments
 from raygf.fusion.weighed import WeighedFusion, owner_shares
-from raygf.losses import exit_losses
 from raygf.methods.base import Setting
 from raygf.methods.registry import ROUND_METHODS, WEIGHTINGS, make_weighting
+from raygf.training.delta_round import DeltaRound
+from raygf.training.executor import LocalExecutor
+from raygf.training.losses import exit_losses
 
 OWNED = find_ownership(bind().network, torch.zeros(2, 1, 4, 4), bind().space)
 BATCHES = random_batches()

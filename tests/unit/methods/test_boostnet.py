@@ -8,9 +8,9 @@ from tiny_network import bind, random_batches
 from torch import Tensor
 from torch.testing import assert_close
 
-from raygf.losses import exit_losses
 from raygf.methods.boostnet import BoostNetRescaling
 from raygf.methods.ge import GradientEquilibrium
+from raygf.training.losses import exit_losses
 
 IMAGES, LABELS = random_batches(1, size=8)[0]
 

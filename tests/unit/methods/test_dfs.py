@@ -8,11 +8,11 @@ from tiny_network import CPU
 from torch import nn
 from torch.testing import assert_close
 
-from raygf.bound import BoundNetwork
 from raygf.errors import ConfigError
 from raygf.methods.dfs import DeepFeatureSurgery, partition
 from raygf.models.exit_heads import ChannelsFirst
 from raygf.models.multi_exit import MultiExitNetwork
+from raygf.training.bound import BoundNetwork
 
 
 def chain(exits: int, width: int = 2) -> MultiExitNetwork:

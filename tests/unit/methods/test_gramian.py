@@ -11,10 +11,10 @@ from torch.testing import assert_close
 
 from raygf.config import MethodConfig
 from raygf.fusion.ownership import find_ownership
-from raygf.losses import exit_losses
 from raygf.methods.gramian import GramianMethod, combine, exit_gradients
 from raygf.methods.registry import WEIGHTINGS
 from raygf.methods.weighting import merged_ranges
+from raygf.training.losses import exit_losses
 
 IMAGES, LABELS = random_batches(1, size=8)[0]
 

@@ -6,9 +6,9 @@ from tiny_network import bind, random_batches
 from torch.testing import assert_close
 
 from raygf.errors import ConfigError
-from raygf.losses import exit_losses
 from raygf.methods.registry import ROUND_METHODS, STEP_METHODS, check_method, method_names
 from raygf.methods.sgd import JointSGD
+from raygf.training.losses import exit_losses
 
 IMAGES, LABELS = random_batches(1)[0]
 

@@ -15,11 +15,11 @@ from raygf.data.base import InputSpec
 from raygf.errors import ConfigError
 from raygf.fusion.flat import FlatSpace
 from raygf.fusion.ownership import find_ownership
-from raygf.losses import exit_losses
 from raygf.models.attach import AttachedNetwork, attach_exits
 from raygf.models.build import build_model
 from raygf.models.costs import measure_costs
 from raygf.models.trace import trace_modes
+from raygf.training.losses import exit_losses
 
 SPEC = InputSpec(channels=3, height=64, width=64, classes=4)
 LABELS = torch.tensor([0, 3])

@@ -1,0 +1,206 @@
+"""Training the exits on a pool of identical Ray actors."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayError
+
+from raygf.config import RunConfig
+from raygf.data.base import Dataset
+from raygf.errors import ExitFailed, NonFiniteError, RunFailed
+from raygf.memory import EXIT_KNOBS, sizes
+from raygf.on_ray.bundles import Bundles
+from raygf.on_ray.exit_actor import MakeTrainer
+from raygf.on_ray.failures import cause_of, dead_nodes, failure_of, node_of
+from raygf.on_ray.pool import ExitPool, Worker, fetch_done
+from raygf.retry import Action, Failure, Loss, count, deadline_s, decide
+from raygf.saying import Say, nobody
+from raygf.training.executor import Trained
+from raygf.training.exit_trainer import ExitTrainer, ExitUpdate
+from raygf.training.state import NetworkState, Vector
+
+_TICK_S = 1.0
+_NODE_S = 20.0
+"""Seconds after which Ray knows for sure that a node is lost."""
+_NO_EXIT = -1
+
+_KNOBS = {
+    Failure.LOST: "allow more retries with resources.max_failures",
+    Failure.STUCK: "give it more time with resources.exit_timeout_s",
+    Failure.MEMORY: EXIT_KNOBS,
+    Failure.RAISED: "this would happen again, so it was not retried",
+}
+
+
+@dataclass
+class _Task:
+    """One exit's training under way."""
+
+    exit: int
+    worker: Worker
+    since: float
+
+
+@dataclass
+class _Round:
+    """What a round still has to do and what has come back; ``silent``: nodes whose actors did not answer."""
+
+    round: int
+    exits: int
+    state: Any
+    momenta: Sequence[Vector | None]
+    parameters: int
+    queue: deque[int]
+    running: dict[Any, _Task] = field(default_factory=dict)
+    updates: dict[int, ExitUpdate] = field(default_factory=dict)
+    diverged: dict[int, NonFiniteError] = field(default_factory=dict)
+    losses: list[Loss] = field(default_factory=list)
+    silent: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def over(self) -> bool:
+        """Whether every exit has come to its end."""
+        return len(self.updates) + len(self.diverged) == self.exits
+
+
+class RayExecutor:
+    """A pool of ``actors`` exit actors. Any free actor takes any exit; a lost one is replaced."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        exits: int,
+        trainer: MakeTrainer = ExitTrainer,
+        bundles: Bundles | None = None,
+        say: Say = nobody,
+    ) -> None:
+        """Start the actors and wait for the first; each makes a ``trainer`` of its own.
+
+        With ``bundles``, every actor goes into one of theirs, and there are no more actors than those.
+        ``say`` is told when the cluster has no room and that is waited for.
+        """
+        self._config = config
+        self._resources = config.resources
+        self._slowest: float | None = None
+        size = min(config.resources.actors or exits, exits)
+        self._pool = ExitPool(config, dataset, size, trainer, bundles, say)
+        self._await_first(_Round(0, exits, None, [], 0, deque()))
+
+    def train(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> Trained:
+        """See ``Executor.train``. The state is broadcast by one ``ray.put``."""
+        started = time.perf_counter()
+        exits = len(momenta)
+        work = _Round(round, exits, ray.put(state), momenta, state.vector.size, deque(range(exits)))
+        broadcast = time.perf_counter() - started
+        while not work.over:
+            self._assign(work)
+            self._collect(work)
+        if work.diverged:
+            raise work.diverged[min(work.diverged)]
+        updates = tuple(work.updates[exit] for exit in range(exits))
+        longest = max(update.seconds for update in updates)
+        waited = time.perf_counter() - started - broadcast - longest
+        return Trained(updates, broadcast, longest, max(0.0, waited), tuple(work.notes))
+
+    def close(self) -> None:
+        """End the actors."""
+        self._pool.close()
+
+    def _await_first(self, work: _Round) -> None:
+        """Wait until one actor has started; the others join when they can."""
+        while not self._pool.ready():
+            self._collect(work)
+
+    def _assign(self, work: _Round) -> None:
+        busy = {id(task.worker) for task in work.running.values()}
+        for worker in self._pool.ready():
+            if not work.queue:
+                return
+            if id(worker) not in busy:
+                exit = work.queue.popleft()
+                momentum = work.momenta[exit]
+                ref = worker.actor.train.remote(work.state, exit, work.exits, work.round, momentum)
+                work.running[ref] = _Task(exit, worker, time.monotonic())
+
+    def _collect(self, work: _Round) -> None:
+        """Wait for something to happen, and act on all that has."""
+        starting = self._pool.starting()
+        done, _ = ray.wait([*work.running, *starting], num_returns=1, timeout=_TICK_S)
+        for ref in done:
+            if ref in starting:
+                self._admit(starting[ref], work)
+            else:
+                self._settle(ref, work)
+        self._end_overdue(work)
+        if work.running or self._pool.ready():
+            self._pool.busy()
+        else:
+            self._pool.stalled(work.round)
+
+    def _end_overdue(self, work: _Round) -> None:
+        """Retry trainings that are past their deadline."""
+        limit, now = deadline_s(self._slowest, self._resources.exit_timeout_s), time.monotonic()
+        for ref, task in list(work.running.items()):
+            if now - task.since > limit:
+                del work.running[ref]
+                self._fail(task, Failure.STUCK, f"no result within {limit:.0f} s", work)
+
+    def _admit(self, worker: Worker, work: _Round) -> None:
+        """An actor is ready, or could not start."""
+        try:
+            worker.place = fetch_done(worker.started)
+        except RayError as error:
+            self._fail_by(error, _Task(_NO_EXIT, worker, 0.0), work)
+
+    def _settle(self, ref: Any, work: _Round) -> None:
+        """A training has ended: keep its update, or act on its failure."""
+        task = work.running.pop(ref)
+        try:
+            work.updates[task.exit] = fetch_done(ref)
+            self._slowest = max(self._slowest or 0.0, time.monotonic() - task.since)
+        except NonFiniteError as error:
+            if self._config.on_divergence == "stop":
+                raise
+            work.diverged[task.exit] = error  # the others end first: the next round finds the actors free
+        except RayError as error:
+            self._fail_by(error, task, work)
+
+    def _fail_by(self, error: RayError, task: _Task, work: _Round) -> None:
+        """Act on what ``error`` says."""
+        if isinstance(error, ActorUnavailableError) and task.worker.place is not None:
+            work.silent.add(task.worker.place.node)
+        known = sizes(self._config.batch_size, work.parameters)
+        self._fail(task, failure_of(error), cause_of(error, known), work, node_of(error))
+
+    def _fail(self, task: _Task, failure: Failure, cause: str, work: _Round, node: str = "") -> None:
+        """Retry the exit on a new actor, or end the run."""
+        place = task.worker.place
+        work.losses.append(Loss(failure, node or (place.node if place else "")))
+        shown = place.shown if place else "unknown"
+        if self._decide(failure, work) is Action.STOP:
+            if task.exit == _NO_EXIT:
+                raise RunFailed(f"an exit actor could not start: {cause}; {_KNOBS[failure]}")
+            raise ExitFailed(task.exit, work.round, shown, cause, _KNOBS[failure])
+        self._pool.replace(task.worker)
+        if task.exit != _NO_EXIT:
+            work.queue.appendleft(task.exit)
+            work.notes.append(f"exit {task.exit + 1} retried in round {work.round}: {cause} on {shown}")
+
+    def _decide(self, failure: Failure, work: _Round) -> Action:
+        """Before the run is ended, actors that do not answer get the time to turn out as one lost node."""
+        until = time.monotonic() + _NODE_S
+        while True:
+            failures = count(work.losses, dead_nodes())
+            action = decide(failure, failures, self._resources.max_failures)
+            unsure = failure is Failure.LOST and self._pool.unclear(work.silent)
+            if action is Action.RETRY or not unsure or time.monotonic() > until:
+                return action
+            time.sleep(_TICK_S)

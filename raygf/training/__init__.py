@@ -1,0 +1,1 @@
+"""Training: an exit's epoch, a round of deltas or of joint steps, the losses and schedules, PyTorch alone."""

@@ -1,0 +1,106 @@
+"""Training one exit for one epoch: a pure function of the broadcast state, the exit and the round."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raygf.compute import make_repeatable, resolve_compute, torch_threads
+from raygf.config import RunConfig
+from raygf.data.base import Dataset
+from raygf.models.build import build_model
+from raygf.seeding import seeded_globals
+from raygf.training.bound import BoundNetwork, to_numpy
+from raygf.training.losses import make_losses
+from raygf.training.schedule import decay_factor, exit_loss_weights, loss_coefficients
+from raygf.training.state import Arrays, NetworkState, Vector
+from raygf.training.stepping import FlatSGD, train_epoch
+
+
+@dataclass(frozen=True)
+class ExitUpdate:
+    """What training one exit gave.
+
+    ``delta`` (P,): W_i − W, the expected gradient (paper, Eq. 13). ``buffers``: as they are after it.
+    ``momentum`` (P,): only if it is carried. ``loss`` and ``accuracy``: of this exit, in train mode.
+    """
+
+    exit: int
+    delta: Vector
+    buffers: Arrays
+    loss: float
+    accuracy: float
+    steps: int
+    seconds: float
+    momentum: Vector | None = None
+
+
+class ExitTrainer:
+    """Trains any exit of one network on one data set; keeps nothing between calls but memory to work in."""
+
+    def __init__(self, config: RunConfig, dataset: Dataset) -> None:
+        self._config = config
+        self._losses = make_losses(config.loss)
+        compute = resolve_compute(config.compute)
+        make_repeatable(compute)
+        self._bound = BoundNetwork(build_model(config.model, dataset.spec, config.seed), compute)
+        self._batches = dataset.open(compute, config.batch_size, config.eval_batch_size)
+
+    def train(
+        self, state: NetworkState, exit: int, exits: int, round: int, momentum: Vector | None = None
+    ) -> ExitUpdate:
+        """One epoch of ``exit`` (from 0) from ``state``: paper, Eq. 12, on ``c_i CE_i + λ Σ_{j≠i} c_j CE_j``.
+
+        Shuffling, augmentation and dropout are seeded by (seed, round, exit), and the number of threads is
+        set from the configuration, so equal arguments give equal bits in any process.
+
+        Args:
+            state: W and the buffers that all exits start from; not written to.
+            exits: number of exits n.
+            momentum: (P,) this exit's momentum of the round before, if it is carried.
+
+        Raises:
+            NonFiniteError: a loss or weight is not finite.
+        """
+        config, bound, started = self._config, self._bound, time.perf_counter()
+        key = ("exit", round, exit)
+        with torch_threads(config.resources.cpus_per_exit), seeded_globals(config.seed, *key):
+            bound.load(state)
+            optimizer = FlatSGD(
+                bound, config.optim, config.optim.lr * decay_factor(round, config.rounds, config.optim)
+            )
+            if momentum is not None:
+                optimizer.momentum = bound.tensor(momentum)
+            weights = self._loss_weights(exit, exits, round)
+            result = train_epoch(
+                bound,
+                optimizer,
+                self._batches.train(config.seed, *key),
+                lambda losses: torch.autograd.backward(losses @ weights),
+                where=f"{config.method}, exit {exit + 1}, round {round}",
+                losses_of=self._losses,
+            )
+            delta = (bound.vector - bound.tensor(state.vector)).cpu().numpy()
+        return ExitUpdate(
+            exit,
+            delta,
+            bound.buffer_arrays(),
+            result.score.loss[exit],
+            result.score.accuracy[exit],
+            result.steps,
+            time.perf_counter() - started,
+            self._momentum(optimizer),
+        )
+
+    def _loss_weights(self, exit: int, exits: int, round: int) -> Tensor:
+        coefficients = loss_coefficients(round, self._config.rounds, exits, self._config.loss)
+        return torch.tensor(
+            exit_loss_weights(exit, coefficients, self._config.loss.aux), device=self._bound.compute.device
+        )
+
+    def _momentum(self, optimizer: FlatSGD) -> Vector | None:
+        carried = self._config.optim.carry_momentum
+        return to_numpy(optimizer.momentum) if carried and optimizer.momentum is not None else None

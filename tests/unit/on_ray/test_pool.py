@@ -1,0 +1,68 @@
+"""How many exit actors a cluster has room for beside the driver."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import ray
+
+from raygf.config import ResourceConfig
+from raygf.errors import ResourceError
+from raygf.on_ray.pool import room
+
+GPU_NODE = {"CPU": 48.0, "GPU": 1.0}
+
+
+def nodes(*resources: dict[str, float]) -> list[dict[str, Any]]:
+    """What ``ray.nodes`` tells of living nodes "0", "1", … with these resources."""
+    return [
+        {"NodeID": str(number), "Alive": True, "Resources": total} for number, total in enumerate(resources)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "exit_gpus", "driver_gpus", "actors"),
+    [
+        (nodes(*[GPU_NODE] * 3), 0.8, 0.2, 3),  # the driver finds room beside an exit
+        (nodes(*[GPU_NODE] * 3), 0.7, 0.3, 3),
+        (nodes(*[GPU_NODE] * 3), 1.0, 1.0, 2),
+        (nodes(*[GPU_NODE] * 3), 0.5, 0.5, 5),
+        (nodes({"CPU": 8.0, "GPU": 4.0}), 0.9, 0.1, 4),
+        (nodes({"CPU": 8.0, "GPU": 4.0}), 0.9, 0.4, 3),  # no share is spread over two GPUs
+        (nodes({"CPU": 16.0, "GPU": 4.0}), 0.4, 0.2, 8),
+        (nodes({"CPU": 8.0, "GPU": 4.0}), 2.0, 0.2, 1),
+        (nodes(GPU_NODE), 0.5, 0.5, 1),
+        (nodes({"CPU": 4.0}, *[GPU_NODE] * 3), 1.0, 0.0, 3),
+        (nodes({"CPU": 4.0}), 0.0, 0.0, 3),
+        (nodes({"CPU": 4.0}, {"CPU": 2.0}), 0.0, 0.0, 5),
+        (nodes({"CPU": 1.0}), 0.0, 0.0, 1),  # at least one, which waits for the driver to make room
+    ],
+)
+def test_driver_takes_what_it_takes_on_its_node(
+    monkeypatch: pytest.MonkeyPatch,
+    cluster: list[dict[str, Any]],
+    exit_gpus: float,
+    driver_gpus: float,
+    actors: int,
+) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: cluster)
+    assert room(ResourceConfig(gpus_per_exit=exit_gpus, driver_gpus=driver_gpus), "0") == actors
+
+
+def test_lost_nodes_have_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = nodes(GPU_NODE, GPU_NODE, GPU_NODE)
+    cluster[2]["Alive"] = False
+    monkeypatch.setattr(ray, "nodes", lambda: cluster)
+    assert room(ResourceConfig(gpus_per_exit=0.8, driver_gpus=0.2), "0") == 2
+
+
+def test_exits_that_fit_nowhere_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: nodes(GPU_NODE))
+    with pytest.raises(ResourceError, match="no node of the cluster can hold an exit actor"):
+        room(ResourceConfig(gpus_per_exit=2.0), "0")
+
+
+def test_nodes_that_may_still_come_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: nodes(GPU_NODE))
+    assert room(ResourceConfig(gpus_per_exit=2.0, wait_for_resources_s=60.0), "0") > 1000

@@ -1,0 +1,110 @@
+"""Files of a run: whole or not at all, wherever they are."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+
+import pytest
+
+from raygf.errors import StorageError
+from raygf.storage.file_systems import brief
+from raygf.storage.run_folder import RunFolder
+
+
+@pytest.fixture(params=["path", "uri"])
+def folder(tmp_path, request) -> RunFolder:
+    made = RunFolder(str(tmp_path) if request.param == "path" else f"file://{tmp_path}", "run")
+    made.create()
+    return made
+
+
+def test_what_is_written_is_read(folder):
+    folder.write("a", b"one")
+    folder.write("a", b"two")
+    assert (folder.read("a"), folder.names()) == (b"two", ["a"])
+    folder.delete("a")
+    assert folder.names() == []
+    with pytest.raises(FileNotFoundError):
+        folder.read("a")
+
+
+def test_only_the_first_creates(folder):
+    assert folder.create_only("a", b"one") is True
+    assert folder.create_only("a", b"two") is False
+    assert folder.read("a") == b"one"
+
+
+def test_so_it_is_where_files_can_not_be_created_exclusively(folder):
+    folder.local = False
+    test_only_the_first_creates(folder)
+    test_what_is_written_is_read(folder)
+
+
+def test_a_replacement_is_seen_when_it_is_whole(folder):
+    folder.write("a", b"old")
+    with folder.replacing("a") as stream:
+        stream.write(b"ne")
+        assert folder.read("a") == b"old"
+        stream.write(b"w")
+    assert (folder.read("a"), folder.names()) == (b"new", ["a"])
+
+
+def test_a_failure_leaves_the_old_one_and_nothing_else(folder):
+    folder.write("a", b"old")
+    with pytest.raises(ValueError, match="trouble"), folder.replacing("a") as stream:
+        stream.write(b"half of the new")
+        raise ValueError("trouble")
+    assert (folder.read("a"), folder.names()) == (b"old", ["a"])
+
+
+def test_a_full_disk_is_an_oserror_and_the_old_one_stands(tmp_path):
+    """The kernel's own refusal to write more, through Arrow; a limit on files stands in for a small disk."""
+    folder = RunFolder(str(tmp_path), "run")
+    folder.create()
+    folder.write("a", b"old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(OSError) as caught, folder.replacing("a") as stream:
+            for _ in range(8):
+                stream.write(bytes(1 << 18))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG
+    assert os.strerror(errno.EFBIG) in brief(caught.value)
+    assert (folder.read("a"), folder.names()) == (b"old", ["a"])
+
+
+def test_a_vanished_folder_is_not_made_again(tmp_path):
+    """A mount that is gone leaves an empty place: what is written there would be lost when it is back."""
+    folder = RunFolder(str(tmp_path / "mount"), "run")
+    folder.create()
+    (tmp_path / "mount").rename(tmp_path / "elsewhere")
+    with pytest.raises(OSError), folder.replacing("a") as stream:
+        stream.write(b"x")
+    assert not (tmp_path / "mount").exists()
+
+
+def test_silence_is_counted_by_the_storage(tmp_path):
+    folder = RunFolder(str(tmp_path), "run")
+    folder.create()
+    folder.write("a", b"x")
+    assert 0 <= folder.silence_s("a") < 100
+    old = (tmp_path / "run" / "a").stat().st_mtime - 1000
+    os.utime(tmp_path / "run" / "a", (old, old))
+    assert 1000 <= folder.silence_s("a") < 1100
+    assert folder.silence_s("missing") == 0
+    assert folder.names() == ["a"]
+
+
+def test_places_are_shown_as_people_wrote_them(tmp_path):
+    assert RunFolder(f"file://{tmp_path}/", "run").path("a") == f"file://{tmp_path}/run/a"
+    assert RunFolder(str(tmp_path), "run").path("a") == f"{tmp_path}/run/a"
+
+
+def test_an_unknown_kind_of_place_is_one_clear_line():
+    with pytest.raises(StorageError, match=r"storage\.path = 'nonsense://x'") as caught:
+        RunFolder("nonsense://x", "run")
+    assert "\n" not in str(caught.value)

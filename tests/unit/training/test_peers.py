@@ -1,0 +1,144 @@
+"""Two workers that train together do what one does alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import two_workers
+
+from raygf.methods.registry import STEP_METHODS
+from raygf.training.peers import ALONE, Peers, average_buffers
+from raygf.training.shares import share_of
+
+APART = "two_workers:forgetful, round 1: the workers' weights have come apart"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return two_workers.together(tmp_path_factory.mktemp("peers"))
+
+
+@pytest.fixture(scope="module")
+def single() -> dict[str, Any]:
+    return two_workers.alone()
+
+
+def both(pair: list[dict[str, Any]], name: str) -> list[Any]:
+    return [told["exchange"][name] for told in pair]
+
+
+def test_who_is_who(pair):
+    assert both(pair, "rank") == [(0, 2, True), (1, 2, False)]
+
+
+def test_sums_means_and_the_first_ones(pair):
+    assert both(pair, "sum") == [[3.0, 21.0]] * 2
+    assert both(pair, "average") == [[1.5, 10.5]] * 2
+    assert both(pair, "first") == [[1.0, 10.0]] * 2
+
+
+def test_the_first_one_alone_makes_what_all_get(pair):
+    assert both(pair, "made") == [({"from": 0}, [0]), ({"from": 0}, [])]
+
+
+def test_vectors_that_differ_in_a_bit_are_told_apart(pair):
+    assert both(pair, "same") == [(True, False)] * 2
+
+
+def test_buffers_are_averaged_and_counters_left(pair):
+    tenth = torch.tensor(0.1).item()
+    assert both(pair, "buffers") == [[[tenth, 1.5], 7], [[tenth, 1.5], 8]]
+
+
+def test_shares_cover_a_batch_exactly_once(pair):
+    shares = [told[0] for told in both(pair, "shares")]
+    assert torch.cat([share.labels for share in shares]).tolist() == [0, 1, 2, 3, 4]
+    assert torch.cat([share.images for share in shares]).flatten().tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert [share.weight for share in shares] == [3 / 5, 2 / 5]
+
+
+def test_a_batch_that_is_too_small_counts_once(pair):
+    shares = [told[1] for told in both(pair, "shares")]
+    assert [share.labels.tolist() for share in shares] == [[0, 1, 2]] * 2
+    assert [share.weight for share in shares] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("size", range(1, 12))
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_means_of_shares_add_up_to_the_batchs(count, size):
+    values = torch.rand(size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
+    shares = []
+    for rank in range(count):
+        peers = Peers()
+        peers.rank, peers.count = rank, count
+        shares.append(share_of((values, torch.arange(size)), peers))
+    assert all(len(share.labels) >= min(size, 2) for share in shares)
+    total = sum(share.images.mean() * share.weight for share in shares)
+    assert total.item() == pytest.approx(values.mean().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", STEP_METHODS)
+def test_two_workers_agree_with_one(pair, single, name):
+    one, (first, second) = single["trained"][name], [told["trained"][name] for told in pair]
+    assert first["sha"] == second["sha"]
+    np.testing.assert_allclose(first["vector"], one["vector"], rtol=1e-5, atol=5e-6)
+    assert np.abs(one["vector"] - start()).max() > 0.1
+    assert first["score"].accuracy == second["score"].accuracy == one["score"].accuracy
+    assert first["score"].loss == pytest.approx(one["score"].loss, rel=1e-5)
+
+
+def start() -> np.ndarray:
+    return np.asarray(two_workers.BoundNetwork(two_workers.seeded(two_workers.plain), two_workers.CPU).vector)
+
+
+def test_random_weightings_agree_though_dropout_draws_differently(pair):
+    first, second = [told["dropout"] for told in pair]
+    assert first["sha"] == second["sha"]
+
+
+def test_batchnorm_statistics_end_up_the_same(pair, single):
+    first, second = [told["batchnorm"] for told in pair]
+    name = next(name for name in first["buffers"] if name.endswith("running_mean"))
+    assert np.array_equal(first["buffers"][name], second["buffers"][name])
+    assert first["buffers"][name].any()
+    assert first["sha"] == second["sha"] != single["batchnorm"]["sha"]
+
+
+class Alike(Peers):
+    """Three workers that hold the same."""
+
+    count = 3
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.add_(tensor.clone()).add_(tensor / 2)
+
+
+def test_the_mean_of_equal_buffers_is_that_buffer():
+    values = torch.rand(2000, generator=torch.Generator().manual_seed(0))
+    buffers = [values.clone()]
+    average_buffers(buffers, Alike())
+    assert torch.equal(buffers[0], values)
+
+
+def test_both_stop_where_one_alone_meets_a_nan(pair):
+    assert pair[0]["nan"] == pair[1]["nan"]
+    sgd, pcgrad = pair[0]["nan"].splitlines()
+    assert sgd.startswith("NonFiniteError: sgd, round 1: the loss of exit 1 became nan at step 3;")
+    assert pcgrad.startswith("NonFiniteError: pcgrad, round 1, step 3: the gradient of exit 1 is not finite;")
+
+
+def test_weights_that_come_apart_are_an_error(pair, single):
+    assert single["forgetful"] == ""
+    for told in pair:
+        assert told["forgetful"].startswith(APART)
+        assert "bound.peers.sum_" in told["forgetful"]
+
+
+def test_alone_nothing_is_exchanged():
+    tensor = torch.tensor([1.0, 2.0])
+    assert ALONE.sum_(tensor) is tensor and ALONE.first_(tensor) is tensor and ALONE.same(tensor)
+    assert ALONE.from_first(lambda: 3) == 3
+    assert (ALONE.rank, ALONE.count, ALONE.first) == (0, 1, True)
