@@ -32,6 +32,7 @@ from tiny import tiny_run
 
 from raygf.config import ResourceConfig, RunConfig, StorageConfig
 from raygf.driver import Driver
+from raygf.on_ray.silence import silent_ray
 from raygf.training.executor import LocalExecutor
 
 EXITS, STEPS = 3, 3
@@ -99,6 +100,7 @@ def undisturbed(config: RunConfig) -> str:
     return found
 
 
+@silent_ray()
 def main(options: Options) -> int:
     """Run all plans; returns the exit code, 0 if all weights are equal."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:

@@ -18,6 +18,7 @@ from ray.cluster_utils import Cluster
 
 from raygf.config import RunConfig
 from raygf.on_ray.driver import RemoteDriver
+from raygf.on_ray.silence import silent_ray
 from raygf.storage.checkpoint import CheckpointStore
 
 POLL_S = 0.01
@@ -93,6 +94,7 @@ def run_plan(arena: Arena, config: RunConfig, plan: tuple[Fault, ...], folder: P
     return read_outcome(config, folder, faults, seconds)
 
 
+@silent_ray()
 def train(config: RunConfig, folder: Path, address: str) -> None:
     """The run, with a line in ``records`` for every round as it comes, and in the end its ``weights``."""
     if not ray.is_initialized():

@@ -34,6 +34,7 @@ from raygf.config import ModelConfig, MSDNetConfig, ResourceConfig, RunConfig, S
 from raygf.data.base import Dataset
 from raygf.driver import Driver
 from raygf.on_ray.executor import RayExecutor
+from raygf.on_ray.silence import silent_ray
 from raygf.training.executor import Executor, LocalExecutor
 from raygf.training.exit_trainer import ExitUpdate
 from raygf.training.state import NetworkState, Vector
@@ -182,6 +183,7 @@ def show(runs: Mapping[str, tuple[str, float]], many: Crowd, options: Options) -
     )
 
 
+@silent_ray()
 def main(options: Options) -> int:
     """Run both parts and show them; the exit code."""
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")

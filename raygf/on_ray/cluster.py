@@ -14,6 +14,7 @@ import ray
 
 from raygf.config import ResourceConfig
 from raygf.errors import ResourceError
+from raygf.on_ray.silence import silent_ray
 
 
 @contextmanager
@@ -26,14 +27,27 @@ def connected(resources: ResourceConfig) -> Iterator[tuple[str, ResourceConfig]]
     Raises:
         ResourceError: the cluster can't be reached, or could never hold the driver.
     """
-    mine = not ray.is_initialized()
-    where = connect(resources) if mine else "the cluster that this process is in"
-    try:
+    with joined(resources) as where:
         resources = settle(resources)
         check_driver_fits(resources)
         yield where, resources
-    finally:
-        if mine:
+
+
+@contextmanager
+def joined(resources: ResourceConfig) -> Iterator[str]:
+    """As ``connected``, with any resources; yields what was joined.
+
+    Raises:
+        ResourceError: the cluster can't be reached.
+    """
+    if ray.is_initialized():
+        yield "the cluster that this process is in"
+        return
+    with silent_ray():
+        where = connect(resources)
+        try:
+            yield where
+        finally:
             ray.shutdown()
 
 

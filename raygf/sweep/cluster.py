@@ -9,7 +9,7 @@ from dataclasses import replace
 import ray
 
 from raygf.config import ResourceConfig
-from raygf.on_ray.cluster import connect, settle
+from raygf.on_ray.cluster import joined, settle
 from raygf.sweep.bundles import Bundle, actors_that_fit, check_fits
 
 
@@ -26,14 +26,9 @@ def swept_cluster(resources: ResourceConfig, concurrent: int) -> Iterator[tuple[
     Raises:
         ResourceError: the cluster can't be reached.
     """
-    mine = not ray.is_initialized()
     drivers = replace(resources, driver_cpus=resources.driver_cpus * concurrent)
-    where = connect(drivers) if mine else "the cluster that this process is in"
-    try:
+    with joined(drivers) as where:
         yield where, settle(resources)
-    finally:
-        if mine:
-            ray.shutdown()
 
 
 def idle_nodes() -> list[Bundle]:
