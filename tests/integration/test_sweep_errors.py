@@ -59,7 +59,7 @@ def test_what_is_seen_at_once(
     for name, variables in spaces.items():
         text = f"from ray import tune\nfrom raygf.sweep import Space\n\n\ndef {name}(run):\n"
         (tmp_path / "tune_spaces" / f"{name}.py").write_text(f"{text}    return Space({variables})\n")
-    monkeypatch.setattr("raygf.sweep.cluster.connect", lambda resources: pytest.fail("went to the cluster"))
+    monkeypatch.setattr("raygf.on_ray.cluster.connect", lambda resources: pytest.fail("went to the cluster"))
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     started = time.monotonic()
     assert_one_error(run_job("sweep", *UNTRACKED, *flags), says)
