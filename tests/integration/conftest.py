@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from ray_head import Head, started_head
+from tiny import tiny_run
 
 from raygf.config import (
     DataConfig,
@@ -67,14 +68,7 @@ def repository() -> Path:
 @pytest.fixture
 def small_config(tmp_path: Path) -> RunConfig:
     """The recipe "digits" made small, three rounds, without tracking: a tenth of a second a round."""
-    return replace(
-        get_recipe("digits"),
-        rounds=3,
-        data=DataConfig(source="digits", val=50, train_limit=48, pad=1, flip=False),
-        model=ModelConfig("msdnet", MSDNetConfig(exits=3, base=1, step=1, channels=8, factors=(1, 2))),
-        storage=StorageConfig(str(tmp_path / "runs"), "small"),
-        tracking=TrackingConfig(enabled=False),
-    )
+    return tiny_run(3, 3, StorageConfig(str(tmp_path / "runs"), "small"), ResourceConfig())
 
 
 @pytest.fixture(scope="session")

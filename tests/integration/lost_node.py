@@ -20,22 +20,14 @@ from typing import Any
 import ray
 from faults import Faults
 from ray.cluster_utils import Cluster
+from tiny import ON_CPUS, tiny_run
 
 from raygf.compute import resolve_compute
-from raygf.config import (
-    DataConfig,
-    ModelConfig,
-    MSDNetConfig,
-    ResourceConfig,
-    RunConfig,
-    StorageConfig,
-    TrackingConfig,
-)
+from raygf.config import RunConfig, StorageConfig
 from raygf.data import load_data
 from raygf.models.build import build_model
 from raygf.on_ray.driver import RemoteDriver
 from raygf.on_ray.executor import RayExecutor
-from raygf.recipes import get_recipe
 from raygf.training.bound import BoundNetwork
 from raygf.training.executor import Trained
 
@@ -51,17 +43,9 @@ _NOTICED_SOON = {
 
 def run_config(folder: Path) -> RunConfig:
     """Three rounds; two failures in a row would end the run."""
-    msdnet = MSDNetConfig(exits=EXITS, base=1, step=1, channels=8, factors=(1, 2))
     once = {"max_failures": 1, "max_driver_restarts": 1}
-    return replace(
-        get_recipe("digits"),
-        rounds=3,
-        data=DataConfig(source="digits", val=50, train_limit=48, pad=1, flip=False),
-        model=ModelConfig("msdnet", msdnet),
-        resources=ResourceConfig(gpus_per_exit=0, driver_gpus=0, wait_for_resources_s=WAIT_S, **once),
-        storage=StorageConfig(str(folder / "runs"), "small"),
-        tracking=TrackingConfig(enabled=False),
-    )
+    resources = replace(ON_CPUS, wait_for_resources_s=WAIT_S, **once)
+    return tiny_run(3, EXITS, StorageConfig(str(folder / "runs"), "small"), resources)
 
 
 def main(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import three_nodes
+import tiny
 from ray_head import ray_folder
 
 from raygf.driver import Driver
@@ -26,7 +27,7 @@ def met(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         done = subprocess.run(
             [sys.executable, three_nodes.__file__, str(folder)],
-            env=environment | {"RAY_TMPDIR": str(temporary)},
+            env=environment | {"RAY_TMPDIR": str(temporary), "PYTHONPATH": str(Path(tiny.__file__).parent)},
             capture_output=True,
             text=True,
             timeout=240,

@@ -117,41 +117,40 @@ def test_a_whole_run(store, said, tmp_path, monkeypatch, capfd):
     tracker.finish(END)
     assert capfd.readouterr() == ("", "")  # MLflow kept quiet; the reading below may show a progress bar
 
-    run = client.get_run(run_id)
+    info = client.get_run(run_id).info
     assert said == []
-    assert run.info.status == "FINISHED"
-    assert run.info.run_name == "my run"
-    assert client.get_experiment(run.info.experiment_id).name == "trial"
+    assert (info.status, info.run_name) == ("FINISHED", "my run")
+    assert client.get_experiment(info.experiment_id).name == "trial"
+    check_params_and_tags(client, run_id)
+    check_description(client, run_id, store)
+    check_metrics(client, run_id)
+    check_artifacts(client, run_id)
+    assert list(cwd.iterdir()) == []  # nothing is left lying about
 
-    params = run.data.params
-    assert (params["optim.lr"], params["model.msdnet.factors"], params["rounds"]) == (
-        "0.05",
-        "[1, 2, 4]",
-        "3",
-    )
-    assert (params["train_images"], params["setting"]) == ("900", "cpu")
-    tags = run.data.tags
-    assert (tags["method"], tags["model"], tags["data"], tags["recipe"]) == (
-        "metagf",
-        "msdnet",
-        "digits",
-        "digits",
-    )
-    assert tags["mlflow.parentRunId"] == "p" * 32
+
+def check_params_and_tags(client, run_id: str) -> None:
+    params, tags = client.get_run(run_id).data.params, client.get_run(run_id).data.tags
+    assert (params["optim.lr"], params["model.msdnet.factors"]) == ("0.05", "[1, 2, 4]")
+    assert (params["rounds"], params["train_images"], params["setting"]) == ("3", "900", "cpu")
+    assert (tags["method"], tags["model"], tags["data"]) == ("metagf", "msdnet", "digits")
+    assert (tags["recipe"], tags["mlflow.parentRunId"]) == ("digits", "p" * 32)
     assert tags["weights_sha256"] == END.weights_sha256
     assert tags["checkpoint"] == END.checkpoint
     assert "raygf.version" in tags
     assert tags["raygf.training_passes"] == "6"
     assert "raygf.stopped_at_round" not in tags
-    description = tags["mlflow.note.content"]
+
+
+def check_description(client, run_id: str, store: str) -> None:
+    description = client.get_run(run_id).data.tags["mlflow.note.content"]
     assert description.startswith("### raygf results\n\nAfter round 2:\n\n| Exit ")
     assert read(client, run_id, "results.md") in description
-    assert (
-        f"`MLFLOW_TRACKING_URI={store} mlflow artifacts download --run-id {run_id} --dst-path {run_id}`"
-        in description
-    )
+    download = f"mlflow artifacts download --run-id {run_id} --dst-path {run_id}"
+    assert f"`MLFLOW_TRACKING_URI={store} {download}`" in description
 
-    metrics = run.data.metrics
+
+def check_metrics(client, run_id: str) -> None:
+    metrics = client.get_run(run_id).data.metrics
     assert metrics["operations/exit_2"] == 800_000
     assert metrics["parameters/exit_1"] == 30_000
     assert metrics["test_accuracy/exit_1"] == 0.8
@@ -161,6 +160,8 @@ def test_a_whole_run(store, said, tmp_path, monkeypatch, capfd):
     assert [(point.step, point.value) for point in history] == [(1, 0.7), (2, 0.9)]
     assert "val_loss/exit_2" not in metrics  # NaN
 
+
+def check_artifacts(client, run_id: str) -> None:
     assert artifacts_of(client, run_id) == {"config.yaml", "results.md", "results.csv", "figures"}
     assert artifacts_of(client, run_id, "figures") == {
         f"figures/{name}.{kind}" for name in ("accuracy", "fusion_weights") for kind in ("png", "csv")
@@ -170,8 +171,6 @@ def test_a_whole_run(store, said, tmp_path, monkeypatch, capfd):
     assert "wall time (s),,,4.0" in read(client, run_id, "results.csv")
     assert read(client, run_id, "figures/accuracy.csv").splitlines()[2] == "2,0.8,0.9"
     assert read(client, run_id, "figures/fusion_weights.csv").splitlines()[1] == "stem,0.25,0.75"
-
-    assert list(cwd.iterdir()) == []  # nothing is left lying about
 
 
 def test_a_stopped_run_is_resumed_in_place(store, said):

@@ -22,19 +22,11 @@ import psutil
 import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
+from tiny import tiny_run
 
-from raygf.config import (
-    DataConfig,
-    ModelConfig,
-    MSDNetConfig,
-    ResourceConfig,
-    RunConfig,
-    StorageConfig,
-    TrackingConfig,
-)
+from raygf.config import RunConfig, StorageConfig
 from raygf.on_ray.bundles import Bundles
 from raygf.on_ray.driver import RemoteDriver
-from raygf.recipes import get_recipe
 
 STRATEGIES = {"spread": "STRICT_SPREAD", "packed": "STRICT_PACK"}
 KINDS = ("DriverActor", "ExitActor")
@@ -46,17 +38,7 @@ Placement = dict[str, Counter[str]]
 
 def run_config(folder: Path, name: str, seed: int) -> RunConfig:
     """Two rounds of a small network with two exits."""
-    msdnet = MSDNetConfig(exits=2, base=1, step=1, channels=8, factors=(1, 2))
-    return replace(
-        get_recipe("digits"),
-        rounds=2,
-        seed=seed,
-        data=DataConfig(source="digits", val=50, train_limit=48, pad=1, flip=False),
-        model=ModelConfig("msdnet", msdnet),
-        resources=ResourceConfig(gpus_per_exit=0, driver_gpus=0),
-        storage=StorageConfig(str(folder), name),
-        tracking=TrackingConfig(enabled=False),
-    )
+    return replace(tiny_run(2, 2, StorageConfig(str(folder), name)), seed=seed)
 
 
 def main(folder: Path) -> dict[str, Any]:
