@@ -70,7 +70,7 @@ Counts = NDArray[np.int64]
 class Options:
     """How long, and how many exits."""
 
-    rounds: int = 300
+    rounds: int = 600
     """Rounds in all."""
     warmup: int = 100
     """Rounds at the start that the bars leave out: libraries load, allocators settle."""
