@@ -19,17 +19,8 @@ import pytest
 from ray_head import Head, started_head
 from tiny import tiny_run
 
-from raygf.config import (
-    DataConfig,
-    ModelConfig,
-    MSDNetConfig,
-    ResourceConfig,
-    RunConfig,
-    StorageConfig,
-    TrackingConfig,
-)
+from raygf.config import DataConfig, ResourceConfig, RunConfig, StorageConfig, TrackingConfig
 from raygf.launch import Result
-from raygf.recipes import get_recipe
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -96,13 +87,10 @@ def tracked_run(empty_tracking: Path, tmp_path_factory: pytest.TempPathFactory) 
 
     folder = tmp_path_factory.mktemp("tracked")
     database = Path(shutil.copy(empty_tracking, folder / "mlflow.db"))
+    storage, local = StorageConfig(str(folder / "runs"), "small"), ResourceConfig(executor="local")
     config = replace(
-        get_recipe("digits"),
-        rounds=3,
+        tiny_run(3, 3, storage, local),
         data=DataConfig(source="digits", val=100, train_limit=192, pad=1, flip=False),
-        model=ModelConfig("msdnet", msdnet=MSDNetConfig(exits=3, base=1, step=1, channels=8, factors=(1, 2))),
-        resources=ResourceConfig(executor="local"),
-        storage=StorageConfig(str(folder / "runs"), "small"),
         tracking=TrackingConfig(uri=f"sqlite:///{database}"),
     )
     return TrackedRun(f"sqlite:///{database}", database, run(config, "digits"))

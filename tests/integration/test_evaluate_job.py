@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import tiny_run
 
-from raygf.config import DataConfig, ModelConfig, MSDNetConfig, RunConfig, StorageConfig
+from raygf.config import RunConfig, StorageConfig
 from raygf.driver import Driver
 from raygf.recipes import get_recipe
 from raygf.storage.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
@@ -37,19 +38,13 @@ def train(config: RunConfig, run_id: str = "") -> list[float]:
 def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of three runs: Meta-GF with two seeds, and joint SGD with as many passes."""
     folder = tmp_path_factory.mktemp("past")
-    small = replace(
-        get_recipe("digits"),
-        rounds=2,
-        data=DataConfig(source="digits", val=50, train_limit=48, pad=1, flip=False),
-        model=ModelConfig("msdnet", MSDNetConfig(exits=2, base=1, step=1, channels=8, factors=(1, 2))),
-    )
     accuracy = {}
     for name, changes in (
         ("ours-0", {}),
         ("ours-1", {"seed": 1}),
         ("joint", {"method": "sgd", "rounds": 6}),
     ):
-        run = replace(small, storage=StorageConfig(str(folder), name), **changes)
+        run = replace(tiny_run(2, 2, StorageConfig(str(folder), name)), **changes)
         accuracy[name] = train(run)
     (folder / "accuracy.json").write_text(json.dumps(accuracy))
     return folder
