@@ -30,10 +30,10 @@ from rich.table import Table
 from timing import machine
 from tiny import tiny_run
 
-from raygf.config import ResourceConfig, RunConfig, StorageConfig
-from raygf.driver import Driver
-from raygf.on_ray.silence import silent_ray
-from raygf.training.executor import LocalExecutor
+from raygf.config.run import ResourceConfig, RunConfig, StorageConfig
+from raygf.on_ray.cluster import silent_ray
+from raygf.rounds.driver import Driver
+from raygf.training.exit_trainer import LocalExecutor
 
 EXITS, STEPS = 3, 3
 _KINDS = {

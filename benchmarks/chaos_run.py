@@ -16,9 +16,9 @@ from fault_plan import Fault
 from faults import Faults
 from ray.cluster_utils import Cluster
 
-from raygf.config import RunConfig
+from raygf.config.run import RunConfig
+from raygf.on_ray.cluster import silent_ray
 from raygf.on_ray.driver import RemoteDriver
-from raygf.on_ray.silence import silent_ray
 from raygf.storage.checkpoint import CheckpointStore
 
 POLL_S = 0.01

@@ -27,15 +27,14 @@ from rich.console import Console
 from rich.table import Table
 from timing import Timing, interleave, machine
 
-from raygf.adaptive import AdaptiveClassifier, ImageTask
 from raygf.compute import Compute, resolve_compute
-from raygf.config import ComputeConfig
-from raygf.data.normalise import Normaliser
-from raygf.data.statistics import ChannelStatistics
+from raygf.config.run import ComputeConfig
+from raygf.data.base import ChannelStatistics, Normaliser
 from raygf.evaluation.budgeted import UNIT, exit_quotas, exits_taken, find_thresholds
 from raygf.evaluation.outputs import ExitOutputs, collect_outputs, read_logits
 from raygf.models.costs import measure_costs
-from raygf.training.bound import BoundNetwork
+from raygf.serving.adaptive import AdaptiveClassifier, ImageTask
+from raygf.training.network import BoundNetwork
 
 BAR = 0.80
 STATISTICS = ChannelStatistics((0.5,) * 3, (0.25,) * 3)

@@ -25,11 +25,11 @@ import ray
 from fault_plan import Fault, parse
 
 from raygf.compute import Compute
-from raygf.config import RunConfig
+from raygf.config.run import RunConfig
 from raygf.data.base import Batch, BatchSource, Dataset, SplitName
-from raygf.on_ray.driver_actor import Parts
-from raygf.on_ray.exit_actor import Trainer
-from raygf.storage.run_folder import RunFolder
+from raygf.on_ray.driver import Parts
+from raygf.on_ray.pool import Trainer
+from raygf.storage.folder import RunFolder
 from raygf.training.exit_trainer import ExitTrainer
 
 for module in (sys.modules[__name__], fault_plan):  # actors can't import them

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from raygf.data import ImageSet, InputSpec, Split
-from raygf.data.decode import decode_rgb
-from raygf.data.digits import load_digits
-from raygf.data.resize import resize
-from raygf.data.shards import index_shards
-from raygf.data.statistics import channel_statistics
+from raygf.data.base import InputSpec, channel_statistics
+from raygf.data.in_memory import ImageSet
+from raygf.data.pixels import decode_rgb
+from raygf.data.small_sets import load_digits, resize
+from raygf.data.splits import Split
+from raygf.data.stores import index_shards
 from raygf.errors import DataError
 
 PADDING = 1 / 8

@@ -15,14 +15,12 @@ import tyro
 from made_up import batches, bind
 from timing import interleave, show
 
-from raygf.compute import resolve_compute
-from raygf.config import ComputeConfig, FusionConfig, OptimConfig
-from raygf.fusion.fit import FusionFitter, FusionState
-from raygf.fusion.ownership import find_ownership
-from raygf.fusion.segments import Segments
-from raygf.methods.sgd import JointSGD
-from raygf.seeding import generator
-from raygf.training.stepping import FlatSGD, train_epoch
+from raygf.compute import generator, resolve_compute
+from raygf.config.run import ComputeConfig, FusionConfig, OptimConfig
+from raygf.fusion.learned import FusionFitter, FusionState
+from raygf.methods.base import JointSGD
+from raygf.training.sgd import FlatSGD, train_epoch
+from raygf.training.space import Segments, find_ownership
 
 
 @dataclass(frozen=True)

@@ -36,15 +36,12 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from raygf.compute import Compute, resolve_compute
-from raygf.config import ComputeConfig, DataConfig
-from raygf.data.base import Batch, Dataset
-from raygf.data.decode_tensor import decode_tensor
-from raygf.data.image_folder import index_folder
-from raygf.data.image_views import training_view
+from raygf.config.run import ComputeConfig, DataConfig
+from raygf.data.base import Batch, Dataset, Normaliser
 from raygf.data.load import load_data
-from raygf.data.normalise import Normaliser
-from raygf.data.shards import index_shards
-from raygf.data.streamed_batches import STATISTICS
+from raygf.data.pixels import decode_tensor, training_view
+from raygf.data.stores import index_folder, index_shards
+from raygf.data.streaming import STATISTICS
 
 CROP = 224
 ROW_GROUP = 100

@@ -30,14 +30,13 @@ from rich.table import Table
 from timing import machine
 from tiny import tiny_run
 
-from raygf.config import ModelConfig, MSDNetConfig, ResourceConfig, RunConfig, StorageConfig
+from raygf.config.run import ModelConfig, MSDNetConfig, ResourceConfig, RunConfig, StorageConfig
 from raygf.data.base import Dataset
-from raygf.driver import Driver
+from raygf.on_ray.cluster import silent_ray
 from raygf.on_ray.executor import RayExecutor
-from raygf.on_ray.silence import silent_ray
-from raygf.training.executor import Executor, LocalExecutor
-from raygf.training.exit_trainer import ExitUpdate
-from raygf.training.state import NetworkState, Vector
+from raygf.rounds.driver import Driver
+from raygf.training.exit_trainer import Executor, ExitUpdate, LocalExecutor
+from raygf.training.network import NetworkState, Vector
 
 MEMORY_OF_ONE = 360 * 2**20
 """Bytes to reckon with for an actor."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from raygf.compute import Compute
-from raygf.config import ModelConfig, MSDNetConfig
+from raygf.compute import Compute, generator
+from raygf.config.run import ModelConfig, MSDNetConfig
 from raygf.data.base import Batch, InputSpec
 from raygf.models.build import build_model
-from raygf.seeding import generator
-from raygf.training.bound import BoundNetwork
+from raygf.training.network import BoundNetwork
 
 CIFAR = InputSpec(channels=3, height=32, width=32, classes=100)
 

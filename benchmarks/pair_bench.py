@@ -10,21 +10,20 @@ from statistics import fmean
 import numpy as np
 
 from raygf.compute import resolve_compute
-from raygf.config import ComputeConfig, FusionConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
+from raygf.config.recipes import NETWORKS as OF_PAPER
+from raygf.config.recipes import Network
+from raygf.config.run import ComputeConfig, FusionConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
 from raygf.data.base import Dataset
 from raygf.errors import NonFiniteError, RunFailed
 from raygf.evaluation.tables import markdown_table
-from raygf.fusion.ownership import find_ownership
 from raygf.methods.registry import is_step_method, method_names
 from raygf.models.build import build_model, model_names
-from raygf.paper_recipes import NETWORKS as OF_PAPER
-from raygf.paper_recipes import Network
-from raygf.training.bound import BoundNetwork
-from raygf.training.delta_round import DeltaRound
-from raygf.training.executor import Executor, LocalExecutor, Trained
-from raygf.training.rounds import RoundMethod
-from raygf.training.state import NetworkState, Vector
-from raygf.training.step_round import StepRound
+from raygf.rounds.base import RoundMethod
+from raygf.rounds.delta import DeltaRound
+from raygf.rounds.step import StepRound
+from raygf.training.exit_trainer import Executor, LocalExecutor, Trained
+from raygf.training.network import BoundNetwork, NetworkState, Vector
+from raygf.training.space import find_ownership
 
 ROUNDS = 2
 KD = "+kd"

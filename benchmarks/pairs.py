@@ -26,7 +26,7 @@ from few_images import few_images
 from pair_bench import KD, METHODS, NETWORKS, ROUNDS, Bench, Pair, loss_table
 from timing import machine
 
-from raygf.config import ModelConfig
+from raygf.config.run import ModelConfig
 from raygf.errors import RaygfError
 from raygf.methods.registry import check_method
 

@@ -27,15 +27,12 @@ from rich.console import Console
 from rich.table import Table
 from timing import machine
 
-from raygf.config import ResourceConfig, RunConfig
-from raygf.fusion.flat import FlatSpace, Slot
+from raygf.config.run import ResourceConfig, RunConfig
 from raygf.fusion.fuse import fuse
-from raygf.fusion.segments import Segments
 from raygf.on_ray.executor import RayExecutor
-from raygf.training.bound import as_tensor
-from raygf.training.executor import Trained
-from raygf.training.exit_trainer import ExitUpdate
-from raygf.training.state import NetworkState, Vector
+from raygf.training.exit_trainer import ExitUpdate, Trained
+from raygf.training.network import NetworkState, Vector, as_tensor
+from raygf.training.space import FlatSpace, Segments, Slot
 
 CASES = {"MSDNet CIFAR": (7_364_272, 7, 0.20), "MSDNet ImageNet": (23_963_880, 5, 0.40)}
 TENSORS = 400

@@ -39,8 +39,8 @@ from rich.table import Table
 from timing import machine
 from tiny import tiny_run
 
-from raygf.config import RunConfig, StorageConfig
-from raygf.evaluation.figure_style import new_figure, plain_axes, run_style, whole_numbers
+from raygf.config.run import RunConfig, StorageConfig
+from raygf.evaluation.figures import new_figure, plain_axes, run_style, whole_numbers
 from raygf.on_ray.driver import RemoteDriver
 from raygf.storage.checkpoint import CheckpointStore
 

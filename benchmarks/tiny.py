@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from raygf.config import (
+from raygf.config.recipes import get_recipe
+from raygf.config.run import (
     DataConfig,
     ModelConfig,
     MSDNetConfig,
@@ -13,7 +14,6 @@ from raygf.config import (
     StorageConfig,
     TrackingConfig,
 )
-from raygf.recipes import get_recipe
 
 ON_CPUS = ResourceConfig(gpus_per_exit=0, driver_gpus=0)
 

@@ -19,11 +19,18 @@ from made_up import batches, bind
 from timing import interleave, show
 
 from raygf.compute import Compute, resolve_compute
-from raygf.config import ComputeConfig, OptimConfig, ResourceConfig, RunConfig, StorageConfig, TrackingConfig
+from raygf.config.recipes import get_recipe
+from raygf.config.run import (
+    ComputeConfig,
+    OptimConfig,
+    ResourceConfig,
+    RunConfig,
+    StorageConfig,
+    TrackingConfig,
+)
 from raygf.launch import run
-from raygf.recipes import get_recipe
-from raygf.training.schedule import exit_loss_weights
-from raygf.training.stepping import FlatSGD, train_epoch
+from raygf.training.losses import exit_loss_weights
+from raygf.training.sgd import FlatSGD, train_epoch
 
 
 @dataclass(frozen=True)

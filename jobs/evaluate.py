@@ -11,15 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raygf import checks
 from raygf.cli import main, parse_flags
+from raygf.config import fields as checks
 from raygf.console import print_table
 from raygf.errors import ConfigError, TrackingError
-from raygf.evaluation.anytime import anytime_rich
-from raygf.evaluation.checkpointed import LoadedRun, load_run
-from raygf.evaluation.find_checkpoint import find_checkpoint
-from raygf.evaluation.grouping import Group, group_runs
-from raygf.evaluation.report_files import (
+from raygf.evaluation.loading import LoadedRun, load_run
+from raygf.evaluation.report import (
     anytime_tables,
     comparison_files,
     run_files,
@@ -27,7 +24,9 @@ from raygf.evaluation.report_files import (
     what_is_missing,
     write_files,
 )
-from raygf.evaluation.run_results import RunResults, evaluate_run
+from raygf.evaluation.results import Group, RunResults, evaluate_run, group_runs
+from raygf.evaluation.tables import anytime_rich
+from raygf.storage.checkpoint import find_checkpoint
 
 DESCRIPTION = "Evaluate past runs: anytime and budgeted accuracy, convergence, conflict, importance."
 
@@ -94,7 +93,7 @@ def _log(run: RunResults, name: str, files: Sequence[Path]) -> None:
     """Add ``files`` to the run's page; a store that can't be reached costs a line."""
     if not run.run_id:
         return _note(f"{name}: was not tracked, nothing logged")
-    from raygf.tracking.evaluation_log import log_evaluation
+    from raygf.tracking.report import log_evaluation
 
     try:
         uri = log_evaluation(run.config.tracking, Path.cwd(), run.run_id, files, run.top5 or (), run.round)
@@ -108,9 +107,9 @@ def _log_model(run: LoadedRun, results: RunResults) -> None:
     name = run.config.storage.name
     if not results.run_id:
         return _note(f"{name}: was not tracked, no model logged")
-    from raygf.adaptive import AdaptiveClassifier
-    from raygf.serving import log_model
-    from raygf.tracking import resolve_uri
+    from raygf.serving.adaptive import AdaptiveClassifier
+    from raygf.serving.mlflow_model import log_model
+    from raygf.tracking.store import resolve_uri
 
     uri = resolve_uri(run.config.tracking, Path.cwd())
     try:

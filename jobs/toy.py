@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raygf import checks
 from raygf.cli import main, parse_flags
 from raygf.compute import torch_threads
-from raygf.config import MethodConfig
+from raygf.config import fields as checks
+from raygf.config.run import MethodConfig
 from raygf.evaluation import toy
 from raygf.evaluation.figure_toy import loss_figure, trajectory_csv, trajectory_figure
-from raygf.evaluation.report_files import write_files
+from raygf.evaluation.report import write_files
 from raygf.evaluation.reprojection import cases_csv, cases_markdown, check_cases
-from raygf.methods import pcgrad
+from raygf.methods import torchjd
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def draw_toy(argv: Sequence[str]) -> dict[str, Any]:
         alone = [toy.train_alone(task, config.steps) for task in (0, 1)]
         methods = [
             toy.train_sgd(config.steps),
-            toy.train_weighted("PCGrad", pcgrad.weighting(MethodConfig()), config.steps),
+            toy.train_weighted("PCGrad", torchjd.pcgrad(MethodConfig()), config.steps),
             toy.train_metagf(config.steps),
         ]
     cases = check_cases()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from raygf.config import ComputeConfig
-from raygf.errors import ResourceError
+from raygf.config.run import ComputeConfig
+from raygf.errors import MemoryExhausted, ResourceError
 
 
 @dataclass(frozen=True)
@@ -78,3 +81,75 @@ def torch_threads(count: float) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+EXIT_KNOBS = (
+    "this would happen again, so it was not retried: use smaller batches (batch_size), fewer actors on a "
+    "node (resources.actors, resources.cpus_per_exit), or on a GPU a whole one for each "
+    "(resources.gpus_per_exit 1)"
+)
+DRIVER_KNOBS = (
+    "use smaller batches (batch_size, eval_batch_size), fewer actors beside the driver (resources.actors), "
+    "or on a GPU a whole one for it (resources.driver_gpus 1)"
+)
+_CPU = "can't allocate memory"
+_AMOUNT = re.compile(r"\d\s?([KMGT]i?B|bytes)\b")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that the host or the GPU has no memory left."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _CPU in str(error)
+
+
+def memory_cause(error: BaseException, known: str) -> str:
+    """``error`` in one line that has sizes in it: its own, or else those ``known``."""
+    words = " ".join(str(error).split())
+    text = f"{type(error).__name__}: {words.split(' See documentation')[0][:300]}".rstrip(": ")
+    return text if _AMOUNT.search(text) else f"{text} ({known})"
+
+
+def sizes(batch_size: int, parameters: int) -> str:
+    """What memory goes into, for people: ``batches of 64 images, 28.1 MiB of weights``."""
+    return f"batches of {batch_size} images, {parameters * 4 / 2**20:.1f} MiB of weights"
+
+
+@contextmanager
+def naming_out_of_memory(who: str, known: str) -> Iterator[None]:
+    """Lack of memory inside becomes MemoryExhausted, saying that ``who`` lacked it; ``known`` sizes help."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        cause = memory_cause(error, known)
+        raise MemoryExhausted(
+            f"{who} ran out of memory on node {socket.gethostname()}: {cause}; {DRIVER_KNOBS}"
+        ) from error
+
+
+def derive_seed(seed: int, *key: str | int) -> int:
+    """A 63-bit seed for the stream ``key`` of run ``seed``; different keys give independent streams.
+
+    Example: ``derive_seed(0, "exit", round, exit)``.
+    """
+    name = repr((seed, *key)).encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") >> 1
+
+
+def generator(seed: int, *key: str | int) -> torch.Generator:
+    """A CPU generator at the start of the stream ``key``. On the CPU, so that all devices draw alike."""
+    return torch.Generator().manual_seed(derive_seed(seed, *key))
+
+
+@contextmanager
+def seeded_globals(seed: int, *key: str | int) -> Iterator[None]:
+    """Torch's global generators seeded for the stream ``key`` inside, and as they were before outside.
+
+    For code that can't be handed a generator: layer constructors and dropout.
+    """
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derive_seed(seed, *key))
+        yield

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
 
 class RaygfError(Exception):
     """Base of all errors that raygf raises on purpose; a job prints its text on one line."""
@@ -56,8 +63,8 @@ class RunFailed(RaygfError):
 class DriverLost(RunFailed):
     """The driver did not come back. It may be started again, unless ``kind`` says otherwise.
 
-    ``kind``: the name of a ``raygf.retry.Failure``; ``node``: the id of the node that it ran on, if known.
-    ``silent``: it only did not answer, so that its node may turn out to be lost.
+    ``kind``: the name of a ``raygf.on_ray.faults.Failure``; ``node``: the id of the node that it ran on, if
+    known. ``silent``: it only did not answer, so that its node may turn out to be lost.
     """
 
     def __init__(self, cause: str, kind: str = "LOST", node: str = "", silent: bool = False) -> None:
@@ -87,3 +94,63 @@ class ExitFailed(RaygfError):
             f"exit {self.exit + 1} could not be trained in round {self.round} on node {self.node}: "
             f"{self.cause}; {self.knob}"
         )
+
+
+T = TypeVar("T")
+
+
+def within(limit_s: float, call: Callable[[], T]) -> T:
+    """What ``call`` returns or raises, made on a thread of its own and waited for ``limit_s`` at most.
+
+    A call that takes longer goes on unheeded; it does not keep the program from ending.
+
+    Raises:
+        TimeoutError: it takes longer.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="raygf-limited", daemon=True).start()
+    try:
+        return outcome.result(limit_s)
+    except TimeoutError:
+        if outcome.done():  # the call's own
+            raise
+        raise TimeoutError(f"no answer within {limit_s:g} s") from None
+
+
+_USER = re.compile(r"(://[^:/@\s]*):\S*@")
+"""Up to the last @: people write passwords that should have been encoded."""
+_OPTION = re.compile(r"(?i)([?&](?:password|passwd|pwd|secret|token)[^=&\s]*=)[^&\s'\"]*")
+
+
+def without_password(text: str) -> str:
+    """``text`` with the passwords of the URIs in it masked."""
+    return _OPTION.sub(r"\1***", _USER.sub(r"\1:***@", text))
+
+
+def import_function(field: str, name: str) -> Callable[..., Any]:
+    """The function that ``name`` ("package.module:function") in the configuration's ``field`` stands for.
+
+    Raises:
+        ConfigError: it can't be imported, or is not a function.
+    """
+    module_name, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), attribute)
+    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
+        raise user_error(field, name, "can't be imported", error) from error
+    if not callable(function):
+        raise ConfigError(f"{field} = {name!r}: {attribute} is not a function")
+    return function  # type: ignore[no-any-return]
+
+
+def user_error(field: str, name: str, what: str, error: BaseException) -> ConfigError:
+    """One line for an error from code that is not raygf's."""
+    cause = (str(error).splitlines() or [""])[0]
+    return ConfigError(f"{field} = {name!r}: {what}: {type(error).__name__}: {cause}")

@@ -16,20 +16,33 @@ from typing import Any
 
 from rich.table import Table
 
-from raygf.cli import parse
-from raygf.config import RunConfig, StorageConfig
+from raygf.cli import interruptible, parse
+from raygf.config.fields import storage_path
+from raygf.config.run import RunConfig, StorageConfig
 from raygf.console import Progress, print_table
-from raygf.driver import Driver
 from raygf.errors import ConfigError
 from raygf.evaluation.tables import ResultColumn, ResultTable, to_rich
-from raygf.interrupts import interruptible
 from raygf.methods.registry import check_method, is_step_method
 from raygf.on_ray.restarts import DriverHandle
-from raygf.on_ray.submitted import fleeting
-from raygf.paths import storage_path
-from raygf.saying import Say
-from raygf.training.executor import LocalExecutor
-from raygf.training.shares import LEAST
+from raygf.records import Notify
+from raygf.rounds.driver import Driver
+from raygf.training.exit_trainer import LocalExecutor
+from raygf.training.peers import LEAST
+
+_COPIES = "/runtime_resources/working_dir_files/"
+
+
+def temporary_path_warning(config: RunConfig) -> str:
+    """A note on what of a run is to lie in such a copy; "" if nothing is."""
+    from raygf.tracking.store import resolve_uri
+
+    places = {"checkpoints (--storage.path)": config.storage.path}
+    if config.tracking.enabled:
+        places["MLflow's records (--tracking.uri)"] = resolve_uri(config.tracking, Path.cwd())
+    lost = [what for what, place in places.items() if _COPIES in f"{place}/"]
+    if not lost:
+        return ""
+    return f"{' and '.join(lost)} lie in Ray's copy of the working directory, which it deletes after the job"
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,7 @@ def run(config: RunConfig, recipe: str = "") -> Result:
     """
     started = time.perf_counter()
     config = replace(config, storage=_settled_storage(config.storage, recipe or config.method))
-    from raygf.tracking import make_tracker
+    from raygf.tracking.tracker import make_tracker
 
     with (
         interruptible() as guard,
@@ -82,7 +95,7 @@ def run(config: RunConfig, recipe: str = "") -> Result:
         run_id = tracker.start(config, config.storage.name, start.run_id or None, recipe=recipe)
         with _reported(tracker):
             progress.note(f"run {config.storage.name}, checkpoints in {config.storage.path}")
-            if warning := fleeting(config):
+            if warning := temporary_path_warning(config):
                 progress.note(warning)
             tracker.log_start(start)
             progress.start(start)
@@ -129,11 +142,11 @@ def _settled_storage(storage: StorageConfig, label: str) -> StorageConfig:
 
 
 @contextmanager
-def _driver(config: RunConfig, say: Say) -> Iterator[tuple[DriverHandle, RunConfig]]:
+def _driver(config: RunConfig, notify: Notify) -> Iterator[tuple[DriverHandle, RunConfig]]:
     """A driver as ``resources`` say, and the configuration with them settled."""
     _check_workers(config)
     if config.resources.executor == "local":
-        local = Driver(config, lambda run, dataset, exits: LocalExecutor(run, dataset), say=say)
+        local = Driver(config, lambda run, dataset, exits: LocalExecutor(run, dataset), notify=notify)
         try:
             yield local, config
         finally:
@@ -143,16 +156,16 @@ def _driver(config: RunConfig, say: Say) -> Iterator[tuple[DriverHandle, RunConf
     from raygf.on_ray.driver import RemoteDriver
 
     with connected(config.resources) as (where, resources):
-        say(where)
+        notify(where)
         config = replace(config, resources=resources)
         remote: RemoteDriver | TrainDriver
         if resources.workers:
-            from raygf.on_ray.train import TrainDriver
+            from raygf.on_ray.data_parallel import TrainDriver
 
-            say(f"data-parallel workers under Ray Train: {resources.workers}")
-            remote = TrainDriver(config, say=say)
+            notify(f"data-parallel workers under Ray Train: {resources.workers}")
+            remote = TrainDriver(config, notify=notify)
         else:
-            remote = RemoteDriver(config, say=say)
+            remote = RemoteDriver(config, notify=notify)
         try:
             yield remote, config
         finally:

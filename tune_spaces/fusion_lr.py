@@ -2,7 +2,7 @@
 
 from ray import tune
 
-from raygf.config import RunConfig
+from raygf.config.run import RunConfig
 from raygf.sweep import Space, require_learned_fusion
 
 

@@ -2,7 +2,7 @@
 
 from ray import tune
 
-from raygf.config import BATCHNORM, NORMALISATIONS, SEGMENTS, RunConfig
+from raygf.config.run import BATCHNORM, NORMALISATIONS, SEGMENTS, RunConfig
 from raygf.methods.registry import is_step_method
 from raygf.sweep import Space, settings_of_methods
 

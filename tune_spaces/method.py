@@ -1,6 +1,6 @@
 """Every training method of raygf, each at settings of its own, with equal compute."""
 
-from raygf.config import RunConfig
+from raygf.config.run import RunConfig
 from raygf.sweep import Space, settings_of_methods
 
 

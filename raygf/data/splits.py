@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raygf.config import DataConfig
+from raygf.compute import generator
+from raygf.config.run import DataConfig
+from raygf.data.base import ChannelStatistics
 from raygf.errors import DataError
-from raygf.seeding import generator
 
 Indices = NDArray[np.int64]
 
@@ -107,3 +108,17 @@ def keep_limit(count: int, limit: int, seed: int) -> Indices:
 def _permutation(count: int, seed: int, purpose: str) -> Indices:
     permutation: Indices = torch.randperm(count, generator=generator(seed, "data", purpose)).numpy()
     return permutation
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The splits that a data set comes with; all images have one size."""
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Split
+    test: Split
+    val: Split | None = None
+    """A validation split of its own; None where it is to be held out of ``train``."""
+    statistics: ChannelStatistics | None = None
+    """Published channel statistics; None where they are to be computed of the training images."""

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 
-from raygf.evaluation.figure_style import csv_text, new_figure, plain_axes, run_style
+from raygf.evaluation.figures import csv_text, new_figure, plain_axes, run_style
 from raygf.evaluation.toy import Trajectory, losses_at, shared_cosine_at, task_losses, thetas
 
 _X, _Y, _GRID = (-11.0, 12.0), (-10.0, 4.0), 240

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from raygf.data.base import Batch
 from raygf.errors import DataError, NonFiniteError
-from raygf.training.bound import BoundNetwork
+from raygf.records import ExitScore
+from raygf.training.losses import Tally, exit_hits, exit_losses
+from raygf.training.network import BoundNetwork
 
 TOP = 5
 
@@ -96,3 +98,15 @@ def _top_hits(logits: Tensor, labels: Tensor) -> Tensor:
     """Whether labels (B,) are among the likeliest classes of logits (n, B, classes): (n, B)."""
     count = min(TOP, logits.shape[-1])
     return (logits.topk(count, dim=-1).indices == labels[:, None]).any(dim=-1)
+
+
+@torch.inference_mode()
+def evaluate(bound: BoundNetwork, batches: Iterable[Batch]) -> ExitScore:
+    """Mean cross-entropy and top-1 accuracy of every exit over ``batches``, in evaluation mode."""
+    bound.network.eval()
+    tally = Tally()
+    for images, labels in batches:
+        with bound.compute.autocast():
+            logits = bound.network(images)
+        tally.add(exit_losses(logits, labels), exit_hits(logits, labels), len(labels))
+    return tally.score()

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raygf.evaluation.figure_style import csv_text
+from raygf.evaluation.figures import csv_text
 from raygf.evaluation.tables import markdown_table
 
 EPSILON = 1e-3

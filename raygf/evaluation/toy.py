@@ -18,10 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raygf.fusion.flat import FlatSpace, Slot
-from raygf.fusion.fuse import fuse
-from raygf.fusion.segments import Segments
-from raygf.fusion.weights import carry, fusion_weights
+from raygf.fusion.fuse import carry, fuse, fusion_weights
+from raygf.training.space import FlatSpace, Segments, Slot
 
 START = (5.0, 1.5, 5.0, 0.5, 1.0, 1.0, 1.0, 1.0)
 """w_1, w_2, a, b."""

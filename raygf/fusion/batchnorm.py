@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from raygf.errors import ConfigError
-from raygf.fusion.segments import Segments
+from raygf.training.space import Segments
 
 Buffers = Mapping[str, Tensor]
 

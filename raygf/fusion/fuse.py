@@ -7,13 +7,18 @@ delta is read once); CUDA walks exit by exit (few kernels, whatever the number o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from raygf.fusion.segments import Block, Segments
+from raygf.data.base import Batch
+from raygf.records import ExitScore
+from raygf.training.network import Arrays
+from raygf.training.space import Block, Segments
 
 
 def fuse(base: Tensor, deltas: Sequence[Tensor], weights: Tensor, segments: Segments) -> Tensor:
@@ -117,3 +122,82 @@ def _owners(weights: Tensor, segments: Segments) -> Iterator[tuple[int, Block, l
 def _cube(rows: Sequence[Tensor], parts: int) -> Tensor:
     """One block of several exits as (parts, exits, length): a copy that is small enough for the cache."""
     return torch.stack(list(rows)).view(len(rows), parts, -1).transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The outcome of a rule.
+
+    ``alpha`` (n, S): the fusion weights. ``vector`` (P,): W + ε Σ_i α_i Δ_i. ``buffers``: with BatchNorm
+    statistics gathered in a pass over the training set in train mode; ``score``: of the network in that pass.
+    """
+
+    alpha: Tensor
+    vector: Tensor
+    buffers: dict[str, Tensor]
+    score: ExitScore
+
+
+class FusionRule(Protocol):
+    """Fuses once a round; may keep arrays from round to round."""
+
+    def fuse(
+        self,
+        base: Tensor,
+        deltas: Sequence[Tensor],
+        buffers: dict[str, Tensor],
+        batches: Iterable[Batch],
+        lr: float,
+        where: str,
+    ) -> Fused:
+        """Fuse ``deltas``, n vectors (P,), into ``base`` (P,).
+
+        Args:
+            buffers: the network's buffers, fresh copies that may be written to.
+            batches: one shuffled, augmented pass over the training set.
+            lr: learning rate of what the rule learns.
+            where: names the pass in errors.
+
+        Raises:
+            NonFiniteError: a loss or weight is not finite.
+        """
+        ...
+
+    def arrays(self) -> Arrays:
+        """What belongs to the checkpoint."""
+        ...
+
+    def restore(self, arrays: Arrays) -> None:
+        """Take back what ``arrays`` gave.
+
+        Raises:
+            KeyError: one is missing.
+            CheckpointError: they belong to another network.
+        """
+        ...
+
+
+Normalisation = Literal["softmax", "sigmoid"]
+
+
+def fusion_weights(eta: Tensor, owned: Tensor, normalise: Normalisation = "softmax") -> Tensor:
+    """The weights α (n, S) of n exits in S segments; every column that has an owner sums to 1.
+
+    Paper, Eq. 10, restricted to the exits that own the segment:
+    ``α_i = m_i e^{η_i} / Σ_j m_j e^{η_j}``; with "sigmoid" σ(η) stands in place of e^η.
+
+    Args:
+        eta: logits (n, S).
+        owned: mask m (n, S), bool. A segment that no exit owns gets weight 0 from all.
+        normalise: "softmax" (the paper) or "sigmoid".
+    """
+    if normalise == "sigmoid":
+        eta = F.logsigmoid(eta)  # then σ(η) / Σ σ(η) is its softmax, and safe for any η
+    # In an orphaned column all are let in, so that its softmax is finite; the product then clears it.
+    allowed = owned | ~owned.any(dim=0)
+    return torch.softmax(eta.masked_fill(~allowed, -torch.inf), dim=0) * owned
+
+
+def carry(old: Tensor, fitted: Tensor, ema: float) -> Tensor:
+    """What the next round starts from: ``ema·η_old + (1 − ema)·η_fitted``, detached from any graph."""
+    return (ema * old + (1 - ema) * fitted).detach()

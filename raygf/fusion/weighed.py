@@ -10,16 +10,13 @@ from torch.func import functional_call
 
 from raygf.data.base import Batch
 from raygf.errors import NonFiniteError
-from raygf.evaluation.conflict import shared_gramian, tensor_gramians
-from raygf.fusion.fuse import fuse
-from raygf.fusion.rules import Fused
-from raygf.fusion.segments import Segments
-from raygf.methods.weighting import Weighting, weigh
+from raygf.fusion.conflict import shared_gramian, tensor_gramians
+from raygf.fusion.fuse import Fused, fuse
+from raygf.methods.base import Weighting, weigh
 from raygf.records import ExitScore
-from raygf.training.bound import BoundNetwork
-from raygf.training.losses import ExitLosses, exit_hits
-from raygf.training.state import Arrays
-from raygf.training.tally import Tally
+from raygf.training.losses import ExitLosses, Tally, exit_hits
+from raygf.training.network import Arrays, BoundNetwork
+from raygf.training.space import Segments
 
 
 class WeighedFusion:

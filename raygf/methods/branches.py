@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from raygf.errors import ConfigError
 from raygf.methods.base import StepMethod
 from raygf.models.multi_exit import MultiExitNetwork
-from raygf.training.bound import BoundNetwork
+from raygf.training.network import BoundNetwork
 
 Change = Callable[[Tensor], Tensor]
 """What becomes of a gradient of any shape: one of the same shape. The argument is not written to."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from raygf.methods.branches import Branch, BranchMethod, Change
-from raygf.models.exit_heads import ChannelsFirst
+from raygf.models.attach import ChannelsFirst
 from raygf.models.multi_exit import MultiExitNetwork
 
 

@@ -31,3 +31,11 @@ def equilibrium(network: MultiExitNetwork, exit: int) -> Branch:
 
 def _scaled(factor: float) -> Change:
     return lambda gradient: gradient * factor
+
+
+class BoostNetRescaling(BranchMethod):
+    """The mean over the exits behind a stage, taken branch by branch."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """See ``BranchMethod``."""
+        super().__init__("boostnet", network, equilibrium)

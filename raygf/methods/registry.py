@@ -5,48 +5,76 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
-from raygf.config import MethodConfig, RunConfig
-from raygf.errors import ConfigError
-from raygf.fusion.fit import FusionFitter
-from raygf.fusion.learned import LearnedFusion
-from raygf.fusion.rules import FusionRule
-from raygf.fusion.segments import Segments
-from raygf.fusion.weighed import WeighedFusion
-from raygf.methods import (
-    alignedmtl,
-    cagrad,
-    config_conflict_free,
-    fairgrad,
-    gradvac,
-    imtlg,
-    mgda,
-    nashmtl,
-    pcgrad,
-    upgrad,
-)
-from raygf.methods.base import Setting, StepMethod
-from raygf.methods.boostnet import BoostNetRescaling
+from raygf.config.run import MethodConfig
+from raygf.errors import ConfigError, RaygfError, import_function, user_error
+from raygf.methods import torchjd
+from raygf.methods.base import GramianMethod, JointSGD, Setting, StepMethod, Weighting, usable
 from raygf.methods.dfs import DeepFeatureSurgery
-from raygf.methods.ge import GradientEquilibrium
-from raygf.methods.gramian import GramianMethod
-from raygf.methods.own import make_own
-from raygf.methods.sgd import JointSGD
-from raygf.methods.weighting import Weighting, usable
-from raygf.training.bound import BoundNetwork
-from raygf.training.losses import make_losses
+from raygf.methods.ge import BoostNetRescaling, GradientEquilibrium
+
+
+def make_own(name: str, setting: Setting) -> Weighting | StepMethod:
+    """What the function ``name`` ("package.module:function") returns, fresh; a weighting is tried once.
+
+    Raises:
+        ConfigError: the function can't be imported or fails, or returns something else.
+    """
+    made = _call(name, setting)
+    if isinstance(made, StepMethod):
+        return made
+    _checked(name, made)(torch.eye(max(2, len(setting.owned))) + 0.5)
+    return _checked(name, _call(name, setting))  # a weighting may remember what it has seen
+
+
+def _call(name: str, setting: Setting) -> object:
+    function = import_function("method", name)
+    try:
+        return function(setting)
+    except RaygfError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise user_error("method", name, "the function failed", error) from error
+
+
+def _checked(name: str, weighting: object) -> Weighting:
+    if not callable(weighting):
+        kind = type(weighting).__name__
+        raise ConfigError(
+            f"method = {name!r}: the function must return a weighting, itself a function, or a StepMethod, "
+            f"not {kind}"
+        )
+
+    def weigh(gramian: Tensor) -> Tensor:
+        try:
+            weights: object = weighting(gramian)
+        except RaygfError:
+            raise
+        except Exception as error:
+            raise user_error("method", name, "the weighting failed", error) from error
+        if not isinstance(weights, Tensor) or weights.shape != gramian.shape[:1]:
+            given = f"a tensor {tuple(weights.shape)}" if isinstance(weights, Tensor) else f"{weights!r:.40}"
+            raise ConfigError(
+                f"method = {name!r}: the weighting must return one weight per exit, a tensor "
+                f"({len(gramian)},), not {given}"
+            )
+        return weights
+
+    return weigh
+
 
 WEIGHTINGS: dict[str, Callable[[MethodConfig], Weighting]] = {
-    "pcgrad": pcgrad.weighting,
-    "cagrad": cagrad.weighting,
-    "mgda": mgda.weighting,
-    "upgrad": upgrad.weighting,
-    "imtlg": imtlg.weighting,
-    "alignedmtl": alignedmtl.weighting,
-    "nashmtl": nashmtl.weighting,
-    "fairgrad": fairgrad.weighting,
-    "gradvac": gradvac.weighting,
-    "config": config_conflict_free.weighting,
+    "pcgrad": torchjd.pcgrad,
+    "cagrad": torchjd.cagrad,
+    "mgda": torchjd.mgda,
+    "upgrad": torchjd.upgrad,
+    "imtlg": torchjd.imtlg,
+    "alignedmtl": torchjd.alignedmtl,
+    "nashmtl": torchjd.nashmtl,
+    "fairgrad": torchjd.fairgrad,
+    "gradvac": torchjd.gradvac,
+    "config": torchjd.conflict_free,
 }
 BRANCH_METHODS: dict[str, Callable[[Setting], StepMethod]] = {
     "ge": lambda setting: GradientEquilibrium(setting.network),
@@ -89,21 +117,6 @@ def make_step_method(name: str, setting: Setting) -> StepMethod:
     if isinstance(made, StepMethod):  # a function of the user's own may return either
         return made
     return GramianMethod(made, setting.owned, setting.space)
-
-
-def make_rule(config: RunConfig, setting: Setting, bound: BoundNetwork, segments: Segments) -> FusionRule:
-    """The rule that ``config.method`` fuses deltas by.
-
-    Raises:
-        ConfigError: it needs a package that is not installed.
-    """
-    losses_of, exits = make_losses(config.loss), len(setting.owned)
-    if config.method == "metagf":
-        mask = segments.spread(setting.owned)
-        fitter = FusionFitter(bound, segments, mask, config.fusion, losses_of)
-        return LearnedFusion(fitter, exits, segments.count, config.fusion.ema)
-    weighting = make_weighting(config.method.removeprefix(DELTA), setting)
-    return WeighedFusion(weighting, bound, segments, setting.owned, config.fusion.epsilon, losses_of)
 
 
 def make_weighting(name: str, setting: Setting) -> Weighting:

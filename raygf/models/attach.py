@@ -2,21 +2,182 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import difflib
+import pickle
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
-from raygf import checks
+from raygf.config import fields as checks
 from raygf.data.base import InputSpec
 from raygf.errors import ConfigError
-from raygf.models.cut_points import Shapes, find_cuts
-from raygf.models.evaluating import evaluating
-from raygf.models.exit_heads import HEAD_KINDS, Features, HeadKind, default_head, describe_features
-from raygf.models.graph_stage import split_network
-from raygf.models.local_weights import load_local_weights
-from raygf.models.multi_exit import MultiExitNetwork
-from raygf.models.trace import Traces, run_nodes, trace_modes
+from raygf.models.graph_cut import Shapes, Traces, find_cuts, run_nodes, split_network, trace_modes
+from raygf.models.multi_exit import MultiExitNetwork, evaluating
+from raygf.models.sdn import InternalClassifier
+
+HeadKind = Literal["mean", "mixed"]
+HEAD_KINDS = ("mean", "mixed")
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a node gives for a batch of images.
+
+    Attributes:
+        shape: (B, C, H, W) or (B, H, W, C) maps, (B, T, C) tokens, or (B, C) vectors.
+        channels_last: Whether maps are (B, H, W, C).
+        class_token: Whether the first token is one that gathers what is needed to classify.
+    """
+
+    shape: torch.Size
+    channels_last: bool = False
+    class_token: bool = False
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.shape[1] if len(self.shape) == 4 and not self.channels_last else self.shape[-1]
+
+
+def describe_features(network: nn.Module, shape: torch.Size, image: torch.Size) -> Features:
+    """What ``shape`` means in ``network`` for images of the size ``image`` (B, C, H, W).
+
+    Maps are (B, H, W, C) if only so their sides are in the proportion of the image's.
+    """
+    is_map = len(shape) == 4
+    last = is_map and _like(shape[1:3], image) and not _like(shape[2:4], image)
+    return Features(shape, last, class_token=len(shape) == 3 and hasattr(network, "class_token"))
+
+
+def _like(sides: torch.Size, image: torch.Size) -> bool:
+    """Whether ``sides`` (H, W) are those of the image divided by one number, up to rounding."""
+    height, width = image[-2:]
+    return abs(sides[0] * width - sides[1] * height) <= max(height, width)
+
+
+def default_head(features: Features, classes: int, kind: HeadKind) -> nn.Module:
+    """The classifier that suits ``features``.
+
+    Maps: the mean over all places, or with ``kind`` "mixed" the internal classifier of the Shallow-Deep
+    Networks (more accurate and larger: up to 4x4 places are kept); then one linear layer. Tokens: the class
+    token, or else the mean, normalised; then one linear layer. Vectors: one linear layer.
+    """
+    if len(features.shape) == 2:
+        return nn.Linear(features.channels, classes)
+    if len(features.shape) == 3:
+        return TokenHead(features.channels, classes, features.class_token)
+    height, width = features.shape[1:3] if features.channels_last else features.shape[2:]
+    if kind == "mixed":
+        head: nn.Module = InternalClassifier((features.channels, height, width), classes)
+    else:
+        head = MapHead(features.channels, classes)
+    return nn.Sequential(ChannelsFirst(), head) if features.channels_last else head
+
+
+class MapHead(nn.Module):
+    """The mean over all places, then one linear layer."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (B, C, H, W) to logits (B, classes)."""
+        logits: Tensor = self.linear(self.pool(x).flatten(1))
+        return logits
+
+
+class TokenHead(nn.Module):
+    """The class token, or else the mean of all tokens, normalised; then one linear layer."""
+
+    def __init__(self, channels: int, classes: int, class_token: bool) -> None:
+        super().__init__()
+        self.class_token = class_token
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.linear = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, T, C) to logits (B, classes)."""
+        pooled = x[:, 0] if self.class_token else x.mean(dim=1)
+        logits: Tensor = self.linear(self.norm(pooled))
+        return logits
+
+
+class ChannelsFirst(nn.Module):
+    """(B, H, W, C) to (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return x.permute(0, 3, 1, 2)
+
+
+WRAPPERS = ("model", "state_dict")
+"""Keys under which training programs keep the weights beside other things."""
+
+
+def load_local_weights(network: nn.Module, path: str, classes: int) -> None:
+    """Load the state dict in the file ``path`` into ``network``; only tensors are read, no code is run.
+
+    The network's own classifier keeps its initial weights where the file's is for another number of classes.
+
+    Raises:
+        ConfigError: the file can't be read, does not fit the network, or holds NaN or infinity.
+    """
+    state = _read(path)
+    own = network.state_dict()
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unknown:
+        raise _misfit(path, network, f"{_some(missing)} missing, {_some(unknown)} unknown")
+    other = {name for name, tensor in state.items() if tensor.shape != own[name].shape}
+    wrong = sorted(name for name in other if not _is_classifier(own[name], state[name], classes))
+    if wrong:
+        name = wrong[0]
+        raise _misfit(path, network, f"{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}")
+    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ConfigError(f"weights = {path!r}: {broken[0]} is not finite: the file holds NaN or infinity")
+    network.load_state_dict({name: own[name] if name in other else tensor for name, tensor in state.items()})
+
+
+def _read(path: str) -> dict[str, Tensor]:
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        kind = type(error).__name__
+        raise ConfigError(f"weights = {path!r}: can't be read: {kind}: {_why(error)}") from error
+    for key in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ConfigError(f"weights = {path!r}: must hold a state dict: names and tensors")
+    return dict(content)
+
+
+def _why(error: Exception) -> str:
+    """The cause in a sentence. Of a pickle that is more than tensors torch advises to run the code in it."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is damaged, or holds more than tensors; save the network's state dict with torch.save"
+    return (str(error).splitlines() or [""])[0].split(". ")[0]
+
+
+def _is_classifier(own: Tensor, loaded: Tensor, classes: int) -> bool:
+    """Whether the tensors differ in the number of classes alone."""
+    return own.dim() == loaded.dim() > 0 and own.shape[0] == classes and own.shape[1:] == loaded.shape[1:]
+
+
+def _some(names: list[str]) -> str:
+    """How many names, and the first of them."""
+    return f"{len(names)} tensors ({names[0]} …)" if names else "none"
+
+
+def _misfit(path: str, network: nn.Module, why: str) -> ConfigError:
+    return ConfigError(f"weights = {path!r}: do not fit {type(network).__name__}: {why}")
+
 
 HeadMaker = Callable[[int, int], nn.Module]
 """Called with the channels of the features and the number of classes."""
@@ -138,3 +299,66 @@ def _keep_features(network: nn.Module, traces: Traces, cuts: Sequence[str]) -> N
                     module = network.get_submodule(user.target)
                     if getattr(module, "inplace", False) is True:
                         setattr(module, "inplace", False)  # noqa: B010 (for mypy)
+
+
+PREFIX = "torchvision:"
+
+
+def build_torchvision(name: str, spec: InputSpec, weights: str | None = None) -> AttachedNetwork:
+    """The network that ``name`` describes: "torchvision:", torchvision's name, "@", the exits with commas.
+
+    An exit is a share of the network's operations or the name of a node (see ``attach.attach_exits``).
+
+    Args:
+        name: As in "torchvision:vit_b_16@0.5,encoder.layers.encoder_layer_8".
+        spec: The images, of three channels, and the number of classes.
+        weights: A file with the network's state dict; by default weights are drawn.
+
+    Raises:
+        ConfigError: there is no such network or place, or the network can't be built for ``spec``.
+    """
+    network_name, _, places = name.removeprefix(PREFIX).partition("@")
+    at = [_place(text.strip()) for text in places.split(",") if text.strip()]
+    try:
+        if not at:
+            raise ConfigError(f'exits must follow "@", as in {PREFIX}resnet18@0.3,0.6')
+        return attach_exits(_build(network_name, spec), spec, at, weights=weights)
+    except ConfigError as error:
+        raise ConfigError(f"model.name = {name!r}: {error}") from error
+
+
+def _place(text: str) -> float | str:
+    """A share if it reads like a number, else a name."""
+    try:
+        return float(text) if text[0] in "0123456789.-+" else text
+    except ValueError:
+        return text
+
+
+def _build(name: str, spec: InputSpec) -> nn.Module:
+    """torchvision's network ``name`` without its pretrained weights."""
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        close = ", ".join(difflib.get_close_matches(name, known, n=4, cutoff=0.3)) or "none"
+        raise ConfigError(f"torchvision has no classification network {name}; close matches: {close}")
+    if spec.channels != 3:
+        raise ConfigError(f"torchvision's networks take images of 3 channels, not {spec.channels}")
+    try:
+        network: nn.Module = torchvision.models.get_model(
+            name, weights=None, num_classes=spec.classes, **_options(name, spec)
+        )
+    except Exception as error:  # torchvision asserts, or raises ValueError, for what does not fit
+        cause = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"can't be built: {type(error).__name__}: {cause}") from error
+    return network
+
+
+def _options(name: str, spec: InputSpec) -> dict[str, Any]:
+    """What a network must be told besides the number of classes."""
+    if name.startswith("vit_"):
+        return {"image_size": spec.height}
+    if name.startswith("maxvit"):
+        return {"input_size": (spec.height, spec.width)}
+    if name in ("googlenet", "inception_v3"):
+        return {"aux_logits": False, "init_weights": True}
+    return {}

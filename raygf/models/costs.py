@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from raygf.data.base import InputSpec
 from raygf.errors import ConfigError
-from raygf.models.evaluating import evaluating
+from raygf.models.multi_exit import evaluating
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

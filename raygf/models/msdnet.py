@@ -15,12 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from raygf import checks
-from raygf.config import MSDNetConfig
+from raygf.config import fields as checks
+from raygf.config.run import MSDNetConfig
 from raygf.data.base import InputSpec
 from raygf.errors import ConfigError
-from raygf.models.multi_exit import MultiExitNetwork
-from raygf.models.strided_conv import StridedConv2d
+from raygf.models.multi_exit import MultiExitNetwork, StridedConv2d
 
 Features = list[Tensor]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -51,3 +54,82 @@ class MultiExitNetwork(nn.Module):
             state = stage(state)
             logits.append(head(state))
         return logits
+
+
+def trainable_parameters(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Names and tensors that need a gradient and are not empty, in the network's order, each once.
+
+    Raises:
+        ValueError: there is none, or one is not float32.
+    """
+    found = [(name, p) for name, p in network.named_parameters() if p.requires_grad and p.numel()]
+    for name, parameter in found:
+        if parameter.dtype != torch.float32:
+            raise ValueError(f"parameter {name} is {parameter.dtype}: raygf trains float32 weights")
+    if not found:
+        raise ValueError("the network has no trainable parameter")
+    return found
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients inside; modes and buffers are put back after."""
+    with unchanged(network), torch.no_grad():
+        network.eval()
+        yield
+
+
+@contextmanager
+def unchanged(network: nn.Module) -> Iterator[None]:
+    """Whatever happens to modes and buffers inside, they are put back after."""
+    modes = [(module, module.training) for module in network.modules()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in network.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for module, name, buffer, content in buffers:
+                buffer.copy_(content)
+                setattr(module, name, buffer)
+
+
+def he_fan_out(network: nn.Module) -> None:
+    """Every convolution's weight normal with variance 2 / (kernel area · output channels); biases stay.
+
+    He, Zhang, Ren, Sun: "Delving Deep into Rectifiers", ICCV 2015, in the backward form.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def zero_biases(network: nn.Module, *kinds: type[nn.Module]) -> None:
+    """The biases of all layers of these kinds set to zero."""
+    for module in network.modules():
+        if isinstance(module, kinds) and module.bias is not None:
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+
+class StridedConv2d(nn.Conv2d):
+    """Where features are smaller than the stride, every place is computed and the strided ones are taken."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Features (B, C, H, W) to (B, out, H', W'), as ``nn.Conv2d``."""
+        down, right = self.stride
+        if self.padding_mode != "zeros" or input.shape[-2] >= down or input.shape[-1] >= right:
+            return super().forward(input)
+        whole = F.conv2d(input, self.weight, self.bias, 1, self.padding, self.dilation, self.groups)
+        return whole if whole.shape[-2:] == (1, 1) else whole[..., ::down, ::right]
+
+
+def mend_strides(network: nn.Module) -> None:
+    """Make every strided ``nn.Conv2d`` of ``network`` a ``StridedConv2d``, in place; weights stay."""
+    for module in network.modules():
+        if type(module) is nn.Conv2d and max(module.stride) > 1:
+            module.__class__ = StridedConv2d

@@ -11,10 +11,25 @@ from dataclasses import replace
 from types import MappingProxyType
 
 import ray
+from ray._private import worker
 
-from raygf.config import ResourceConfig
+from raygf.config.run import ResourceConfig
 from raygf.errors import ResourceError
-from raygf.on_ray.silence import silent_ray
+
+
+@contextmanager
+def silent_ray() -> Iterator[None]:
+    """Ray prints nothing of lost processes and nodes, inside.
+
+    Else a paragraph on each goes to standard output, where a job has its result, whatever ``log_to_driver``
+    is. raygf says in one line what was lost and why; Ray's logs have the rest. Ray has no setting for it.
+    """
+    before = worker._worker_logs_enabled
+    worker._worker_logs_enabled = False
+    try:
+        yield
+    finally:
+        worker._worker_logs_enabled = before
 
 
 @contextmanager

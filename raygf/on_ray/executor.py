@@ -11,19 +11,27 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayError
 
-from raygf.config import RunConfig
+from raygf.compute import EXIT_KNOBS, sizes
+from raygf.config.run import RunConfig
 from raygf.data.base import Dataset
 from raygf.errors import ExitFailed, NonFiniteError, RunFailed
-from raygf.memory import EXIT_KNOBS, sizes
-from raygf.on_ray.bundles import Bundles
-from raygf.on_ray.exit_actor import MakeTrainer
-from raygf.on_ray.failures import cause_of, dead_nodes, failure_of, node_of
-from raygf.on_ray.pool import ExitPool, Worker, fetch_done
-from raygf.retry import Action, Failure, Loss, count, deadline_s, decide
-from raygf.saying import Say, nobody
-from raygf.training.executor import Trained
-from raygf.training.exit_trainer import ExitTrainer, ExitUpdate
-from raygf.training.state import NetworkState, Vector
+from raygf.on_ray.faults import (
+    Action,
+    Failure,
+    Loss,
+    cause_of,
+    count,
+    dead_nodes,
+    deadline_s,
+    decide,
+    failure_of,
+    node_of,
+)
+from raygf.on_ray.placement import Bundles
+from raygf.on_ray.pool import ExitPool, MakeTrainer, Worker, fetch_done
+from raygf.records import Notify, ignore
+from raygf.training.exit_trainer import ExitTrainer, ExitUpdate, Trained
+from raygf.training.network import NetworkState, Vector
 
 _TICK_S = 1.0
 _NODE_S = 20.0
@@ -80,18 +88,18 @@ class RayExecutor:
         exits: int,
         trainer: MakeTrainer = ExitTrainer,
         bundles: Bundles | None = None,
-        say: Say = nobody,
+        notify: Notify = ignore,
     ) -> None:
         """Start the actors and wait for the first; each makes a ``trainer`` of its own.
 
         With ``bundles``, every actor goes into one of theirs, and there are no more actors than those.
-        ``say`` is told when the cluster has no room and that is waited for.
+        ``notify`` is told when the cluster has no room and that is waited for.
         """
         self._config = config
         self._resources = config.resources
         self._slowest: float | None = None
         size = min(config.resources.actors or exits, exits)
-        self._pool = ExitPool(config, dataset, size, trainer, bundles, say)
+        self._pool = ExitPool(config, dataset, size, trainer, bundles, notify)
         self._await_first(_Round(0, exits, None, [], 0, deque()))
 
     def train(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> Trained:

@@ -2,23 +2,72 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from raygf.config import ResourceConfig, RunConfig
+from raygf.config.run import ResourceConfig, RunConfig
 from raygf.data.base import Dataset
 from raygf.errors import ResourceError, RunFailed
-from raygf.on_ray.bundles import Bundles
 from raygf.on_ray.cluster import fitting
-from raygf.on_ray.exit_actor import ExitActor, MakeTrainer, Place
-from raygf.on_ray.failures import fetch
-from raygf.on_ray.waiting import Late, Waiting
-from raygf.saying import Say
+from raygf.on_ray.faults import fetch
+from raygf.on_ray.placement import Bundles, Late, Waiting
+from raygf.records import Notify
+from raygf.training.exit_trainer import ExitUpdate
+from raygf.training.network import NetworkState, Vector
+
+
+class Trainer(Protocol):
+    """What an exit actor runs; see ``ExitTrainer``."""
+
+    def train(
+        self, state: NetworkState, exit: int, exits: int, round: int, momentum: Vector | None
+    ) -> ExitUpdate:
+        """See ``ExitTrainer.train``."""
+        ...
+
+
+MakeTrainer = Callable[[RunConfig, Dataset], Trainer]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an actor runs: the ``node``'s id, and for people its address and process."""
+
+    node: str
+    shown: str
+
+
+def this_place() -> Place:
+    """Where the actor that asks runs."""
+    node = ray.get_runtime_context().get_node_id()
+    return Place(node, f"{ray.util.get_node_ip_address()} (pid {os.getpid()})")
+
+
+class ExitActor:
+    """Trains exits, one at a time."""
+
+    def __init__(self, make_trainer: MakeTrainer, config: RunConfig, dataset: Dataset) -> None:
+        self._make_trainer = partial(make_trainer, config, dataset)
+        self._trainer: Trainer
+
+    def start(self) -> Place:
+        """Build the trainer and say where; not in the constructor, whose errors Ray does not hand on."""
+        self._trainer = self._make_trainer()
+        return this_place()
+
+    def train(
+        self, state: NetworkState, exit: int, exits: int, round: int, momentum: Vector | None
+    ) -> ExitUpdate:
+        """See ``ExitTrainer.train``; arrays in ``state`` are read-only views of the object store."""
+        return self._trainer.train(state, exit, exits, round, momentum)
+
 
 _FETCH_S = 120.0
 
@@ -44,7 +93,7 @@ class ExitPool:
         size: int,
         trainer: MakeTrainer,
         bundles: Bundles | None,
-        say: Say,
+        notify: Notify,
     ) -> None:
         """Begin to start the actors. The data set is put into the object store once for all of them."""
         self._trainer = trainer
@@ -53,7 +102,7 @@ class ExitPool:
         self._resources = config.resources
         self._here = ray.get_runtime_context().get_node_id()
         what = f"an exit actor ({asked(config.resources)})"
-        self._waiting = Waiting(what, config.resources.wait_for_resources_s, self._fits, say)
+        self._waiting = Waiting(what, config.resources.wait_for_resources_s, self._fits, notify)
         self.dataset = ray.put(dataset)
         fit = room(config.resources, self._here) if bundles is None else len(bundles.exits)
         self.workers = [self._start(slot) for slot in range(min(size, fit))]

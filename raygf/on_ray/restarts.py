@@ -7,11 +7,10 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
 
-from raygf.config import RunConfig
+from raygf.config.run import RunConfig
 from raygf.errors import DriverLost, ResourceError, RunFailed
-from raygf.records import RoundRecord, RunEnd, RunStart
-from raygf.retry import Action, Failure, Loss, count, decide
-from raygf.saying import Say
+from raygf.on_ray.faults import Action, Failure, Loss, count, decide
+from raygf.records import Notify, RoundRecord, RunEnd, RunStart
 
 
 class DriverHandle(Protocol):
@@ -52,7 +51,7 @@ class RestartedDriver:
         self,
         start: Callable[[RunConfig], DriverHandle],
         config: RunConfig,
-        say: Say,
+        notify: Notify,
         dead_nodes: DeadNodes,
     ) -> None:
         """Begin to ``start`` the first driver.
@@ -62,7 +61,7 @@ class RestartedDriver:
         """
         self._start = start
         self._config = config
-        self._say = say
+        self._notify = notify
         self._dead_nodes = dead_nodes
         self._losses: list[Loss] = []
         self._notes: list[str] = []
@@ -147,6 +146,6 @@ class RestartedDriver:
             raise RunFailed(f"the driver was lost {where}: {lost}{_KNOBS[failure]}{self._left()}") from None
         with suppress(RunFailed):
             self._handle.close()
-        self._say(f"the driver was lost {where} ({lost}): starting it again, from the last checkpoint")
+        self._notify(f"the driver was lost {where} ({lost}): starting it again, from the last checkpoint")
         self._notes.append(f"driver restarted {where}: {lost}")
         self._handle = self._start(self._config)

@@ -14,18 +14,17 @@ import zipfile
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raygf.errors import CheckpointError, StorageError, StorageLost
-from raygf.limited import within
-from raygf.masked import without_password
-from raygf.storage.file_systems import ANSWER_S, brief, file_system
-from raygf.storage.history_log import JsonText
-from raygf.storage.run_folder import OpenFolder, RunFolder
-from raygf.training.state import Arrays, NetworkState
+from raygf.config.fields import storage_path
+from raygf.errors import CheckpointError, StorageError, StorageLost, within, without_password
+from raygf.records import JsonText
+from raygf.storage.folder import ANSWER_S, OpenFolder, RunFolder, brief, file_system
+from raygf.training.network import Arrays, NetworkState
 
 _FORMAT = 1
 _DAMAGE = (
@@ -219,3 +218,35 @@ def _checkpoint(meta: dict[str, Any], members: Arrays) -> Checkpoint:
     buffers = {n.removeprefix("buffer/"): a for n, a in members.items() if n.startswith("buffer/")}
     method = {n.removeprefix("method/"): a for n, a in members.items() if n.startswith("method/")}
     return Checkpoint(meta["round"], NetworkState(members["vector"], buffers), method, meta)
+
+
+def find_checkpoint(path: str) -> tuple[str, tuple[str, ...]]:
+    """The file that ``path`` (local or a URI) stands for, and a line for every damaged one passed over.
+
+    A path that ends in .npz is a file; anything else is the folder of a run.
+
+    Raises:
+        CheckpointError: the folder holds no checkpoint that can be read.
+    """
+    place, mark, options = path.partition("?") if "://" in path else (path, "", "")
+    if place.endswith(".npz"):
+        return path, ()
+    whole = storage_path("checkpoint", place)
+    if "://" not in whole and Path(whole).is_file():
+        raise CheckpointError(
+            f"{path}: a file, but no checkpoint: those end in .npz; name one, or a run's folder"
+        )
+    parent, _, name = whole.rstrip("/").rpartition("/")
+    store, notes = CheckpointStore(f"{parent or '/'}{mark}{options}", name, keep=1), []
+    for round in reversed(store.rounds()):
+        try:
+            store.load(round)
+        except CheckpointError as error:
+            notes.append(f"{error}; taking the one before")
+        else:
+            return store.path(round), tuple(notes)
+    if notes:
+        raise CheckpointError(notes[0].removesuffix("; taking the one before"))
+    raise CheckpointError(
+        f"{without_password(path)}: no checkpoint in it, or no such folder; name a run's folder or an .npz"
+    )

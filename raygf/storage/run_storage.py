@@ -3,17 +3,54 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
-from raygf.config import RunConfig
-from raygf.errors import CheckpointError, StorageError, StorageLost
-from raygf.masked import without_password
-from raygf.retry import pause_s
-from raygf.saying import Say
+from raygf.config.fields import flatten, to_dict
+from raygf.config.run import RunConfig
+from raygf.errors import CheckpointError, StorageError, StorageLost, without_password
+from raygf.records import Notify
 from raygf.storage.checkpoint import Checkpoint, CheckpointStore
-from raygf.storage.owner import Owner
-from raygf.storage.run_folder import OpenFolder, RunFolder
-from raygf.storage.run_lock import RunLock
-from raygf.storage.same_run import require_same_run
+from raygf.storage.folder import OpenFolder, RunFolder
+from raygf.storage.lock import Owner, RunLock
+
+_LONGEST_PAUSE_S = 60.0
+
+
+def pause_s(failures: int, retries: int) -> float | None:
+    """Seconds to wait before the next try, 1, 2, 4 … up to a minute; None if it was the last.
+
+    Args:
+        failures: tries that failed before this one.
+        retries: how many times to try again.
+    """
+    return None if failures >= retries else min(_LONGEST_PAUSE_S, 2.0**failures)
+
+
+FREE_ON_RESUME = (
+    *("resources", "storage", "tracking", "stop_after", "eval_batch_size"),
+    *("data.workers", "data.max_undecodable"),
+    *("on_divergence", "max_skipped_rounds"),  # a run that has got this far did so under either
+)
+"""Fields of a run that do not change its result."""
+
+
+def binding(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration (as ``to_dict`` gives it) that change the result, by dotted name."""
+    free = tuple(f"{name}." for name in FREE_ON_RESUME)
+    return {name: value for name, value in flatten(values).items() if not f"{name}.".startswith(free)}
+
+
+def require_same_run(checkpoint: Checkpoint, config: RunConfig) -> None:
+    """Raise CheckpointError if a field that changes the result differs from the checkpoint's."""
+    if not isinstance(checkpoint.meta.get("config"), dict):
+        raise CheckpointError("the checkpoint does not say which configuration it belongs to")
+    stored, now = (binding(values) for values in (checkpoint.meta["config"], to_dict(config)))
+    odd = sorted(name for name in stored.keys() | now.keys() if stored.get(name) != now.get(name))
+    if odd:
+        shown = "; ".join(f"{name} was {stored.get(name)!r}, is now {now.get(name)!r}" for name in odd[:3])
+        raise CheckpointError(
+            f"can't resume with another configuration: {shown}; give the same, or another --storage.name"
+        )
 
 
 class RunStorage:
@@ -25,7 +62,7 @@ class RunStorage:
     """
 
     def __init__(
-        self, config: RunConfig, owner: Owner, say: Say, open_folder: OpenFolder = RunFolder
+        self, config: RunConfig, owner: Owner, notify: Notify, open_folder: OpenFolder = RunFolder
     ) -> None:
         """
         Raises:
@@ -33,9 +70,9 @@ class RunStorage:
         """
         storage = config.storage
         self._config = config
-        self._say = say
+        self._notify = notify
         self._store = CheckpointStore(storage.path, storage.name, storage.keep, open_folder)
-        self._lock = RunLock(self._store.files, owner, say=say)
+        self._lock = RunLock(self._store.files, owner, notify=notify)
 
     def open(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """Take the folder; returns the checkpoint to go on from, if any, and remarks.
@@ -76,7 +113,7 @@ class RunStorage:
                 if pause is None:
                     raise StorageLost(f"{error}; tried {len(notes) + 1} times (storage.retries)") from None
                 notes.append(f"{error}; trying again after {pause:g} s")
-                self._say(notes[-1])
+                self._notify(notes[-1])
                 time.sleep(pause)
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -12,20 +13,21 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from raygf.config import StorageConfig
+from raygf.config.run import StorageConfig
 from raygf.records import RoundRecord, RunEnd
-from raygf.sweep.causes import cause_of
 from raygf.sweep.folder import SweepFolder
-from raygf.sweep.objective import shown_score
-from raygf.sweep.overrides import flags_for
-from raygf.sweep.plan import Plan
-from raygf.sweep.remarks import say
+from raygf.sweep.plan import Plan, flags_for, shown_score
 from raygf.sweep.space import Values
-from raygf.sweep.trial import END, FAILURE, RECORD, START, VALUES
-from raygf.sweep.trial_files import NAME
-from raygf.tracking import Tracker, make_tracker, resolve_uri
-from raygf.tracking.sweep_children import child_statuses, delete_children
-from raygf.tracking.sweep_trials import SweepTrials
+from raygf.sweep.trial import END, FAILURE, NAME, RECORD, START, VALUES, cause_of
+from raygf.tracking.store import resolve_uri
+from raygf.tracking.sweep import SweepTrials, child_statuses, delete_children
+from raygf.tracking.tracker import Tracker, make_tracker
+
+
+def notify(text: str) -> None:
+    """A remark on standard error, where all that is not a result goes."""
+    print(f"note: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
 
 _FOLDER_KEY = "checkpoint_dir_name"
 """Where Tune puts the name of a checkpoint's folder into a result."""
@@ -51,7 +53,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         self._folder = SweepFolder(self._storage)
         self._plan = plan = self._folder.read_plan()
         known, keep = self._folder.read_trials(), self._folder.write_trials
-        self._runs = SweepTrials(self._tracker, plan.parent, plan.recipe, known, keep, say)
+        self._runs = SweepTrials(self._tracker, plan.parent, plan.recipe, known, keep, notify)
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """The first step of a resumed sweep: put right what its killed process left."""
@@ -70,17 +72,17 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         if start := result.get(START):
             self._runs.log_start(trial.trial_id, start)
             for note in start.notes:
-                say(f"trial {trial.trial_id}: {note}")
+                notify(f"trial {trial.trial_id}: {note}")
         record = self._record(trial, result)
         self._notice_values(trial, record.round)
         self._runs.log_round(trial.trial_id, record)
         for note in record.notes:
-            say(f"trial {trial.trial_id}: {note}")
+            notify(f"trial {trial.trial_id}: {note}")
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial crashed and is tried again."""
         again = f"trying again ({trial.num_failures} of {self._plan.options.max_failures})"
-        say(f"trial {trial.trial_id} crashed, {again}: {cause_of(_error(trial))}")
+        notify(f"trial {trial.trial_id} crashed, {again}: {cause_of(_error(trial))}")
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial came to its end, or the scheduler stopped it."""
@@ -98,7 +100,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
     def _tracker(self, trial: str) -> Tracker:
         """What it can't deliver is kept in the trial's folder."""
         storage = StorageConfig(self._folder.path, trial)
-        return make_tracker(self._plan.run.tracking, Path.cwd(), say, storage)
+        return make_tracker(self._plan.run.tracking, Path.cwd(), notify, storage)
 
     def _start(self, trial: Trial) -> None:
         run = self._plan.trial_run(trial.trial_id, trial.config[VALUES])
@@ -112,7 +114,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         self._values[trial.trial_id] = now
         if before not in (None, now):
             shown = flags_for(now)
-            say(f"trial {trial.trial_id} goes on from another's checkpoint, with {shown}")
+            notify(f"trial {trial.trial_id} goes on from another's checkpoint, with {shown}")
             self._runs.log_tags(trial.trial_id, {f"raygf.values_from_round_{round}": shown})
 
     def _close(self, trial: Trial) -> None:
@@ -124,15 +126,15 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         passes = f"after {record.training_passes} training passes"
         if end := self._end(trial, result):
             self._runs.finish(trial.trial_id, end)
-            say(f"trial {trial.trial_id} finished: {shown} {passes}")
+            notify(f"trial {trial.trial_id} finished: {shown} {passes}")
         else:
             self._runs.stop(trial.trial_id, record, self._plan.options.scheduler)
-            say(f"trial {trial.trial_id} stopped early: {shown} {passes}")
+            notify(f"trial {trial.trial_id} stopped early: {shown} {passes}")
 
     def _fail(self, trial: Trial) -> None:
         cause = (trial.last_result or {}).get(FAILURE) or cause_of(_error(trial))
         self._runs.fail(trial.trial_id, "FAILED", cause)
-        say(f"trial {trial.trial_id} failed: {cause}")
+        notify(f"trial {trial.trial_id} failed: {cause}")
 
     def _record(self, trial: Trial, result: dict[str, Any]) -> RoundRecord:
         record: RoundRecord = result[RECORD]

@@ -13,11 +13,10 @@ from typing import Any
 
 import yaml
 
-from raygf.config import StorageConfig
+from raygf.config.run import StorageConfig
 from raygf.errors import StorageError
-from raygf.storage.owner import Owner
-from raygf.storage.run_folder import RunFolder, brief
-from raygf.storage.run_lock import RunLock
+from raygf.storage.folder import RunFolder, brief
+from raygf.storage.lock import Owner, RunLock
 from raygf.sweep.plan import Plan, read_plan
 
 OURS = "raygf"

@@ -12,28 +12,33 @@ from typing import Any
 
 from ray import tune
 
-from raygf.config import StorageConfig
-from raygf.config_dict import to_dict
+from raygf.cli import interruptible
+from raygf.config.fields import storage_path, to_dict
+from raygf.config.run import StorageConfig
 from raygf.console import print_table
 from raygf.errors import ConfigError, RunFailed, StorageError
-from raygf.interrupts import interruptible
-from raygf.on_ray.submitted import fleeting
-from raygf.paths import storage_path
-from raygf.sweep.bundles import check_fits
-from raygf.sweep.check import check_flags
-from raygf.sweep.cluster import idle_nodes, swept_cluster
-from raygf.sweep.flags import Command, parse_resumed, parse_sweep
+from raygf.launch import temporary_path_warning
+from raygf.on_ray.placement import check_fits, idle_nodes, swept_cluster
+from raygf.sweep.callback import notify
+from raygf.sweep.command import Command, parse_resumed, parse_sweep
 from raygf.sweep.folder import SweepFolder
-from raygf.sweep.outcome import best_row, failures, read_rows
-from raygf.sweep.overrides import flags_for
-from raygf.sweep.plan import Plan
-from raygf.sweep.remarks import say
-from raygf.sweep.report import RESULTS, result_of, shown, sweep_report, write_report
-from raygf.sweep.settle import check_command, prepare
-from raygf.sweep.table import trials_csv, trials_table
-from raygf.sweep.tuning import restore_tuner, tune_as_wanted
-from raygf.tracking import resolve_uri
-from raygf.tracking.sweep_run import SweepRun
+from raygf.sweep.plan import Plan, flags_for
+from raygf.sweep.prepare import check_command, check_flags, prepare
+from raygf.sweep.report import (
+    RESULTS,
+    best_row,
+    failures,
+    read_rows,
+    result_of,
+    shown,
+    sweep_report,
+    trials_csv,
+    trials_table,
+    write_report,
+)
+from raygf.sweep.tuner import restore_tuner, tune_as_wanted
+from raygf.tracking.store import resolve_uri
+from raygf.tracking.sweep import SweepRun
 
 DESCRIPTION = "Train many runs of one recipe side by side, and find the settings that validate best."
 
@@ -57,13 +62,13 @@ def run_sweep(argv: Sequence[str]) -> dict[str, Any]:
             swept_cluster(command.run.resources, concurrent) as (where, resources),
         ):
             guard()
-            say(where)
+            notify(where)
             if checked is None:
                 assert stored is not None
                 return _tune(_resumed(stored, command), restore_tuner, folder)
             prepared = prepare(checked, resources)
             for note in prepared.notes:
-                say(note)
+                notify(note)
             plan = replace(prepared.plan, parent=stored.parent if stored else "")
             return _tune(plan, prepared.tuner, folder)
     except KeyboardInterrupt as stop:
@@ -119,9 +124,9 @@ def _tune(plan: Plan, make: MakeTuner, folder: SweepFolder) -> dict[str, Any]:
     """Run the trials, and leave the report everywhere."""
     with folder.held(), _tracked(plan) as (plan, run):
         folder.write_plan(plan)
-        say(f"sweep {plan.name}: {plan.trials} trials of {plan.budget} training passes; in {folder.path}")
-        if warning := fleeting(plan.run):
-            say(warning)
+        notify(f"sweep {plan.name}: {plan.trials} trials of {plan.budget} training passes; in {folder.path}")
+        if warning := temporary_path_warning(plan.run):
+            notify(warning)
         with tune_as_wanted(plan):
             results = _fit(make(plan))
         rows = read_rows(list(results), plan, folder)
@@ -133,7 +138,7 @@ def _tune(plan: Plan, make: MakeTuner, folder: SweepFolder) -> dict[str, Any]:
             if run is not None:
                 run.fail("FAILED", why, {RESULTS: trials_csv(rows, plan)})
             raise RunFailed(why)
-        say(f"best: trial {best.trial}, {flags_for(best.values)}")
+        notify(f"best: trial {best.trial}, {flags_for(best.values)}")
         if run is not None:
             run.finish(sweep_report(rows, plan, best))
         return result_of(rows, plan, best, path)
@@ -151,7 +156,9 @@ def _fit(tuner: tune.Tuner) -> Any:
 def _tracked(plan: Plan) -> Iterator[tuple[Plan, SweepRun | None]]:
     """The plan with its run in MLflow, which is marked if the sweep ends with an error; None: not tracked."""
     tracking = plan.run.tracking
-    run = SweepRun(resolve_uri(tracking, Path.cwd()), tracking.experiment, say) if tracking.enabled else None
+    run = (
+        SweepRun(resolve_uri(tracking, Path.cwd()), tracking.experiment, notify) if tracking.enabled else None
+    )
     if run is not None:
         plan = replace(plan, parent=run.start(plan.name, plan.parent, *_described(plan)))
     try:

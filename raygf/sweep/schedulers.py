@@ -12,14 +12,10 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 
+from raygf.compute import derive_seed
 from raygf.errors import ConfigError
-from raygf.seeding import derive_seed
-from raygf.sweep.assign import Axes
-from raygf.sweep.axes import Range
-from raygf.sweep.budget import passes_per_round
-from raygf.sweep.objective import PASSES
-from raygf.sweep.plan import Plan
-from raygf.sweep.space import Values
+from raygf.sweep.plan import PASSES, Plan, passes_per_round
+from raygf.sweep.space import Axes, Range, Values
 from raygf.sweep.trial import VALUES
 
 KEEP_BEST = 3.0

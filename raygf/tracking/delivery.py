@@ -2,17 +2,152 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Protocol
 
-from raygf.errors import TrackingError
-from raygf.tracking.base import Say
-from raygf.tracking.trouble import reason
-from raygf.tracking.undelivered import Call
-from raygf.tracking.worker import Worker
+from raygf.config.run import StorageConfig
+from raygf.errors import StorageError, TrackingError, without_password
+from raygf.records import Notify
+from raygf.storage.folder import RunFolder
+from raygf.tracking.mlflow_run import MLflowRun
+from raygf.tracking.store import reason
+
+NAME = "undelivered.jsonl"
+_CALLS = ("log_metrics", "log_params", "set_tags", "remark")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of one of MLflowRun's methods with JSON values: it can be made later, by another process."""
+
+    method: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def make(self, run: MLflowRun) -> None:
+        """Make it."""
+        getattr(run, self.method)(**self.arguments)
+
+
+class Labelled(Protocol):
+    """What is to be kept; see ``Parcel``."""
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        ...
+
+    @property
+    def call(self) -> Call | None:
+        """How to send it later; None if that makes no sense or can't be written down."""
+        ...
+
+
+class Undelivered:
+    """The file of the run that ``storage`` names: in the run's folder, or here if that can't be written.
+
+    Args:
+        here: this process's folder.
+    """
+
+    def __init__(self, storage: StorageConfig, here: Path) -> None:
+        self._storage = storage
+        self._here = here / f"{storage.name}-{NAME}"
+        self._taken = False
+
+    def take(self, run_id: str) -> list[tuple[str, Call]]:
+        """What earlier processes could not send for ``run_id``: labels and calls. Stays until ``keep``."""
+        lines = [line for text in (self._read_folder(), self._read_here()) for line in text.splitlines()]
+        found = []
+        for line in lines:
+            with suppress(ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                call = Call(str(entry["method"]), dict(entry["arguments"]))
+                if entry["run_id"] == run_id and call.method in _CALLS:
+                    found.append((str(entry["label"]), call))
+        self._taken = bool(lines)
+        return found
+
+    def keep(self, run_id: str, parcels: Sequence[Labelled]) -> str:
+        """Keep what can be sent later, and nothing else; says where, for people, with the way to send it."""
+        entries = [(parcel.label, parcel.call) for parcel in parcels if parcel.call is not None]
+        values = [
+            {"run_id": run_id, "label": label, "method": call.method, "arguments": call.arguments}
+            for label, call in entries
+        ]
+        if not values:
+            self._forget()
+            return ""
+        place = self._write("".join(json.dumps(value) + "\n" for value in values))
+        name = self._storage.name
+        return (
+            f"kept in {place}, sent when the run is gone on with: --storage.name {name} --storage.resume True"
+        )
+
+    def _write(self, text: str) -> str:
+        try:
+            folder = RunFolder(self._storage.path, self._storage.name)
+            folder.write(NAME, text.encode())
+            return without_password(folder.path(NAME))
+        except (OSError, StorageError):
+            self._here.write_text(text)
+            return str(self._here)
+
+    def _read_folder(self) -> str:
+        with suppress(OSError, StorageError, UnicodeDecodeError):
+            return RunFolder(self._storage.path, self._storage.name).read(NAME).decode()
+        return ""
+
+    def _read_here(self) -> str:
+        with suppress(OSError, UnicodeDecodeError):
+            return self._here.read_text()
+        return ""
+
+    def _forget(self) -> None:
+        """Delete the files, if there were any."""
+        if not self._taken:
+            return
+        self._here.unlink(missing_ok=True)
+        with suppress(OSError, StorageError):
+            RunFolder(self._storage.path, self._storage.name).delete(NAME)
+
+
+class Worker(threading.Thread):
+    """Makes calls one after the other.
+
+    Unlike the threads of ``concurrent.futures`` it never keeps the program from ending.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="raygf-tracking", daemon=True)
+        self._calls: SimpleQueue[tuple[Future[None], Callable[[], None]] | None] = SimpleQueue()
+
+    def submit(self, call: Callable[[], None]) -> Future[None]:
+        """Have ``call`` made after those before it."""
+        future: Future[None] = Future()
+        self._calls.put((future, call))
+        return future
+
+    def stop(self) -> None:
+        """End the thread after the calls submitted so far."""
+        self._calls.put(None)
+
+    def run(self) -> None:
+        """Make the calls; what one raises is in its future."""
+        while (item := self._calls.get()) is not None:
+            future, call = item
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +172,10 @@ class Delivery:
         keep: called at the end with what was not delivered; says where it was kept, for people.
     """
 
-    def __init__(self, store: str, check: Callable[[], None], say: Say, keep: Keep | None = None) -> None:
-        self._store, self._check, self._say, self._keep = store, check, say, keep
+    def __init__(
+        self, store: str, check: Callable[[], None], notify: Notify, keep: Keep | None = None
+    ) -> None:
+        self._store, self._check, self._notify, self._keep = store, check, notify, keep
         self._worker = Worker()
         self._open = False
         self._lock = threading.Lock()
@@ -97,7 +234,7 @@ class Delivery:
         place = "" if self._keep is None else self._kept(left)
         if left:
             what = listed([parcel.label for parcel in left])
-            self._say(f"tracking: not delivered to {self._store} ({cause}): {what}{place}")
+            self._notify(f"tracking: not delivered to {self._store} ({cause}): {what}{place}")
 
     def _kept(self, left: Sequence[Parcel]) -> str:
         assert self._keep is not None
@@ -148,7 +285,7 @@ class Delivery:
         cause = re.sub(r"\d+", "#", trouble)
         if self._open and cause not in self._causes_told:
             self._causes_told.add(cause)
-            self._say(f"tracking: could not send {label} to MLflow ({trouble}); training goes on")
+            self._notify(f"tracking: could not send {label} to MLflow ({trouble}); training goes on")
 
 
 def listed(labels: Sequence[str]) -> str:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from raygf.config.run import TrackingConfig
+from raygf.errors import TrackingError, without_password
 from raygf.evaluation import figures
 from raygf.evaluation.tables import ResultColumn, ResultTable, to_csv, to_markdown
 from raygf.records import RoundRecord, RunEnd, RunStart
 from raygf.tracking.delivery import Parcel
-from raygf.tracking.mlflow_run import MLflowRun
-from raygf.tracking.uris import without_password
+from raygf.tracking.mlflow_run import MLflowRun, top5_metrics
+from raygf.tracking.store import check_uri, reason, resolve_uri, sqlite_path
 
 _HEADING = "### raygf results"
 
@@ -87,3 +91,51 @@ class Report:
         """Wall time of all rounds, those before a resume included."""
         seconds = self.run.history("seconds/round") if self.run.resumed else {}
         return sum((seconds | {record.round: record.total_seconds for record in self.records}).values())
+
+
+FOLDER = "evaluation"
+"""The run's artifact folder that files go to."""
+
+
+def log_evaluation(
+    config: TrackingConfig,
+    folder: Path,
+    run_id: str,
+    files: Sequence[Path],
+    top5: Sequence[float] = (),
+    round: int = 0,
+) -> str:
+    """Keep ``files`` as artifacts of the run ``run_id``, whose status stays as it is.
+
+    Args:
+        config: The run's own; a store without a URI is looked for in ``folder``.
+        top5: Top-5 test accuracy of every exit (0–1), logged as metrics of ``round``.
+
+    Returns:
+        The store's URI, fit to be shown.
+
+    Raises:
+        TrackingError: the store can't be reached, or does not have the run.
+    """
+    uri = resolve_uri(config, folder)
+    _require_store(uri)
+    run = MLflowRun(uri)
+    try:
+        run.attach(run_id)
+        if top5:
+            run.log_metrics(top5_metrics(top5), round, int(time.time() * 1000))
+        for file in files:
+            run.log_file(FOLDER, file)
+    except TrackingError:
+        raise
+    except Exception as error:
+        raise TrackingError(f"{without_password(uri)}: {reason(error)}") from error
+    return without_password(uri)
+
+
+def _require_store(uri: str) -> None:
+    """As ``check_uri``; a database file must be there already: an empty new one would not have the run."""
+    path, _ = sqlite_path(uri)
+    if path is not None and not path.is_file():
+        raise TrackingError(f"there is no tracking database {path}")
+    check_uri(uri)

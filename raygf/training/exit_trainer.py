@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from raygf.compute import make_repeatable, resolve_compute, torch_threads
-from raygf.config import RunConfig
+from raygf.compute import (
+    EXIT_KNOBS,
+    is_out_of_memory,
+    make_repeatable,
+    memory_cause,
+    resolve_compute,
+    seeded_globals,
+    sizes,
+    torch_threads,
+)
+from raygf.config.run import RunConfig
 from raygf.data.base import Dataset
+from raygf.errors import ExitFailed
 from raygf.models.build import build_model
-from raygf.seeding import seeded_globals
-from raygf.training.bound import BoundNetwork, to_numpy
-from raygf.training.losses import make_losses
-from raygf.training.schedule import decay_factor, exit_loss_weights, loss_coefficients
-from raygf.training.state import Arrays, NetworkState, Vector
-from raygf.training.stepping import FlatSGD, train_epoch
+from raygf.training.losses import decay_factor, exit_loss_weights, loss_coefficients, make_losses
+from raygf.training.network import Arrays, BoundNetwork, NetworkState, Vector, to_numpy
+from raygf.training.sgd import FlatSGD, train_epoch
 
 
 @dataclass(frozen=True)
@@ -104,3 +114,62 @@ class ExitTrainer:
     def _momentum(self, optimizer: FlatSGD) -> Vector | None:
         carried = self._config.optim.carry_momentum
         return to_numpy(optimizer.momentum) if carried and optimizer.momentum is not None else None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One round's updates in the order of the exits; how long it took, and what went wrong on the way.
+
+    ``broadcast_s`` is the time to hand the state out, ``train_s`` the longest training, ``wait_s`` the rest:
+    queueing, transfers, retries.
+    """
+
+    updates: tuple[ExitUpdate, ...]
+    broadcast_s: float
+    train_s: float
+    wait_s: float
+    notes: tuple[str, ...] = ()
+
+
+class Executor(Protocol):
+    """Trains all exits of a round from one state."""
+
+    def train(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> Trained:
+        """Train exits 0 … len(momenta) − 1 from ``state``; returns only when all are there.
+
+        Raises:
+            ExitFailed: an exit could not be trained.
+            NonFiniteError: a loss or weight is not finite.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what the executor holds."""
+        ...
+
+
+class LocalExecutor:
+    """Trains the exits in this process."""
+
+    def __init__(self, config: RunConfig, dataset: Dataset) -> None:
+        self._trainer = ExitTrainer(config, dataset)
+        self._batch_size = config.batch_size
+
+    def train(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> Trained:
+        """See ``Executor.train``; the exits' times add up."""
+        updates = tuple(self._train(state, exit, round, momenta) for exit in range(len(momenta)))
+        return Trained(updates, 0.0, sum(update.seconds for update in updates), 0.0)
+
+    def _train(
+        self, state: NetworkState, exit: int, round: int, momenta: Sequence[Vector | None]
+    ) -> ExitUpdate:
+        try:
+            return self._trainer.train(state, exit, len(momenta), round, momenta[exit])
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            cause = memory_cause(error, sizes(self._batch_size, state.vector.size))
+            raise ExitFailed(exit, round, socket.gethostname(), cause, EXIT_KNOBS) from error
+
+    def close(self) -> None:
+        """Nothing to give back."""

@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raygf.config import LossConfig
+from raygf.config.run import LossConfig, OptimConfig
+from raygf.errors import NonFiniteError
+from raygf.records import ExitScore
+from raygf.training.peers import ALONE, Peers
 
 ExitLosses = Callable[[Sequence[Tensor], Tensor], Tensor]
 """From n logits (B, classes) and labels (B,) to the n exits' losses."""
@@ -60,3 +63,106 @@ def make_losses(config: LossConfig) -> ExitLosses:
 def exit_hits(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
     """Number of images that each exit classifies rightly (n,), int64."""
     return (torch.stack(list(logits)).argmax(dim=2) == labels).sum(dim=1)
+
+
+_SDN_LAST = (0.15, 0.30, 0.45, 0.60, 0.75, 0.90)
+_SDN_FIRST = 0.01
+
+
+def decay_factor(round: int, rounds: int, optim: OptimConfig) -> float:
+    """The factor of both learning rates in ``round``: ``decay`` once for every milestone passed."""
+    done = round - 1 + 1e-9  # 0.55 * 100 is a little more than 55
+    passed = sum(done >= share * rounds for share in optim.milestones)
+    return float(optim.decay**passed)
+
+
+def loss_coefficients(round: int, rounds: int, exits: int, loss: LossConfig) -> tuple[float, ...]:
+    """The coefficients ``c_i`` of the exits' losses in ``round``.
+
+    "ones" for MSDNet. "sdn": the inner exits ramp linearly from 0.01 in the first round to 0.15, 0.30, 0.45 …
+    in the last one, the final exit keeps 1 (Kaya, Hong, Dumitras 2019).
+
+    Raises:
+        ValueError: "sdn" knows the end points of at most six inner exits.
+    """
+    if loss.coefficients == "ones":
+        return (1.0,) * exits
+    if exits - 1 > len(_SDN_LAST):
+        raise ValueError(f"loss.coefficients = 'sdn' knows {len(_SDN_LAST)} inner exits, not {exits - 1}")
+    share = (round - 1) / max(1, rounds - 1)
+    return (*(_SDN_FIRST + share * (last - _SDN_FIRST) for last in _SDN_LAST[: exits - 1]), 1.0)
+
+
+def exit_loss_weights(exit: int, coefficients: tuple[float, ...], aux: float) -> tuple[float, ...]:
+    """Weights of all losses while ``exit`` trains: its own coefficient, ``aux`` (λ) times the others'."""
+    return tuple(c if j == exit else aux * c for j, c in enumerate(coefficients))
+
+
+class Tally:
+    """Losses and hits of batches. They stay on the device until the pass is over, so that no step waits.
+
+    With ``peers`` every worker adds those of its share; the score is that of all workers together.
+    """
+
+    def __init__(self, peers: Peers = ALONE) -> None:
+        self._peers = peers
+        self._losses: list[Tensor] = []
+        self._hits: list[Tensor] = []
+        self._sizes: list[int] = []
+
+    def __len__(self) -> int:
+        """Batches so far."""
+        return len(self._sizes)
+
+    def add(self, losses: Tensor, hits: Tensor, size: int) -> None:
+        """One batch of ``size`` images: the exits' mean losses (n,) and how many each got right (n,)."""
+        self._losses.append(losses.detach())
+        self._hits.append(hits)
+        self._sizes.append(size)
+
+    def score(self) -> ExitScore:
+        """Means over the images."""
+        return self._scored(self._history())
+
+    def finite_score(self, layer: str, where: str) -> ExitScore:
+        """As ``score``; see ``require_finite`` for the arguments and the error."""
+        history = self._history()
+        require_finite(history, layer, where)
+        return self._scored(history)
+
+    def _history(self) -> Tensor:
+        """The losses of all batches (steps, n), on the CPU."""
+        return self._peers.sum_(torch.stack(self._losses)).cpu()
+
+    def _scored(self, history: Tensor) -> ExitScore:
+        return mean_score(history, self._peers.sum_(torch.stack(self._hits)).cpu(), self._sizes)
+
+
+def mean_score(losses: Tensor, hits: Tensor, sizes: list[int]) -> ExitScore:
+    """Means over images of per-batch mean losses and hit counts, both (steps, n) on the CPU."""
+    weights = torch.tensor(sizes, dtype=torch.float64)
+    loss = (losses.double() * weights[:, None]).sum(0) / weights.sum()
+    accuracy = hits.double().sum(0) / weights.sum()
+    return ExitScore(tuple(loss.tolist()), tuple(accuracy.tolist()))
+
+
+def require_finite(history: Tensor, layer: str, where: str) -> None:
+    """Raise NonFiniteError unless the losses (steps, n) are finite and ``layer`` is empty.
+
+    Args:
+        layer: the weights that are not finite after the last step, for people; see ``not_finite``.
+        where: names the training.
+    """
+    bad = (~torch.isfinite(history)).nonzero()
+    if len(bad):
+        step, exit = bad[0].tolist()
+        raise NonFiniteError(
+            f"{where}: the loss of exit {exit + 1} became {history[step, exit]:g} at step {step + 1}; "
+            f"{f'not finite after the last step: {layer}; ' if layer else ''}"
+            "lower optim.lr or set compute.precision to fp32"
+        )
+    if layer:
+        raise NonFiniteError(
+            f"{where}: a weight became infinite or NaN in the last step, {len(history)}: {layer}; "
+            "lower optim.lr"
+        )

@@ -19,7 +19,7 @@ import pytest
 from ray_head import Head, started_head
 from tiny import tiny_run
 
-from raygf.config import DataConfig, ResourceConfig, RunConfig, StorageConfig, TrackingConfig
+from raygf.config.run import DataConfig, ResourceConfig, RunConfig, StorageConfig, TrackingConfig
 from raygf.launch import Result
 
 REPOSITORY = Path(__file__).parents[2]

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from bad_things import Bench, bloated, cut, damage, flip, other_exits, other_format, pickled, replaced
 
-from raygf.adaptive import AdaptiveClassifier
 from raygf.cli import parse
-from raygf.driver import Driver
 from raygf.errors import CheckpointError, UserError
-from raygf.evaluation.checkpointed import load_run
-from raygf.saved_classifier import load_classifier, save_classifier
-from raygf.training.executor import LocalExecutor
+from raygf.evaluation.loading import load_run
+from raygf.rounds.driver import Driver
+from raygf.serving.adaptive import AdaptiveClassifier
+from raygf.serving.files import load_classifier, save_classifier
+from raygf.training.exit_trainer import LocalExecutor
 
 FLAGS = (
     *("--rounds", "1", "--data.train-limit", "16", "--data.val", "20", "--model.msdnet.exits", "2"),

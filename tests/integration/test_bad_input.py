@@ -58,8 +58,8 @@ from bad_things import (
 )
 
 from raygf.cli import parse
-from raygf.driver import Driver
-from raygf.training.executor import LocalExecutor
+from raygf.rounds.driver import Driver
+from raygf.training.exit_trainer import LocalExecutor
 
 RunJob = Callable[..., Any]
 Call = Callable[[str], Any]

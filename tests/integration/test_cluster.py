@@ -14,9 +14,9 @@ import three_nodes
 import tiny
 from ray_head import ray_folder
 
-from raygf.driver import Driver
+from raygf.rounds.driver import Driver
 from raygf.storage.checkpoint import CheckpointStore
-from raygf.training.executor import LocalExecutor
+from raygf.training.exit_trainer import LocalExecutor
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from tiny import tiny_run
 
-from raygf.config import RunConfig, StorageConfig
-from raygf.driver import Driver
-from raygf.recipes import get_recipe
+from raygf.config.recipes import get_recipe
+from raygf.config.run import RunConfig, StorageConfig
+from raygf.rounds.driver import Driver
 from raygf.storage.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
-from raygf.tracking import make_tracker
-from raygf.training.executor import LocalExecutor
+from raygf.tracking.tracker import make_tracker
+from raygf.training.exit_trainer import LocalExecutor
 
 RunJob = Callable[..., Any]
 

@@ -13,14 +13,14 @@ import psutil
 import pytest
 from faults import Faults
 
-from raygf.config import RunConfig, StorageConfig
-from raygf.driver import Driver
+from raygf.config.run import RunConfig, StorageConfig
 from raygf.errors import RunFailed
 from raygf.on_ray.cluster import settle
 from raygf.on_ray.driver import RemoteDriver
 from raygf.records import RoundRecord
+from raygf.rounds.driver import Driver
 from raygf.storage.checkpoint import CheckpointStore, load_checkpoint
-from raygf.training.executor import LocalExecutor
+from raygf.training.exit_trainer import LocalExecutor
 
 EXITS, STEPS = 3, 3
 _DIED = r"ActorDiedError: its worker process has died \([^()]*\)"
@@ -74,7 +74,7 @@ def survive(cluster: str, tmp_path: Path) -> Iterator[Callable[..., Survived]]:
         faults, said = Faults(tmp_path / "faults"), []
         faults.add(plan)
         config = replace(config, resources=settle(config.resources))
-        driver = RemoteDriver(config, say=said.append, parts=faults.parts())
+        driver = RemoteDriver(config, notify=said.append, parts=faults.parts())
         try:
             driver.prepare()
             records = list(driver.rounds("a-run"))

@@ -15,11 +15,11 @@ import pytest
 from ray_head import ray_folder
 
 from raygf.compute import resolve_compute
-from raygf.data import load_data
-from raygf.driver import Driver
+from raygf.data.load import load_data
 from raygf.models.build import build_model
-from raygf.training.bound import BoundNetwork
-from raygf.training.executor import LocalExecutor
+from raygf.rounds.driver import Driver
+from raygf.training.exit_trainer import LocalExecutor
+from raygf.training.network import BoundNetwork
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from raygf.config import RunConfig, StorageConfig
+from raygf.config.run import RunConfig, StorageConfig
 from raygf.records import ExitScore, RoundRecord, RunEnd, RunStart
-from raygf.tracking import MLflowTracker
-from raygf.tracking.undelivered import NAME, Undelivered
+from raygf.tracking.delivery import NAME, Undelivered
+from raygf.tracking.tracker import MLflowTracker
 
 SCORE = ExitScore((1.0, 0.5), (0.5, 0.75))
 START = RunStart(0, 10, 48, 0, 99, (1, 2), (1, 2), ("a", "b"), "cpu")

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from raygf.compute import Compute
-from raygf.config import DataConfig
-from raygf.data import load_data
+from raygf.config.run import DataConfig
+from raygf.data.load import load_data
 
 RunJob = Callable[..., Any]
 REPOSITORY = Path(__file__).parents[2]
@@ -147,7 +147,7 @@ def test_workers_of_a_ray_actor_make_the_same_images_and_end_with_it(cluster: st
     @ray.remote(num_cpus=1)
     class Reader:
         def read(self, data: Any) -> tuple[list[bytes], list[int]]:
-            from raygf.data.streamed_batches import StreamedBatches
+            from raygf.data.streaming import StreamedBatches
 
             self.batches: StreamedBatches = data.open(Compute("cpu", "fp32", "contiguous"), 8, 8)
             made = [i.numpy().tobytes() + y.numpy().tobytes() for i, y in self.batches.train(0, "exit", 1, 2)]

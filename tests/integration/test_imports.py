@@ -6,15 +6,20 @@ import json
 import subprocess
 import sys
 
-MAY_LOAD = ("raygf.on_ray", "raygf.tracking", "raygf.serving", "raygf.sweep")
+MAY_LOAD = ("raygf.on_ray", "raygf.tracking", "raygf.serving.mlflow_model", "raygf.sweep")
 MUST_BE_FOUND = {
-    *("raygf.driver", "raygf.launch", "raygf.cli", "raygf.recipes", "raygf.storage.checkpoint"),
-    *("raygf.training.exit_trainer", "raygf.training.executor", "raygf.models.msdnet", "raygf.fusion.fit"),
+    *("raygf.rounds.driver", "raygf.launch", "raygf.cli", "raygf.config.recipes", "raygf.storage.checkpoint"),
+    *(
+        "raygf.training.exit_trainer",
+        "raygf.training.exit_trainer",
+        "raygf.models.msdnet",
+        "raygf.fusion.learned",
+    ),
     *(
         "raygf.methods.registry",
-        "raygf.evaluation.accuracy",
+        "raygf.evaluation.outputs",
         "raygf.evaluation.figures",
-        "raygf.data.parquet",
+        "raygf.data.small_sets",
     ),
 }
 

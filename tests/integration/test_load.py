@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 import ray
 
-from raygf.config import RunConfig
-from raygf.data import load_data
+from raygf.config.run import RunConfig
 from raygf.data.base import Dataset
-from raygf.driver import Driver, MakeExecutor
+from raygf.data.load import load_data
 from raygf.on_ray.executor import RayExecutor
-from raygf.training.executor import LocalExecutor, Trained
-from raygf.training.exit_trainer import ExitTrainer, ExitUpdate
-from raygf.training.state import NetworkState, Vector
+from raygf.rounds.driver import Driver, MakeExecutor
+from raygf.training.exit_trainer import ExitTrainer, ExitUpdate, LocalExecutor, Trained
+from raygf.training.network import NetworkState, Vector
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the actors can't import this file
 

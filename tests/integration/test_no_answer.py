@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from raygf.config import ResourceConfig
+from raygf.config.run import ResourceConfig
 from raygf.errors import ResourceError
 
 RunJob = Callable[..., Any]

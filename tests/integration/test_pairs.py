@@ -19,8 +19,10 @@ from few_images import few_images
 from pair_bench import METHODS, NETWORKS, Bench, Pair
 
 from raygf.compute import torch_threads
-from raygf.config import ModelConfig, MSDNetConfig
-from raygf.models import mobilenet_sdn, vgg_sdn, wideresnet_sdn
+from raygf.config.run import ModelConfig, MSDNetConfig
+from raygf.models import sdn as mobilenet_sdn
+from raygf.models import sdn as vgg_sdn
+from raygf.models import sdn as wideresnet_sdn
 from raygf.models.build import model_names
 
 CIFAR = Path(os.environ.get("RAYGF_DATA") or Path(__file__).parents[3] / "shared" / "data") / "cifar10"

@@ -12,14 +12,14 @@ import numpy as np
 import psutil
 import pytest
 
-from raygf.config import RunConfig
-from raygf.driver import Driver
+from raygf.config.run import RunConfig
 from raygf.errors import ConfigError, DataError, ExitFailed, ResourceError
 from raygf.on_ray.cluster import connected, settle
 from raygf.on_ray.driver import RemoteDriver
 from raygf.records import FusionReport
+from raygf.rounds.driver import Driver
 from raygf.storage.checkpoint import CheckpointStore
-from raygf.training.executor import LocalExecutor
+from raygf.training.exit_trainer import LocalExecutor
 
 
 @pytest.fixture

@@ -24,16 +24,15 @@ import ray
 from faults import Faults
 
 from raygf.compute import resolve_compute
-from raygf.config import ResourceConfig, RunConfig
-from raygf.data import load_data
+from raygf.config.run import ResourceConfig, RunConfig
 from raygf.data.base import Dataset
+from raygf.data.load import load_data
 from raygf.errors import ExitFailed, NonFiniteError, RaygfError, ResourceError
 from raygf.models.build import build_model
 from raygf.on_ray.executor import RayExecutor
-from raygf.on_ray.exit_actor import Trainer
-from raygf.training.bound import BoundNetwork
-from raygf.training.executor import LocalExecutor, Trained
-from raygf.training.state import NetworkState
+from raygf.on_ray.pool import Trainer
+from raygf.training.exit_trainer import LocalExecutor, Trained
+from raygf.training.network import BoundNetwork, NetworkState
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the actors can't import this file
 
@@ -431,7 +430,7 @@ def test_replacement_that_can_not_be_placed_ends_the_run(
     new_pool: Callable[..., Any], bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody else has taken the place of the lost actor: an error after the limit, no wait without end."""
-    monkeypatch.setattr("raygf.on_ray.waiting.START_S", 10.0)
+    monkeypatch.setattr("raygf.on_ray.placement.START_S", 10.0)
     pool, faults = new_pool(actors=1)
     hogs = [ray.remote(Hog).options(num_cpus=cpus).remote() for cpus in (3, 1)]  # the second waits for a CPU
     try:

@@ -23,16 +23,16 @@ import ray
 import torch.distributed as dist
 from torch import nn
 
-from raygf.config import ComputeConfig, ModelConfig, ResourceConfig, RunConfig, StorageConfig
-from raygf.data import InputSpec
-from raygf.driver import Driver
+from raygf.config.run import ComputeConfig, ModelConfig, ResourceConfig, RunConfig, StorageConfig
+from raygf.data.base import InputSpec
 from raygf.errors import ConfigError
 from raygf.models.multi_exit import MultiExitNetwork
 from raygf.on_ray.cluster import settle
-from raygf.on_ray.train import TrainDriver, work
+from raygf.on_ray.data_parallel import TrainDriver, work
 from raygf.records import RoundRecord
+from raygf.rounds.driver import Driver
 from raygf.storage.checkpoint import CheckpointStore
-from raygf.training.executor import LocalExecutor
+from raygf.training.exit_trainer import LocalExecutor
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers can't import this file
 FOLDER = str(Path(__file__).parent)

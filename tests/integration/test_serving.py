@@ -21,9 +21,9 @@ import pandas as pd
 import psutil
 import pytest
 
-from raygf.adaptive import AdaptiveClassifier
 from raygf.errors import TrackingError
-from raygf.evaluation.checkpointed import LoadedRun, load_run
+from raygf.evaluation.loading import LoadedRun, load_run
+from raygf.serving.adaptive import AdaptiveClassifier
 
 START_S = 90.0
 
@@ -44,7 +44,7 @@ class Logged:
 
 @pytest.fixture(scope="module")
 def logged(tracked_run: Any) -> Logged:
-    from raygf.serving import log_model
+    from raygf.serving.mlflow_model import log_model
 
     run = load_run(tracked_run.result.checkpoint)
     classifier = AdaptiveClassifier.from_run(run)
@@ -153,7 +153,7 @@ def test_the_model_belongs_to_the_run(logged: Logged, tracked_run: Any) -> None:
 def test_a_run_that_is_not_there(logged: Logged) -> None:
     import mlflow
 
-    from raygf.serving import log_model
+    from raygf.serving.mlflow_model import log_model
 
     before = mlflow.get_tracking_uri()
     with pytest.raises(TrackingError, match="model early-exit-classifier: can't track to") as caught:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raygf.config import StorageConfig
+from raygf.config.run import StorageConfig
 
 ROUNDS, SETTLED = 10, 4
 

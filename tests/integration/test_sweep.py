@@ -13,7 +13,7 @@ import pytest
 import yaml
 from sweep_runs import TINY, checkpoints, table, tracked_sweep, trial_actors, wait_until
 
-from raygf.config import StorageConfig
+from raygf.config.run import StorageConfig
 from raygf.storage.checkpoint import load_checkpoint
 from raygf.sweep.folder import SweepFolder
 

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import yaml
 
-from raygf.config import OptimConfig, RunConfig, TrackingConfig
-from raygf.config_dict import from_dict
+from raygf.config.fields import from_dict
+from raygf.config.run import OptimConfig, RunConfig, TrackingConfig
 from raygf.errors import TrackingError
 from raygf.records import ExitScore, FusionReport, RoundRecord, RunEnd, RunStart
-from raygf.tracking import MLflowTracker, NullTracker, make_tracker
+from raygf.tracking.tracker import MLflowTracker, NullTracker, make_tracker
 
 START = RunStart(
     round=0,
@@ -327,7 +327,7 @@ def test_what_cannot_be_tracked_to_is_refused_quickly_in_one_line(uri, message, 
 
 
 def test_a_server_that_accepts_and_never_answers_is_refused(monkeypatch, said):
-    monkeypatch.setattr("raygf.tracking.probes.PROBE_S", 1.0)
+    monkeypatch.setattr("raygf.tracking.store.PROBE_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         uri = f"http://127.0.0.1:{mute.getsockname()[1]}"
         with pytest.raises(TrackingError, match="no answer in time"):
@@ -470,7 +470,7 @@ def test_what_does_not_arrive_at_the_end_is_named(store, said, flaky):
 
 
 def test_a_slow_store_is_not_waited_for_beyond_the_limit(store, said, monkeypatch, flaky):
-    monkeypatch.setattr("raygf.tracking.mlflow_tracker.FAIL_S", 0.3)
+    monkeypatch.setattr("raygf.tracking.tracker.FAIL_S", 0.3)
     tracker = MLflowTracker(store, "trial", said.append)
     tracker.start(CONFIG, "run")
     flaky[0].set_terminated = lambda *args: time.sleep(3)

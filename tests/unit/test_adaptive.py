@@ -9,19 +9,17 @@ import torch
 from tiny_network import CPU, SPEC, Tied, dataset, run_config, seeded, three_exits
 from torch import Tensor, nn
 
-from raygf.adaptive import AdaptiveClassifier, ImageTask, keep_rows
 from raygf.compute import Compute
-from raygf.config import ModelConfig, MSDNetConfig
-from raygf.data import InputSpec
-from raygf.data.statistics import ChannelStatistics
+from raygf.config.run import ModelConfig, MSDNetConfig
+from raygf.data.base import ChannelStatistics, InputSpec
 from raygf.errors import ConfigError, DataError
-from raygf.evaluation.budgeted import exits_taken
-from raygf.evaluation.checkpointed import LoadedRun
+from raygf.evaluation.budgeted import calibrate, exits_taken
+from raygf.evaluation.loading import LoadedRun
 from raygf.evaluation.outputs import ExitOutputs, collect_outputs
-from raygf.evaluation.threshold_table import calibrate
 from raygf.models.build import build_model
 from raygf.models.multi_exit import MultiExitNetwork
-from raygf.training.bound import BoundNetwork
+from raygf.serving.adaptive import AdaptiveClassifier, ImageTask, keep_rows
+from raygf.training.network import BoundNetwork
 
 DATA = dataset(val=40, test=60)
 TASK = ImageTask(SPEC, DATA.statistics, DATA.class_names)

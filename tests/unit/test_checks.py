@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from raygf import checks
+from raygf.config import fields as checks
 from raygf.errors import ConfigError
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from raygf.cli import main, parse
-from raygf.config import RunConfig
+from raygf.config.recipes import RECIPES, get_recipe
+from raygf.config.run import RunConfig
 from raygf.errors import ConfigError, ExitFailed, NonFiniteError, ResourceError
 from raygf.launch import Result
-from raygf.recipes import RECIPES, get_recipe
 
 
 def run_of(*argv: str) -> RunConfig:

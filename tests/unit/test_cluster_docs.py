@@ -10,11 +10,11 @@ import pytest
 from command_lines import REPOSITORY, check, commands
 
 from raygf.compute import Compute
+from raygf.config.recipes import get_recipe
 from raygf.data.base import InputSpec
 from raygf.errors import RaygfError
 from raygf.models.build import build_model
-from raygf.recipes import get_recipe
-from raygf.training.bound import BoundNetwork
+from raygf.training.network import BoundNetwork
 
 PAGE = (REPOSITORY / "docs" / "cluster.md").read_text()
 SCRIPTS = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)

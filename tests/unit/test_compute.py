@@ -5,7 +5,7 @@ import torch
 
 from raygf import compute as module
 from raygf.compute import Compute, resolve_compute, torch_threads
-from raygf.config import ComputeConfig
+from raygf.config.run import ComputeConfig
 from raygf.errors import ResourceError
 
 

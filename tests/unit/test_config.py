@@ -6,8 +6,8 @@ import typing
 
 import pytest
 
-from raygf import config as module
-from raygf.config import (
+from raygf.config import run as module
+from raygf.config.run import (
     ComputeConfig,
     DataConfig,
     FusionConfig,

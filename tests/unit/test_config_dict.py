@@ -5,14 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from raygf.config import (
-    OptimConfig,
-    ResourceConfig,
-    RunConfig,
-)
-from raygf.config_dict import flatten, from_dict, to_dict
+from raygf.config.fields import flatten, from_dict, to_dict
+from raygf.config.recipes import RECIPES, get_recipe
+from raygf.config.run import OptimConfig, ResourceConfig, RunConfig
 from raygf.errors import ConfigError
-from raygf.recipes import RECIPES, get_recipe
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from raygf.config import ModelConfig, ResourceConfig, StorageConfig, TrackingConfig
+from raygf.config.recipes import get_recipe
+from raygf.config.run import ModelConfig, ResourceConfig, StorageConfig, TrackingConfig
 from raygf.launch import run
-from raygf.recipes import get_recipe
 
 PAGE = Path(__file__).parents[2] / "docs" / "method.md"
 

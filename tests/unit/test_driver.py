@@ -11,22 +11,22 @@ import torch
 from tiny_network import bind, dataset, run_config
 
 from raygf.cli import parse
-from raygf.config import LossConfig, OptimConfig, RunConfig
-from raygf.driver import Driver
+from raygf.config.run import LossConfig, OptimConfig, RunConfig
 from raygf.errors import CheckpointError, ConfigError, NonFiniteError, StorageError
-from raygf.evaluation.accuracy import evaluate
+from raygf.evaluation.outputs import evaluate
 from raygf.records import ExitScore, RoundRecord, RunEnd, RunStart
+from raygf.rounds.base import RoundOutcome
+from raygf.rounds.driver import Driver
 from raygf.storage.checkpoint import load_checkpoint
-from raygf.training.executor import LocalExecutor
-from raygf.training.rounds import RoundOutcome
-from raygf.training.state import NetworkState
+from raygf.training.exit_trainer import LocalExecutor
+from raygf.training.network import NetworkState
 
 ROUNDS = 3
 
 
 @pytest.fixture(autouse=True)
 def tiny_data(monkeypatch):
-    monkeypatch.setattr("raygf.driver.load_data", lambda config, seed: dataset(val=config.val))
+    monkeypatch.setattr("raygf.rounds.driver.load_data", lambda config, seed: dataset(val=config.val))
 
 
 def config(path: Path, method: str = "metagf", **changes) -> RunConfig:
@@ -56,7 +56,7 @@ def undisturbed(tmp_path_factory):
     """SHA-256 of the weights after all rounds, by method and carried momentum."""
     found = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raygf.driver.load_data", lambda config, seed: dataset(val=config.val))
+        patch.setattr("raygf.rounds.driver.load_data", lambda config, seed: dataset(val=config.val))
         for method, carry in (("metagf", False), ("metagf", True), ("sgd", False)):
             run = config(tmp_path_factory.mktemp("x"), method, optim=OptimConfig(carry_momentum=carry))
             found[method, carry] = drive(run)[2].weights_sha256

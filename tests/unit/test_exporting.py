@@ -8,13 +8,13 @@ import torch
 from tiny_network import CPU, SPEC, Tied, bind, seeded
 from torch import Tensor, nn
 
-from raygf.config import MSDNetConfig
-from raygf.data import InputSpec
+from raygf.config.run import MSDNetConfig
+from raygf.data.base import InputSpec
 from raygf.errors import ConfigError, StorageError
-from raygf.exporting import export_segments
 from raygf.models.msdnet import MSDNet
 from raygf.models.multi_exit import MultiExitNetwork
-from raygf.training.bound import BoundNetwork
+from raygf.serving.files import export_segments
+from raygf.training.network import BoundNetwork
 
 
 def follow(paths: list[Path], images: Tensor) -> list[Tensor]:

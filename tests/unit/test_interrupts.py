@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from raygf.interrupts import interruptible
+from raygf.cli import interruptible
 
 PROGRAM = """
 import signal, sys, time

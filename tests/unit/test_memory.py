@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from raygf.compute import is_out_of_memory, memory_cause, naming_out_of_memory, sizes
 from raygf.errors import MemoryExhausted
-from raygf.memory import is_out_of_memory, memory_cause, memory_named, sizes
 
 GPU = (
     "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.15 GiB of which "
@@ -43,7 +43,7 @@ def test_sizes():
 
 def test_who_lacked_it_is_named_with_the_knobs():
     says = r"^the driver, in round 4, ran out of memory on node \S+: MemoryError \(batches of 8\); "
-    lacking = memory_named("the driver, in round 4,", "batches of 8")
+    lacking = naming_out_of_memory("the driver, in round 4,", "batches of 8")
     with pytest.raises(MemoryExhausted, match=says) as caught, lacking:
         raise MemoryError
     for knob in ("batch_size", "eval_batch_size", "resources.actors", "resources.driver_gpus"):
@@ -52,5 +52,5 @@ def test_who_lacked_it_is_named_with_the_knobs():
 
 
 def test_other_errors_pass():
-    with pytest.raises(RuntimeError, match="something else"), memory_named("x", "y"):
+    with pytest.raises(RuntimeError, match="something else"), naming_out_of_memory("x", "y"):
         raise RuntimeError("something else")

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from raygf.config import DataConfig, FusionConfig, LossConfig, MethodConfig, MSDNetConfig, OptimConfig
-from raygf.recipes import RECIPES, get_recipe
+from raygf.config.recipes import RECIPES, get_recipe
+from raygf.config.run import DataConfig, FusionConfig, LossConfig, MethodConfig, MSDNetConfig, OptimConfig
 
 SIX = ("metagf", "sgd", "ge", "cagrad", "pcgrad")
 TABLES = {

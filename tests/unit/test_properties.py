@@ -24,17 +24,13 @@ from torch import nn
 from torch.testing import assert_close
 
 from raygf.cli import parse
-from raygf.config import RunConfig
-from raygf.config_dict import flatten, from_dict, to_dict
-from raygf.errors import CheckpointError, ConfigError
-from raygf.fusion.flat import FlatSpace
-from raygf.fusion.fuse import fuse
-from raygf.fusion.segments import SegmentKind, Segments
-from raygf.fusion.weights import fusion_weights
-from raygf.masked import without_password
+from raygf.config.fields import flatten, from_dict, to_dict
+from raygf.config.run import RunConfig
+from raygf.errors import CheckpointError, ConfigError, without_password
+from raygf.fusion.fuse import fuse, fusion_weights
 from raygf.storage.checkpoint import Checkpoint, read_archive, write_archive
-from raygf.training.bound import BoundNetwork
-from raygf.training.state import NetworkState
+from raygf.training.network import BoundNetwork, NetworkState
+from raygf.training.space import FlatSpace, SegmentKind, Segments
 
 
 def examples(count: int) -> settings:

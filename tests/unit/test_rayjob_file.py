@@ -15,8 +15,8 @@ import yaml
 from command_lines import REPOSITORY, parse_job, parse_mlflow
 from kuberay_schema import KINDS
 
-from raygf.config import RunConfig
-from raygf.recipes import get_recipe
+from raygf.config.recipes import get_recipe
+from raygf.config.run import RunConfig
 
 Object = dict[str, Any]
 

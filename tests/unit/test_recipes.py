@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from raygf.config import RunConfig
+from raygf.config.recipes import RECIPES, at_equal_compute, get_recipe
+from raygf.config.run import RunConfig
 from raygf.errors import ConfigError
 from raygf.methods.registry import check_method
-from raygf.recipes import RECIPES, at_equal_compute, get_recipe
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

@@ -7,7 +7,8 @@ import pickle
 import pytest
 
 from raygf.errors import DriverLost, ExitFailed
-from raygf.retry import FIRST_DEADLINE_S, Action, Failure, Loss, count, deadline_s, decide, pause_s
+from raygf.on_ray.faults import FIRST_DEADLINE_S, Action, Failure, Loss, count, deadline_s, decide
+from raygf.storage.run_storage import pause_s
 
 
 @pytest.mark.parametrize("failure", [Failure.LOST, Failure.STUCK])

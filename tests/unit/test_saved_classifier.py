@@ -9,12 +9,12 @@ import pytest
 import torch
 from tiny_network import bind, dataset, run_config
 
-from raygf.adaptive import AdaptiveClassifier
-from raygf.config import ComputeConfig
-from raygf.config_dict import to_dict
+from raygf.config.fields import to_dict
+from raygf.config.run import ComputeConfig
 from raygf.errors import CheckpointError
-from raygf.evaluation.checkpointed import LoadedRun
-from raygf.saved_classifier import load_classifier, save_classifier
+from raygf.evaluation.loading import LoadedRun
+from raygf.serving.adaptive import AdaptiveClassifier
+from raygf.serving.files import load_classifier, save_classifier
 from raygf.storage.checkpoint import Checkpoint, load_checkpoint, write_archive
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raygf.seeding import derive_seed, generator, seeded_globals
+from raygf.compute import derive_seed, generator, seeded_globals
 
 PARTS = st.one_of(st.integers(0, 1000), st.sampled_from(["exit", "fuse", "step", "data"]))
 KEYS = st.tuples(st.integers(0, 10_000), st.lists(PARTS, max_size=3).map(tuple))

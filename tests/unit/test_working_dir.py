@@ -28,7 +28,13 @@ LEFT = (
     *("results/a.csv", "figures/a.png", "toy/eq7.md", "raygf/__pycache__/x.pyc", "raygf.egg-info/PKG-INFO"),
     *("some.parquet", "weights.npz", "photos.tar"),
 )
-SENT = ("raygf/driver.py", "raygf/models/msdnet.py", "jobs/digits.py", "tune_spaces/fusion_lr.py", "mine.py")
+SENT = (
+    "raygf/rounds/driver.py",
+    "raygf/models/msdnet.py",
+    "jobs/digits.py",
+    "tune_spaces/fusion_lr.py",
+    "mine.py",
+)
 
 
 def packed(folder: Path, tmp_path: Path) -> tuple[set[str], int]:

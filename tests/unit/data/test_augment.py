@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from raygf.data.augment import crop, draw_epoch, mirror
-from raygf.seeding import generator
+from raygf.compute import generator
+from raygf.data.in_memory import crop, draw_epoch, mirror
 
 
 def random_images(count: int, height: int, width: int) -> torch.Tensor:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from raygf.config import DataConfig
-from raygf.data import load_data
+from raygf.config.run import DataConfig
+from raygf.data.load import load_data
 from raygf.errors import DataError
 
 BATCH = 20

@@ -9,7 +9,7 @@ import pytest
 from made_up_images import encode, random_pixels
 from PIL import Image
 
-from raygf.data.decode import decode_rgb
+from raygf.data.pixels import decode_rgb
 
 PIXELS = random_pixels(1, size=16)[0]
 

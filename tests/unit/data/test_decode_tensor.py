@@ -11,9 +11,8 @@ from made_up_images import encode, random_pixels
 from made_up_photographs import photograph
 from PIL import Image
 
-from raygf.data import decode_tensor as module
-from raygf.data.decode import decode_rgb
-from raygf.data.decode_tensor import decode_tensor
+from raygf.data import pixels as module
+from raygf.data.pixels import decode_rgb, decode_tensor
 
 SQUARE = random_pixels(1, 16)[0]
 WHOLE = photograph(0, 300, 200)

@@ -10,12 +10,10 @@ import pytest
 import torch
 from made_up_images import CPU, make_set, make_split
 
-from raygf.compute import Compute
-from raygf.data import Batch, ImageSet
-from raygf.data.augment import draw_epoch
-from raygf.data.device_batches import batch_edges
+from raygf.compute import Compute, generator
+from raygf.data.base import Batch
+from raygf.data.in_memory import ImageSet, batch_edges, draw_epoch
 from raygf.errors import DataError
-from raygf.seeding import generator
 
 Batches = list[Batch]
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from sklearn import datasets, model_selection
 
-from raygf.config import DataConfig
-from raygf.data import load_data
-from raygf.data.digits import load_digits
+from raygf.config.run import DataConfig
+from raygf.data.load import load_data
+from raygf.data.small_sets import load_digits
 from raygf.errors import DataError
 
 
@@ -35,12 +35,12 @@ def test_images_labels_and_split_are_those_of_the_library() -> None:
 
 
 def test_the_library_is_not_loaded() -> None:
-    code = "import sys, raygf.data.digits as d; d.load_digits(None); print('scipy' in sys.modules)"
+    code = "import sys, raygf.data.small_sets as d; d.load_digits(None); print('scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raygf.data.digits.find_spec", lambda name: None)
+    monkeypatch.setattr("raygf.data.small_sets.find_spec", lambda name: None)
     with pytest.raises(DataError, match="pip install scikit-learn"):
         load_digits(None)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raygf.data.epoch_order import EpochOrder, in_order, shuffled
-from raygf.seeding import generator
+from raygf.compute import generator
+from raygf.data.workers import EpochOrder, in_order, shuffled
 
 COUNT, GROUP = 1000, 20
 IMAGES = np.arange(COUNT) * 3 + 5

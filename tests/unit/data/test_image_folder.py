@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from made_up_photographs import photograph, write_folders
 
-from raygf.data.image_folder import index_folder
-from raygf.data.name_table import NameTable
+from raygf.data.stores import NameTable, index_folder
 from raygf.errors import DataError
 
 

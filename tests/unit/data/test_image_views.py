@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from raygf.data.image_views import RATIO, SCALE, central_box, draw_box, evaluation_view, training_view
+from raygf.data.pixels import RATIO, SCALE, central_box, draw_box, evaluation_view, training_view
 
 SHAPES = [(300, 400), (400, 300), (256, 256), (60, 200), (30, 31), (255, 1000)]
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from raygf.config import MSDNetConfig, OptimConfig
+from raygf.config.recipes import RECIPES, get_recipe
+from raygf.config.run import MSDNetConfig, OptimConfig
 from raygf.methods.registry import check_method
-from raygf.recipes import RECIPES, get_recipe
 
 METHODS = ("metagf", "sgd", "ge", "pcgrad")
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from made_up_images import CPU
 
-from raygf.config import DataConfig
-from raygf.data import Dataset, load_data
-from raygf.data.statistics import channel_statistics
+from raygf.config.run import DataConfig
+from raygf.data.base import Dataset, channel_statistics
+from raygf.data.load import load_data
 
 
 def test_importing_loads_no_heavy_library() -> None:

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from raygf.compute import Compute
-from raygf.data.normalise import Normaliser
-from raygf.data.statistics import ChannelStatistics
+from raygf.data.base import ChannelStatistics, Normaliser
 
 STATISTICS = ChannelStatistics((0.4914, 0.5, 0.1), (0.2470, 0.25, 1.0))
 ALL = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)

@@ -12,8 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from made_up_images import encode, random_pixels
 
-from raygf.config import DataConfig
-from raygf.data import ImageSet, load_data, memory_limit, parquet
+from raygf.config.run import DataConfig
+from raygf.data import small_sets as memory_limit
+from raygf.data import small_sets as parquet
+from raygf.data.in_memory import ImageSet
+from raygf.data.load import load_data
 from raygf.errors import DataError
 
 WriteParquet = Callable[..., Path]

@@ -9,7 +9,7 @@ import pytest
 from made_up_images import make_split
 from PIL import Image
 
-from raygf.data.resize import resize
+from raygf.data.small_sets import resize
 
 
 def test_none_and_the_same_size_change_nothing() -> None:

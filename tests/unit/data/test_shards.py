@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_up_photographs import photographs, write_shard
 
-from raygf.data.shards import ShardReader, ShardStore, index_shards
+from raygf.data.stores import ShardReader, ShardStore, index_shards
 from raygf.errors import DataError
 
 FILES = photographs(15)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_up_images import make_split
 
-from raygf.config import DataConfig
+from raygf.config.run import DataConfig
 from raygf.data.splits import Split, divide
 from raygf.errors import DataError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_up_images import make_split
 
-from raygf.data.statistics import channel_statistics
+from raygf.data.base import channel_statistics
 
 
 @pytest.mark.parametrize("count", [1, 3, 1500])

@@ -27,15 +27,16 @@ from made_up_photographs import (
     write_shards,
 )
 
-from raygf.compute import Compute
-from raygf.data import Batch, load_data, streamed_batches, worker_pool
-from raygf.data.decode_tensor import decode_tensor
-from raygf.data.device_batches import batch_edges
-from raygf.data.image_views import evaluation_view, training_view
-from raygf.data.shards import ShardReader
-from raygf.data.streamed_batches import StreamedBatches
+from raygf.compute import Compute, derive_seed
+from raygf.data import streaming as streamed_batches
+from raygf.data import workers as worker_pool
+from raygf.data.base import Batch
+from raygf.data.in_memory import batch_edges
+from raygf.data.load import load_data
+from raygf.data.pixels import decode_tensor, evaluation_view, training_view
+from raygf.data.stores import ShardReader
+from raygf.data.streaming import StreamedBatches
 from raygf.errors import DataError, RunFailed
-from raygf.seeding import derive_seed
 
 torch.set_num_threads(1)
 WRITE = {"shards": write_shards, "imagefolder": write_folders}

@@ -19,9 +19,9 @@ from made_up_photographs import (
     write_shards,
 )
 
-from raygf.config import DataConfig
-from raygf.data import load_data
-from raygf.data.streamed_set import StreamedSet
+from raygf.config.run import DataConfig
+from raygf.data.load import load_data
+from raygf.data.streaming import StreamedSet
 from raygf.errors import ConfigError, DataError
 
 WRITE = {"shards": write_shards, "imagefolder": write_folders}

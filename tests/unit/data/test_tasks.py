@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raygf.data.device_batches import batch_edges
-from raygf.data.epoch_order import EpochOrder, in_order, shuffled
-from raygf.data.tasks import Pass, Task, cut
-from raygf.seeding import generator
+from raygf.compute import generator
+from raygf.data.in_memory import batch_edges
+from raygf.data.workers import EpochOrder, Pass, Task, cut, in_order, shuffled
 
 COUNT, BATCH = 1001, 32
 UNITS = np.arange(COUNT) // 10

@@ -8,8 +8,8 @@ import torch
 from tiny_network import CPU, bind, random_batches, seeded, with_dropout
 from torch import nn
 
-from raygf.evaluation.accuracy import evaluate
-from raygf.training.bound import BoundNetwork
+from raygf.evaluation.outputs import evaluate
+from raygf.training.network import BoundNetwork
 
 
 class Constant(nn.Module):

@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from raygf.evaluation.anytime import (
-    AnytimeColumn,
-    AnytimeTable,
-    anytime_csv,
-    anytime_markdown,
-    anytime_rich,
-)
+from raygf.evaluation.tables import AnytimeColumn, AnytimeTable, anytime_csv, anytime_markdown, anytime_rich
 
 NAN = float("nan")
 OURS = AnytimeColumn(

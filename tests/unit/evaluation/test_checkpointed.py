@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from tiny_network import run_config
 
-from raygf.config import ComputeConfig, DataConfig, RunConfig
-from raygf.driver import Driver
+from raygf.config.run import ComputeConfig, DataConfig, RunConfig
 from raygf.errors import CheckpointError, ConfigError, DataError, UserError
-from raygf.evaluation.checkpointed import load_run
+from raygf.evaluation.loading import load_run
+from raygf.rounds.driver import Driver
 from raygf.storage.checkpoint import load_checkpoint, write_archive
-from raygf.training.executor import LocalExecutor
+from raygf.training.exit_trainer import LocalExecutor
 
 DIGITS = DataConfig(source="digits", val=30, train_limit=24, pad=0, flip=False)
 

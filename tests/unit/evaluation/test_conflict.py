@@ -7,7 +7,7 @@ import torch
 from tiny_network import bind, random_vectors, space_of
 from torch.testing import assert_close
 
-from raygf.evaluation.conflict import (
+from raygf.fusion.conflict import (
     delta_norms,
     segment_gramians,
     share_after,
@@ -17,8 +17,8 @@ from raygf.evaluation.conflict import (
     tensor_cosines,
     tensor_gramians,
 )
-from raygf.fusion import segments
-from raygf.fusion.segments import Segments
+from raygf.training import space as segments
+from raygf.training.space import Segments
 
 SPACE = space_of((2, 3), (4,), (5,))
 ALL = torch.ones(2, 3, dtype=torch.bool)

@@ -10,11 +10,21 @@ import numpy as np
 import pytest
 from past_runs import IMPORTANCE, curve, entry
 
-from raygf.evaluation.figure_budgeted import Budgeted, budgeted_csv, budgeted_figure
-from raygf.evaluation.figure_conflict import conflict_curves, conflict_figure, cosine_csv, share_csv
-from raygf.evaluation.figure_convergence import convergence, convergence_csv, convergence_figure
-from raygf.evaluation.figure_importance import importance_csv, importance_figure
-from raygf.evaluation.figure_style import run_style
+from raygf.evaluation.figures import run_style
+from raygf.evaluation.paper_figures import (
+    Budgeted,
+    budgeted_csv,
+    budgeted_figure,
+    conflict_curves,
+    conflict_figure,
+    convergence,
+    convergence_csv,
+    convergence_figure,
+    cosine_csv,
+    importance_csv,
+    importance_figure,
+    share_csv,
+)
 
 TENSORS = ("stem", "head", "stage")
 

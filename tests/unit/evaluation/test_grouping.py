@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from past_runs import results
 
-from raygf.config import OptimConfig
+from raygf.config.run import OptimConfig
 from raygf.errors import ConfigError
-from raygf.evaluation.grouping import group_runs
+from raygf.evaluation.results import group_runs
 
 
 def shown(groups):

@@ -8,7 +8,7 @@ import torch
 from tiny_network import space_of
 
 from raygf.evaluation.importance import important_segments, measure_importance, prune, relative_loss
-from raygf.fusion.segments import Segments
+from raygf.training.space import Segments
 
 SPACE = space_of((2, 2), (3,))
 ALPHA = torch.tensor([[0.6, 1.0, 0.5], [0.4, 0.0, 0.5]])

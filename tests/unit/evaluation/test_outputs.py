@@ -7,9 +7,8 @@ from tiny_network import CPU, bind, random_batches, seeded, with_dropout
 from torch import nn
 
 from raygf.errors import DataError, NonFiniteError
-from raygf.evaluation.accuracy import evaluate
-from raygf.evaluation.outputs import ExitOutputs, collect_outputs, read_logits
-from raygf.training.bound import BoundNetwork
+from raygf.evaluation.outputs import ExitOutputs, collect_outputs, evaluate, read_logits
+from raygf.training.network import BoundNetwork
 
 
 class Fixed(nn.Module):

@@ -11,18 +11,16 @@ import torch
 from tiny_network import run_config
 from torch.testing import assert_close
 
-from raygf.config import DataConfig, FusionConfig, RunConfig
-from raygf.driver import Driver
+from raygf.config.run import DataConfig, FusionConfig, RunConfig
 from raygf.errors import CheckpointError
-from raygf.evaluation.checkpointed import load_run
-from raygf.evaluation.find_checkpoint import find_checkpoint
-from raygf.evaluation.importance import importance_of
-from raygf.evaluation.learned_weights import learned_weights
-from raygf.evaluation.run_results import evaluate_run
-from raygf.fusion.weights import fusion_weights
-from raygf.storage.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
-from raygf.training.bound import as_tensor
-from raygf.training.executor import LocalExecutor
+from raygf.evaluation.importance import importance_of, learned_weights
+from raygf.evaluation.loading import load_run
+from raygf.evaluation.results import evaluate_run
+from raygf.fusion.fuse import fusion_weights
+from raygf.rounds.driver import Driver
+from raygf.storage.checkpoint import Checkpoint, CheckpointStore, find_checkpoint, load_checkpoint
+from raygf.training.exit_trainer import LocalExecutor
+from raygf.training.network import as_tensor
 
 DIGITS = DataConfig("digits", val=30, train_limit=40, pad=0, flip=False)
 

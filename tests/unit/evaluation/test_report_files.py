@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from past_runs import IMPORTANCE, entry, results
 
 from raygf.errors import StorageError
-from raygf.evaluation.grouping import group_runs
-from raygf.evaluation.report_files import (
+from raygf.evaluation.report import (
     anytime_tables,
     comparison_files,
     run_files,
@@ -19,6 +18,7 @@ from raygf.evaluation.report_files import (
     what_is_missing,
     write_files,
 )
+from raygf.evaluation.results import group_runs
 
 
 def test_seeds_share_a_column_and_costs_a_table():

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from raygf.errors import CheckpointError, ConfigError
-from raygf.evaluation.budgeted import budgeted_curve, exits_taken
+from raygf.evaluation.budgeted import ThresholdTable, budgeted_curve, calibrate, exits_taken
 from raygf.evaluation.outputs import ExitOutputs
-from raygf.evaluation.threshold_table import ThresholdTable, calibrate
 
 OPERATIONS = (100, 250, 400)
 

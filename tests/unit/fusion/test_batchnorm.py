@@ -8,8 +8,7 @@ from torch.testing import assert_close
 
 from raygf.errors import ConfigError
 from raygf.fusion.batchnorm import scaled_layers, weighted_statistics
-from raygf.fusion.flat import FlatSpace
-from raygf.fusion.segments import Segments
+from raygf.training.space import FlatSpace, Segments
 
 
 def layer_buffers(mean, var, count=1):

@@ -17,15 +17,13 @@ from tiny_network import (
 from torch.func import functional_call
 from torch.testing import assert_close
 
-from raygf.config import FusionConfig
+from raygf.config.run import FusionConfig
 from raygf.errors import NonFiniteError
-from raygf.fusion.fit import Fit, FusionFitter, FusionState
-from raygf.fusion.fuse import fuse
-from raygf.fusion.ownership import find_ownership
-from raygf.fusion.segments import Segments
-from raygf.fusion.weights import carry, fusion_weights
-from raygf.training.bound import as_tensor
+from raygf.fusion.fuse import carry, fuse, fusion_weights
+from raygf.fusion.learned import Fit, FusionFitter, FusionState
 from raygf.training.losses import exit_losses
+from raygf.training.network import as_tensor
+from raygf.training.space import Segments, find_ownership
 
 KINDS = ("tensor", "channel", "network")
 BATCHES = random_batches(3)

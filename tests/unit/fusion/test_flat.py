@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny_network import Tied, bind, seeded, space_of, three_exits
 from torch import nn
 
-from raygf.fusion.flat import FlatSpace
+from raygf.training.space import FlatSpace
 
 SHAPES = st.lists(st.lists(st.integers(1, 5), max_size=3).map(tuple), min_size=1, max_size=6)
 

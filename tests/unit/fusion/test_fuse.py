@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from tiny_network import dense_fuse, random_vectors, segment_numbers, space_of
 from torch.testing import assert_close
 
-from raygf.fusion import segments as module
 from raygf.fusion.fuse import add_by_block, add_by_exit, dot_by_block, dot_by_exit, fuse
-from raygf.fusion.segments import Segments
-from raygf.training.bound import as_tensor
+from raygf.training import space as module
+from raygf.training.network import as_tensor
+from raygf.training.space import Segments
 
 KINDS = ("tensor", "channel", "network")
 SHAPES = ((3, 2, 2), (3,), (), (2, 5))

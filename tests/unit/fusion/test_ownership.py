@@ -4,8 +4,7 @@ import torch
 from tiny_network import SPEC, Tied, seeded, three_exits
 from torch import nn
 
-from raygf.fusion.flat import FlatSpace
-from raygf.fusion.ownership import find_ownership
+from raygf.training.space import FlatSpace, find_ownership
 
 EXAMPLE = torch.zeros(2, SPEC.channels, SPEC.height, SPEC.width)
 

@@ -8,11 +8,10 @@ import torch
 from tiny_network import CPU, bind, dataset, run_config
 from torch.testing import assert_close
 
-from raygf.config import FusionConfig
-from raygf.fusion.ownership import find_ownership
-from raygf.training.delta_round import DeltaRound
-from raygf.training.executor import LocalExecutor
-from raygf.training.exit_trainer import ExitTrainer
+from raygf.config.run import FusionConfig
+from raygf.rounds.delta import DeltaRound
+from raygf.training.exit_trainer import ExitTrainer, LocalExecutor
+from raygf.training.space import find_ownership
 
 DATA, STATE = dataset(), bind().state()
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_network import segment_numbers, space_of
 
-from raygf.fusion import segments as module
-from raygf.fusion.segments import Segments
+from raygf.training import space as module
+from raygf.training.space import Segments
 
 KINDS = ("tensor", "channel", "network")
 SHAPES = st.lists(st.lists(st.integers(1, 6), max_size=3).map(tuple), min_size=1, max_size=6)

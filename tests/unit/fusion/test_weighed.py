@@ -7,16 +7,15 @@ import torch
 from tiny_network import CPU, bind, dataset, random_batches, random_vectors, run_config
 from torch.testing import assert_close
 
-from raygf.config import FusionConfig, MethodConfig
+from raygf.config.run import FusionConfig, MethodConfig
 from raygf.errors import NonFiniteError
-from raygf.fusion.ownership import find_ownership
-from raygf.fusion.segments import Segments
 from raygf.fusion.weighed import WeighedFusion, owner_shares
 from raygf.methods.base import Setting
 from raygf.methods.registry import ROUND_METHODS, WEIGHTINGS, make_weighting
-from raygf.training.delta_round import DeltaRound
-from raygf.training.executor import LocalExecutor
+from raygf.rounds.delta import DeltaRound
+from raygf.training.exit_trainer import LocalExecutor
 from raygf.training.losses import exit_losses
+from raygf.training.space import Segments, find_ownership
 
 OWNED = find_ownership(bind().network, torch.zeros(2, 1, 4, 4), bind().space)
 BATCHES = random_batches()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from raygf.fusion.weights import carry, fusion_weights
+from raygf.fusion.fuse import carry, fusion_weights
 
 KINDS = ("softmax", "sigmoid")
 

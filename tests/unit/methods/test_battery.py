@@ -9,14 +9,13 @@ import torch
 from tiny_network import CPU, bind, dataset, one_exit, random_batches, run_config
 from torch.testing import assert_close
 
-from raygf.config import LossConfig, MethodConfig
+from raygf.config.run import LossConfig, MethodConfig
 from raygf.errors import ConfigError, NonFiniteError
-from raygf.fusion.ownership import find_ownership
-from raygf.methods.base import Setting
+from raygf.methods.base import Setting, usable, weigh
 from raygf.methods.registry import STEP_METHODS, WEIGHTINGS, make_step_method
-from raygf.methods.weighting import usable, weigh
+from raygf.rounds.step import StepRound
 from raygf.training.losses import exit_losses
-from raygf.training.step_round import StepRound
+from raygf.training.space import find_ownership
 
 IMAGES, LABELS = random_batches(1, size=8)[0]
 EQUAL_SCALE = {"pcgrad": 3, "gradvac": 3, "config": 3, "cagrad": 1.4, "fairgrad": math.sqrt(3)}

@@ -8,8 +8,7 @@ from tiny_network import bind, random_batches
 from torch import Tensor
 from torch.testing import assert_close
 
-from raygf.methods.boostnet import BoostNetRescaling
-from raygf.methods.ge import GradientEquilibrium
+from raygf.methods.ge import BoostNetRescaling, GradientEquilibrium
 from raygf.training.losses import exit_losses
 
 IMAGES, LABELS = random_batches(1, size=8)[0]

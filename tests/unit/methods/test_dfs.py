@@ -10,9 +10,9 @@ from torch.testing import assert_close
 
 from raygf.errors import ConfigError
 from raygf.methods.dfs import DeepFeatureSurgery, partition
-from raygf.models.exit_heads import ChannelsFirst
+from raygf.models.attach import ChannelsFirst
 from raygf.models.multi_exit import MultiExitNetwork
-from raygf.training.bound import BoundNetwork
+from raygf.training.network import BoundNetwork
 
 
 def chain(exits: int, width: int = 2) -> MultiExitNetwork:

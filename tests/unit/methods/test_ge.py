@@ -11,7 +11,7 @@ from raygf.compute import Compute
 from raygf.errors import ConfigError
 from raygf.methods.ge import GradientEquilibrium
 from raygf.models.multi_exit import MultiExitNetwork
-from raygf.training.bound import BoundNetwork
+from raygf.training.network import BoundNetwork
 
 CPU = Compute("cpu", "fp32", "contiguous")
 

@@ -9,12 +9,11 @@ import torch
 from tiny_network import bind, random_batches
 from torch.testing import assert_close
 
-from raygf.config import MethodConfig
-from raygf.fusion.ownership import find_ownership
-from raygf.methods.gramian import GramianMethod, combine, exit_gradients
+from raygf.config.run import MethodConfig
+from raygf.methods.base import GramianMethod, combine, exit_gradients, merged_ranges
 from raygf.methods.registry import WEIGHTINGS
-from raygf.methods.weighting import merged_ranges
 from raygf.training.losses import exit_losses
+from raygf.training.space import find_ownership
 
 IMAGES, LABELS = random_batches(1, size=8)[0]
 

@@ -6,8 +6,8 @@ from tiny_network import bind, random_batches
 from torch.testing import assert_close
 
 from raygf.errors import ConfigError
+from raygf.methods.base import JointSGD
 from raygf.methods.registry import ROUND_METHODS, STEP_METHODS, check_method, method_names
-from raygf.methods.sgd import JointSGD
 from raygf.training.losses import exit_losses
 
 IMAGES, LABELS = random_batches(1)[0]

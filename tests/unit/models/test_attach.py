@@ -22,12 +22,11 @@ from torch.func import functional_call
 
 from raygf.data.base import InputSpec
 from raygf.errors import ConfigError
-from raygf.fusion.flat import FlatSpace
-from raygf.fusion.ownership import find_ownership
 from raygf.models.attach import attach_exits
 from raygf.models.costs import measure_costs
-from raygf.models.evaluating import evaluating
-from raygf.models.mixed_pool import MixedPool
+from raygf.models.multi_exit import evaluating
+from raygf.models.sdn import MixedPool
+from raygf.training.space import FlatSpace, find_ownership
 
 IMAGES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

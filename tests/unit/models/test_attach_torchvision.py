@@ -10,16 +10,15 @@ from torch.func import functional_call
 from torchvision.models import convnext_tiny, get_model, mobilenet_v3_small, resnet18, swin_t, vit_b_16
 from torchvision.models.feature_extraction import get_graph_node_names
 
-from raygf.config import ModelConfig
+from raygf.config.run import ModelConfig
 from raygf.data.base import InputSpec
 from raygf.errors import ConfigError
-from raygf.fusion.flat import FlatSpace
-from raygf.fusion.ownership import find_ownership
 from raygf.models.attach import AttachedNetwork, attach_exits
 from raygf.models.build import build_model
 from raygf.models.costs import measure_costs
-from raygf.models.trace import trace_modes
+from raygf.models.graph_cut import trace_modes
 from raygf.training.losses import exit_losses
+from raygf.training.space import FlatSpace, find_ownership
 
 SPEC = InputSpec(channels=3, height=64, width=64, classes=4)
 LABELS = torch.tensor([0, 3])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from raygf.config import ModelConfig, MSDNetConfig
+from raygf.config.run import ModelConfig, MSDNetConfig
 from raygf.data.base import InputSpec
 from raygf.errors import ConfigError
 from raygf.models.build import build_model, model_names

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from raygf.models.evaluating import evaluating
+from raygf.models.multi_exit import evaluating
 
 
 class CountsCalls(nn.Module):

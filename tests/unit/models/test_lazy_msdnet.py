@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from raygf.config import MSDNetConfig
-from raygf.data import InputSpec
-from raygf.models.lazy_msdnet import LazyStage, lazy_stages
+from raygf.compute import seeded_globals
+from raygf.config.run import MSDNetConfig
+from raygf.data.base import InputSpec
 from raygf.models.msdnet import DenseLayer, MSDNet
-from raygf.seeding import seeded_globals
+from raygf.models.msdnet_lazy import LazyStage, lazy_stages
 
 SPEC = InputSpec(3, 16, 16, 4)
 SMALL = MSDNetConfig(exits=4, base=2, step=1, channels=8, growth=4, factors=(1, 2, 4), head_channels=8)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from raygf.config import MSDNetConfig
+from raygf.config.run import MSDNetConfig
 from raygf.data.base import InputSpec
 from raygf.errors import ConfigError
 from raygf.models.msdnet import DenseLayer, MSDNet, Transition

@@ -7,7 +7,7 @@ with the tables' convention on the published definitions.
 import pytest
 import torch
 
-from raygf.config import ModelConfig, MSDNetConfig
+from raygf.config.run import ModelConfig, MSDNetConfig
 from raygf.data.base import InputSpec
 from raygf.models.build import build_model
 from raygf.models.costs import measure_costs

@@ -4,15 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from raygf.config import ModelConfig
+from raygf.config.run import ModelConfig
 from raygf.data.base import InputSpec
 from raygf.errors import ConfigError
-from raygf.fusion.flat import FlatSpace
-from raygf.fusion.ownership import find_ownership
 from raygf.models.build import build_model, model_names
 from raygf.models.costs import measure_costs
-from raygf.models.mixed_pool import InternalClassifier, MixedPool
 from raygf.models.multi_exit import MultiExitNetwork
+from raygf.models.sdn import InternalClassifier, MixedPool
+from raygf.training.space import FlatSpace, find_ownership
 
 CIFAR = InputSpec(3, 32, 32, 10)
 # Channels and side of the features that every internal classifier gets; the shares are the paper's aims.

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from raygf.config import ModelConfig
+from raygf.config.run import ModelConfig
 from raygf.data.base import InputSpec
 from raygf.models.build import build_model
-from raygf.models.strided_conv import StridedConv2d, mend_strides
+from raygf.models.multi_exit import StridedConv2d, mend_strides
 
 
 def spoil_memory() -> None:

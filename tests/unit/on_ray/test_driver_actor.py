@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from raygf.config import RunConfig
-from raygf.on_ray.driver_actor import DriverActor, Parts
-from raygf.storage.owner import Owner
+from raygf.config.run import RunConfig
+from raygf.on_ray.driver import DriverActor, Parts
+from raygf.storage.lock import Owner
 
 
 class Rubbish:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import ray
 
-from raygf.config import ResourceConfig
+from raygf.config.run import ResourceConfig
 from raygf.errors import ResourceError
 from raygf.on_ray.pool import room
 

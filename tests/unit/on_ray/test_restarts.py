@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from raygf.config import ResourceConfig, RunConfig, StorageConfig
+from raygf.config.run import ResourceConfig, RunConfig, StorageConfig
 from raygf.errors import DriverLost, ExitFailed, ResourceError, RunFailed
 from raygf.on_ray.restarts import RestartedDriver
 from raygf.records import ExitScore, RoundRecord, RunEnd, RunStart

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ray._private.worker import print_to_stdstream
 
-from raygf.on_ray.silence import silent_ray
+from raygf.on_ray.cluster import silent_ray
 
 
 def report(text: str) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from raygf.config import RunConfig, StorageConfig, TrackingConfig
-from raygf.on_ray.submitted import fleeting
+from raygf.config.run import RunConfig, StorageConfig, TrackingConfig
+from raygf.launch import temporary_path_warning
 
 COPY = Path("ray/session_1/runtime_resources/working_dir_files/_ray_pkg_0123")
 BOTH = "checkpoints (--storage.path) and MLflow's records (--tracking.uri) lie in Ray's copy of"
@@ -24,7 +24,9 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def note(storage: str, **tracking: object) -> str:
-    return fleeting(RunConfig(storage=StorageConfig(storage, "one"), tracking=TrackingConfig(**tracking)))
+    return temporary_path_warning(
+        RunConfig(storage=StorageConfig(storage, "one"), tracking=TrackingConfig(**tracking))
+    )
 
 
 def test_what_lies_in_the_copy_is_named(copy: Path) -> None:

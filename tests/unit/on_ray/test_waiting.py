@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raygf.on_ray.waiting import START_S, Late, Waiting
+from raygf.on_ray.placement import START_S, Late, Waiting
 
 
 class Cluster:
@@ -12,7 +12,7 @@ class Cluster:
 
     def __init__(self, monkeypatch, wait_s: float) -> None:
         self.now, self.room, self.said = 1000.0, True, []
-        monkeypatch.setattr("raygf.on_ray.waiting.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("raygf.on_ray.placement.time.monotonic", lambda: self.now)
         self.waiting = Waiting("the driver (1 CPUs)", wait_s, lambda: self.room, self.said.append)
         self.started = self.now
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from raygf.errors import CheckpointError, StorageError
 from raygf.storage.checkpoint import Checkpoint, CheckpointStore, load_checkpoint, read_archive, write_archive
-from raygf.training.state import NetworkState
+from raygf.training.network import NetworkState
 
 
 def make(round: int = 3) -> Checkpoint:

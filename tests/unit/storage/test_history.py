@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from raygf.errors import CheckpointError
-from raygf.records import ExitScore, FusionReport, RoundRecord
-from raygf.storage.history import read_history, to_history
+from raygf.records import ExitScore, FusionReport, RoundRecord, read_history, to_history
 
 FUSION = FusionReport(
     weights=np.ones((2, 3)),

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from raygf.records import HistoryLog
 from raygf.storage.checkpoint import Checkpoint, read_archive, write_archive
-from raygf.storage.history_log import HistoryLog
-from raygf.training.state import NetworkState
+from raygf.training.network import NetworkState
 
 ENTRIES = [
     {"round": 1, "train": {"loss": [0.5, None]}, "seconds": {"train": 1e-9}},

@@ -8,8 +8,16 @@ import math
 import numpy as np
 import pytest
 
-from raygf.records import ExitScore, FusionReport, RoundRecord
-from raygf.storage.record_json import KEPT, from_json, kept_records, recent_records, to_json
+from raygf.records import (
+    KEPT,
+    ExitScore,
+    FusionReport,
+    RoundRecord,
+    from_json,
+    kept_records,
+    recent_records,
+    to_json,
+)
 
 FUSION = FusionReport(
     weights=np.array([[1 / 3, np.nan], [2 / 3, 1.0]]),

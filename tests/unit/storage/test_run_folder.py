@@ -9,8 +9,7 @@ import resource
 import pytest
 
 from raygf.errors import StorageError
-from raygf.storage.file_systems import brief
-from raygf.storage.run_folder import RunFolder
+from raygf.storage.folder import RunFolder, brief
 
 
 @pytest.fixture(params=["path", "uri"])

@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 
 from raygf.errors import RunFailed, StorageError
-from raygf.saying import nobody
-from raygf.storage.owner import Owner, Process
-from raygf.storage.run_folder import RunFolder
-from raygf.storage.run_lock import NAME, Held, Pace, RunLock, Verdict, judge, read_lock
+from raygf.records import ignore
+from raygf.storage.folder import RunFolder
+from raygf.storage.lock import NAME, Held, Owner, Pace, Process, RunLock, Verdict, judge, read_lock
 
 QUICK = Pace(beat=0.05, stale=0.6, settle=0.05, poll=0.01, grace=0.1)
 
@@ -34,8 +33,8 @@ def locks(folder):
     """Makes locks of runs of their own, and gives back what they hold."""
     made = []
 
-    def make(owner: Owner | None = None, pace: Pace = QUICK, say=nobody) -> RunLock:
-        made.append(RunLock(folder, owner or Owner.new(), pace, say))
+    def make(owner: Owner | None = None, pace: Pace = QUICK, notify=ignore) -> RunLock:
+        made.append(RunLock(folder, owner or Owner.new(), pace, notify))
         return made[-1]
 
     yield make
@@ -155,7 +154,7 @@ def test_the_same_run_takes_over_from_its_own_driver_without_a_word(locks, folde
 def test_silence_elsewhere_is_waited_for(locks, folder):
     put(folder, elsewhere(), elsewhere())
     said = []
-    (note,) = locks(say=said.append).acquire()
+    (note,) = locks(notify=said.append).acquire()
     assert "another-machine" in note
     (text,) = said
     assert "another-machine: waiting to see whether it still lives" in text

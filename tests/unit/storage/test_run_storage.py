@@ -12,21 +12,20 @@ from pathlib import Path
 import pytest
 from tiny_network import dataset, run_config
 
-from raygf.config import RunConfig
-from raygf.driver import Driver
+from raygf.config.run import RunConfig
 from raygf.errors import DataError, RunFailed, StorageError, StorageLost
+from raygf.rounds.driver import Driver
 from raygf.storage.checkpoint import CheckpointStore
-from raygf.storage.owner import Owner, Process
-from raygf.storage.run_folder import RunFolder
-from raygf.storage.run_lock import NAME, Held
-from raygf.training.executor import LocalExecutor
+from raygf.storage.folder import RunFolder
+from raygf.storage.lock import NAME, Held, Owner, Process
+from raygf.training.exit_trainer import LocalExecutor
 
 ROUNDS = 3
 
 
 @pytest.fixture(autouse=True)
 def tiny_data(monkeypatch):
-    monkeypatch.setattr("raygf.driver.load_data", lambda config, seed: dataset(val=config.val))
+    monkeypatch.setattr("raygf.rounds.driver.load_data", lambda config, seed: dataset(val=config.val))
 
 
 @pytest.fixture
@@ -87,7 +86,7 @@ def checkpoints(path: Path) -> list[str]:
 def test_a_write_that_fails_is_tried_again_with_pauses_that_grow(tmp_path, pauses):
     folder, seen = failing({2, 3})
     said = []
-    records, found = drive(config(tmp_path / "a"), open_folder=folder, say=said.append)
+    records, found = drive(config(tmp_path / "a"), open_folder=folder, notify=said.append)
     assert len(seen) == ROUNDS + 2
     assert pauses == [1, 2]
     assert found == drive(config(tmp_path / "b"))[1]
@@ -192,7 +191,7 @@ def test_what_is_refused_gives_the_folder_back(tmp_path, monkeypatch):
         raise DataError("nothing there")
 
     with monkeypatch.context() as patch:
-        patch.setattr("raygf.driver.load_data", unreadable)
+        patch.setattr("raygf.rounds.driver.load_data", unreadable)
         with pytest.raises(DataError):
             drive(config(tmp_path))
     assert list((tmp_path / "run").iterdir()) == []

@@ -9,7 +9,7 @@ from ray import tune
 
 from raygf.errors import ConfigError
 from raygf.sweep import Space
-from raygf.sweep.assign import ends, grid, random, read_axes
+from raygf.sweep.space import ends, grid, random, read_axes
 
 RANGES = Space({"fusion.lr": tune.loguniform(0.01, 1.0), "fusion.ema": tune.uniform(0.5, 0.9)})
 CHOICES = Space(

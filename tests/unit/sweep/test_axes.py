@@ -7,7 +7,7 @@ import pytest
 from ray import tune
 
 from raygf.errors import ConfigError
-from raygf.sweep.axes import Choice, Range, read_axis
+from raygf.sweep.space import Choice, Range, read_axis
 
 DOMAINS = [
     tune.uniform(-2.0, 3.0),

@@ -11,7 +11,7 @@ import pytest
 from ray.tune.experiment import Trial
 from sweep_parts import end, plan, record
 
-from raygf.config import TrackingConfig
+from raygf.config.run import TrackingConfig
 from raygf.errors import RunFailed
 from raygf.sweep import callback as news
 from raygf.sweep.callback import SweepCallback
@@ -49,7 +49,7 @@ class Log:
     deleted: set[str] = field(default_factory=set)
     statuses: dict[str, str] = field(default_factory=dict)
 
-    def tracker(self, config: Any, folder: Path, say: Any, storage: Any) -> Any:
+    def tracker(self, config: Any, folder: Path, notify: Any, storage: Any) -> Any:
         return FakeTracker(self, storage.name)
 
 

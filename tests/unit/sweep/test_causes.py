@@ -6,7 +6,7 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from raygf.errors import ConfigError, ExitFailed, NonFiniteError, RunFailed
-from raygf.sweep.causes import WOULD_HAPPEN_AGAIN, cause_of
+from raygf.sweep.trial import WOULD_HAPPEN_AGAIN, cause_of
 
 
 def from_a_process(cause: Exception) -> Exception:

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from raygf.methods.registry import method_names
-from raygf.sweep.assign import random
-from raygf.sweep.check import check_flags, check_search, check_space
-from raygf.sweep.find_space import describe_spaces, known_spaces, load_space
-from raygf.sweep.flags import parse_sweep
+from raygf.sweep.command import parse_sweep
+from raygf.sweep.prepare import check_flags, check_search, check_space
+from raygf.sweep.space import describe_spaces, known_spaces, load_space, random
 
 PAGE = Path(__file__).parents[3] / "docs" / "sweeps.md"
 TEXT = PAGE.read_text()

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from raygf.config.recipes import get_recipe
 from raygf.errors import ConfigError
-from raygf.recipes import get_recipe
-from raygf.sweep.find_space import describe_spaces, known_spaces, load_space
+from raygf.sweep.space import describe_spaces, known_spaces, load_space
 
 RUN = get_recipe("digits")
 GOOD = '''"""Mine, in a line.

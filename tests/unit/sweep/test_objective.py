@@ -4,8 +4,8 @@ import pytest
 from sweep_parts import record
 
 from raygf.errors import ConfigError
-from raygf.sweep.objective import check_metric, metrics_of, shown_score
-from raygf.tracking.metrics import round_metrics
+from raygf.sweep.plan import check_metric, metrics_of, shown_score
+from raygf.tracking.mlflow_run import round_metrics
 
 
 def test_metrics_are_those_that_mlflow_shows():

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from raygf.cli import parse
+from raygf.config.recipes import get_recipe
 from raygf.errors import ConfigError
-from raygf.recipes import get_recipe
-from raygf.sweep.overrides import flag_of, flags_for, override
+from raygf.sweep.plan import flag_of, flags_for, override
 
 RUN = get_recipe("digits")
 

@@ -9,11 +9,10 @@ import pytest
 import yaml
 from sweep_parts import plan
 
-from raygf.config import StorageConfig
+from raygf.config.run import StorageConfig
 from raygf.errors import ConfigError, StorageError
 from raygf.sweep.folder import OURS, SweepFolder
-from raygf.sweep.options import SweepOptions
-from raygf.sweep.plan import read_plan
+from raygf.sweep.plan import SweepOptions, read_plan
 
 
 def storage(path: Path, name: str = "sweep") -> StorageConfig:

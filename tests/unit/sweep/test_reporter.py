@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 from ray.tune.experiment import Trial
 
-from raygf.sweep.reporter import SweepReporter
 from raygf.sweep.trial import FAILURE, VALUES
+from raygf.sweep.tuner import SweepReporter
 
 
 def trial(number, status, score=None, passes=None, **result):

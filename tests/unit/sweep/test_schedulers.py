@@ -15,9 +15,9 @@ from sweep_parts import plan
 
 from raygf.errors import ConfigError
 from raygf.sweep import Space
-from raygf.sweep.assign import read_axes
-from raygf.sweep.options import SweepOptions
+from raygf.sweep.plan import SweepOptions
 from raygf.sweep.schedulers import Explorer, Population, SchedulerMemory, grace_passes, make_scheduler
+from raygf.sweep.space import read_axes
 from raygf.sweep.trial import VALUES
 
 AXES = read_axes(

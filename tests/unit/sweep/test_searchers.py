@@ -9,9 +9,9 @@ from ray import tune
 from sweep_parts import plan
 
 from raygf.sweep import Space
-from raygf.sweep.assign import grid, random, read_axes
-from raygf.sweep.options import SweepOptions
-from raygf.sweep.searchers import make_search, search_name
+from raygf.sweep.plan import SweepOptions
+from raygf.sweep.search import make_search, search_name
+from raygf.sweep.space import grid, random, read_axes
 from raygf.sweep.trial import VALUES
 
 SPACE = Space(

@@ -9,15 +9,15 @@ import torch
 from ray import tune
 from tiny_network import dataset
 
-from raygf.config import ComputeConfig, DataConfig, ModelConfig, ResourceConfig, RunConfig
+from raygf.config.run import ComputeConfig, DataConfig, ModelConfig, ResourceConfig, RunConfig
 from raygf.errors import ConfigError, ResourceError
-from raygf.sweep import Space, settle
-from raygf.sweep import probe as probing
-from raygf.sweep.assign import read_axes
-from raygf.sweep.flags import Command
-from raygf.sweep.options import SweepOptions
-from raygf.sweep.probe import probe
-from raygf.sweep.settle import Checked, prepare
+from raygf.sweep import Space
+from raygf.sweep import prepare as probing
+from raygf.sweep import prepare as settle
+from raygf.sweep.command import Command
+from raygf.sweep.plan import SweepOptions
+from raygf.sweep.prepare import Checked, prepare, probe
+from raygf.sweep.space import read_axes
 
 RUN = RunConfig(
     rounds=4,

@@ -7,14 +7,12 @@ from dataclasses import replace
 import pytest
 from ray import tune
 
+from raygf.config.recipes import get_recipe
 from raygf.errors import ConfigError
 from raygf.methods.registry import ROUND_METHODS, STEP_METHODS, method_names
-from raygf.recipes import get_recipe
-from raygf.sweep.assign import ends, grid
-from raygf.sweep.axes import Choice, Range
-from raygf.sweep.check import check_space
-from raygf.sweep.find_space import known_spaces, load_space
-from raygf.sweep.flags import parse_sweep
+from raygf.sweep.command import parse_sweep
+from raygf.sweep.prepare import check_space
+from raygf.sweep.space import Choice, Range, ends, grid, known_spaces, load_space
 
 NAMES = ("fusion_lr", "method", "fusion", "joint")
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from raygf.config.recipes import at_equal_compute, get_recipe
 from raygf.errors import ConfigError
 from raygf.methods.registry import ROUND_METHODS, STEP_METHODS
-from raygf.recipes import at_equal_compute, get_recipe
-from raygf.sweep.budget import budget_of, passes_per_round, within_budget
+from raygf.sweep.plan import budget_of, passes_per_round, within_budget
 
 RUN = get_recipe("digits")
 

@@ -9,10 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raygf.config import ResourceConfig
+from raygf.config.run import ResourceConfig
 from raygf.errors import ResourceError
-from raygf.sweep.bundles import actors_that_fit, check_fits, fits, trial_bundles
-from raygf.sweep.cluster import check_trial_fits, settle_actors
+from raygf.on_ray.placement import (
+    actors_that_fit,
+    check_fits,
+    check_trial_fits,
+    fits,
+    settle_actors,
+    trial_bundles,
+)
 
 CPUS = ResourceConfig(cpus_per_exit=2.0, gpus_per_exit=0.0, driver_cpus=1.0, driver_gpus=0.0)
 GPUS = ResourceConfig(gpus_per_exit=1.0, driver_gpus=0.5)

@@ -7,8 +7,8 @@ from ray import tune
 
 from raygf.errors import ConfigError
 from raygf.sweep import Space
-from raygf.sweep.check import check_flags, check_search, check_space
-from raygf.sweep.flags import parse_sweep
+from raygf.sweep.command import parse_sweep
+from raygf.sweep.prepare import check_flags, check_search, check_space
 
 GOOD = {"fusion.lr": tune.loguniform(0.01, 1.0)}
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 from sweep_parts import plan
 
+from raygf.config.recipes import get_recipe
 from raygf.errors import ConfigError
-from raygf.recipes import get_recipe
-from raygf.sweep.flags import parse_resumed, parse_sweep
-from raygf.sweep.options import SweepOptions
+from raygf.sweep.command import parse_resumed, parse_sweep
+from raygf.sweep.plan import SweepOptions
 
 
 def test_without_flags_the_recipe_and_the_defaults():

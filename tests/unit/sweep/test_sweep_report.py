@@ -11,14 +11,24 @@ import pytest
 import yaml
 from sweep_parts import FIELDS, plan, row
 
-from raygf.config import RunConfig, TrackingConfig
-from raygf.config_dict import from_dict
+from raygf.config.fields import from_dict
+from raygf.config.run import RunConfig, TrackingConfig
 from raygf.console import print_table
-from raygf.sweep.figure import objective_figure
 from raygf.sweep.folder import SweepFolder
-from raygf.sweep.outcome import best_row, failures
-from raygf.sweep.report import result_of, shown, sweep_report, write_report
-from raygf.sweep.table import ranked, short, trials_csv, trials_markdown, trials_table
+from raygf.sweep.report import (
+    best_row,
+    failures,
+    objective_figure,
+    ranked,
+    result_of,
+    short,
+    shown,
+    sweep_report,
+    trials_csv,
+    trials_markdown,
+    trials_table,
+    write_report,
+)
 
 ROWS = [
     row(0, 0.5),

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from ray import tune
 
-from raygf.config import StorageConfig
-from raygf.config_dict import to_dict
+from raygf.config.fields import to_dict
+from raygf.config.recipes import get_recipe
+from raygf.config.run import StorageConfig
 from raygf.errors import CheckpointError
-from raygf.recipes import get_recipe
 from raygf.storage.checkpoint import Checkpoint, CheckpointStore, write_archive
-from raygf.storage.same_run import require_same_run
-from raygf.sweep.overrides import override
-from raygf.sweep.trial_files import NAME, handed_over, take_over
-from raygf.training.state import NetworkState
+from raygf.storage.run_storage import require_same_run
+from raygf.sweep.plan import override
+from raygf.sweep.trial import NAME, handed_over, take_over
+from raygf.training.network import NetworkState
 
 RUN = get_recipe("digits")
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from raygf.config.recipes import get_recipe
 from raygf.errors import TrackingError
-from raygf.recipes import get_recipe
-from raygf.tracking import sweep_trials
-from raygf.tracking.sweep_trials import SweepTrials
+from raygf.tracking import sweep as sweep_trials
+from raygf.tracking.sweep import SweepTrials
 
 RUN = get_recipe("digits")
 

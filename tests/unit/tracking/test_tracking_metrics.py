@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from raygf.records import ExitScore, FusionReport, RoundRecord, RunEnd, RunStart
-from raygf.tracking import end_metrics, round_metrics, start_metrics
-from raygf.tracking.metrics import start_params
+from raygf.tracking.mlflow_run import end_metrics, round_metrics, start_metrics, start_params
 
 SCORE = ExitScore((1.0, 2.0, 6.0), (0.5, 0.25, 0.75))
 COSINE = np.array([[1, 0.1, 0.2], [0.1, 1, 0.3], [0.2, 0.3, 1]])

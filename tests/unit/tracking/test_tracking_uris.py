@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from raygf.config import TrackingConfig
-from raygf.tracking import resolve_uri
-from raygf.tracking.uris import sqlite_path, without_password
+from raygf.config.run import TrackingConfig
+from raygf.errors import without_password
+from raygf.tracking.store import resolve_uri, sqlite_path
 
 
 def test_uri_from_flag_environment_or_folder(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raygf.tracking.trouble import reason, start_error
+from raygf.tracking.store import reason, start_error
 
 STACKED = "Max retries exceeded (Caused by NewConnectionError('x: [Errno 111] Connection refused'))"
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from raygf.config import StorageConfig
-from raygf.tracking.delivery import Delivery, Parcel
-from raygf.tracking.undelivered import NAME, Call, Undelivered
+from raygf.config.run import StorageConfig
+from raygf.tracking.delivery import NAME, Call, Delivery, Parcel, Undelivered
 
 
 @dataclass

@@ -9,9 +9,8 @@ from tiny_network import CPU, Tied, bind, random_batches, seeded, three_exits
 from torch.testing import assert_close
 
 from raygf.errors import CheckpointError
-from raygf.training.bound import BoundNetwork, as_tensor, to_numpy
 from raygf.training.losses import exit_losses
-from raygf.training.state import NetworkState
+from raygf.training.network import BoundNetwork, NetworkState, as_tensor, to_numpy
 
 
 def test_binding_leaves_the_network_as_it_was():

@@ -22,18 +22,15 @@ from tiny_network import (
 from torch import nn
 from torch.testing import assert_close
 
-from raygf.config import FusionConfig, OptimConfig, RunConfig
+from raygf.config.run import FusionConfig, OptimConfig, RunConfig
 from raygf.errors import ConfigError
 from raygf.fusion.batchnorm import weighted_statistics
-from raygf.fusion.ownership import find_ownership
-from raygf.fusion.segments import Segments
-from raygf.fusion.weights import fusion_weights
-from raygf.training.bound import BoundNetwork, as_tensor
-from raygf.training.delta_round import DeltaRound
-from raygf.training.executor import LocalExecutor, Trained
-from raygf.training.exit_trainer import ExitTrainer
+from raygf.fusion.fuse import fusion_weights
+from raygf.rounds.delta import DeltaRound
+from raygf.training.exit_trainer import ExitTrainer, LocalExecutor, Trained
 from raygf.training.losses import exit_losses
-from raygf.training.state import NetworkState
+from raygf.training.network import BoundNetwork, NetworkState, as_tensor
+from raygf.training.space import Segments, find_ownership
 
 DATA = dataset()
 STATE = bind().state()

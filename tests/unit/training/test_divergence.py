@@ -9,19 +9,19 @@ import pytest
 import tiny_network
 from tiny_network import dataset, run_config
 
-from raygf.config import OptimConfig, RunConfig
-from raygf.driver import Driver
+from raygf.config.run import OptimConfig, RunConfig
 from raygf.errors import NonFiniteError
+from raygf.rounds.driver import Driver
 from raygf.storage.checkpoint import load_checkpoint
-from raygf.training.executor import LocalExecutor, Trained
-from raygf.training.state import NetworkState
+from raygf.training.exit_trainer import LocalExecutor, Trained
+from raygf.training.network import NetworkState
 
 ROUNDS = 5
 
 
 @pytest.fixture(autouse=True)
 def tiny_data(monkeypatch):
-    monkeypatch.setattr("raygf.driver.load_data", lambda config, seed: dataset(val=config.val))
+    monkeypatch.setattr("raygf.rounds.driver.load_data", lambda config, seed: dataset(val=config.val))
 
 
 def config(path, method: str = "metagf", carry: bool = False, **changes) -> RunConfig:

@@ -3,9 +3,8 @@ from __future__ import annotations
 import numpy as np
 from tiny_network import bind, dataset, run_config
 
-from raygf.config import OptimConfig
-from raygf.training.executor import LocalExecutor
-from raygf.training.exit_trainer import ExitTrainer
+from raygf.config.run import OptimConfig
+from raygf.training.exit_trainer import ExitTrainer, LocalExecutor
 
 
 def test_updates_are_those_of_the_trainer_in_the_order_of_the_exits():

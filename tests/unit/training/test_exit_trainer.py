@@ -8,12 +8,11 @@ import torch
 from tiny_network import CPU, bind, dataset, one_exit, run_config, three_exits
 from torch.testing import assert_close
 
-from raygf.config import LossConfig, OptimConfig
+from raygf.config.run import LossConfig, OptimConfig
 from raygf.errors import NonFiniteError
-from raygf.training.bound import to_numpy
 from raygf.training.exit_trainer import ExitTrainer, ExitUpdate
 from raygf.training.losses import exit_losses
-from raygf.training.state import NetworkState
+from raygf.training.network import NetworkState, to_numpy
 
 STATE = bind().state()
 PLAIN = OptimConfig(weight_decay=0.0)

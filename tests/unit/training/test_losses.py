@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from raygf.config import LossConfig
+from raygf.config.run import LossConfig
 from raygf.training.losses import distilled_losses, exit_hits, exit_losses, make_losses
 
 

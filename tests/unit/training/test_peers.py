@@ -10,8 +10,7 @@ import torch
 import two_workers
 
 from raygf.methods.registry import STEP_METHODS
-from raygf.training.peers import ALONE, Peers, average_buffers
-from raygf.training.shares import share_of
+from raygf.training.peers import ALONE, Peers, average_buffers, share_of
 
 APART = "two_workers:forgetful, round 1: the workers' weights have come apart"
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raygf.config import LossConfig, OptimConfig
-from raygf.training.schedule import decay_factor, exit_loss_weights, loss_coefficients
+from raygf.config.run import LossConfig, OptimConfig
+from raygf.training.losses import decay_factor, exit_loss_weights, loss_coefficients
 
 SDN = LossConfig(coefficients="sdn")
 

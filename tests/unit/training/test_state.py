@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raygf.training.state import NetworkState
+from raygf.training.network import NetworkState
 
 
 def state():

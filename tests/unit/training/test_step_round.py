@@ -8,13 +8,12 @@ import torch
 from tiny_network import CPU, bind, dataset, run_config, seeded, three_exits
 from torch.testing import assert_close
 
-from raygf.config import LossConfig, OptimConfig
+from raygf.config.run import LossConfig, OptimConfig
 from raygf.errors import NonFiniteError
-from raygf.fusion.ownership import find_ownership
-from raygf.training.bound import BoundNetwork
+from raygf.rounds.step import StepRound
 from raygf.training.losses import exit_losses
-from raygf.training.state import NetworkState
-from raygf.training.step_round import StepRound
+from raygf.training.network import BoundNetwork, NetworkState
+from raygf.training.space import find_ownership
 
 DATA = dataset()
 STATE = bind().state()

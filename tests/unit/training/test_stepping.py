@@ -7,12 +7,11 @@ import torch
 from tiny_network import bind, random_batches, seeded, three_exits
 from torch.testing import assert_close
 
-from raygf.config import OptimConfig
+from raygf.config.run import OptimConfig
 from raygf.errors import NonFiniteError
 from raygf.records import ExitScore
-from raygf.training.losses import exit_losses
-from raygf.training.stepping import FlatSGD, train_epoch
-from raygf.training.tally import mean_score, require_finite
+from raygf.training.losses import exit_losses, mean_score, require_finite
+from raygf.training.sgd import FlatSGD, train_epoch
 
 BATCHES = random_batches(5)
 

@@ -9,8 +9,8 @@ import torch
 
 from raygf.errors import NonFiniteError
 from raygf.records import ExitScore
+from raygf.training.losses import Tally
 from raygf.training.peers import Peers
-from raygf.training.tally import Tally
 
 BATCHES = [
     (torch.tensor([1.0, 2.0]), torch.tensor([3, 0]), 3),

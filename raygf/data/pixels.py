@@ -1,0 +1,164 @@
+"""What a network sees of a large image: a random part while training, the centre in evaluation.
+
+Both work on decoded images, uint8 (3, H, W), with torchvision's own kernels, so the pixels are those of
+``torchvision.transforms.v2``. JPEGs are always decoded at full size: libjpeg could halve them on the way,
+which is faster, but that is another filter and gives other pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+from collections.abc import Callable
+from functools import cache, partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+SCALE = (0.08, 1.0)
+"""Share of the image's area that a random part has, as in Szegedy et al., CVPR 2015."""
+RATIO = (3 / 4, 4 / 3)
+"""Width over height of a random part."""
+TRIES = 10
+
+
+class Box(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def training_view(image: torch.Tensor, size: int, flip: bool, stream: random.Random) -> torch.Tensor:
+    """A random part of ``image`` scaled to ``size`` pixels a side: torchvision's RandomResizedCrop.
+
+    Args:
+        image: uint8 (3, H, W).
+        size: pixels a side of the result.
+        flip: mirror it left to right in half of all cases.
+        stream: where the draws come from; the same ones whatever ``flip`` is.
+
+    Returns:
+        uint8 (3, size, size).
+    """
+    from torchvision.transforms.v2 import functional
+
+    box = draw_box(image.shape[1], image.shape[2], stream)
+    mirrored = stream.random() < 0.5
+    view: torch.Tensor = functional.resized_crop(image, *box, [size, size], antialias=True)
+    return view.flip(2) if flip and mirrored else view
+
+
+def evaluation_view(image: torch.Tensor, resize: int, size: int) -> torch.Tensor:
+    """The centre of ``image``: torchvision's Resize and CenterCrop.
+
+    Args:
+        image: uint8 (3, H, W).
+        resize: what its shorter side is scaled to, in pixels.
+        size: pixels a side that are then cut out.
+
+    Returns:
+        uint8 (3, size, size).
+    """
+    from torchvision.transforms.v2 import functional
+
+    scaled = functional.resize(image, [resize], antialias=True)
+    view: torch.Tensor = functional.center_crop(scaled, [size, size])
+    return view
+
+
+def draw_box(height: int, width: int, stream: random.Random) -> Box:
+    """A random part of an image, drawn as torchvision's RandomResizedCrop draws it."""
+    lowest, highest = (math.log(ratio) for ratio in RATIO)
+    for _ in range(TRIES):
+        area = height * width * stream.uniform(*SCALE)
+        ratio = math.exp(stream.uniform(lowest, highest))
+        box_width = round(math.sqrt(area * ratio))
+        box_height = round(math.sqrt(area / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = stream.randint(0, height - box_height)
+            left = stream.randint(0, width - box_width)
+            return Box(top, left, box_height, box_width)
+    return central_box(height, width)
+
+
+def central_box(height: int, width: int) -> Box:
+    """The largest central part with an allowed ratio; for images too narrow or too flat for a random one."""
+    box_height, box_width = height, width
+    if width / height < RATIO[0]:
+        box_height = round(width / RATIO[0])
+    elif width / height > RATIO[1]:
+        box_width = round(height * RATIO[1])
+    return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+
+
+def decode_rgb(file: bytes) -> NDArray[np.uint8]:
+    """The pixels of an image file as RGB: uint8 (3, H, W). Grey and CMYK are converted, alpha is dropped.
+
+    Raises:
+        ValueError: the bytes are no whole image.
+    """
+    try:
+        with Image.open(io.BytesIO(file)) as image:
+            return np.asarray(_eight_bits(image).convert("RGB")).transpose(2, 0, 1)
+    except Exception as error:  # Pillow's decoders raise errors of many kinds.
+        raise ValueError("the image can't be decoded: it is damaged or of an unknown format") from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits (PNG, TIFF) scaled to 8: Pillow's own conversion would clip it at 255."""
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+
+
+JPEG = b"\xff\xd8\xff"
+
+
+def decode_tensor(file: NDArray[np.uint8]) -> torch.Tensor:
+    """The pixels of an image file as RGB: uint8 (3, H, W).
+
+    Torchvision's decoder takes two thirds of Pillow's time and gives the same pixels (both wrap
+    libjpeg-turbo). What it refuses, Pillow decides: a file that one of them can read is an image.
+
+    Args:
+        file: uint8 (bytes,), writable.
+
+    Raises:
+        ValueError: the bytes are no whole image.
+    """
+    if file[: len(JPEG)].tobytes() == JPEG:
+        pixels = _decode_jpeg(file)
+        if pixels is not None:
+            return pixels
+    return torch.tensor(decode_rgb(file.tobytes()))
+
+
+def _decode_jpeg(file: NDArray[np.uint8]) -> torch.Tensor | None:
+    """Colour and grey JPEGs; None for those in CMYK, whose conversion is Pillow's, and for damaged ones."""
+    decode = _torchvision_decoder()
+    if decode is None:
+        return None
+    try:
+        pixels = decode(torch.from_numpy(file))
+    except RuntimeError:
+        return None
+    if len(pixels) == 1:
+        return pixels.repeat(3, 1, 1)
+    return pixels if len(pixels) == 3 else None
+
+
+@cache
+def _torchvision_decoder() -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """Torchvision's JPEG decoder, if it has one: version 0.29 announces that a later one will not."""
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg
+    except ImportError:
+        return None
+    return partial(decode_jpeg, mode=ImageReadMode.UNCHANGED)

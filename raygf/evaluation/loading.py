@@ -1,0 +1,134 @@
+"""A past run brought back from one checkpoint file: network, data set, configuration, compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from raygf.compute import Compute, make_repeatable, resolve_compute
+from raygf.config.fields import from_dict
+from raygf.config.run import ComputeConfig, RunConfig
+from raygf.data.base import BatchSource, Dataset, InputSpec, SplitName
+from raygf.data.load import load_data
+from raygf.errors import CheckpointError, ConfigError, DataError
+from raygf.evaluation.outputs import ExitOutputs, collect_outputs
+from raygf.models.build import build_model
+from raygf.models.costs import ExitCost, measure_costs
+from raygf.storage.checkpoint import Checkpoint, load_checkpoint
+from raygf.training.network import BoundNetwork, check_restored
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedRun:
+    """A run as it was after ``checkpoint.round`` rounds, ready to be evaluated."""
+
+    config: RunConfig
+    dataset: Dataset
+    bound: BoundNetwork
+    """The network with the checkpoint's weights, on its device, in evaluation mode."""
+    batches: BatchSource
+    checkpoint: Checkpoint
+
+    def costs(self) -> list[ExitCost]:
+        """Parameters and operations up to every exit, shallow to deep."""
+        return measure_costs(self.bound.network, self.dataset.spec)
+
+    def outputs(self, split: SplitName) -> ExitOutputs:
+        """What every exit says about every image of ``split``.
+
+        Raises:
+            DataError: the split has no images.
+        """
+        if not self.dataset.count(split):
+            hint = " (data.val = 0: none were held out)" if split == "val" else ""
+            raise DataError(f"{self.dataset.name} has no {split} images to evaluate{hint}")
+        return collect_outputs(self.bound, self.batches.evaluate(split))
+
+
+def load_run(path: str, data_path: str | None = None, compute: ComputeConfig | None = None) -> LoadedRun:
+    """The run whose checkpoint is the file ``path`` (local or a URI).
+
+    Args:
+        data_path: Where the data set is now; by default where the run found it.
+        compute: Where and how to evaluate; by default as the run was configured.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or does not fit the network or the data set.
+        DataError: the data set is missing or damaged.
+        ConfigError: the network can't be built here.
+        ResourceError: the run's device is not available here.
+    """
+    checkpoint = load_checkpoint(path)
+    config = read_config(checkpoint, path)
+    if data_path is not None:
+        config = replace(config, data=replace(config.data, path=data_path))
+    if compute is not None:
+        config = replace(config, compute=compute)
+    resolved = resolve_compute(config.compute)
+    make_repeatable(resolved)
+    dataset = load_data(config.data, config.seed)
+    check_input(checkpoint.meta, dataset.spec, dataset.name, path)
+    bound = restore_network(checkpoint, config, dataset.spec, resolved, path)
+    batches = dataset.open(resolved, config.batch_size, config.eval_batch_size)
+    return LoadedRun(config, dataset, bound, batches, checkpoint)
+
+
+def read_config(checkpoint: Checkpoint, path: str) -> RunConfig:
+    """The configuration that ``checkpoint`` was written with; ``path`` names it in errors.
+
+    Raises:
+        CheckpointError: there is none, or this version can't read it.
+    """
+    values = checkpoint.meta.get("config")
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: does not say which configuration it belongs to")
+    try:
+        return from_dict(RunConfig, values)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: this version can't read its configuration: {error}") from None
+
+
+def check_input(meta: Mapping[str, Any], spec: InputSpec, name: str, path: str) -> None:
+    """Raise CheckpointError unless data set ``name`` has the images and classes of the checkpoint's network.
+
+    Checkpoints that do not say what their network takes pass; their weights may still not fit.
+    """
+    trained = meta.get("input")
+    if isinstance(trained, dict) and trained != asdict(spec):
+        raise CheckpointError(
+            f"{path}: its network tells {_described(trained)} apart, "
+            f"but the data set {name} has {_described(asdict(spec))}"
+        )
+
+
+def restore_network(
+    checkpoint: Checkpoint, config: RunConfig, spec: InputSpec, compute: Compute, path: str
+) -> BoundNetwork:
+    """The network of ``config`` with the checkpoint's weights, in evaluation mode.
+
+    Raises:
+        CheckpointError: they are of another network, of other classes or image sizes, or not finite.
+        ConfigError: the network can't be built here.
+    """
+    # The pretrained weights that the run started from need not be here: the checkpoint has all.
+    model = replace(config.model, weights="")
+    bound = BoundNetwork(build_model(model, spec, config.seed), compute)
+    names = checkpoint.meta.get("tensors")
+    if isinstance(names, list) and names != list(bound.space.names):
+        raise CheckpointError(
+            f"{path}: its tensors are not those of model.name = {config.model.name!r} as it is here: "
+            "it belongs to another network"
+        )
+    try:
+        check_restored(bound, checkpoint.network)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    bound.load(checkpoint.network)
+    bound.network.eval()
+    return bound
+
+
+def _described(spec: Mapping[str, Any]) -> str:
+    channels, height, width = (spec.get(side) for side in ("channels", "height", "width"))
+    return f"{spec.get('classes')} classes of {channels}x{height}x{width} images"

@@ -1,0 +1,161 @@
+"""All tables and figures of past runs as files: Markdown and CSV, PNG and CSV."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from raygf.errors import StorageError
+from raygf.evaluation.figures import AccuracyCurves, accuracy_csv, accuracy_figure, fusion_csv, fusion_heatmap
+from raygf.evaluation.paper_figures import (
+    Budgeted,
+    budgeted_csv,
+    budgeted_figure,
+    conflict_curves,
+    conflict_figure,
+    convergence,
+    convergence_csv,
+    convergence_figure,
+    cosine_csv,
+    importance_csv,
+    importance_figure,
+    share_csv,
+)
+from raygf.evaluation.results import Group, RunResults
+from raygf.evaluation.tables import AnytimeColumn, AnytimeTable, anytime_csv, anytime_markdown
+
+Files = dict[str, str | Figure]
+"""Texts and figures by the relative path of their file."""
+
+
+def anytime_tables(groups: Sequence[Group]) -> list[AnytimeTable]:
+    """One table for every network and kind of data, in the order of ``groups``."""
+    kinds: dict[tuple[object, ...], list[Group]] = {}
+    for group in groups:
+        run = group.runs[0]
+        kinds.setdefault((run.config.data.source, run.operations, run.parameters), []).append(group)
+    return [
+        AnytimeTable(
+            members[0].runs[0].operations,
+            members[0].runs[0].parameters,
+            tuple(_column(group) for group in members),
+        )
+        for members in kinds.values()
+    ]
+
+
+def comparison_files(groups: Sequence[Group]) -> Files:
+    """What shows all runs together: the anytime tables, convergence (Fig. 3), budgeted batches (Fig. 2)."""
+    tables = anytime_tables(groups)
+    files: Files = {
+        "anytime.md": "\n".join(anytime_markdown(table) for table in tables),
+        "anytime.csv": anytime_csv(tables),
+    }
+    curves = [convergence(group.label, group.seeds, [run.history for run in group.runs]) for group in groups]
+    if known := [curve for curve in curves if curve is not None]:
+        files["convergence.png"] = convergence_figure(known)
+        files["convergence.csv"] = convergence_csv(known)
+    if budgeted := _budgeted(groups):
+        files["budgeted.png"] = budgeted_figure(budgeted)
+        files["budgeted.csv"] = budgeted_csv(budgeted)
+    return files
+
+
+def run_files(run: RunResults) -> Files:
+    """What shows one run: accuracy over the rounds, conflict, fusion weights, importance (Fig. 4)."""
+    files: Files = {}
+    if (accuracy := _accuracy(run)) is not None:
+        files["accuracy.png"] = accuracy_figure([], accuracy)
+        files["accuracy.csv"] = accuracy_csv([], accuracy)
+    if (conflict := conflict_curves(run.history, run.tensors)) is not None:
+        files["conflict.png"] = conflict_figure(conflict)
+        files["conflict_cosines.csv"] = cosine_csv(conflict)
+        files["conflict_shares.csv"] = share_csv(conflict)
+    if run.learned is not None:
+        files["fusion_weights.png"] = fusion_heatmap(run.learned.per_tensor, run.tensors)
+        files["fusion_weights.csv"] = fusion_csv(run.learned.per_tensor, run.tensors)
+    if run.importance is not None:
+        files["importance.png"] = importance_figure(run.importance)
+        files["importance.csv"] = importance_csv(run.importance)
+    return files
+
+
+def what_is_missing(run: RunResults) -> list[str]:
+    """A line for every figure that can't be made of ``run``."""
+    lines = []
+    if not run.history:
+        lines.append("its checkpoint has no history: no convergence, accuracy or conflict figure")
+    if run.curve is None:
+        lines.append("no validation images to read thresholds off: not in the budgeted figure")
+    if run.learned is not None and run.learned.source == "carried":
+        lines.append("its checkpoint lacks the last fitted fusion weights: their moving average is shown")
+    return lines
+
+
+def write_files(folder: Path, files: Mapping[str, str | Figure]) -> list[Path]:
+    """Write ``files`` below ``folder``, which is created; returns their paths.
+
+    Raises:
+        StorageError: that doesn't work.
+    """
+    paths = [folder / name for name in files]
+    try:
+        for path, content in zip(paths, files.values(), strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, Figure):
+                content.savefig(path)
+            else:
+                path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"can't write to {folder}: {error.strerror or error}; set another --out") from None
+    return paths
+
+
+def _column(group: Group) -> AnytimeColumn:
+    five = [run.top5 for run in group.runs if run.top5 is not None]
+    return AnytimeColumn(
+        title=group.label,
+        seeds=group.seeds,
+        top1=np.array([run.top1 for run in group.runs]),
+        top5=np.array(five) if five else None,
+        training_passes=group.runs[0].training_passes,
+        seconds=np.array([run.seconds for run in group.runs]),
+    )
+
+
+def _budgeted(groups: Sequence[Group]) -> list[Budgeted]:
+    shown = []
+    for group in groups:
+        runs = [(run.config.seed, run.curve) for run in group.runs if run.curve is not None]
+        if runs:
+            shown.append(
+                Budgeted(group.label, tuple(seed for seed, _ in runs), tuple(curve for _, curve in runs))
+            )
+    return shown
+
+
+def _accuracy(run: RunResults) -> AccuracyCurves | None:
+    """Validation accuracy of every exit over the rounds, or training accuracy without a validation."""
+    if not run.history:
+        return None
+    validated = all(entry["val"] is not None for entry in run.history)
+    rows = [entry["val" if validated else "train"]["accuracy"] for entry in run.history]
+    rounds = np.array([entry["round"] for entry in run.history])
+    return AccuracyCurves(rounds, np.array(rows), "validation" if validated else "training")
+
+
+def run_folders(groups: Sequence[Group]) -> dict[str, RunResults]:
+    """Every run under the name of its own folder: its label, with the seed where a group has several."""
+    folders: dict[str, RunResults] = {}
+    for group in groups:
+        for run in group.runs:
+            name = group.label if len(group.runs) == 1 else f"{group.label}-seed-{run.config.seed}"
+            name = re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "run"
+            while name in folders:  # labels that differ in a blank or a slash only
+                name += "_"
+            folders[name] = run
+    return folders

@@ -1,0 +1,155 @@
+"""Which of several runs differ in nothing but their seed: those become one column, one line."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raygf.config.fields import to_dict
+from raygf.config.run import RunConfig
+from raygf.errors import ConfigError
+from raygf.evaluation.budgeted import BudgetCurve, budgeted_curve
+from raygf.evaluation.importance import Importance, LearnedWeights, importance_of, learned_weights
+from raygf.evaluation.loading import LoadedRun
+from raygf.evaluation.outputs import TOP
+from raygf.methods.registry import is_step_method
+from raygf.records import History, read_history
+from raygf.storage.run_storage import binding
+
+
+@dataclass(frozen=True, eq=False)
+class RunResults:
+    """One checkpoint, evaluated; n exits.
+
+    ``round``: rounds done. ``run_id``: its tracking run, "" if it was not tracked. ``tensors``: names of the
+    parameter tensors, shallow to deep. ``operations``, ``parameters`` (n,): cumulative up to each exit.
+    ``top1``, ``top5`` (n,): test accuracies, 0–1; ``top5`` None with five classes or fewer. ``curve``: None
+    without validation images to read thresholds off. ``learned``, ``importance``: None for methods without
+    fusion weights.
+    """
+
+    config: RunConfig
+    round: int
+    run_id: str
+    tensors: tuple[str, ...]
+    operations: tuple[int, ...]
+    parameters: tuple[int, ...]
+    top1: tuple[float, ...]
+    top5: tuple[float, ...] | None
+    history: History
+    curve: BudgetCurve | None
+    learned: LearnedWeights | None
+    importance: Importance | None
+
+    @property
+    def training_passes(self) -> int:
+        """Passes over the training images so far, those of the fusion included."""
+        exits = len(self.operations)
+        return self.round * (1 if is_step_method(self.config.method) else exits + 1)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all rounds; NaN if the history lacks some of them."""
+        if [entry["round"] for entry in self.history] != list(range(1, self.round + 1)):
+            return math.nan
+        return float(sum(sum(entry["seconds"].values()) for entry in self.history))
+
+
+def evaluate_run(run: LoadedRun, with_importance: bool = True) -> RunResults:
+    """Measure ``run`` on its test images.
+
+    Raises:
+        RaygfError: the data set lacks test images, or the checkpoint does not fit the network.
+    """
+    costs = run.costs()
+    operations = tuple(cost.operations for cost in costs)
+    test = run.outputs("test")
+    validated = run.dataset.count("val") > 0
+    learned = learned_weights(run)
+    return RunResults(
+        config=run.config,
+        round=run.checkpoint.round,
+        run_id=str(run.checkpoint.meta.get("run_id", "")),
+        tensors=run.bound.space.names,
+        operations=operations,
+        parameters=tuple(cost.parameters for cost in costs),
+        top1=test.top1,
+        top5=test.top5 if run.dataset.spec.classes > TOP else None,
+        history=read_history(run.checkpoint.meta),
+        curve=budgeted_curve(run.outputs("val"), test, operations) if validated else None,
+        learned=learned,
+        importance=importance_of(run, learned) if learned is not None and with_importance else None,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Runs of one configuration, by ascending seed, under one label."""
+
+    label: str
+    runs: tuple[RunResults, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The runs' seeds."""
+        return tuple(run.config.seed for run in self.runs)
+
+
+def group_runs(runs: Sequence[RunResults], labels: Sequence[str] = ()) -> list[Group]:
+    """``runs`` in groups, in the order of each group's first run.
+
+    Runs belong together if they had the same configuration but for the seed, the machines and the names, and
+    are after equally many rounds; a seed that comes twice is a group of its own.
+
+    Args:
+        labels: One for every run, of which a group takes its first run's. By default the method, with the
+            run's name where two groups have the same method.
+
+    Raises:
+        ConfigError: there are not as many labels as runs, or two groups have the same label.
+    """
+    if labels and len(labels) != len(runs):
+        raise ConfigError(f"labels: {len(labels)} given for {len(runs)} checkpoints; give one for each")
+    members: dict[str, list[int]] = {}
+    for index, run in enumerate(runs):
+        key = _key(run)
+        if any(runs[other].config.seed == run.config.seed for other in members.get(key, [])):
+            key = f"{key} {index}"
+        members.setdefault(key, []).append(index)
+    firsts = [indices[0] for indices in members.values()]
+    titles = [labels[first] for first in firsts] if labels else _own_labels([runs[first] for first in firsts])
+    _require_distinct(titles)
+    return [
+        Group(title, tuple(sorted((runs[i] for i in indices), key=lambda run: run.config.seed)))
+        for title, indices in zip(titles, members.values(), strict=True)
+    ]
+
+
+def _key(run: RunResults) -> str:
+    """What runs of one group have in common, as text."""
+    values = {name: value for name, value in binding(to_dict(run.config)).items() if name != "seed"}
+    return json.dumps([run.round, values], sort_keys=True)
+
+
+def _own_labels(runs: Sequence[RunResults]) -> list[str]:
+    methods = Counter(run.config.method for run in runs)
+    named = [run.config.method if methods[run.config.method] == 1 else _full_label(run) for run in runs]
+    counts = Counter(named)
+    return [name if counts[name] == 1 else f"{name} #{i + 1}" for i, name in enumerate(named)]
+
+
+def _full_label(run: RunResults) -> str:
+    return f"{run.config.method} ({run.config.storage.name}, round {run.round})"
+
+
+def _require_distinct(titles: Sequence[str]) -> None:
+    for title, count in Counter(titles).items():
+        if count > 1 or not title.strip():
+            raise ConfigError(
+                f"labels: {title!r} names {count} configurations; give each its own name"
+                if title.strip()
+                else "labels: a label is empty"
+            )

@@ -1,0 +1,174 @@
+"""Do the exits pull apart? Cosines between their expected gradients, and with the update that fuses them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from raygf.fusion.fuse import Fused
+from raygf.records import FusionReport
+from raygf.training.space import Block, FlatSpace, Segments
+
+
+def tensor_gramians(deltas: Sequence[Tensor], space: FlatSpace) -> Tensor:
+    """``⟨Δ_i, Δ_j⟩`` within every parameter tensor: (T, n, n), float64, on the CPU.
+
+    Args:
+        deltas: n vectors Δ_i (P,).
+        space: the flat space that they live in.
+    """
+    return segment_gramians(deltas, Segments("tensor", space))
+
+
+def segment_gramians(deltas: Sequence[Tensor], segments: Segments) -> Tensor:
+    """``⟨Δ_i, Δ_j⟩`` within every segment: (S, n, n), float64, on the CPU.
+
+    Args:
+        deltas: n vectors Δ_i (P,).
+        segments: the S segments.
+    """
+    grams = torch.zeros(segments.count, len(deltas), len(deltas), dtype=torch.float64)
+    for block in segments.blocks:
+        grams[block.first : block.last] += _block_gramians(deltas, block).double().cpu()
+    return grams
+
+
+def shared_cosine(grams: Tensor, owned: Tensor) -> Tensor:
+    """Cosine between every two exits' deltas over the tensors that both own (n, n).
+
+    Args:
+        grams: (T, n, n), from ``tensor_gramians``.
+        owned: mask (n, T), bool.
+
+    A pair without a common tensor, or with a zero delta, gets NaN.
+    """
+    both = (owned[:, None, :] & owned[None, :, :]).to(grams.dtype)  # (n, n, T)
+    dot = torch.einsum("ijt,tij->ij", both, grams)
+    square = torch.einsum("ijt,tii->ij", both, grams)  # ‖Δ_i‖² over what i shares with j
+    return dot / (square * square.T).sqrt()
+
+
+def shared_gramian(grams: Tensor, owned: Tensor) -> Tensor:
+    """``⟨Δ_i, Δ_j⟩`` over the tensors that at least two exits own, each delta 0 where its exit owns nothing.
+
+    Args:
+        grams: (T, n, n), from ``tensor_gramians``.
+        owned: mask (n, T), bool.
+
+    Returns:
+        (n, n), float64.
+    """
+    mask = (owned & (owned.sum(dim=0) > 1)).to(grams.dtype)
+    return torch.einsum("it,jt,tij->ij", mask, mask, grams)
+
+
+def delta_norms(grams: Tensor, owned: Tensor) -> Tensor:
+    """L2 norm of every exit's delta over the tensors that it owns (n,)."""
+    return torch.einsum("it,tii->i", owned.to(grams.dtype), grams).sqrt()
+
+
+def tensor_cosines(grams: Tensor, owned: Tensor) -> Tensor:
+    """Mean cosine of all pairs of exits within each tensor that both own (T,).
+
+    Args:
+        grams: (T, n, n), from ``tensor_gramians``.
+        owned: mask (n, T), bool.
+
+    Pairs with a zero delta are left out; NaN where no pair is left, as where fewer than two own the tensor.
+    """
+    return _pair_cosines(grams, owned).nanmean(dim=1)
+
+
+def share_before(grams: Tensor, owned: Tensor) -> float:
+    """Share of negative cosines (0–1) over all pairs of exits and all tensors that both own; NaN if none.
+
+    The paper (Section 1) calls two gradients in conflict when their cosine is negative.
+
+    Args:
+        grams: (T, n, n), from ``tensor_gramians``.
+        owned: mask (n, T), bool.
+    """
+    return _negative_share(_pair_cosines(grams, owned))
+
+
+def share_after(grams: Tensor, alpha: Tensor, segments: Segments, owned: Tensor) -> float:
+    """Share of (exit, tensor) whose delta has a negative cosine with the fused update (0–1); NaN if none.
+
+    Counted are the tensors that at least two exits own: where one is alone, the update is its own delta.
+    ``⟨Δ_i, Σ_j α_j Δ_j⟩ = Σ_j α_j ⟨Δ_i, Δ_j⟩`` segment by segment, so no vector of length P is needed.
+
+    Args:
+        grams: (S, n, n), from ``segment_gramians``.
+        alpha: fusion weights (n, S).
+        segments: the S segments, none of which reaches over several tensors.
+        owned: mask of the tensors (n, T), bool.
+    """
+    dot = _slot_sums(torch.einsum("js,sij->is", alpha.to(grams.dtype), grams), segments)
+    square = _slot_sums(grams.diagonal(dim1=1, dim2=2).T, segments)
+    counted = owned & (owned.sum(dim=0) > 1) & (square > 0)
+    return _negative_share(dot.masked_fill(~counted, torch.nan))
+
+
+def slot_gramians(grams: Tensor, segments: Segments) -> Tensor:
+    """Gramians per segment (S, n, n) → per tensor (T, n, n)."""
+    return torch.stack([grams[part].sum(dim=0) for part in segments.of_slots])
+
+
+def _block_gramians(deltas: Sequence[Tensor], block: Block) -> Tensor:
+    """The Gramians of one block's parts (parts, n, n)."""
+    rows = torch.stack([delta[block.start : block.stop] for delta in deltas])
+    if block.parts == 1:
+        return (rows @ rows.T).unsqueeze(0)
+    cube = rows.view(len(deltas), block.parts, -1).transpose(0, 1)
+    return torch.bmm(cube, cube.transpose(1, 2))
+
+
+def _pair_cosines(grams: Tensor, owned: Tensor) -> Tensor:
+    """Cosine of every pair i < j in every tensor (T, pairs), NaN where one does not own it or is zero."""
+    first, second = torch.triu_indices(grams.shape[1], grams.shape[2], offset=1)
+    square = grams.diagonal(dim1=1, dim2=2)  # (T, n)
+    cosine = grams[:, first, second] / (square[:, first] * square[:, second]).sqrt()
+    both = (owned[first] & owned[second]).T
+    return cosine.masked_fill(~both, torch.nan)
+
+
+def _slot_sums(values: Tensor, segments: Segments) -> Tensor:
+    """Values per segment (n, S) → their sum over each tensor's segments (n, T)."""
+    return torch.stack([values[:, part].sum(dim=1) for part in segments.of_slots], dim=1)
+
+
+def _negative_share(values: Tensor) -> float:
+    known = values[~values.isnan()]
+    return float((known < 0).double().mean())  # the mean of nothing is NaN
+
+
+class FusionReporter:
+    """Reports on fusions of one network; ``owned`` (n, T): which exit depends on which tensor."""
+
+    def __init__(self, segments: Segments, owned: Tensor) -> None:
+        self._segments = segments
+        self._owned = owned
+        # What the conflict is measured on: never more than one tensor at a time.
+        self._fine = segments if segments.kind == "channel" else Segments("tensor", segments.space)
+
+    def report(self, deltas: Sequence[Tensor], fused: Fused) -> FusionReport:
+        """The report on ``fused``, made of ``deltas``, n vectors (P,)."""
+        alpha, owned = fused.alpha.detach().double(), self._owned
+        per_tensor = self._segments.slot_means(alpha).masked_fill(~owned, torch.nan)
+        shared = owned & (owned.sum(dim=0) > 1)
+        fine_alpha = alpha if alpha.shape[1] == self._fine.count else alpha.expand(-1, self._fine.count)
+        fine_grams = segment_gramians(deltas, self._fine)
+        grams = slot_gramians(fine_grams, self._fine)
+        return FusionReport(
+            weights=per_tensor.numpy(),
+            mean_weight=tuple(per_tensor.masked_fill(~shared, torch.nan).nanmean(dim=1).tolist()),
+            cosine=shared_cosine(grams, owned).numpy(),
+            delta_norm=tuple(delta_norms(grams, owned).tolist()),
+            loss=sum(fused.score.loss),
+            accuracy=fused.score.accuracy,
+            tensor_cosine=tensor_cosines(grams, owned).numpy(),
+            conflict_before=share_before(grams, owned),
+            conflict_after=share_after(fine_grams, fine_alpha, self._fine, owned),
+        )

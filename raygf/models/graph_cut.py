@@ -1,0 +1,430 @@
+"""Where a traced network can be cut: at nodes by name, or at shares of its operations."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, fx, nn
+from torchvision.models.feature_extraction import NodePathTracer
+
+from raygf.config import fields as checks
+from raygf.errors import ConfigError
+from raygf.models.costs import CONVOLUTIONS, measure_costs
+from raygf.models.multi_exit import MultiExitNetwork, evaluating
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One graph and the names of its nodes, in the order of execution."""
+
+    graph: fx.Graph
+    names: dict[fx.Node, str]
+    is_leaf: Callable[[nn.Module, str], bool]
+    """Whether a module, given with its path, is a single node."""
+
+    def find(self, name: str) -> fx.Node | None:
+        """The node ``name``, or the last one of the module ``name``; None: there is neither."""
+        found = None
+        for node, own in self.names.items():
+            if own == name:
+                return node
+            if own.startswith(f"{name}."):
+                found = node
+        return found
+
+    @property
+    def result(self) -> fx.Node | None:
+        """The node that the network returns; None: it returns a structure of several."""
+        [output] = [node for node in self.graph.nodes if node.op == "output"]
+        returned = output.args[0]
+        return returned if isinstance(returned, fx.Node) else None
+
+
+@dataclass(frozen=True)
+class Traces:
+    """The graphs of both modes."""
+
+    train: Trace
+    eval: Trace
+
+
+def trace_modes(network: nn.Module) -> Traces:
+    """What ``network`` does in either mode; it is left as it was.
+
+    Raises:
+        ConfigError: its forward can't be traced, takes more than images, or returns more than logits.
+    """
+    with evaluating(network):
+        in_eval = _trace(network)
+        network.train()
+        return Traces(_trace(network), in_eval)
+
+
+def _trace(network: nn.Module) -> Trace:
+    name = type(network).__name__
+    # Modules of torch.nn and torchvision.ops are one node each, as for torchvision's feature extractors.
+    leaves = [kind for kind in vars(torchvision.ops).values() if _is_module_class(kind)]
+    tracer = NodePathTracer(autowrap_modules=(math, torchvision.ops), leaf_modules=leaves)
+    tracer.proxy_buffer_attributes = True  # else what is computed from buffers alone would become a constant
+    try:
+        graph = tracer.trace(network)
+    except Exception as error:  # the forward is not raygf's, and may raise anything when it is traced
+        cause = (str(error).splitlines() or [""])[0]
+        raise ConfigError(
+            f"exits can't be attached to {name}: tracing it failed: {type(error).__name__}: {cause}"
+        ) from error
+    trace = Trace(graph, dict(tracer.node_to_qualname), tracer.is_leaf_module)
+    if len([node for node in graph.nodes if node.op == "placeholder"]) != 1:
+        raise ConfigError(f"exits can't be attached to {name}: its forward must take images and nothing else")
+    if trace.result is None:
+        raise ConfigError(
+            f"exits can't be attached to {name}: it must return one tensor of logits "
+            "(build it without auxiliary classifiers)"
+        )
+    return trace
+
+
+def _is_module_class(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, nn.Module)
+
+
+def run_nodes(network: nn.Module, trace: Trace, images: Tensor) -> dict[fx.Node, torch.Size | None]:
+    """The shape of what every node gives for ``images`` (B, C, H, W); None: no tensor of floats."""
+    recorder = _Recorder(network, graph=trace.graph)
+    with evaluating(network):
+        recorder.run(images)
+    return recorder.shapes
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(network, graph=graph)
+        self.shapes: dict[fx.Node, torch.Size | None] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        floats = isinstance(result, Tensor) and result.is_floating_point()
+        self.shapes[n] = result.shape if floats else None
+        return result
+
+
+class GraphStage(nn.Module):
+    """A stretch of a traced network; its modules and parameters keep their paths.
+
+    The state that it takes and returns is one tensor, or a tuple of what later stages need, the tensor at the
+    cut first. The training and the evaluation graph share the modules; ``self.training`` tells which runs.
+
+    Args:
+        network: Whose modules the graphs call. They are taken over, not copied.
+        train: The stretch in training mode: one placeholder, one output.
+        eval: The same stretch in evaluation mode.
+    """
+
+    def __init__(self, network: nn.Module, train: fx.Graph, eval: fx.Graph) -> None:
+        super().__init__()
+        for node in (*train.nodes, *eval.nodes):
+            if node.op in ("call_module", "get_attr"):
+                _adopt(self, network, node.target)
+        self._forwards = {True: _compile(network, train), False: _compile(network, eval)}
+
+    def forward(self, state: Any) -> Any:
+        """The state after the stage before (images (B, C, H, W) at first) to the state after this one."""
+        for module in self.modules():
+            if isinstance(module, Holder):
+                module()
+        return self._forwards[self.training](self, state)
+
+
+class Holder(nn.Module):
+    """In place of a traced module: keeps its parameters and parts at their paths.
+
+    The stage calls it, so that forward hooks, such as those that count parameters, see whose they are.
+    """
+
+    def forward(self) -> None:
+        """Does nothing: the stage reads the parameters itself."""
+
+
+class OnFirst(nn.Module):
+    """``head`` for a state that may have several parts: it gets the first one, the tensor at the cut."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, state: Tensor | Sequence[Tensor]) -> Tensor:
+        """Logits (B, classes)."""
+        logits: Tensor = self.head(state if isinstance(state, Tensor) else state[0])
+        return logits
+
+
+def split_network(
+    network: nn.Module, traces: Traces, cuts: Sequence[str], heads: Sequence[nn.Module]
+) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The stages and heads of ``network`` cut after the nodes ``cuts``; the last head hands the output on.
+
+    Args:
+        network: The network; its modules are taken over.
+        traces: What it does.
+        cuts: Names of nodes that both traces have, in the order of execution.
+        heads: One for every cut, from the tensor there to logits (B, classes).
+    """
+    train, train_parts = _cut(traces.train, cuts)
+    eval, eval_parts = _cut(traces.eval, cuts)
+    stages = [GraphStage(network, *graphs) for graphs in zip(train, eval, strict=True)]
+    parts = [max(counts) for counts in zip(train_parts, eval_parts, strict=True)]
+    ends = [head if count == 1 else OnFirst(head) for head, count in zip(heads, parts, strict=True)]
+    return [*stages], [*ends, nn.Identity()]
+
+
+def live_after(trace: Trace, cut: fx.Node) -> list[fx.Node]:
+    """What must be handed on at ``cut``: its own value first, then whatever else later nodes read."""
+    order = {node: place for place, node in enumerate(trace.graph.nodes)}
+    others = [
+        node
+        for node in order
+        if node.op != "get_attr"
+        and order[node] < order[cut]
+        and any(order[user] > order[cut] for user in node.users)
+    ]
+    return [cut, *others]
+
+
+def _cut(trace: Trace, cuts: Sequence[str]) -> tuple[list[fx.Graph], list[int]]:
+    """The graph of every stage, and of how many parts the state after each but the last consists."""
+    nodes = list(trace.graph.nodes)
+    graphs, parts = [], []
+    incoming = [node for node in nodes if node.op == "placeholder"]
+    begin = 0
+    for name in cuts:
+        cut = trace.find(name)
+        assert cut is not None, name
+        outgoing = live_after(trace, cut)
+        end = nodes.index(cut) + 1
+        graphs.append(_stretch(nodes[begin:end], incoming, outgoing))
+        parts.append(len(outgoing))
+        begin, incoming = end, outgoing
+    assert trace.result is not None
+    graphs.append(_stretch(nodes[begin:], incoming, [trace.result]))
+    return graphs, parts
+
+
+def _stretch(nodes: Sequence[fx.Node], incoming: Sequence[fx.Node], outgoing: Sequence[fx.Node]) -> fx.Graph:
+    """``nodes`` as a graph of their own, from the values ``incoming`` to ``outgoing``."""
+    graph = fx.Graph()
+    state = graph.placeholder("state")
+    here: dict[fx.Node, fx.Node] = {incoming[0]: state}
+    if len(incoming) > 1:
+        here = {
+            node: graph.call_function(operator.getitem, (state, part)) for part, node in enumerate(incoming)
+        }
+
+    def copied(node: fx.Node) -> fx.Node:
+        if node not in here:  # a parameter or buffer: every stage fetches it itself
+            here[node] = graph.node_copy(node)
+        return here[node]
+
+    for node in nodes:
+        if node.op not in ("placeholder", "get_attr", "output"):
+            here[node] = graph.node_copy(node, copied)
+            if node.kwargs.get("inplace") is True and any(source in incoming for source in node.args):
+                here[node].update_kwarg("inplace", False)  # the head has read this tensor
+    ends = tuple(copied(node) for node in outgoing)
+    graph.output(ends[0] if len(ends) == 1 else ends)
+    return graph
+
+
+def _adopt(stage: nn.Module, network: nn.Module, target: str) -> None:
+    """Put what ``network`` has at the path ``target`` at the same path of ``stage``."""
+    *path, name = target.split(".")
+    source = network.get_submodule(".".join(path))
+    place = stage
+    for part in path:
+        if part not in place._modules:
+            place.add_module(part, Holder())
+        place = place.get_submodule(part)
+    value = getattr(source, name)
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        saved = name in source._buffers and name not in source._non_persistent_buffers_set
+        place.register_buffer(name, value, persistent=saved)
+    else:
+        setattr(place, name, value)
+
+
+def _compile(network: nn.Module, graph: fx.Graph) -> Callable[[nn.Module, Any], Any]:
+    """``graph`` as a function of the module that holds its modules, and the state."""
+    function: Callable[[nn.Module, Any], Any] = type(fx.GraphModule(network, graph)).forward
+    return function
+
+
+Shapes = dict[fx.Node, torch.Size | None]
+
+NORMALISATIONS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+@dataclass(frozen=True)
+class CutPoint:
+    """A block's end, and the share of the network's operations that is done there."""
+
+    name: str
+    share: float
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.share:.3f})"
+
+
+def find_cuts(
+    network: nn.Module, traces: Traces, at: Sequence[float | str], images: Tensor, shapes: Shapes
+) -> tuple[str, ...]:
+    """The names of the nodes (or of the modules that end there) that ``at`` means, shallow to deep.
+
+    Args:
+        network: The traced network.
+        traces: What it does.
+        at: Shares of the network's operations in (0, 1), meaning the first end of a block that reaches the
+            share; or names of nodes or modules.
+        images: Examples (B, C, H, W).
+        shapes: What every node of the evaluation graph gives for them.
+
+    Raises:
+        ConfigError: a name is unknown or gives no features, a share is out of range, or two places are one.
+    """
+    if not at or isinstance(at, str):
+        raise checks.refuse("at", at, "a list of shares of the operations and names of nodes")
+    points: list[CutPoint] = []
+    if any(not isinstance(place, str) for place in at):
+        points = list_cut_points(network, traces, images, shapes)
+    names = [
+        _check_name(network, traces, place, shapes) if isinstance(place, str) else _reach(points, place)
+        for place in at
+    ]
+    order = list(traces.eval.graph.nodes)
+    places = sorted(
+        (order.index(traces.eval.find(name)), name, str(wish)) for name, wish in zip(names, at, strict=True)
+    )
+    for (place, name, wish), (next_place, _, next_wish) in itertools.pairwise(places):
+        if place == next_place:
+            same = f"{wish} and {next_wish} are the same place, {name}"
+            raise ConfigError(f"at = {list(at)!r}: {same}{_nearby(points, name)}")
+    return tuple(name for _, name, _ in places)
+
+
+def list_cut_points(network: nn.Module, traces: Traces, images: Tensor, shapes: Shapes) -> list[CutPoint]:
+    """Every end of a block that is a good place for an exit, shallow to deep.
+
+    That is where a single tensor of features is handed on, and neither normalisation nor activation still has
+    to follow. Operations are those of ``raygf.models.costs``.
+    """
+    names = list(_block_ends(network, traces, shapes))
+    probes = [nn.Identity() for _ in names]
+    costs = measure_costs(MultiExitNetwork(*split_network(network, traces, names, probes)), images)
+    total = costs[-1].operations
+    return [CutPoint(name, cost.operations / total) for name, cost in zip(names, costs, strict=False)]
+
+
+def _block_ends(network: nn.Module, traces: Traces, shapes: Shapes) -> Iterator[str]:
+    """Names of the blocks whose ends are good places, in the order of execution."""
+    blocks = {traces.eval.find(path): path for path in _block_paths(network, traces.eval)}
+    for node in traces.eval.graph.nodes:
+        if node not in blocks or not _is_good_place(network, traces.eval, node, shapes):
+            continue
+        if traces.train.find(blocks[node]) is not None:
+            yield blocks[node]
+
+
+def _block_paths(network: nn.Module, trace: Trace) -> Iterator[str]:
+    """Paths of the network's direct parts, and of the items of lists that are in no other list's item.
+
+    Lists in lists count as one. A part that encloses what ends with it comes before it.
+    """
+    for name, part in network.named_children():
+        yield name
+        yield from _list_items(part, name, trace, inside=False)
+
+
+def _list_items(module: nn.Module, path: str, trace: Trace, inside: bool) -> Iterator[str]:
+    is_row = isinstance(module, nn.Sequential) and not trace.is_leaf(module, path)
+    is_list = is_row or isinstance(module, nn.ModuleList)
+    if inside and not is_list:
+        yield path
+        return
+    for name, part in module.named_children():
+        yield from _list_items(part, f"{path}.{name}", trace, inside=is_list)
+
+
+def _is_good_place(network: nn.Module, trace: Trace, node: fx.Node, shapes: Shapes) -> bool:
+    shape = shapes[node]
+    if shape is None or len(shape) < 3 or node is trace.result or len(live_after(trace, node)) > 1:
+        return False
+    if not isinstance(_module_of(network, node), (*CONVOLUTIONS, *NORMALISATIONS, nn.Linear)):
+        return True
+    readers = [_module_of(network, user) for user in node.users]
+    return not any(isinstance(reader, NORMALISATIONS) or _is_activation(reader) for reader in readers)
+
+
+def _module_of(network: nn.Module, node: fx.Node) -> nn.Module | None:
+    """The module that ``node`` calls, if it does."""
+    called = node.op == "call_module" and isinstance(node.target, str)
+    return network.get_submodule(str(node.target)) if called else None
+
+
+def _is_activation(module: nn.Module | None) -> bool:
+    return type(module).__module__ == nn.ReLU.__module__
+
+
+def _reach(points: Sequence[CutPoint], share: float) -> str:
+    """The first of ``points`` that reaches ``share``."""
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+        allowed = "a share of the operations above 0 and below 1, or the name of a node"
+        raise checks.refuse("at", share, allowed)
+    if not points:
+        raise checks.refuse("at", share, "the name of a node: this network has no blocks to count by")
+    for point in points:
+        if point.share >= share:
+            return point.name
+    raise checks.refuse("at", share, f"at most the share of the last place to cut, {points[-1]}")
+
+
+def _check_name(network: nn.Module, traces: Traces, name: str, shapes: Shapes) -> str:
+    """``name``, if features can be taken there in both modes."""
+    node = traces.eval.find(name)
+    if node is None or traces.train.find(name) is None:
+        close = difflib.get_close_matches(name, _all_names(traces), n=4, cutoff=0.3)
+        raise checks.refuse(
+            "at", name, f"a node of {type(network).__name__}; close matches: {', '.join(close) or 'none'}"
+        )
+    shape = shapes[node]
+    if node.op == "placeholder" or shape is None or not 2 <= len(shape) <= 4:
+        raise checks.refuse("at", name, "a node that gives features: a tensor of 2 to 4 dimensions")
+    if node is traces.eval.result:
+        raise checks.refuse("at", name, "a node before the network's own output")
+    return name
+
+
+def _all_names(traces: Traces) -> list[str]:
+    """Every name that both modes know: nodes, and the modules around them."""
+    known = dict.fromkeys(
+        ".".join(parts[:length])
+        for name in traces.eval.names.values()
+        for parts in [name.split(".")]
+        for length in range(1, len(parts) + 1)
+    )
+    return [name for name in known if traces.train.find(name) is not None]
+
+
+def _nearby(points: list[CutPoint], name: str) -> str:
+    """The cut points next to ``name``, for a message."""
+    names = [point.name for point in points]
+    if name not in names:
+        return ""
+    here = names.index(name)
+    nearby = points[max(0, here - 1) : here] + points[here + 1 : here + 3]
+    return f" (nearby: {', '.join(map(str, nearby))})" if nearby else ""

@@ -1,0 +1,170 @@
+"""What Ray's errors mean: which kind of failure, on which node, for what cause."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import ray
+from ray.exceptions import (
+    ActorUnavailableError,
+    GetTimeoutError,
+    ObjectStoreFullError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
+
+from raygf.compute import is_out_of_memory, memory_cause
+from raygf.errors import RaygfError
+
+FIRST_DEADLINE_S = 14400.0
+"""For a training of which no like has ended yet: four hours."""
+_FACTOR = 5.0
+_FLOOR_S = 60.0
+
+
+class Failure(Enum):
+    """Why a training, or the driver, did not come back."""
+
+    LOST = "lost"  # the actor, its node or its result is gone
+    STUCK = "stuck"  # no result before the deadline
+    MEMORY = "memory"  # killed for memory: the same training would end the same way
+    RAISED = "raised"  # the training itself raised: likewise
+
+
+class Action(Enum):
+    """What to do about it."""
+
+    RETRY = "retry"
+    STOP = "stop"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One failure, and the id of the node that it happened on; empty where there was none yet."""
+
+    failure: Failure
+    node: str = ""
+
+
+def decide(failure: Failure, failures: int, max_failures: int) -> Action:
+    """Retry what bad luck took, stop on what would happen again.
+
+    For exits: ``failures`` of a round so far. For the driver: since the last round that it finished.
+
+    Args:
+        failure: this failure.
+        failures: how many there were, this one included; see ``count``.
+        max_failures: how many are retried.
+    """
+    if failure in (Failure.MEMORY, Failure.RAISED) or failures > max_failures:
+        return Action.STOP
+    return Action.RETRY
+
+
+def count(losses: Sequence[Loss], dead: Collection[str]) -> int:
+    """How many failures ``losses`` are: all that one of the ``dead`` nodes took with it count as one."""
+    nodes = {loss.node for loss in losses if loss.node in dead}
+    return len(nodes) + sum(loss.node not in dead for loss in losses)
+
+
+def deadline_s(slowest_s: float | None, limit_s: float | None) -> float:
+    """Seconds after which a training counts as stuck.
+
+    Args:
+        slowest_s: the longest training so far; None if none has ended yet.
+        limit_s: what the user has set, which holds alone; None: five times the slowest, at least a minute.
+    """
+    if limit_s is not None:
+        return limit_s
+    if slowest_s is None:
+        return FIRST_DEADLINE_S
+    return max(_FLOOR_S, _FACTOR * slowest_s)
+
+
+_NODE = re.compile(r"because its node has died\. Node Id: (\w+)")
+_WHY = re.compile(r"because (its \w+ process has died|its node has died|[^.]*)")
+_SILENT = re.compile(r"RPC error: (.*?) rpc_code")
+_DETAIL = re.compile(r"Worker exit detail: ([^.]*\.[^.]*)")
+_USED = re.compile(r"Memory on the node .*?\) was ([^(\n]+?limit)")
+_OWN = re.compile(r"pid=(\d+), actual memory used=([\d.]+ ?\w+)")
+
+
+def fetch(ref: Any, limit: float) -> Any:
+    """The value of ``ref``, waited for ``limit`` seconds at most.
+
+    Raises:
+        RaygfError: the remote code raised it on purpose; it comes back as itself, not wrapped by Ray.
+        RayError: in one of its forms: the wait ran out, the process was lost, another error in the code.
+    """
+    try:
+        return ray.get(ref, timeout=limit)
+    except RayTaskError as error:
+        if isinstance(error.cause, RaygfError):
+            raise error.cause from None
+        raise
+
+
+def failure_of(error: RayError) -> Failure:
+    """Which kind of failure ``error`` is."""
+    if isinstance(error, OutOfMemoryError | ObjectStoreFullError):
+        return Failure.MEMORY
+    if isinstance(error, GetTimeoutError):
+        return Failure.STUCK
+    if _unborn(error):
+        return Failure.RAISED
+    if not isinstance(error, RayTaskError):
+        return Failure.LOST
+    return Failure.MEMORY if is_out_of_memory(error.cause) else Failure.RAISED
+
+
+def cause_of(error: RayError, known: str = "") -> str:
+    """``error`` in one line for people; ``known`` sizes are told where memory ran out and it names none."""
+    text = str(error)
+    if isinstance(error, OutOfMemoryError):
+        return f"OutOfMemoryError: Ray ended it because the node ran low on memory{_amounts(text)}"
+    if failure_of(error) is Failure.MEMORY:
+        return memory_cause(error.cause if isinstance(error, RayTaskError) else error, known)
+    if isinstance(error, ActorUnavailableError):
+        why = _SILENT.search(text)
+        return f"ActorUnavailableError: it does not answer{f' ({why[1]})' if why else ''}"
+    inner = error.cause if isinstance(error, RayTaskError) else error
+    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
+    if _unborn(error):
+        return lines[-1]  # of the traceback of its constructor
+    if why := _WHY.search(text):
+        detail = _DETAIL.search(text)
+        return f"{type(inner).__name__}: {why[1]}{f' ({detail[1].strip()})' if detail else ''}"
+    return f"{type(inner).__name__}: {lines[0] if lines else ''}".rstrip(": ")
+
+
+def node_of(error: RayError) -> str:
+    """The id of the node that ``error`` says has died; empty if it does not say that."""
+    found = _NODE.search(str(error))
+    return found[1] if found else ""
+
+
+def dead_nodes() -> set[str]:
+    """The ids of the nodes that the cluster has lost."""
+    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
+
+
+def _unborn(error: RayError) -> bool:
+    """Whether an actor's own constructor has failed, or what it is made of can't be imported."""
+    return isinstance(error, RayActorError) and error.actor_init_failed
+
+
+def _amounts(text: str) -> str:
+    """``: 5.45GB used / 23.54GB limit on it, 0.81GB by pid 17411``, as far as Ray says so.
+
+    It may end several processes at once, and names all of them.
+    """
+    used = _USED.search(text)
+    parts = [f"{used[1]} on it"] if used else []
+    parts += [f"{size} by pid {pid}" for pid, size in _OWN.findall(text)]
+    return f": {', '.join(parts)}" if parts else ""

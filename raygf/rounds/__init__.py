@@ -1,0 +1,1 @@
+"""The round loop, and what makes one round: independent exits and their fusion, or one joint epoch."""

@@ -1,0 +1,261 @@
+"""The round loop: train, evaluate, checkpoint, and yield one record a round."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+
+from raygf.compute import make_repeatable, naming_out_of_memory, resolve_compute, torch_threads
+from raygf.config.fields import to_dict
+from raygf.config.run import RunConfig
+from raygf.data.base import Dataset
+from raygf.data.load import load_data
+from raygf.errors import CheckpointError, ConfigError, NonFiniteError
+from raygf.evaluation.outputs import evaluate
+from raygf.methods.registry import check_method, is_step_method
+from raygf.models.build import build_model
+from raygf.models.costs import measure_costs
+from raygf.records import (
+    KEPT,
+    ExitScore,
+    HistoryLog,
+    Notify,
+    RoundRecord,
+    RunEnd,
+    RunStart,
+    ignore,
+    kept_records,
+    read_history,
+    recent_records,
+    to_history,
+)
+from raygf.rounds.base import RoundMethod, RoundOutcome, require_finite, skip_or_raise, skipped
+from raygf.rounds.delta import DeltaRound
+from raygf.rounds.step import StepRound
+from raygf.storage.checkpoint import Checkpoint
+from raygf.storage.folder import OpenFolder, RunFolder
+from raygf.storage.lock import Owner
+from raygf.storage.run_storage import RunStorage
+from raygf.training.exit_trainer import Executor
+from raygf.training.losses import decay_factor, loss_coefficients
+from raygf.training.network import BoundNetwork, NetworkState, check_restored
+from raygf.training.peers import ALONE, Peers
+from raygf.training.space import find_ownership
+
+MakeExecutor = Callable[[RunConfig, Dataset, int], Executor]
+"""Builds the executor from the run, its data and the number of exits."""
+
+
+class Driver:
+    """One run. Call ``prepare``, exhaust ``rounds``, then ``end`` and ``close``.
+
+    With ``peers``, each of them has a driver of its own; only the first one touches the storage, evaluates
+    and has whole records, and ``end`` is for it alone.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        make_executor: MakeExecutor,
+        peers: Peers = ALONE,
+        *,
+        owner: Owner | None = None,
+        notify: Notify = ignore,
+        open_folder: OpenFolder = RunFolder,
+    ) -> None:
+        """
+        Args:
+            owner: the job that this driver is one of; by default one of its own.
+            say: told at once, in one line, of trouble that is being dealt with.
+            open_folder: makes the folder that the checkpoints are in.
+
+        Raises:
+            StorageError: there is no such kind of storage.
+        """
+        self._config = config
+        self._make_executor = make_executor
+        self._peers = peers
+        self._storage = RunStorage(config, owner or Owner.new(), notify, open_folder)
+        self._state: NetworkState
+        self._round = 0
+        self._path = ""
+        self._history = HistoryLog()
+        self._recent: deque[RoundRecord] = deque(maxlen=KEPT)
+
+    def prepare(self) -> RunStart:
+        """Load data, build the network, restore the newest checkpoint: all that can fail before training.
+
+        Raises:
+            UserError: in one of its forms, naming what is wrong.
+        """
+        config = self._config
+        check_method(config.method)
+        with torch_threads(config.resources.driver_cpus), self._memory("while it loaded data and network"):
+            checkpoint, notes = self._peers.from_first(self._storage.open)
+            compute = resolve_compute(config.compute)
+            make_repeatable(compute)
+            self._dataset = load_data(config.data, config.seed)
+            network = build_model(config.model, self._dataset.spec, config.seed)
+            self._bound = BoundNetwork(network, compute, self._peers)
+            self._batches = self._dataset.open(compute, config.batch_size, config.eval_batch_size)
+            self._method = self._make_method()
+            self._restore(checkpoint)
+        return self._start(checkpoint, notes)
+
+    def rounds(self, run_id: str) -> Iterator[RoundRecord]:
+        """Train the rounds that are left, yielding a record after each one's checkpoint.
+
+        Args:
+            run_id: the tracking run, stored in the checkpoints.
+
+        Raises:
+            NonFiniteError: a round diverged and is not to be skipped, or too many in a row were.
+            ExitFailed, StorageLost, MemoryExhausted, RunFailed: a round could not be done; the last
+                checkpoint stands.
+        """
+        last = min(self._config.rounds, self._config.stop_after or self._config.rounds)
+        while self._round < last:
+            round = self._round + 1
+            with torch_threads(self._config.resources.driver_cpus), self._memory(f"in round {round}"):
+                record = self._one_round(round, run_id)
+            yield record
+
+    def end(self) -> RunEnd:
+        """Evaluate the test images with the network as it is now."""
+        with torch_threads(self._config.resources.driver_cpus), self._memory("while it tested"):
+            self._bound.load(self._state)
+            test = evaluate(self._bound, self._batches.evaluate("test"))
+        passes = self._round * self._method.passes
+        finished = self._round >= self._config.rounds
+        return RunEnd(self._round, passes, test, self._state.sha256(), self._path, finished)
+
+    def close(self) -> None:
+        """End the executor and give the run's folder back."""
+        try:
+            if hasattr(self, "_method"):
+                self._method.close()
+        finally:
+            self._storage.close()
+
+    def abandon(self) -> None:
+        """Give the run's folder back from another thread, because this process is about to be ended."""
+        self._storage.close()
+
+    def _one_round(self, round: int, run_id: str) -> RoundRecord:
+        outcome = self._attempt(round)
+        started = time.perf_counter()
+        val = None
+        if self._peers.first and self._dataset.count("val"):
+            self._bound.load(outcome.state)
+            val = evaluate(self._bound, self._batches.evaluate("val"))
+        evaluated = time.perf_counter()
+        record = self._record(round, outcome, val, evaluated - started)
+        if self._peers.first:
+            notes = self._save(record, outcome.state, run_id)
+            record = replace(record, notes=(*record.notes, *notes))
+        self._state, self._round, self._path = outcome.state, round, record.checkpoint
+        seconds = {**record.seconds, "checkpoint": time.perf_counter() - evaluated}
+        record = replace(record, seconds=seconds)
+        self._history.append(to_history(record))
+        self._recent.append(record)
+        return record
+
+    def _attempt(self, round: int) -> RoundOutcome:
+        """Train the round; if it diverges and may be skipped, the outcome is where it started from."""
+        before = {} if self._config.on_divergence == "stop" else self._method.arrays()
+        started = time.perf_counter()
+        try:
+            outcome = self._method.run(self._state, round)
+            require_finite(outcome.state, self._bound.space, round)
+            return outcome
+        except NonFiniteError as error:
+            note = skip_or_raise(error, round, self._config, self._history.skipped)
+        self._method.restore(before)
+        return skipped(self._state, self._exits, time.perf_counter() - started, note)
+
+    def _record(
+        self, round: int, outcome: RoundOutcome, val: ExitScore | None, evaluate_s: float
+    ) -> RoundRecord:
+        config = self._config
+        factor = decay_factor(round, config.rounds, config.optim)
+        return RoundRecord(
+            round=round,
+            rounds=config.rounds,
+            training_passes=round * self._method.passes,
+            lr=config.optim.lr * factor,
+            fusion_lr=config.fusion.lr * factor,
+            train=outcome.train,
+            val=val,
+            seconds={**outcome.seconds, "evaluate": evaluate_s},
+            checkpoint=self._storage.path(round),
+            fusion=outcome.fusion,
+            notes=outcome.notes,
+            skipped=outcome.skipped,
+        )
+
+    def _make_method(self) -> RoundMethod:
+        config, bound = self._config, self._bound
+        example = self._dataset.spec.blank(2, bound.compute.device)
+        owned = find_ownership(bound.network, example, bound.space)
+        self._exits = owned.shape[0]
+        try:
+            loss_coefficients(1, config.rounds, self._exits, config.loss)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        if is_step_method(config.method):
+            return StepRound(config, bound, self._batches, owned)
+        executor = self._make_executor(config, self._dataset, self._exits)
+        return DeltaRound(config, bound, self._batches, executor, owned)
+
+    def _restore(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is None:
+            self._state = self._bound.state()
+            return
+        check_restored(self._bound, checkpoint.network)
+        try:
+            self._method.restore(checkpoint.method)
+        except KeyError as error:
+            raise CheckpointError(f"the checkpoint lacks the method's array {error}") from None
+        self._history = HistoryLog(read_history(checkpoint.meta))
+        for record in recent_records(checkpoint.meta.get("records")):
+            self._recent.append(replace(record, checkpoint=self._storage.path(record.round)))
+        self._state, self._round = checkpoint.network, checkpoint.round
+        self._path = self._storage.path(checkpoint.round)
+
+    def _save(self, record: RoundRecord, state: NetworkState, run_id: str) -> tuple[str, ...]:
+        """Write the checkpoint of ``record``'s round; it can't yet know how long its own writing takes."""
+        meta = {
+            "config": to_dict(self._config),
+            "run_id": run_id,
+            "tensors": list(self._bound.space.names),
+            "input": asdict(self._dataset.spec),
+            "history": self._history.followed_by(to_history(record)),
+            "records": kept_records([*self._recent, record]),
+        }
+        return self._storage.save(Checkpoint(record.round, state, self._method.arrays(), meta))
+
+    def _start(self, checkpoint: Checkpoint | None, notes: tuple[str, ...]) -> RunStart:
+        dataset, compute = self._dataset, self._bound.compute
+        costs = measure_costs(self._bound.network, dataset.spec)
+        return RunStart(
+            round=self._round,
+            classes=dataset.spec.classes,
+            train_images=dataset.count("train"),
+            val_images=dataset.count("val"),
+            test_images=dataset.count("test"),
+            parameters=tuple(cost.parameters for cost in costs),
+            operations=tuple(cost.operations for cost in costs),
+            tensors=self._bound.space.names,
+            setting=f"{compute.device} {compute.precision} {compute.memory_format.replace('_', '-')}",
+            run_id="" if checkpoint is None else str(checkpoint.meta.get("run_id", "")),
+            notes=notes,
+            recent=tuple(self._recent),
+        )
+
+    def _memory(self, doing: str) -> AbstractContextManager[None]:
+        """Lack of memory inside names the driver and what it was ``doing``."""
+        known = f"batches of {self._config.batch_size} images, {self._config.eval_batch_size} in evaluation"
+        return naming_out_of_memory(f"the driver, {doing},", known)

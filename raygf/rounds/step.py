@@ -1,0 +1,103 @@
+"""A round of a within-step method: one epoch of the whole network, by one worker or several together."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+
+import torch
+from torch import Tensor
+
+from raygf.compute import seeded_globals
+from raygf.config.run import RunConfig
+from raygf.data.base import BatchSource
+from raygf.errors import RunFailed
+from raygf.methods.base import Setting
+from raygf.methods.registry import make_step_method
+from raygf.rounds.base import RoundOutcome
+from raygf.training.losses import decay_factor, loss_coefficients, make_losses
+from raygf.training.network import Arrays, BoundNetwork, NetworkState, to_numpy
+from raygf.training.peers import average_buffers
+from raygf.training.sgd import FlatSGD, train_epoch
+
+
+class StepRound:
+    """Trains with the configured method, momentum running on from round to round as in ordinary SGD.
+
+    Where ``bound`` has peers, every worker makes a round of its own share of each batch, with the same
+    update. BatchNorm normalises each share by itself, as in PyTorch's DistributedDataParallel; its running
+    statistics are averaged over the workers at the end of the round.
+    """
+
+    passes = 1
+
+    def __init__(self, config: RunConfig, bound: BoundNetwork, batches: BatchSource, owned: Tensor) -> None:
+        """``owned`` (n, T): which exit depends on which tensor.
+
+        Raises:
+            ConfigError: the method can't be used here.
+        """
+        self._config = config
+        self._bound = bound
+        self._batches = batches
+        self._setting = Setting(config.methods, bound.network, owned, bound.space)
+        self._losses = make_losses(config.loss)
+        make_step_method(config.method, self._setting).close()  # refuses early what can't be used
+        self._momentum: Tensor | None = None
+
+    def run(self, state: NetworkState, round: int) -> RoundOutcome:
+        """See ``RoundMethod.run``.
+
+        Raises:
+            RunFailed: the workers' weights are no longer the same.
+        """
+        config, bound, started = self._config, self._bound, time.perf_counter()
+        coefficients = torch.tensor(
+            loss_coefficients(round, config.rounds, len(self._setting.owned), config.loss),
+            device=bound.compute.device,
+        )
+        method = make_step_method(config.method, self._setting)
+        with seeded_globals(config.seed, *_stream(round, bound.peers.rank)):
+            bound.load(state)
+            optimizer = FlatSGD(
+                bound, config.optim, config.optim.lr * decay_factor(round, config.rounds, config.optim)
+            )
+            if self._momentum is not None:
+                optimizer.momentum = self._momentum
+            with closing(method):
+                result = train_epoch(
+                    bound,
+                    optimizer,
+                    self._batches.train(config.seed, "step", round),
+                    lambda losses: method.backward(losses * coefficients, bound),
+                    where=f"{config.method}, round {round}",
+                    losses_of=self._losses,
+                )
+        self._momentum = optimizer.momentum
+        average_buffers(list(bound.network.buffers()), bound.peers)
+        if not bound.peers.same(bound.vector):
+            raise RunFailed(
+                f"{config.method}, round {round}: the workers' weights have come apart: run them on machines "
+                "of one kind, and let a method of your own add up gradients with bound.peers.sum_; the last "
+                "checkpoint stands"
+            )
+        return RoundOutcome(bound.state(), result.score, {"train": time.perf_counter() - started})
+
+    def arrays(self) -> Arrays:
+        """The momentum (P,)."""
+        return {} if self._momentum is None else {"momentum": to_numpy(self._momentum)}
+
+    def restore(self, arrays: Arrays) -> None:
+        """See ``RoundMethod.restore``."""
+        momentum = arrays.get("momentum")
+        if momentum is not None:
+            self._bound.check_vector("momenta", momentum)
+        self._momentum = None if momentum is None else self._bound.tensor(momentum)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def _stream(round: int, rank: int) -> tuple[str | int, ...]:
+    """The random stream of a worker, for dropout: the first one's is that of a run without others."""
+    return ("step", round) if rank == 0 else ("step", round, "worker", rank)

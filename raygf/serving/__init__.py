@@ -1,0 +1,1 @@
+"""A trained network that stops early: in Python, in files, and behind MLflow."""

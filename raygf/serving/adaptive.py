@@ -1,0 +1,238 @@
+"""A trained multi-exit network that stops where it is sure enough, image by image.
+
+The batch shrinks at every exit: only the images that are still undecided go on to the next stage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from raygf.compute import Compute
+from raygf.data.base import ChannelStatistics, InputSpec, Normaliser
+from raygf.errors import ConfigError, DataError
+from raygf.evaluation.budgeted import ThresholdTable, calibrate
+from raygf.evaluation.loading import LoadedRun
+from raygf.evaluation.outputs import read_logits
+from raygf.models.msdnet import MSDNet
+from raygf.models.msdnet_lazy import lazy_stages
+from raygf.training.network import as_tensor
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """What goes in and what comes out: images, how they are normalised, the names of the classes."""
+
+    input: InputSpec
+    statistics: ChannelStatistics
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """For N images: ``label`` (N,), the class, from 0; ``probability`` (N,) that its exit gives it, 0–1;
+    ``exit`` (N,), where the image left, from 0; ``operations`` (N,) spent on it."""
+
+    label: NDArray[np.int64]
+    probability: NDArray[np.float64]
+    exit: NDArray[np.int64]
+    operations: NDArray[np.int64]
+
+
+class AdaptiveClassifier:
+    """A trained network, what an answer of each exit costs, and thresholds by budget.
+
+    Args:
+        network: With ``stages`` and ``heads`` as ``MultiExitNetwork`` has them, on the compute's device. The
+            state between stages: tensors whose rows are images, in tuples or lists.
+        task: Its images and classes.
+        operations: (n,) up to each exit, for one image.
+        table: Thresholds by cost; None: ``predict`` takes thresholds only.
+        compute: Device, precision and layout; the same as those of the evaluation gives the same exits.
+        batch_size: Images that go through the first stage together.
+
+    Raises:
+        ConfigError: the network has no stages and heads, or not as many as there are costs.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        task: ImageTask,
+        operations: Sequence[int],
+        table: ThresholdTable | None,
+        compute: Compute,
+        batch_size: int = 256,
+    ) -> None:
+        stages, self._heads = stages_and_heads(network)
+        lazy = lazy_stages(network) if isinstance(network, MSDNet) else stages
+        self._stages: list[Callable[[Any], Any]] = [*lazy]
+        if len(operations) != len(self._stages):
+            raise ConfigError(f"{len(operations)} costs for a network of {len(self._stages)} exits")
+        self.network, self.task, self.table, self.compute = network, task, table, compute
+        self.operations = tuple(operations)
+        self._normalise = Normaliser(task.statistics, compute)
+        self._batch_size = batch_size
+
+    @classmethod
+    def from_run(cls, run: LoadedRun, table: ThresholdTable | None = None) -> AdaptiveClassifier:
+        """The network of ``run``, with thresholds read off its validation images unless ``table`` is given.
+
+        Raises:
+            DataError: the run held out no validation images.
+            ConfigError: the network has no stages and heads.
+        """
+        stages_and_heads(run.bound.network)
+        operations = [cost.operations for cost in run.costs()]
+        if table is None:
+            table = calibrate(run.outputs("val"), operations)
+        task = ImageTask(run.dataset.spec, run.dataset.statistics, run.dataset.class_names)
+        return cls(run.bound.network, task, operations, table, run.bound.compute, run.config.eval_batch_size)
+
+    @property
+    def exits(self) -> int:
+        """Number of exits."""
+        return len(self._stages)
+
+    def predict(
+        self,
+        images: NDArray[np.uint8] | Tensor,
+        *,
+        budget: float | None = None,
+        thresholds: Sequence[float] | None = None,
+    ) -> Predictions:
+        """Class, probability, exit and cost of every image; give either ``budget`` or ``thresholds``.
+
+        Args:
+            images: uint8 (N, C, H, W) as the data set has them; they are normalised here.
+            budget: Average operations per image that may be spent; see ``ThresholdTable.pick`` for budgets
+                below and above those of the table. Held on images like the validation images.
+            thresholds: (n,) confidences: an image leaves at the first exit whose threshold it reaches. ∞:
+                nobody leaves. The last one has no effect: everyone leaves there.
+
+        Raises:
+            DataError: the images are not of the network's kind.
+            ConfigError: the budget is too small, or the thresholds are not n numbers.
+        """
+        reach = self._thresholds(budget, thresholds)
+        pixels = self._checked(images)
+        answers = [self._leave_early(chunk, reach) for chunk in torch.split(pixels, self._batch_size)]
+        probability, label, exit = (torch.cat(kind).cpu().numpy() for kind in zip(*answers, strict=True))
+        return Predictions(label, probability, exit, np.array(self.operations)[exit])
+
+    @torch.inference_mode()
+    def _leave_early(self, images: Tensor, thresholds: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+        """Probability, class and exit of each of ``images`` uint8 (B, C, H, W)."""
+        self.network.eval()
+        device = self.compute.device
+        probability = torch.empty(len(images), dtype=torch.float64, device=device)
+        label, exit = (torch.empty(len(images), dtype=torch.int64, device=device) for _ in range(2))
+        undecided = torch.arange(len(images), device=device)
+        state: Any = self._normalise(images.to(device))
+        for number, (stage, head) in enumerate(zip(self._stages, self._heads, strict=True)):
+            with self.compute.autocast():
+                state = stage(state)
+                confidence, answer = read_logits(head(state))
+            # Written for all that are here: who stays is overwritten at a later exit.
+            probability[undecided], label[undecided], exit[undecided] = confidence, answer, number
+            stays = ~(confidence >= thresholds[number])
+            count = int(stays.sum())
+            if number == self.exits - 1 or not count:
+                break
+            if count < len(stays):
+                state, undecided = keep_rows(state, stays, undecided)
+        return probability, label, exit
+
+    def _thresholds(self, budget: float | None, thresholds: Sequence[float] | None) -> tuple[float, ...]:
+        if (budget is None) == (thresholds is None):
+            raise ConfigError("predict: give either budget or thresholds")
+        if thresholds is None:
+            if self.table is None:
+                raise ConfigError("predict: there is no table of thresholds to read a budget from")
+            assert budget is not None
+            return self.table.pick(budget)
+        if len(thresholds) != self.exits or any(math.isnan(threshold) for threshold in thresholds):
+            raise ConfigError(f"thresholds = {list(thresholds)}: must be {self.exits} numbers, one per exit")
+        return tuple(float(threshold) for threshold in thresholds)
+
+    def _checked(self, images: NDArray[np.uint8] | Tensor) -> Tensor:
+        """``images`` as a tensor."""
+        spec = self.task.input
+        expected = (spec.channels, spec.height, spec.width)
+        if images.dtype not in (np.uint8, torch.uint8) or tuple(images.shape[1:]) != expected:
+            raise DataError(
+                f"images must be uint8 (N, {', '.join(map(str, expected))}), 0 black to 255, "
+                f"not {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
+            )
+        return images if isinstance(images, Tensor) else as_tensor(np.ascontiguousarray(images))
+
+
+def stages_and_heads(network: nn.Module) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """The stages and heads of ``network``.
+
+    Raises:
+        ConfigError: it does not have as many of both.
+    """
+    stages, heads = getattr(network, "stages", None), getattr(network, "heads", None)
+    if not isinstance(stages, nn.ModuleList) or not isinstance(heads, nn.ModuleList):
+        raise ConfigError(
+            f"{type(network).__name__} can't stop early: it has no stages and heads; "
+            "build it as a raygf.models.multi_exit.MultiExitNetwork"
+        )
+    if len(stages) != len(heads) or not len(stages):
+        raise ConfigError(
+            f"{type(network).__name__} can't stop early: {len(stages)} stages, {len(heads)} heads"
+        )
+    return stages, heads
+
+
+def keep_rows(state: Any, stays: Tensor, undecided: Tensor) -> tuple[Any, Tensor]:
+    """State and numbers of the images that stay; ``state`` and ``undecided`` are used up.
+
+    The images that stay are moved together at the front, in place: only as many are copied as have left, and
+    nothing is allocated. So their order changes, and the numbers with it.
+
+    Args:
+        state: Tensors with a row per image, in tuples or lists.
+        stays: (B,), bool.
+        undecided: (B,), the images' numbers.
+
+    Raises:
+        ConfigError: there is something in the state that does not have a row per image.
+    """
+    count = int(stays.sum())
+    holes = (~stays[:count]).nonzero().squeeze(1)
+    movers = count + stays[count:].nonzero().squeeze(1)
+    return _compact(state, holes, movers, (len(stays), count)), _compact_rows(undecided, holes, movers, count)
+
+
+def _compact(state: Any, holes: Tensor, movers: Tensor, counts: tuple[int, int]) -> Any:
+    before, after = counts
+    if isinstance(state, Tensor) and state.dim() and len(state) == before:
+        return _compact_rows(state, holes, movers, after)
+    if type(state) in (list, tuple):
+        return type(state)(_compact(part, holes, movers, counts) for part in state)
+    what = f"a tensor {tuple(state.shape)}" if isinstance(state, Tensor) else f"a {type(state).__name__}"
+    raise ConfigError(
+        f"the network can't stop early: a stage hands on {what} for {before} images; "
+        "allowed are tensors with a row per image, in tuples or lists"
+    )
+
+
+def _compact_rows(rows: Tensor, holes: Tensor, movers: Tensor, count: int) -> Tensor:
+    """The first ``count`` rows, after ``movers`` have been copied to ``holes``."""
+    dense = rows.is_contiguous() or (
+        rows.dim() == 4 and rows.is_contiguous(memory_format=torch.channels_last)
+    )
+    if not dense:  # rows may share memory, as expanded ones do
+        rows = rows.clone()
+    if len(holes):
+        rows[holes] = rows[movers]
+    return rows[:count]

@@ -1,0 +1,257 @@
+"""Finding out in seconds, not in MLflow's minutes, whether a store can be used."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import socket
+import sqlite3
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+from raygf.config.run import TrackingConfig
+from raygf.errors import TrackingError
+from raygf.errors import without_password as without_password
+
+
+def resolve_uri(config: TrackingConfig, folder: Path) -> str:
+    """Where to track: the flag, else MLFLOW_TRACKING_URI, else ``mlflow.db`` in ``folder``.
+
+    Relative sqlite paths are taken from ``folder`` and made absolute, so that they hold in any process.
+    """
+    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI", "") or "sqlite:///mlflow.db"
+    path, options = sqlite_path(uri)
+    if path is None:
+        return uri
+    return f"sqlite:///{folder.resolve() / path}{options}"
+
+
+def sqlite_path(uri: str) -> tuple[Path | None, str]:
+    """File and ``?options`` of a sqlite URI; no file if it is another kind, or in memory."""
+    scheme, _, rest = uri.partition(":///")
+    file, mark, options = rest.partition("?")
+    if scheme.partition("+")[0] != "sqlite" or file in ("", ":memory:"):
+        return None, ""
+    return Path(file), mark + options
+
+
+# MLflow retries for minutes by default. Training never waits for it, but the end of a run would.
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+# MLflow 3 opens experiments of unknown kind in its view for language models.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+
+
+def set_environment() -> None:
+    """Have MLflow give up in seconds and keep its talk to itself; what the user has set stays.
+
+    To be called before MLflow is imported.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def connect(uri: str) -> Any:
+    """A client of the store at ``uri``; a new database gets its tables."""
+    set_environment()
+    from mlflow import MlflowClient
+
+    for chatty in ("mlflow", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)
+    with one_at_a_time(uri):
+        return MlflowClient(tracking_uri=uri)
+
+
+def find_experiment(client: Any, name: str, uri: str) -> str:
+    """The id of the experiment ``name``, created if need be; another process may do so at the same time.
+
+    Raises:
+        TrackingError: it is deleted.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        path, _ = sqlite_path(uri)
+        # Beside the database: MLflow's default is a folder in whatever the working directory is.
+        location = None if path is None else (path.parent / "mlartifacts").as_uri()
+        try:
+            return str(client.create_experiment(name, artifact_location=location, tags=_KIND))
+        except Exception as error:
+            if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)
+    if found.lifecycle_stage != "active":
+        where = without_password(uri)
+        raise TrackingError(
+            f"tracking.experiment = {name!r} is deleted in {where}; restore it, or name another"
+        )
+    return str(found.experiment_id)
+
+
+@contextlib.contextmanager
+def one_at_a_time(uri: str) -> Iterator[None]:
+    """Hold a lock on the folder of a sqlite file: two processes that create its tables at once both fail.
+
+    It is a lock on the folder itself, which leaves no file behind. Where a file system has none, go without.
+    """
+    path, _ = sqlite_path(uri)
+    if path is None:
+        yield
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def reason(error: BaseException) -> str:
+    """One short line: what went wrong at the bottom of the libraries' stacked messages."""
+    text = str(error).strip() or type(error).__name__
+    if found := re.search(r"\[Errno -?\d+\] ([^'\"()\]]+)", text):
+        return found[1].strip()
+    if re.search(r"timed? ?out", text, re.IGNORECASE):
+        return "no answer in time"
+    return without_password(text.splitlines()[0])[:200]
+
+
+def start_error(error: Exception, uri: str) -> TrackingError:
+    """``error``, which came while a run was opened at ``uri``, for the user."""
+    return TrackingError(f"can't track to {without_password(uri)}: {reason(error)}{_hint(str(error))}")
+
+
+def _hint(text: str) -> str:
+    if re.search(r"\b403\b", text):
+        return " (an MLflow server behind a DNS name needs --allowed-hosts)"
+    if re.search(r"No module named '(psycopg|pymysql|MySQLdb|pyodbc)", text):
+        return " (install the database's Python driver)"
+    if re.search(r"\b401\b", text):
+        return " (set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN)"
+    return ""
+
+
+PROBE_S = 5.0
+"""Seconds that a server has to answer the first request."""
+
+_DATABASE_PORTS = {"postgresql": 5432, "postgres": 5432, "mysql": 3306, "mssql": 1433}
+_OURS = "experiments"
+"""A table that every database of MLflow's has."""
+_ANOTHER = "set another --tracking.uri"
+_REMEDY = f"start it, {_ANOTHER}, or --tracking.enabled False"
+_KNOWN_SCHEMES = ("http", "https", "sqlite", *_DATABASE_PORTS, "databricks")
+
+
+def check_uri(uri: str) -> None:
+    """Find out whether ``uri`` can be tracked to.
+
+    Raises:
+        TrackingError: a kind of store that MLflow does not take, a server that does not answer, or a database
+            file that can't be written or is not MLflow's.
+    """
+    scheme = "databricks" if uri == "databricks" else _split(uri).scheme.partition("+")[0]
+    _check_scheme(scheme, uri)
+    if scheme == "sqlite":
+        _check_sqlite_file(uri)
+    elif scheme in ("http", "https"):
+        _check_server(uri)
+    elif scheme in _DATABASE_PORTS:
+        _check_database_host(uri, _DATABASE_PORTS[scheme])
+
+
+def _split(uri: str) -> SplitResult:
+    try:
+        parts = urlsplit(uri)
+        _ = parts.port  # looked at only now
+    except ValueError as error:
+        raise _refuse(uri, str(error)) from None
+    return parts
+
+
+def _refuse(uri: str, why: str) -> TrackingError:
+    return TrackingError(f"tracking.uri = {without_password(uri)!r}: {why}")
+
+
+def _check_scheme(scheme: str, uri: str) -> None:
+    if scheme in ("", "file"):
+        folder = urlsplit(uri).path.rstrip("/")
+        raise _refuse(
+            uri,
+            f"MLflow no longer tracks to plain folders; use sqlite:///{folder}/mlflow.db, a server "
+            "(http://...), or --tracking.enabled False",
+        )
+    plugins = {entry.name for entry in entry_points(group="mlflow.tracking_store")}
+    if scheme not in (*_KNOWN_SCHEMES, *plugins):
+        raise _refuse(uri, f"unknown kind of store; known are {', '.join(_KNOWN_SCHEMES)}")
+
+
+def _check_sqlite_file(uri: str) -> None:
+    path, _ = sqlite_path(uri)
+    if path is None:
+        raise _refuse(uri, "names no file, so that all would be lost at the end; use sqlite:///mlflow.db")
+    where = f"tracking database {path}"
+    if not path.parent.is_dir():
+        raise TrackingError(f"{where}: there is no folder {path.parent}; create it, or {_ANOTHER}")
+    if path.is_dir():
+        raise TrackingError(f"{where}: is a folder; {_ANOTHER}")
+    try:
+        tables = _tables(path)
+        if tables and _OURS not in tables:
+            with one_at_a_time(uri):  # another run may just be creating them
+                tables = _tables(path)
+    except sqlite3.Error as error:
+        if "locked" in str(error):  # another run writes to it, and will be done in time
+            return
+        raise TrackingError(f"{where}: {error}; {_ANOTHER}") from error
+    if tables and _OURS not in tables:
+        raise TrackingError(
+            f"{where}: has tables ({', '.join(sorted(tables)[:3])}) that are not MLflow's; {_ANOTHER}"
+        )
+
+
+def _tables(path: Path) -> set[str]:
+    """The tables in a database that can be written; it is created if need be."""
+    with contextlib.closing(sqlite3.connect(path, timeout=PROBE_S, isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")  # shows what file modes do not: read-only or strange disks
+        rows = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        database.execute("ROLLBACK")
+    return {name for (name,) in rows if not name.startswith("sqlite_")}
+
+
+def _check_server(uri: str) -> None:
+    """Any answer will do: whether the server takes our calls shows when the run is opened."""
+    if not urlsplit(uri).hostname:
+        raise _refuse(uri, "names no server; use http://HOST:PORT")
+    set_environment()
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    try:
+        credentials = get_default_host_creds(uri)
+        http_request(credentials, "/health", "GET", timeout=PROBE_S, max_retries=0, raise_on_status=False)
+    except Exception as error:
+        where = without_password(uri)
+        raise TrackingError(f"no MLflow server answers at {where}: {reason(error)}; {_REMEDY}") from error
+
+
+def _check_database_host(uri: str, default_port: int) -> None:
+    parts = urlsplit(uri)
+    if not parts.hostname:
+        return
+    try:
+        socket.create_connection((parts.hostname, parts.port or default_port), PROBE_S).close()
+    except OSError as error:
+        where = without_password(uri)
+        raise TrackingError(f"no database answers at {where}: {reason(error)}; {_REMEDY}") from error

@@ -1,0 +1,321 @@
+"""The MLflow runs of a sweep's trials: one each, whatever happens to the trial or to the sweep's process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from matplotlib.figure import Figure
+
+from raygf.config.run import RunConfig
+from raygf.errors import TrackingError, without_password
+from raygf.records import Notify, RoundRecord, RunEnd, RunStart
+from raygf.tracking.delivery import Delivery, Parcel, Worker
+from raygf.tracking.mlflow_run import FAILURE_TAG, MLflowRun, version_tag
+from raygf.tracking.store import check_uri, connect, reason, start_error
+from raygf.tracking.tracker import FAIL_S, FINISH_S, START_S, Tracker
+
+CLOSE_S = 300.0
+"""Seconds that closing the runs of all trials may take at the sweep's end."""
+RETRY_S = 60.0
+"""Seconds between two tries to open a run that could not be opened."""
+
+
+@dataclass
+class _Trial:
+    """One trial's tracker, and what waits until its run could be opened."""
+
+    tracker: Tracker
+    config: RunConfig
+    opened: bool = False
+    started: bool = False
+    tried: float = -RETRY_S
+    trouble: str = ""
+    waiting: list[Callable[[Tracker], None]] = field(default_factory=list)
+
+
+class SweepTrials:
+    """Feeds one tracker a trial. No trouble with the store is raised: it costs one remark a trial.
+
+    Opening a run is waited for, within the tracker's limits; closing it happens in the background.
+
+    Args:
+        make: makes a trial's tracker.
+        parent: the sweep's run.
+        recipe: that all trials come from.
+        known: the runs of trials that were started before, by trial.
+        keep: called with ``known`` after it has grown.
+        say: called with remarks.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[str], Tracker],
+        parent: str,
+        recipe: str,
+        known: Mapping[str, str],
+        keep: Callable[[dict[str, str]], None],
+        notify: Notify,
+    ) -> None:
+        self._make, self._parent, self._recipe = make, parent, recipe
+        self._known, self._keep, self._notify = dict(known), keep, notify
+        self._trials: dict[str, _Trial] = {}
+        self._closer = Worker()
+        self._closings: list[Future[None]] = []
+        self._closer.start()
+
+    def start(self, trial: str, config: RunConfig) -> None:
+        """Open the run of ``trial``, or open it again; nothing happens if it is open."""
+        if trial not in self._trials:
+            self._trials[trial] = _Trial(self._make(trial), config)
+            self._open(trial)
+        if trial not in self._known:  # its place among the trials, even if it could not be opened yet
+            self._remember(trial, "")
+
+    def log_start(self, trial: str, start: RunStart) -> None:
+        """Log what is known before the first round; only the first time."""
+        if not self._trials[trial].started:
+            self._trials[trial].started = True
+            self._post(trial, lambda tracker: tracker.log_start(start))
+
+    def log_round(self, trial: str, record: RoundRecord) -> None:
+        """Log one round."""
+        self._post(trial, lambda tracker: tracker.log_round(record))
+
+    def log_tags(self, trial: str, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        self._post(trial, lambda tracker: tracker.log_tags(tags))
+
+    def finish(self, trial: str, end: RunEnd) -> None:
+        """Close the run of a trial that came to its end."""
+        self._end(trial, lambda tracker: tracker.finish(end))
+
+    def stop(self, trial: str, last: RoundRecord, reason: str) -> None:
+        """Close the run of a trial that was stopped after the round ``last``."""
+        self._end(trial, lambda tracker: tracker.stop(last, reason))
+
+    def fail(self, trial: str, status: Literal["FAILED", "KILLED"], reason: str) -> None:
+        """Close the run of a trial that failed."""
+        self._end(trial, lambda tracker: tracker.fail(status, reason))
+
+    def forget(self, trials: Collection[str]) -> None:
+        """Take ``trials`` for unknown: there are none of these names any more."""
+        self._known = {trial: run for trial, run in self._known.items() if trial not in trials}
+        self._keep(dict(self._known))
+
+    def close(self) -> None:
+        """Wait until all runs are closed that should be."""
+        limit = time.monotonic() + CLOSE_S
+        for closing in self._closings:
+            try:
+                closing.result(max(0.0, limit - time.monotonic()))
+            except TimeoutError:
+                self._notify(f"tracking: runs of trials could not be closed within {CLOSE_S:.0f} s")
+                break
+        self._closer.stop()
+
+    def _post(self, trial: str, call: Callable[[Tracker], None]) -> None:
+        state = self._trials[trial]
+        state.waiting.append(call)
+        if not state.opened and time.monotonic() - state.tried > RETRY_S:
+            self._open(trial)
+        if state.opened:
+            self._flush(state)
+
+    def _end(self, trial: str, call: Callable[[Tracker], None]) -> None:
+        """Have ``call`` close the run in the background; it is opened a last time if need be."""
+        state = self._trials.pop(trial, None)
+        if state is None:
+            return
+        if not state.opened and not self._try_open(trial, state):
+            return self._notify(f"tracking: trial {trial} is not in MLflow")
+        state.waiting.append(call)
+        self._closings.append(self._closer.submit(lambda: self._flush(state)))
+
+    def _open(self, trial: str) -> None:
+        state = self._trials[trial]
+        first = state.tried < 0
+        if not self._try_open(trial, state) and first:
+            self._notify(f"tracking: the run of trial {trial} is opened later; training goes on")
+
+    def _try_open(self, trial: str, state: _Trial) -> bool:
+        state.tried = time.monotonic()
+        run_id = self._known.get(trial) or None
+        try:
+            opened = state.tracker.start(
+                state.config, trial, run_id, recipe=self._recipe, parent_run_id=self._parent
+            )
+        except TrackingError as error:
+            if str(error) != state.trouble:
+                self._notify(f"tracking: {error}")
+            state.trouble = str(error)
+            return False
+        state.opened = True
+        if opened != run_id:
+            self._remember(trial, opened)
+        return True
+
+    def _remember(self, trial: str, run_id: str) -> None:
+        self._known[trial] = run_id
+        self._keep(dict(self._known))
+
+    @staticmethod
+    def _flush(state: _Trial) -> None:
+        waiting, state.waiting = state.waiting, []
+        for call in waiting:
+            call(state.tracker)
+
+
+_PAGE = 1000
+
+
+def child_statuses(uri: str, parent: str) -> dict[str, str]:
+    """Status of every run under ``parent``, by its id.
+
+    Raises:
+        TrackingError: the store does not answer.
+    """
+    with _in_time(uri):
+        return {run.info.run_id: run.info.status for run in _children(connect(uri), parent)}
+
+
+def delete_children(uri: str, run_ids: Collection[str]) -> None:
+    """Delete runs that belong to no trial: a process was killed before it could note down which.
+
+    Raises:
+        TrackingError: the store does not answer.
+    """
+    with _in_time(uri):
+        client = connect(uri)
+        for run_id in run_ids:
+            client.delete_run(run_id)
+
+
+def end_running(uri: str, parent: str, status: str, why: str) -> None:
+    """End ``parent``, and all runs under it that are not ended, with ``status`` and a tag that says why.
+
+    Raises:
+        TrackingError: the store does not answer.
+    """
+    with _in_time(uri):
+        client = connect(uri)
+        running = [run.info.run_id for run in _children(client, parent) if run.info.status == "RUNNING"]
+        for run_id in (parent, *running):
+            client.set_terminated(run_id, status)
+            client.set_tag(run_id, FAILURE_TAG, why)
+
+
+@contextmanager
+def _in_time(uri: str) -> Iterator[None]:
+    """A store that is gone is noticed in seconds; its errors are one line."""
+    check_uri(uri)
+    try:
+        yield
+    except Exception as error:
+        raise TrackingError(f"{without_password(uri)}: {reason(error)}") from error
+
+
+def _children(client: Any, parent: str) -> list[Any]:
+    found: list[Any] = []
+    token = None
+    experiment = client.get_run(parent).info.experiment_id
+    while True:
+        page = client.search_runs(
+            [experiment], f"tags.`mlflow.parentRunId` = '{parent}'", max_results=_PAGE, page_token=token
+        )
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+HEADING = "### raygf sweep"
+"""What the results stand under on the sweep's page."""
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """What a sweep leaves on its page.
+
+    ``tags``, ``metrics``: of the best trial and of the sweep. ``texts``: files by name. ``figure``: drawn
+    when it is delivered. ``markdown``: for the description.
+    """
+
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+    texts: Mapping[str, str]
+    figure: Callable[[], Figure]
+    markdown: str
+
+
+class SweepRun:
+    """The run of one sweep in the store at ``uri``, filed under ``experiment``."""
+
+    def __init__(self, uri: str, experiment: str, notify: Notify) -> None:
+        self._uri, self._experiment = uri, experiment
+        self._run = MLflowRun(uri)
+        self._delivery = Delivery(without_password(uri), lambda: check_uri(uri), notify)
+
+    def start(
+        self,
+        name: str,
+        run_id: str,
+        config: Mapping[str, Any],
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+    ) -> str:
+        """Create the run, or reopen ``run_id`` of a sweep that is resumed; returns its id.
+
+        Args:
+            config: what trials have in common; kept as parameters and as ``config.yaml``.
+            params: of the sweep itself.
+
+        Raises:
+            TrackingError: the store can't be used; no trial has been started yet.
+        """
+
+        def open_run() -> None:
+            if run_id:
+                self._run.reopen(run_id)
+            else:
+                self._run.create(self._experiment, name, {**version_tag(), **tags})
+            self._run.log_config(config)
+            self._run.log_params(params)
+
+        try:
+            check_uri(self._uri)
+            self._delivery.open(open_run, START_S)
+        except TrackingError:
+            raise
+        except Exception as error:
+            raise start_error(error, self._uri) from error
+        return self._run.id
+
+    def finish(self, report: SweepReport) -> None:
+        """Deliver the report and close the run as FINISHED."""
+        stamp_ms = int(time.time() * 1000)
+        parcels = [
+            Parcel("tags", lambda: self._run.set_tags(report.tags)),
+            Parcel("metrics", lambda: self._run.log_metrics(report.metrics, 0, stamp_ms)),
+            Parcel("description", lambda: self._run.describe(HEADING, report.markdown)),
+            *(self._text(name, text) for name, text in report.texts.items()),
+            Parcel("figure", lambda: self._run.log_figure("figures/objective.png", report.figure())),
+            Parcel("final status", lambda: self._run.terminate("FINISHED")),
+        ]
+        self._delivery.close(parcels, FINISH_S)
+
+    def fail(
+        self, status: Literal["FAILED", "KILLED"], why: str, texts: Mapping[str, str] | None = None
+    ) -> None:
+        """End the run, and those of trials that are still open, with ``status``; ``texts`` are kept first."""
+        files = [self._text(name, text) for name, text in (texts or {}).items()]
+        children = Parcel("final status", lambda: end_running(self._uri, self._run.id, status, why))
+        tag = Parcel("reason of the failure", lambda: self._run.set_tags({FAILURE_TAG: why}))
+        self._delivery.close([children, tag, *files], FINISH_S if files else FAIL_S, urgent=True)
+
+    def _text(self, name: str, text: str) -> Parcel:
+        return Parcel(name, lambda: self._run.log_text(name, text))

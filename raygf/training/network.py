@@ -1,0 +1,166 @@
+"""A network whose parameters and gradients are views of two flat vectors."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from raygf.compute import Compute
+from raygf.errors import CheckpointError
+from raygf.training.peers import ALONE, Peers
+from raygf.training.space import FlatSpace
+
+Vector = NDArray[np.float32]
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class NetworkState:
+    """``vector`` (P,): the trainable parameters. ``buffers``: everything else of the state dict, by name.
+
+    The arrays may be read-only views of shared memory: never write into them.
+    """
+
+    vector: Vector
+    buffers: Arrays
+
+    def sha256(self) -> str:
+        """SHA-256 over the vector, then the buffers in the order of their names."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.vector, dtype="<f4").data)
+        for name in sorted(self.buffers):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(self.buffers[name]).data)
+        return digest.hexdigest()
+
+
+class BoundNetwork:
+    """``network`` on its device, its trainable parameters living in ``vector`` (P,), gradients in ``grad``.
+
+    Loading a state is then one copy, a step of SGD one kernel, a delta one subtraction.
+    """
+
+    def __init__(self, network: nn.Module, compute: Compute, peers: Peers = ALONE) -> None:
+        """``peers``: the workers that each hold this network and train it together."""
+        self.compute = compute
+        self.peers = peers
+        self.network = network.to(compute.device)
+        self.space = FlatSpace.of(network)
+        self.vector = self.space.pack(dict(network.named_parameters()))
+        self.grad = torch.zeros_like(self.vector)
+        parameters = dict(network.named_parameters())
+        frozen = {name: p.data for name, p in parameters.items() if name not in self.space.names}
+        self._rest = {**frozen, **dict(network.named_buffers())}
+        grads = self.space.views(self.grad)
+        for name, view in self.space.views(self.vector).items():
+            parameters[name].data = view
+            parameters[name].grad = grads[name]
+
+    def load(self, state: NetworkState) -> None:
+        """Copy ``state`` in.
+
+        Raises:
+            CheckpointError: it belongs to another network.
+        """
+        self.check(state)
+        self.vector.copy_(as_tensor(state.vector))
+        for name, tensor in self._rest.items():
+            tensor.copy_(as_tensor(state.buffers[name]))
+
+    def check(self, state: NetworkState) -> None:
+        """Raise CheckpointError unless ``state`` has this network's sizes and number formats."""
+        self.check_vector("parameters", state.vector)
+        mine = {name: (tuple(tensor.shape), _kind(tensor)) for name, tensor in self._rest.items()}
+        theirs = {name: (array.shape, _kind(array)) for name, array in state.buffers.items()}
+        if mine != theirs:
+            odd = sorted(set(mine.items()) ^ set(theirs.items()))[0][0]
+            raise CheckpointError(
+                f"buffer {odd} of the checkpoint does not fit: it belongs to another network, or to other "
+                "classes or image sizes"
+            )
+
+    def check_vector(self, what: str, vector: np.ndarray) -> None:
+        """Raise CheckpointError unless ``vector`` has a float32 number for every parameter."""
+        if vector.shape != (self.space.size,):
+            raise CheckpointError(
+                f"the checkpoint has {vector.size:,} {what}, this network {self.space.size:,}: "
+                "it belongs to another network, or to other classes or image sizes"
+            )
+        if vector.dtype != np.float32:
+            raise CheckpointError(f"the checkpoint's {what} are {vector.dtype}, not float32")
+
+    def state(self) -> NetworkState:
+        """A copy of what the network holds now."""
+        return NetworkState(to_numpy(self.vector), self.buffer_arrays())
+
+    def buffer_arrays(self) -> Arrays:
+        """A copy of the buffers alone."""
+        return {name: to_numpy(tensor) for name, tensor in self._rest.items()}
+
+    def buffer_tensors(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        """``arrays`` as fresh tensors on the device, for ``torch.func.functional_call``."""
+        return {name: as_tensor(array).clone().to(self.compute.device) for name, array in arrays.items()}
+
+    def tensor(self, vector: Vector) -> Tensor:
+        """``vector`` on the device; on the CPU without a copy: only to be read."""
+        return as_tensor(vector).to(self.compute.device)
+
+
+def _kind(values: Tensor | np.ndarray) -> str:
+    """The number format, the same name for both."""
+    return str(values.dtype).removeprefix("torch.")
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """A tensor that shares ``array``'s memory, which may be read-only: never write into the result."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """A copy of ``tensor`` as an array of its own."""
+    return tensor.detach().to("cpu", copy=True).numpy()
+
+
+def not_finite(vector: Tensor, space: FlatSpace) -> str:
+    """The shallowest parameter tensor in which ``vector`` (P,) is not finite, for people; "" if it is.
+
+    ``stages.0.conv.weight (12 of 432 values), the first of 7 tensors``
+    """
+    if torch.isfinite(vector.sum(dtype=torch.float64)):  # the usual case, one pass over the memory
+        return ""
+    parts = torch.split(vector, [slot.stop - slot.start for slot in space.slots])
+    counts = [int((~torch.isfinite(part)).sum()) for part in parts]
+    entries = zip(space.names, counts, map(len, parts), strict=True)
+    return _said([entry for entry in entries if entry[1]])
+
+
+def buffers_not_finite(buffers: Mapping[str, NDArray[Any]]) -> str:
+    """As ``not_finite``, for the buffers of a network: running statistics of BatchNorm."""
+    tensors = {name: as_tensor(array) for name, array in buffers.items()}
+    counts = {name: int((~torch.isfinite(tensor)).sum()) for name, tensor in tensors.items()}
+    return _said([(name, count, tensors[name].numel()) for name, count in counts.items() if count])
+
+
+def _said(bad: list[tuple[str, int, int]]) -> str:
+    if not bad:
+        return ""
+    name, count, size = bad[0]
+    more = f", the first of {len(bad)} tensors" if len(bad) > 1 else ""
+    return f"{name} ({count} of {size} values){more}"
+
+
+def check_restored(bound: BoundNetwork, state: NetworkState) -> None:
+    """Raise CheckpointError unless ``state`` belongs to the network of ``bound`` and is finite throughout."""
+    bound.check(state)
+    where = not_finite(as_tensor(state.vector), bound.space) or buffers_not_finite(state.buffers)
+    if where:
+        raise CheckpointError(f"the checkpoint's weights are not finite: {where}; take an earlier checkpoint")

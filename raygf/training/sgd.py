@@ -1,0 +1,115 @@
+"""One epoch of SGD on a bound network; shared by exit trainings and within-step methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim.sgd import sgd
+
+from raygf.config.run import OptimConfig
+from raygf.data.base import Batch
+from raygf.errors import NonFiniteError
+from raygf.records import ExitScore
+from raygf.training.losses import ExitLosses, Tally, exit_hits, exit_losses
+from raygf.training.network import BoundNetwork, not_finite
+from raygf.training.peers import share_of
+
+Backward = Callable[[Tensor], None]
+"""Takes the exits' losses (n,) of one batch and leaves the update direction in the network's ``grad``.
+
+Where several workers train the network, the losses are of this worker's share and weighed by it: gradients
+are to be summed over ``bound.peers``, and the direction is the same on all.
+"""
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """Training-mode scores of every exit, means over the epoch's images, and the number of steps."""
+
+    score: ExitScore
+    steps: int
+
+
+class FlatSGD:
+    """SGD with momentum and weight decay on a bound network's flat vector: one fused kernel a step.
+
+    By the function behind ``torch.optim.SGD``: to make one of its objects takes a second the first time,
+    for PyTorch then loads its compiler, and every exit actor would wait for that.
+    """
+
+    def __init__(self, bound: BoundNetwork, optim: OptimConfig, lr: float) -> None:
+        self._bound = bound
+        self._optim = optim
+        self._lr = lr
+        self._buffers: list[Tensor | None] = [None] if optim.momentum else []
+
+    def zero_grad(self) -> None:
+        """Clear the gradients, keeping their memory."""
+        self._bound.grad.zero_()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update."""
+        sgd(
+            [self._bound.vector],
+            [self._bound.grad],
+            self._buffers,
+            fused=True,
+            weight_decay=self._optim.weight_decay,
+            momentum=self._optim.momentum,
+            lr=self._lr,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
+
+    @property
+    def momentum(self) -> Tensor | None:
+        """The momentum buffer (P,); None before the first step or without momentum."""
+        return self._buffers[0] if self._buffers else None
+
+    @momentum.setter
+    def momentum(self, buffer: Tensor) -> None:
+        self._buffers = [buffer.clone()]
+
+
+def train_epoch(
+    bound: BoundNetwork,
+    optimizer: FlatSGD,
+    batches: Iterable[Batch],
+    backward: Backward,
+    where: str,
+    losses_of: ExitLosses = exit_losses,
+) -> EpochResult:
+    """Run ``batches`` through the network in train mode, one update each.
+
+    Losses stay on the device until the end of the epoch, so that no step waits for the one before. Where
+    ``bound`` is trained by several workers, each runs its share of every batch; ``backward`` has to add up
+    what comes of it. Scores, and so errors, are those of all workers together.
+
+    Args:
+        backward: see ``Backward``.
+        where: names the training in errors, such as "metagf, exit 2, round 7".
+        losses_of: what the exits train on.
+
+    Raises:
+        NonFiniteError: a loss, a gradient or the final vector is not finite; names the step.
+    """
+    bound.network.train()
+    tally = Tally(bound.peers)
+    for batch in batches:
+        share = share_of(batch, bound.peers)
+        optimizer.zero_grad()
+        with bound.compute.autocast():
+            logits = bound.network(share.images)
+        loss = losses_of(logits, share.labels) * share.weight
+        try:
+            backward(loss)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{where}, step {len(tally) + 1}: {error}; lower optim.lr") from None
+        optimizer.step()
+        tally.add(loss, exit_hits(logits, share.labels) * (share.weight > 0), len(batch[1]))
+    return EpochResult(tally.finite_score(not_finite(bound.vector, bound.space), where), len(tally))

@@ -1,0 +1,198 @@
+"""Segments: the pieces of the flat vector that get one fusion weight per exit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from raygf.models.multi_exit import evaluating, trainable_parameters
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one parameter tensor lies in the flat vector."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class FlatSpace:
+    """Bookkeeping between named parameter tensors and the flat vector of length ``size`` (P).
+
+    Tensors keep the order of ``network.named_parameters()``; those that need no gradient, or are empty, are
+    not part of the space (they travel with the buffers).
+    """
+
+    def __init__(self, slots: tuple[Slot, ...]) -> None:
+        self.slots = slots
+        self.size = slots[-1].stop if slots else 0
+        self._lengths = [slot.stop - slot.start for slot in slots]
+
+    @classmethod
+    def of(cls, network: nn.Module) -> FlatSpace:
+        """The space of ``network``'s trainable parameters; a tensor that is used twice counts once.
+
+        Raises:
+            ValueError: there is no trainable parameter, or one is not float32.
+        """
+        slots, start = [], 0
+        for name, parameter in trainable_parameters(network):
+            stop = start + parameter.numel()
+            slots.append(Slot(name, tuple(parameter.shape), start, stop))
+            start = stop
+        return cls(tuple(slots))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors' names, in order."""
+        return tuple(slot.name for slot in self.slots)
+
+    def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """A new flat vector (P,) holding ``tensors``, one for every name of the space."""
+        return torch.cat([tensors[slot.name].detach().reshape(-1) for slot in self.slots])
+
+    def views(self, vector: Tensor) -> dict[str, Tensor]:
+        """``vector`` (P,) as named tensors that share its memory; gradients flow back into ``vector``."""
+        parts = torch.split(vector, self._lengths)
+        return {slot.name: part.view(slot.shape) for slot, part in zip(self.slots, parts, strict=True)}
+
+
+SegmentKind = Literal["tensor", "channel", "network"]
+
+_BLOCK = 1 << 17  # elements: the running sum of a block stays in the CPU's cache
+
+
+@dataclass(frozen=True)
+class Block:
+    """A stretch [start, stop) of the flat vector, at most about 130 000 long where segments allow it.
+
+    It holds ``parts`` stretches of equal length, which belong to the segments ``first`` …
+    ``first + parts - 1``; a long segment (``parts`` = 1) may go on in the next block.
+    """
+
+    start: int
+    stop: int
+    first: int
+    parts: int
+
+    @property
+    def last(self) -> int:
+        """The number after that of its last segment."""
+        return self.first + self.parts
+
+
+class Segments:
+    """All segments of a flat space (``count`` = S) and the blocks that cover it."""
+
+    def __init__(self, kind: SegmentKind, space: FlatSpace) -> None:
+        self.kind = kind
+        self.space = space
+        self._per_slot = [slot.shape[0] if kind == "channel" and slot.shape else 1 for slot in space.slots]
+        self.count = 1 if kind == "network" else sum(self._per_slot)
+        self.of_slots = self._number()
+        self.blocks = tuple(self._cut())
+        self._moved: dict[torch.device, Tensor] = {}
+
+    @cached_property
+    def edges(self) -> tuple[Tensor, Tensor]:
+        """``first`` and ``last`` of every block, int64."""
+        return (
+            torch.tensor([block.first for block in self.blocks]),
+            torch.tensor([block.last for block in self.blocks]),
+        )
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """Length of every segment (S,), int64."""
+        lengths = torch.zeros(self.count, dtype=torch.int64)
+        for block in self.blocks:
+            lengths[block.first : block.last] += (block.stop - block.start) // block.parts
+        return lengths
+
+    def lengths_on(self, device: torch.device) -> Tensor:
+        """``lengths`` on ``device``, moved there once."""
+        if device not in self._moved:
+            self._moved[device] = self.lengths.to(device)
+        return self._moved[device]
+
+    def spread(self, per_slot: Tensor) -> Tensor:
+        """Masks per tensor (n, T) → per segment (n, S): a segment is true where any of its tensors is."""
+        if self.kind == "network":
+            return per_slot.any(dim=1, keepdim=True)
+        return per_slot.repeat_interleave(torch.tensor(self._per_slot), dim=1)
+
+    def name(self, segment: int) -> str:
+        """The parameter tensor that ``segment`` is in (of the whole network: the first)."""
+        within = zip(self.space.names, self.of_slots, strict=True)
+        return next(name for name, part in within if part.start <= segment < part.stop)
+
+    def slot_means(self, per_segment: Tensor) -> Tensor:
+        """Values per segment (n, S) → their mean over each tensor's segments (n, T)."""
+        return torch.stack([per_segment[:, part].mean(dim=1) for part in self.of_slots], dim=1)
+
+    def _number(self) -> list[slice]:
+        """For every tensor of the space the segments that cover it."""
+        if self.kind == "network":
+            return [slice(0, 1)] * len(self.space.slots)
+        ends = torch.tensor(self._per_slot).cumsum(0).tolist()
+        return [slice(end - parts, end) for end, parts in zip(ends, self._per_slot, strict=True)]
+
+    def _cut(self) -> Iterator[Block]:
+        for slot, numbers in zip(self.space.slots, self.of_slots, strict=True):
+            parts = numbers.stop - numbers.start
+            yield from _pieces(slot, numbers.start) if parts == 1 else _groups(slot, numbers.start, parts)
+
+
+def _pieces(slot: Slot, segment: int) -> Iterator[Block]:
+    """A tensor that is (part of) one segment, in pieces."""
+    for start in range(slot.start, slot.stop, _BLOCK):
+        yield Block(start, min(start + _BLOCK, slot.stop), segment, 1)
+
+
+def _groups(slot: Slot, first: int, parts: int) -> Iterator[Block]:
+    """A tensor of ``parts`` segments, in groups of whole segments."""
+    length = (slot.stop - slot.start) // parts
+    size = max(1, _BLOCK // length)
+    for group in range(0, parts, size):
+        stop = min(group + size, parts)
+        yield Block(slot.start + group * length, slot.start + stop * length, first + group, stop - group)
+
+
+def find_ownership(network: nn.Module, example: Tensor, space: FlatSpace) -> Tensor:
+    """The mask ``m`` (n, T), bool: true where the output of exit i depends on tensor t.
+
+    One forward pass of ``example`` (B, C, H, W) in evaluation mode, so that buffers stay as they are.
+    """
+    with evaluating(network), torch.enable_grad():
+        logits: Sequence[Tensor] = network(example)
+    index = {id(p): name for name, p in network.named_parameters()}
+    position = {name: i for i, name in enumerate(space.names)}
+    owned = torch.zeros(len(logits), len(space.slots), dtype=torch.bool)
+    for exit, output in enumerate(logits):
+        for parameter in _leaves(output):
+            name = index.get(id(parameter))
+            if name in position:
+                owned[exit, position[name]] = True
+    return owned
+
+
+def _leaves(output: Tensor) -> list[Tensor]:
+    """The leaf tensors that ``output`` was computed from."""
+    seen, leaves = set(), []
+    stack = [output.grad_fn] if output.grad_fn is not None else []
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):  # an AccumulateGrad node: the end of a path
+            leaves.append(node.variable)
+        stack.extend(parent for parent, _ in node.next_functions if parent is not None)
+    return leaves

@@ -1,0 +1,80 @@
+"""Runs that were never trained, for tables and figures: results with chosen numbers, histories to match."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from tiny_network import run_config
+
+from raygf.evaluation.budgeted import BudgetCurve
+from raygf.evaluation.importance import Importance
+from raygf.evaluation.results import RunResults
+
+
+def entry(
+    round: int, train: float, fused: float | None = None, passes: int = 1, **fusion: Any
+) -> dict[str, Any]:
+    """One round of two exits: training accuracy of the last exit, and of the fused network if any."""
+    known = {
+        "accuracy": [0.0, fused],
+        "tensor_cosine": [0.5, None, -0.25],
+        "conflict_before": 0.5,
+        "conflict_after": 0.25,
+    }
+    return {
+        "round": round,
+        "training_passes": passes * round,
+        "train": {"loss": [1.0, 1.0], "accuracy": [0.0, train]},
+        "val": {"loss": [1.0, 1.0], "accuracy": [0.5, 0.25 * round]},
+        "seconds": {"train": 2.0, "evaluate": 0.5},
+        "fusion": None if fused is None else known | fusion,
+    }
+
+
+def curve(accuracy: float = 0.5, scale: float = 1e6) -> BudgetCurve:
+    """Three settings of two exits."""
+    return BudgetCurve(
+        p=np.array([0.5, 1.0, 1.5]),
+        thresholds=np.array([[0.9, -np.inf], [0.5, -np.inf], [np.inf, -np.inf]]),
+        accuracy=accuracy + np.array([0.0, 0.125, 0.25]),
+        operations=scale * np.array([1.0, 1.5, 2.0]),
+        share=np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]),
+    )
+
+
+IMPORTANCE = Importance(
+    segments=(1, 0),
+    parameters=(2500, 0),
+    baseline=(0.8, 0.9),
+    alone=np.array([[0.75, -0.1], [0.0, 0.0]]),
+    in_turn=np.array([[0.75, -0.1], [np.nan, 0.0]]),
+)
+
+
+def results(
+    method: str = "sgd",
+    seed: int = 0,
+    top1: tuple[float, ...] = (0.5, 0.75),
+    rounds: int = 2,
+    name: str = "run",
+    **changes: Any,
+) -> RunResults:
+    """A run of two exits after some rounds; every other field can be changed."""
+    config = run_config(method=method, seed=seed)
+    found = RunResults(
+        config=replace(config, storage=replace(config.storage, name=name)),
+        round=rounds,
+        run_id="",
+        tensors=("a", "b", "c"),
+        operations=(1_000_000, 2_500_000),
+        parameters=(20_000, 300_000),
+        top1=top1,
+        top5=None,
+        history=[entry(r, 0.25 * r) for r in range(1, rounds + 1)],
+        curve=curve(),
+        learned=None,
+        importance=None,
+    )
+    return replace(found, **changes)

@@ -1,0 +1,158 @@
+"""Networks of a few hundred parameters, data to match, and naive formulas to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raygf.compute import Compute, seeded_globals
+from raygf.config.run import (
+    ComputeConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    ResourceConfig,
+    RunConfig,
+    StorageConfig,
+    TrackingConfig,
+)
+from raygf.data.base import ChannelStatistics, InputSpec
+from raygf.data.in_memory import ImageSet
+from raygf.data.splits import Split
+from raygf.models.multi_exit import MultiExitNetwork
+from raygf.training.network import BoundNetwork
+from raygf.training.space import FlatSpace
+
+torch.set_num_threads(1)
+
+CPU = Compute("cpu", "fp32", "contiguous")
+SPEC = InputSpec(1, 4, 4, 3)
+
+
+def _stage(inputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+
+
+def _head(classes: int) -> nn.Sequential:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
+
+
+def _network(exits: int, spec: InputSpec) -> MultiExitNetwork:
+    stages = [_stage(spec.channels if k == 0 else 4) for k in range(exits)]
+    return MultiExitNetwork(stages, [_head(spec.classes) for _ in range(exits)])
+
+
+def three_exits(spec: InputSpec = SPEC) -> nn.Module:
+    """Three stages with BatchNorm, three heads: 393 parameters in 15 tensors."""
+    return _network(3, spec)
+
+
+def one_exit(spec: InputSpec = SPEC) -> nn.Module:
+    """One stage, one head."""
+    return _network(1, spec)
+
+
+def with_dropout(spec: InputSpec = SPEC) -> nn.Module:
+    """``three_exits`` with dropout in the first stage."""
+    network = _network(3, spec)
+    network.stages[0].append(nn.Dropout(0.3))
+    return network
+
+
+class Tied(nn.Module):
+    """Two exits; the second layer uses the first one's weight again."""
+
+    def __init__(self, spec: InputSpec = SPEC) -> None:
+        super().__init__()
+        self.into = nn.Linear(spec.channels * spec.height * spec.width, spec.classes)
+        self.first = nn.Linear(spec.classes, spec.classes)
+        self.second = nn.Linear(spec.classes, spec.classes)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        one = self.first(self.into(x.flatten(1)))
+        return [one, self.second(one)]
+
+
+def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+    """What ``build`` makes, its weights drawn from ``seed``."""
+    with seeded_globals(seed, "tiny"):
+        return build()
+
+
+def bind(build: Callable[[], nn.Module] = three_exits, seed: int = 0) -> BoundNetwork:
+    """A bound network on the CPU."""
+    return BoundNetwork(seeded(build, seed), CPU)
+
+
+def space_of(*shapes: tuple[int, ...]) -> FlatSpace:
+    """The flat space of parameters "0", "1" … of these shapes."""
+    return FlatSpace.of(nn.ParameterList([nn.Parameter(torch.zeros(shape)) for shape in shapes]))
+
+
+def random_vectors(count: int, size: int, scale: float = 1.0, seed: int = 0, **kind: Any) -> list[Tensor]:
+    """``count`` normal vectors (size,)."""
+    stream = torch.Generator().manual_seed(seed)
+    return [scale * torch.randn(size, generator=stream, **kind) for _ in range(count)]
+
+
+def random_batches(count: int = 3, size: int = 6, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """``count`` batches for ``SPEC``."""
+    stream = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(size, 1, 4, 4, generator=stream), torch.randint(0, 3, (size,), generator=stream))
+        for _ in range(count)
+    ]
+
+
+def dataset(train: int = 20, val: int = 8, test: int = 9, pad: int = 0, flip: bool = False) -> ImageSet:
+    """Noisy images whose brightness tells the class."""
+
+    def split(count: int, seed: int) -> Split:
+        draws = np.random.default_rng(seed)
+        labels = draws.integers(0, 3, count)
+        noise = draws.integers(0, 100, (count, 1, 4, 4))
+        return Split((noise + 70 * labels[:, None, None, None]).astype(np.uint8), labels.astype(np.int64))
+
+    statistics = ChannelStatistics((0.5,), (0.25,))
+    return ImageSet("tiny", SPEC, ("a", "b", "c"), split(train, 1), split(val, 2), split(test, 3), statistics,
+                    pad, flip)  # fmt: skip
+
+
+def run_config(model: str = "three_exits", path: str = "unused", **changes: Any) -> RunConfig:
+    """A run on the tiny network: batches of 4, everything in this process."""
+    config = RunConfig(
+        rounds=4,
+        batch_size=4,
+        eval_batch_size=5,
+        data=DataConfig(pad=0, flip=False),
+        model=ModelConfig(f"tiny_network:{model}"),
+        optim=OptimConfig(weight_decay=1e-3),
+        compute=ComputeConfig("cpu", "fp32", "contiguous"),
+        resources=ResourceConfig(executor="local"),
+        storage=StorageConfig(path=path, name="run"),
+        tracking=TrackingConfig(enabled=False),
+    )
+    return replace(config, **changes)
+
+
+def segment_numbers(kind: str, shapes: Iterable[tuple[int, ...]]) -> Tensor:
+    """The segment of every element of the flat vector (P,), written down from the definition."""
+    numbers: list[int] = []
+    next_segment = 0
+    for shape in shapes:
+        size = int(np.prod(shape))
+        parts = shape[0] if kind == "channel" and shape else 1
+        numbers += [next_segment + element // (size // parts) for element in range(size)]
+        next_segment += parts
+    return torch.tensor(numbers) * (kind != "network")
+
+
+def dense_fuse(base: Tensor, deltas: list[Tensor], weights: Tensor, numbers: Tensor) -> Tensor:
+    """``base + Σ_i weights_i Δ_i`` with every element's weight written out (n, P)."""
+    return base + (weights[:, numbers] * torch.stack(deltas)).sum(dim=0)

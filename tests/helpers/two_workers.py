@@ -1,0 +1,173 @@
+"""Two processes that are each other's peers over gloo, and what they are to do in the tests."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tiny_network import CPU, SPEC, dataset, run_config, seeded
+from torch import Tensor, nn
+
+from raygf.data.base import InputSpec
+from raygf.errors import RaygfError
+from raygf.methods.base import Setting, StepMethod
+from raygf.methods.registry import STEP_METHODS
+from raygf.models.multi_exit import MultiExitNetwork
+from raygf.rounds.step import StepRound
+from raygf.training.network import BoundNetwork
+from raygf.training.peers import ALONE, Peers, TorchPeers, average_buffers, share_of
+from raygf.training.space import find_ownership
+
+UNEVEN = 23
+"""Training images: batches of 5, and 3 in the last, which are too few for two workers."""
+
+
+def plain(spec: InputSpec = SPEC, width: int = 5) -> MultiExitNetwork:
+    """Three exits without BatchNorm."""
+
+    def stage(inputs: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU())
+
+    def head() -> nn.Module:
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, spec.classes))
+
+    return MultiExitNetwork([stage(spec.channels), stage(width), stage(width)], [head() for _ in range(3)])
+
+
+def with_dropout() -> nn.Module:
+    """``plain`` with dropout, whose draws depend on the size of a share."""
+    network = plain()
+    network.stages[0].append(nn.Dropout(0.3))  # type: ignore[operator]
+    return network
+
+
+def with_batchnorm() -> nn.Module:
+    """``plain`` with BatchNorm."""
+    network = plain()
+    network.stages[0].append(nn.BatchNorm2d(5))  # type: ignore[operator]
+    return network
+
+
+class Alone(StepMethod):
+    """A method of the user's own that forgets the others."""
+
+    def backward(self, losses: Tensor, bound: BoundNetwork) -> None:
+        torch.autograd.backward(losses.sum())
+
+
+def forgetful(setting: Setting) -> StepMethod:
+    """Found as "two_workers:forgetful"."""
+    return Alone()
+
+
+def train(method: str, peers: Peers, build: Any = plain, rounds: int = 2) -> dict[str, Any]:
+    """The weights, buffers and scores after two rounds, in batches of 5."""
+    config = run_config(method=method, batch_size=5)
+    bound = BoundNetwork(seeded(build), CPU, peers)
+    owned = find_ownership(bound.network, torch.zeros(2, 1, 4, 4), bound.space)
+    step = StepRound(config, bound, dataset(train=UNEVEN).open(CPU, 5, 5), owned)
+    state = bound.state()
+    for round in range(1, rounds + 1):
+        outcome = step.run(state, round)
+        state = outcome.state
+    return {"vector": state.vector, "buffers": state.buffers, "sha": state.sha256(), "score": outcome.train}
+
+
+def train_with_a_nan(peers: Peers) -> str:
+    """The error of a round in which the last worker's images alone are not finite, in the third batch."""
+    images = dataset(train=UNEVEN)
+    whole = images.open(CPU, 5, 5)
+
+    class Broken:
+        def train(self, seed: int, *key: str | int) -> Any:
+            for step, (batch, labels) in enumerate(whole.train(seed, *key)):
+                batch[-1] = math.nan if step == 2 else batch[-1]
+                yield batch, labels
+
+    bound = BoundNetwork(seeded(plain), CPU, peers)
+    owned = find_ownership(bound.network, torch.zeros(2, 1, 4, 4), bound.space)
+    state, errors = bound.state(), []
+    for method in ("sgd", "pcgrad"):
+        step = StepRound(run_config(method=method), bound, Broken(), owned)
+        try:
+            step.run(state, 1)
+        except RaygfError as error:
+            errors.append(f"{type(error).__name__}: {error}")
+    return "\n".join(errors)
+
+
+def exchange(peers: Peers) -> dict[str, Any]:
+    """Everything that peers can do, with numbers that tell the workers apart."""
+    mine = torch.tensor([1.0, 10.0]) + peers.rank
+    buffers = [torch.tensor([0.1, 1.0 + peers.rank]), torch.tensor(7 + peers.rank)]
+    average_buffers(buffers, peers)
+    calls: list[int] = []
+    made = peers.from_first(lambda: calls.append(peers.rank) or {"from": peers.rank})
+    batch = (torch.arange(5.0)[:, None], torch.arange(5))
+    small = (torch.arange(3.0)[:, None], torch.arange(3))
+    return {
+        "rank": (peers.rank, peers.count, peers.first),
+        "sum": peers.sum_(mine.clone()).tolist(),
+        "average": peers.average_(mine.clone()).tolist(),
+        "first": peers.first_(mine.clone()).tolist(),
+        "made": (made, calls),
+        "same": (peers.same(torch.ones(3)), peers.same(torch.ones(3) + peers.rank * 1e-6)),
+        "buffers": [buffer.tolist() for buffer in buffers],
+        "shares": [share_of(batch, peers), share_of(small, peers)],
+    }
+
+
+def forget(peers: Peers) -> str:
+    """The error of a method that does not add up gradients."""
+    try:
+        train("two_workers:forgetful", peers)
+    except RaygfError as error:
+        return str(error)
+    return ""
+
+
+def all_tasks(peers: Peers) -> dict[str, Any]:
+    """What each worker has to tell."""
+    return {
+        "exchange": exchange(peers),
+        "trained": {name: train(name, peers) for name in STEP_METHODS},
+        "dropout": train("pcgrad", peers, with_dropout),
+        "batchnorm": train("sgd", peers, with_batchnorm, rounds=1),
+        "nan": train_with_a_nan(peers),
+        "forgetful": forget(peers),
+    }
+
+
+def together(folder: Path) -> list[dict[str, Any]]:
+    """What two workers have to tell, by rank."""
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_work, args=(rank, folder)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    try:
+        for worker in workers:
+            worker.join(90)
+        assert [worker.exitcode for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+    return [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(2)]
+
+
+def alone() -> dict[str, Any]:
+    """What one worker has to tell."""
+    return all_tasks(ALONE)
+
+
+def _work(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    (folder / str(rank)).write_bytes(pickle.dumps(all_tasks(TorchPeers())))
+    dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)  # what the interpreter takes down at its end can abort gloo's threads, rarely
