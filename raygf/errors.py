@@ -134,6 +134,16 @@ def without_password(text: str) -> str:
     return _OPTION.sub(r"\1***", _USER.sub(r"\1:***@", text))
 
 
+def one_line(error: BaseException, *, kind: bool = True) -> str:
+    """The first line of the error's text, after its ``kind`` (the class), with passwords masked.
+
+    An error without a text gives its class alone.
+    """
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    name, text = type(error).__name__, without_password(first)[:300]
+    return ": ".join(part for part in (name if kind or not text else "", text) if part)
+
+
 def import_function(field: str, name: str) -> Callable[..., Any]:
     """The function that ``name`` ("package.module:function") in the configuration's ``field`` stands for.
 
@@ -152,5 +162,4 @@ def import_function(field: str, name: str) -> Callable[..., Any]:
 
 def user_error(field: str, name: str, what: str, error: BaseException) -> ConfigError:
     """One line for an error from code that is not raygf's."""
-    cause = (str(error).splitlines() or [""])[0]
-    return ConfigError(f"{field} = {name!r}: {what}: {type(error).__name__}: {cause}")
+    return ConfigError(f"{field} = {name!r}: {what}: {one_line(error)}")
