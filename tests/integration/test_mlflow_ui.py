@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import struct
 from collections.abc import Iterator
@@ -11,6 +10,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+pytest.importorskip("selenium", reason="selenium is not installed (pip install 'raygf[dev]')")
+
+from selenium.common.exceptions import TimeoutException
 
 
 def load_program(path: Path) -> ModuleType:
@@ -23,7 +26,7 @@ def load_program(path: Path) -> ModuleType:
 
 screenshot = load_program(Path(__file__).parents[2] / "docs" / "screenshot.py")
 
-pytestmark = pytest.mark.skipif(screenshot.find_chromium() is None, reason="no chromium on the PATH")
+pytestmark = pytest.mark.skipif(screenshot.CHROMIUM is None, reason="no chromium on the PATH")
 
 LIMIT_S = 60.0
 
@@ -36,21 +39,25 @@ def ui(tracked_run: Any) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with contextlib.closing(screenshot.Browser()) as opened:
+    with screenshot.open_browser() as opened:
         yield opened
 
 
 @pytest.fixture
 def page(ui: str, tracked_run: Any, browser: Any) -> Any:
     """Opens a tab of the run's page."""
-    experiment, run = screenshot.find_run(tracked_run.database, "small")
-    assert run == tracked_run.result.run_id
+    found = screenshot.find_run(tracked_run.database, "small")
+    assert found[1] == tracked_run.result.run_id
 
     def open_tab(tab: str = "") -> Any:
-        browser.open(screenshot.run_page(ui, experiment, run, tab))
+        screenshot.open_run(browser, ui, found, tab)
         return browser
 
     return open_tab
+
+
+def wait_for_text(browser: Any, text: str, limit_s: float = LIMIT_S) -> None:
+    screenshot.wait_for(browser, "document.body.innerText.includes(arguments[0])", text, limit_s=limit_s)
 
 
 def png_size(path: Path) -> tuple[int, int]:
@@ -64,13 +71,14 @@ def test_overview(page: Any, tracked_run: Any) -> None:
     browser = page()
     accuracy = f"{100 * tracked_run.result.test_accuracy[0]:.2f}"
     for text in ("operations/exit_3", str(tracked_run.result.operations[2]), "Finished"):
-        browser.wait_for_text(text, LIMIT_S)
+        wait_for_text(browser, text)
     for text in ("raygf results", "Exit-1", accuracy, tracked_run.result.run_id):
-        browser.wait_for_text(text, LIMIT_S)
+        wait_for_text(browser, text)
     for tag, value in (("method", "metagf"), ("model", "msdnet"), ("data", "digits"), ("recipe", "digits")):
-        browser.wait_for(f"/{tag}\\s*:\\s*{value}/.test(document.body.innerText)", LIMIT_S)
-    with pytest.raises(TimeoutError, match="no such text here"):
-        browser.wait_for_text("no such text here", 0.5)
+        shown = f"/{tag}\\s*:\\s*{value}/.test(document.body.innerText)"
+        screenshot.wait_for(browser, shown, limit_s=LIMIT_S)
+    with pytest.raises(TimeoutException, match="no such text here"):
+        wait_for_text(browser, "no such text here", 0.5)
 
 
 def test_charts_and_a_picture_of_them(page: Any, tmp_path: Path) -> None:
@@ -78,9 +86,9 @@ def test_charts_and_a_picture_of_them(page: Any, tmp_path: Path) -> None:
     browser = page("model-metrics")
     screenshot.show_charts(browser, "val_accuracy")
     for exit in (1, 2, 3):
-        browser.wait_for_text(f"val_accuracy/exit_{exit}", LIMIT_S)
+        wait_for_text(browser, f"val_accuracy/exit_{exit}")
     picture = tmp_path / "metrics.png"
-    browser.screenshot(picture)
+    browser.save_screenshot(picture)
     assert png_size(picture) == screenshot.SIZE
     assert picture.stat().st_size > 20_000  # an empty page has a tenth of that
 
@@ -90,9 +98,9 @@ def test_figures_under_artifacts(page: Any, figure: str) -> None:
     """The figure is listed, and drawn."""
     browser = page(f"artifacts/figures/{figure}.png")
     for name in ("results.csv", "results.md", "config.yaml", f"figures/{figure}.png"):
-        browser.wait_for_text(name, LIMIT_S)
+        wait_for_text(browser, name)
     drawn = "[...document.images].some(i => i.complete && i.naturalWidth > 600 && i.naturalHeight > 200)"
-    browser.wait_for(drawn, LIMIT_S)
+    screenshot.wait_for(browser, drawn, limit_s=LIMIT_S)
 
 
 def test_runs_that_are_not_there(tracked_run: Any) -> None:
