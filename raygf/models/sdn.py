@@ -1,6 +1,7 @@
-"""Shallow-Deep Networks: a plain network with internal classifiers at fixed shares of its operations.
+"""Shallow-Deep Networks: VGG, ResNet, WideResNet and MobileNet with internal classifiers along the way.
 
 Kaya, Hong, Dumitras: "Shallow-Deep Networks: Understanding and Mitigating Network Overthinking", ICML 2019.
+Widths, strides, exits and initialisation are those of the published programs, for images of 32x32.
 """
 
 from __future__ import annotations
@@ -44,9 +45,8 @@ class MixedPool(nn.Module):
 class InternalClassifier(nn.Module):
     """Mixed pooling to about 4x4 places, then one linear layer.
 
-    Kaya, Hong, Dumitras: "Shallow-Deep Networks: Understanding and Mitigating Network Overthinking", ICML
-    2019. As published, features of exactly 4x4 places go through pooling windows of one place, and smaller
-    ones are not pooled at all.
+    As published, features of exactly 4x4 places go through pooling windows of one place, and smaller ones
+    are not pooled at all.
 
     Args:
         features: Channels, height and width of what comes in.
@@ -72,6 +72,9 @@ Shape = tuple[int, int, int]
 
 class ShallowDeepNetwork(MultiExitNetwork):
     """Blocks in a row with an internal classifier after some of them, the network's own at the end.
+
+    The internal classifiers of the published networks are at about 15, 30, 45, 60, 75 and 90 % of the
+    operations.
 
     Args:
         blocks: The network up to its classifier, each (B, C, H, W) to (B, C', H', W').
@@ -116,83 +119,69 @@ def _feature_shapes(stages: Sequence[nn.Module], spec: InputSpec) -> list[Shape]
     return shapes
 
 
-MOBILENET_STEM = 32
-MOBILENET_WIDTHS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
-MOBILENET_HALVED = (2, 4, 6, 12)
-MOBILENET_EXITS_AFTER = (3, 5, 7, 9, 12)
+class VGG16SDN(ShallowDeepNetwork):
+    """VGG-16 with BatchNorm: thirteen convolutions, six internal classifiers.
 
+    Simonyan, Zisserman: "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015; with
+    two fully connected layers of 512, as published for small images.
 
-class MobileNetSDN(ShallowDeepNetwork):
-    """Thirteen depthwise separable blocks, five internal classifiers.
-
-    Args:
-        spec: The images (32x32 as published) and the number of classes.
+    Raises:
+        ConfigError: the images are smaller than 32x32.
     """
 
+    widths = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+    pooled = (2, 4, 7, 10, 13)
+    exits_after = (2, 4, 6, 7, 9, 10)
+    hidden = 512
+
     def __init__(self, spec: InputSpec) -> None:
-        incoming = (MOBILENET_STEM, *MOBILENET_WIDTHS[:-1])
+        incoming = (spec.channels, *self.widths[:-1])
         blocks = [
-            _mobilenet_separable(channels, width, stride=2 if number in MOBILENET_HALVED else 1)
-            for number, (channels, width) in enumerate(zip(incoming, MOBILENET_WIDTHS, strict=True), 1)
+            _vgg_block(channels, width, pool=number in self.pooled)
+            for number, (channels, width) in enumerate(zip(incoming, self.widths, strict=True), 1)
         ]
-        stem = nn.Sequential(
-            *_mobilenet_bn_relu(nn.Conv2d(spec.channels, MOBILENET_STEM, 3, padding=1, bias=False))
+        super().__init__(blocks, self.exits_after, lambda shape: self._classifier(shape, spec.classes), spec)
+        he_fan_out(self)
+        zero_biases(self, nn.Conv2d, nn.Linear)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.01)
+
+    def _classifier(self, shape: Shape, classes: int) -> nn.Sequential:
+        """As published, without a ReLU between the last two linear layers."""
+        return nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(math.prod(shape), self.hidden),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.5),
+            nn.Linear(self.hidden, self.hidden),
+            nn.Dropout(0.5),
+            nn.Linear(self.hidden, classes),
         )
-        first = nn.Sequential(stem, blocks[0])
-        super().__init__(
-            [first, *blocks[1:]],
-            MOBILENET_EXITS_AFTER,
-            lambda shape: _mobilenet_classifier(shape, spec.classes),
-            spec,
-        )
 
 
-def _mobilenet_separable(channels: int, width: int, stride: int) -> nn.Sequential:
-    """A 3x3 convolution on every channel alone, then a 1x1 one across them."""
-    depthwise = nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
-    return nn.Sequential(
-        *_mobilenet_bn_relu(depthwise), *_mobilenet_bn_relu(nn.Conv2d(channels, width, 1, bias=False))
-    )
-
-
-def _mobilenet_bn_relu(conv: nn.Conv2d) -> tuple[nn.Module, nn.Module, nn.Module]:
-    return conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(inplace=True)
-
-
-def _mobilenet_classifier(shape: Shape, classes: int) -> nn.Sequential:
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(shape[0], classes))
-
-
-RESNET_WIDTHS = (16, 32, 64)
-RESNET_BLOCKS_A_WIDTH = 9
-RESNET_EXITS_AFTER = (4, 8, 12, 16, 20, 24)
+def _vgg_block(channels: int, width: int, pool: bool) -> nn.Sequential:
+    """Convolution, BatchNorm and ReLU, (B, C, H, W) to (B, width, H, W); halved after that with ``pool``."""
+    layers = [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.MaxPool2d(2)) if pool else nn.Sequential(*layers)
 
 
 class ResNet56SDN(ShallowDeepNetwork):
-    """27 residual blocks; internal classifiers at 15, 30, 45, 60, 75 and 90 % of the operations.
+    """ResNet-56: 27 residual blocks, six internal classifiers.
 
-    Args:
-        spec: The images (32x32 as published) and the number of classes.
+    He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition", CVPR 2016; 1x1 convolutions with
+    BatchNorm where a shortcut changes shape.
     """
 
+    widths = (16, 32, 64)
+    blocks_a_width = 9
+    exits_after = (4, 8, 12, 16, 20, 24)
+
     def __init__(self, spec: InputSpec) -> None:
-        stem = nn.Sequential(
-            *_resnet_conv_bn(spec.channels, RESNET_WIDTHS[0], kernel=3), nn.ReLU(inplace=True)
-        )
-        blocks: list[nn.Module] = []
-        channels = RESNET_WIDTHS[0]
-        for width in RESNET_WIDTHS:
-            for number in range(RESNET_BLOCKS_A_WIDTH):
-                stride = 2 if number == 0 and width > RESNET_WIDTHS[0] else 1
-                blocks.append(BasicBlock(channels, width, stride))
-                channels = width
-        first = nn.Sequential(stem, blocks[0])
-        super().__init__(
-            [first, *blocks[1:]],
-            RESNET_EXITS_AFTER,
-            lambda shape: _resnet_classifier(shape, spec.classes),
-            spec,
-        )
+        stem = (*_conv_bn(spec.channels, self.widths[0], kernel=3), nn.ReLU(inplace=True))
+        first, *blocks = _residual_blocks(BasicBlock, self.widths[0], self.widths, self.blocks_a_width)
+        blocks = [nn.Sequential(nn.Sequential(*stem), first), *blocks]
+        super().__init__(blocks, self.exits_after, lambda shape: _pooled_linear(shape, spec.classes), spec)
         he_fan_out(self)
 
 
@@ -202,12 +191,12 @@ class BasicBlock(nn.Module):
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
         self.convs = nn.Sequential(
-            *_resnet_conv_bn(channels, width, kernel=3, stride=stride),
+            *_conv_bn(channels, width, kernel=3, stride=stride),
             nn.ReLU(inplace=True),
-            *_resnet_conv_bn(width, width, kernel=3),
+            *_conv_bn(width, width, kernel=3),
         )
         same = stride == 1 and channels == width
-        self.shortcut = nn.Identity() if same else nn.Sequential(*_resnet_conv_bn(channels, width, 1, stride))
+        self.shortcut = nn.Identity() if same else nn.Sequential(*_conv_bn(channels, width, 1, stride))
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -216,100 +205,27 @@ class BasicBlock(nn.Module):
         return out
 
 
-def _resnet_conv_bn(channels: int, width: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
-    conv = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
-    return conv, nn.BatchNorm2d(width)
-
-
-def _resnet_classifier(shape: Shape, classes: int) -> nn.Sequential:
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(shape[0], classes))
-
-
-VGG_WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
-VGG_POOLED = (2, 4, 7, 10, 13)
-VGG_EXITS_AFTER = (2, 4, 6, 7, 9, 10)
-VGG_FULLY_CONNECTED = 512
-
-
-class VGG16SDN(ShallowDeepNetwork):
-    """Thirteen convolutions; internal classifiers at 15, 30, 45, 60, 75 and 90 % of the operations.
-
-    Args:
-        spec: The images (32x32 as published) and the number of classes.
-
-    Raises:
-        ConfigError: the images are smaller than 32x32.
-    """
-
-    def __init__(self, spec: InputSpec) -> None:
-        incoming = (spec.channels, *VGG_WIDTHS[:-1])
-        blocks = [
-            _vgg_block(channels, width, pool=number in VGG_POOLED)
-            for number, (channels, width) in enumerate(zip(incoming, VGG_WIDTHS, strict=True), 1)
-        ]
-        super().__init__(blocks, VGG_EXITS_AFTER, lambda shape: _vgg_classifier(shape, spec.classes), spec)
-        _vgg_initialise(self)
-
-
-def _vgg_block(channels: int, width: int, pool: bool) -> nn.Sequential:
-    """Convolution, BatchNorm and ReLU, (B, C, H, W) to (B, width, H, W); halved after that with ``pool``."""
-    layers = [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.MaxPool2d(2)) if pool else nn.Sequential(*layers)
-
-
-def _vgg_classifier(shape: Shape, classes: int) -> nn.Sequential:
-    """As published, without a ReLU between the last two linear layers."""
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(math.prod(shape), VGG_FULLY_CONNECTED),
-        nn.ReLU(inplace=True),
-        nn.Dropout(0.5),
-        nn.Linear(VGG_FULLY_CONNECTED, VGG_FULLY_CONNECTED),
-        nn.Dropout(0.5),
-        nn.Linear(VGG_FULLY_CONNECTED, classes),
-    )
-
-
-def _vgg_initialise(network: nn.Module) -> None:
-    """Convolutions after He, linear layers normal with deviation 0.01, all biases zero."""
-    he_fan_out(network)
-    zero_biases(network, nn.Conv2d, nn.Linear)
-    for module in network.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.01)
-
-
-WIDERESNET_STEM = 16
-WIDERESNET_WIDTHS = (64, 128, 256)
-WIDERESNET_BLOCKS_A_WIDTH = 5
-DROPOUT = 0.3
-WIDERESNET_EXITS_AFTER = (3, 5, 7, 9, 11, 13)
-
-
 class WideResNet32x4SDN(ShallowDeepNetwork):
-    """15 wide residual blocks; internal classifiers at 15, 30, 45, 60, 75 and 90 % of the operations.
+    """WideResNet-32-4: 15 wide residual blocks, six internal classifiers.
 
-    Args:
-        spec: The images (32x32 as published) and the number of classes.
+    Zagoruyko, Komodakis: "Wide Residual Networks", BMVC 2016; the stride is in a block's second convolution.
     """
 
+    stem = 16
+    widths = (64, 128, 256)
+    blocks_a_width = 5
+    exits_after = (3, 5, 7, 9, 11, 13)
+
     def __init__(self, spec: InputSpec) -> None:
-        blocks: list[nn.Module] = []
-        channels = WIDERESNET_STEM
-        for width in WIDERESNET_WIDTHS:
-            for number in range(WIDERESNET_BLOCKS_A_WIDTH):
-                stride = 2 if number == 0 and width > WIDERESNET_WIDTHS[0] else 1
-                blocks.append(WideBlock(channels, width, stride))
-                channels = width
-        first = nn.Sequential(nn.Conv2d(spec.channels, WIDERESNET_STEM, 3, padding=1), blocks[0])
-        super().__init__(
-            [first, *blocks[1:]],
-            WIDERESNET_EXITS_AFTER,
-            lambda shape: _wideresnet_classifier(shape, spec.classes),
-            spec,
-        )
+        first, *blocks = _residual_blocks(WideBlock, self.stem, self.widths, self.blocks_a_width)
+        blocks = [nn.Sequential(nn.Conv2d(spec.channels, self.stem, 3, padding=1), first), *blocks]
+        super().__init__(blocks, self.exits_after, lambda shape: self._classifier(shape, spec.classes), spec)
         he_fan_out(self)
         zero_biases(self, nn.Linear)
+
+    def _classifier(self, shape: Shape, classes: int) -> nn.Sequential:
+        norm = nn.BatchNorm2d(shape[0]), nn.ReLU(inplace=True)
+        return nn.Sequential(*norm, *_pooled_linear(shape, classes))
 
 
 class WideBlock(nn.Module):
@@ -321,7 +237,7 @@ class WideBlock(nn.Module):
             nn.BatchNorm2d(channels),
             nn.ReLU(inplace=True),
             nn.Conv2d(channels, width, 3, padding=1),
-            nn.Dropout(DROPOUT),
+            nn.Dropout(0.3),
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
             nn.Conv2d(width, width, 3, stride, padding=1),
@@ -335,7 +251,57 @@ class WideBlock(nn.Module):
         return out
 
 
-def _wideresnet_classifier(shape: Shape, classes: int) -> nn.Sequential:
-    channels = shape[0]
-    norm = [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
-    return nn.Sequential(*norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+class MobileNetSDN(ShallowDeepNetwork):
+    """MobileNet of width 1: thirteen depthwise separable blocks, five internal classifiers instead of six.
+
+    Howard et al.: "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications", 2017.
+    Weights keep PyTorch's initialisation, as published.
+    """
+
+    stem = 32
+    widths = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
+    halved = (2, 4, 6, 12)
+    exits_after = (3, 5, 7, 9, 12)
+
+    def __init__(self, spec: InputSpec) -> None:
+        incoming = (self.stem, *self.widths[:-1])
+        first, *blocks = [
+            _separable(channels, width, stride=2 if number in self.halved else 1)
+            for number, (channels, width) in enumerate(zip(incoming, self.widths, strict=True), 1)
+        ]
+        stem = nn.Sequential(*_conv_bn(spec.channels, self.stem, kernel=3), nn.ReLU(inplace=True))
+        blocks = [nn.Sequential(stem, first), *blocks]
+        super().__init__(blocks, self.exits_after, lambda shape: _pooled_linear(shape, spec.classes), spec)
+
+
+def _separable(channels: int, width: int, stride: int) -> nn.Sequential:
+    """A 3x3 convolution on every channel alone, then a 1x1 one across them."""
+    depthwise = nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
+    return nn.Sequential(
+        depthwise,
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+        *_conv_bn(channels, width, kernel=1),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _residual_blocks(
+    block: Callable[[int, int, int], nn.Module], channels: int, widths: Sequence[int], count: int
+) -> list[nn.Module]:
+    """``count`` blocks of every width; the first of each width but the first halves the features."""
+    blocks = []
+    for width in widths:
+        for number in range(count):
+            blocks.append(block(channels, width, 2 if number == 0 and width > widths[0] else 1))
+            channels = width
+    return blocks
+
+
+def _conv_bn(channels: int, width: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+    conv = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
+    return conv, nn.BatchNorm2d(width)
+
+
+def _pooled_linear(shape: Shape, classes: int) -> nn.Sequential:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(shape[0], classes))

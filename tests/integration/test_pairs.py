@@ -20,10 +20,8 @@ from pair_bench import METHODS, NETWORKS, Bench, Pair
 
 from raygf.compute import torch_threads
 from raygf.config.run import ModelConfig, MSDNetConfig
-from raygf.models import sdn as mobilenet_sdn
-from raygf.models import sdn as vgg_sdn
-from raygf.models import sdn as wideresnet_sdn
 from raygf.models.build import model_names
+from raygf.models.sdn import VGG16SDN, MobileNetSDN, WideResNet32x4SDN
 
 CIFAR = Path(os.environ.get("RAYGF_DATA") or Path(__file__).parents[3] / "shared" / "data") / "cifar10"
 IMAGES = 8
@@ -39,9 +37,9 @@ def bench(request: pytest.FixtureRequest) -> Iterator[tuple[str, Bench]]:
     name = request.param
     data = few_images(str(CIFAR) if CIFAR.is_dir() else "", IMAGES, SIZES.get(name, 8))
     with pytest.MonkeyPatch.context() as patch, torch_threads(1):
-        for module, factor in ((vgg_sdn, 8), (wideresnet_sdn, 4), (mobilenet_sdn, 4)):
-            patch.setattr(module, "WIDTHS", tuple(width // factor for width in module.WIDTHS))
-        patch.setattr(vgg_sdn, "FULLY_CONNECTED", 32)
+        for kind, factor in ((VGG16SDN, 8), (WideResNet32x4SDN, 4), (MobileNetSDN, 4)):
+            patch.setattr(kind, "widths", tuple(width // factor for width in kind.widths))
+        patch.setattr(VGG16SDN, "hidden", 32)
         yield name, Bench(ModelConfig(name, msdnet=MSDNET), data, IMAGES, lr=0.01)
 
 
