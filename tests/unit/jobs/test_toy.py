@@ -1,21 +1,27 @@
-"""The toy problem: gradients against autograd, methods against steps by hand, figures against both."""
+"""The toy problem: gradients against autograd, methods against steps by hand; Eq. 7 against the losses."""
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 
 import pytest
 import torch
 from torch.testing import assert_close
-
-from raygf.config.run import MethodConfig
-from raygf.evaluation.figure_toy import loss_figure, trajectory_csv, trajectory_figure
-from raygf.evaluation.toy import (
+from toy import (
+    ANGLES,
     LR,
+    RATIOS,
     START,
+    cases_csv,
+    cases_markdown,
+    check_case,
+    check_cases,
     gradients,
+    loss_figure,
     losses_at,
+    reproject,
     shared_cosine_at,
     task_losses,
     thetas,
@@ -23,7 +29,11 @@ from raygf.evaluation.toy import (
     train_metagf,
     train_sgd,
     train_weighted,
+    trajectory_csv,
+    trajectory_figure,
 )
+
+from raygf.config.run import MethodConfig
 from raygf.methods import torchjd
 
 BEGIN = torch.tensor(START, dtype=torch.float64)
@@ -34,10 +44,6 @@ def runs():
     weighting = torchjd.pcgrad(MethodConfig())
     methods = [train_sgd(40), train_weighted("PCGrad", weighting, 40), train_metagf(40)]
     return methods, [train_alone(task, 40) for task in (0, 1)]
-
-
-def test_both_points_start_where_the_paper_says():
-    assert [theta.tolist() for theta in thetas(BEGIN)] == [[10.0, 2.0], [10.0, 2.0]]
 
 
 def test_bowls_lie_where_the_docstring_says():
@@ -73,14 +79,6 @@ def test_a_step_of_sgd_is_along_the_sum():
     assert_close(points[1], BEGIN - LR * gradients(BEGIN).sum(dim=0))
 
 
-def test_weights_apply_to_what_is_shared_alone():
-    trajectory = train_weighted("x", lambda gramian: torch.tensor([2.0, 0.0]), 1)
-    g_1, g_2 = gradients(BEGIN)
-    step = (BEGIN - trajectory.points[1]) / LR
-    assert_close(step[:4], 2 * g_1[:4])
-    assert_close(step[4:], (g_1 + g_2)[4:])
-
-
 def conflicting_point():
     """θ_1 lies in the bowls, θ_2 on its way there: the tasks disagree about w_1 and w_2."""
     point = torch.tensor([0.5, -2.0, 0.5, -2.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
@@ -99,22 +97,15 @@ def test_pcgrads_weights_give_equation_3():
     assert abs(float(hat_1 @ g_2)) < 1e-9 and abs(float(hat_2 @ g_1)) < 1e-9
 
 
-def test_metagf_moves_own_numbers_as_the_task_alone_does(runs):
-    """a belongs to task 1: its weight is 1, whatever the fusion weights of w_1 and w_2."""
-    methods, alone = runs
-    metagf = methods[2]
+def test_metagf_mixes_the_deltas_of_what_is_shared_and_keeps_what_a_task_has_alone(runs):
+    """w_1 moves to between where the two tasks alone take it; a belongs to task 1, so its weight is 1."""
+    (*_, metagf), alone = runs
     assert metagf.steps.tolist() == [0, 10, 20, 30, 40]
-    assert_close(metagf.points[1][4:6], alone[0].points[10][4:6])
-    assert_close(metagf.points[1][6:], alone[1].points[10][6:])
-
-
-def test_metagf_mixes_the_tasks_deltas(runs):
-    """w_1 moves to between where the two tasks alone take it."""
-    methods, alone = runs
-    moved = methods[2].points[1][:4] - BEGIN[:4]
-    one, two = (run.points[10][:4] - BEGIN[:4] for run in alone)
-    assert ((moved - torch.minimum(one, two)) > -1e-12).all()
-    assert ((torch.maximum(one, two) - moved) > -1e-12).all()
+    merged, one, two = (run.points[index] for run, index in ((metagf, 1), (alone[0], 10), (alone[1], 10)))
+    assert (merged[:4] > torch.minimum(one, two)[:4] - 1e-12).all()
+    assert (merged[:4] < torch.maximum(one, two)[:4] + 1e-12).all()
+    assert_close(merged[4:6], one[4:6])
+    assert_close(merged[6:], two[6:])
 
 
 def test_every_method_goes_downhill(runs):
@@ -164,3 +155,58 @@ def test_trajectory_csv(runs):
     assert len(table) == 41 + 41 + 5
     assert (table[0]["method"], table[0]["step"], table[0]["theta_1_x"]) == ("SGD", "0", "10.0")
     assert float(table[-1]["f_2"]) == losses_at(methods[2].points[-1])[1].item()
+
+
+def test_a_case_by_hand():
+    """g_1 = (1, 0), g_2 = (−1/4, √3/4): ratio 1/2, 120°. ĝ_1 = (3/4, √3/4), ĝ_2 = (0, √3/4)."""
+    case = check_case(0.5, 120.0)
+    assert case.printed_threshold == pytest.approx(1 / 3)
+    assert case.exact_threshold == pytest.approx(1 / 2)
+    assert case.printed_both == pytest.approx(9 / 16 + 12 / 16)  # ‖(3/4, √3/2)‖²
+    assert case.printed_small == pytest.approx(1 + 3 / 16)  # ‖(1, √3/4)‖²
+    assert case.exact_both == pytest.approx(9 / 16 + 6 / 16)  # (3/4, √3/2)·(3/4, √3/4)
+    assert case.exact_small == pytest.approx(3 / 4 + 3 / 16)
+
+
+def test_reprojection_by_hand():
+    g_1, g_2 = torch.tensor([2.0, 0.0]), torch.tensor([-1.0, 1.0])
+    assert reproject(g_1, g_2).tolist() == [1.0, 1.0]
+    assert reproject(g_2, g_1).tolist() == [0.0, 1.0]
+
+
+def test_equation_7_decides_the_printed_terms_and_minus_cosine_the_losses():
+    """Eqs. 4 and 6 are ‖u‖², not u·(g_1 + g_2); the two conditions disagree both ways."""
+    verdicts = set()
+    for case in check_cases():
+        turn = math.radians(case.angle_degrees)
+        g_1 = torch.tensor([1.0, 0.0], dtype=torch.float64)
+        g_2 = case.ratio * torch.tensor([math.cos(turn), math.sin(turn)], dtype=torch.float64)
+        both, small = reproject(g_1, g_2) + reproject(g_2, g_1), g_1 + reproject(g_2, g_1)
+        assert case.printed_both == pytest.approx(float(both @ both))
+        assert case.printed_small == pytest.approx(float(small @ small))
+        assert case.printed_both > case.exact_both + 1e-3
+        assert case.measured_both == pytest.approx(case.exact_both, abs=5 * LR)
+        assert case.measured_small == pytest.approx(case.exact_small, abs=5 * LR)
+        printed, exact = case.ratio > case.printed_threshold, case.ratio > case.exact_threshold
+        assert (case.printed_both > case.printed_small) == printed
+        assert (case.exact_both > case.exact_small) == exact
+        assert (case.measured_both > case.measured_small) == exact
+        verdicts.add((printed, exact))
+    assert len(verdicts) == 4
+
+
+def test_table_of_equation_7_by_hand():
+    lines = cases_markdown([check_case(0.5, 135.0)]).splitlines()
+    cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    assert cells[:4] == ["0.5", "135", "0.707", "no"]
+    assert cells[6:8] == ["0.707", "no"]
+    assert cells[8:10] == ["0.625", "0.771"]
+    assert len(cases_markdown(check_cases()).splitlines()) == 2 + len(RATIOS) * len(ANGLES)
+
+
+def test_csv_of_equation_7_has_every_number():
+    cases = check_cases()
+    rows = list(csv.DictReader(io.StringIO(cases_csv(cases))))
+    assert len(rows) == len(cases)
+    assert float(rows[3]["measured_small"]) == cases[3].measured_small
+    assert float(rows[3]["printed_threshold"]) == cases[3].printed_threshold
