@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from raygf.cli import main, parse_flags
-from raygf.config import fields as checks
+from raygf.config.fields import Section
+from raygf.config.run import Name
 from raygf.console import print_table
 from raygf.errors import ConfigError, TrackingError
 from raygf.evaluation.loading import LoadedRun, load_run
@@ -32,12 +33,12 @@ DESCRIPTION = "Evaluate past runs: anytime and budgeted accuracy, convergence, c
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Section):
     """Which runs, and where to put the results."""
 
-    checkpoint: tuple[str, ...]
+    checkpoint: tuple[Name, ...]
     """Checkpoint files (.npz, local or URIs), or folders of runs, whose newest checkpoint is taken."""
-    out: str = "results"
+    out: Name = "results"
     """Folder for tables and figures."""
     labels: tuple[str, ...] = ()
     """A name for each checkpoint; by default the method. Runs that differ in their seed alone share one."""
@@ -51,11 +52,9 @@ class EvaluateConfig:
     """Also log each network, with its thresholds, as an MLflow model that can be served."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.checkpoint:
             raise ConfigError("checkpoint: name at least one")
-        for path in self.checkpoint:
-            checks.text("checkpoint", path, empty=False)
-        checks.text("out", self.out, empty=False)
 
 
 def evaluate_runs(argv: Sequence[str]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -32,8 +32,8 @@ from torch import Tensor
 
 from raygf.cli import main, parse_flags
 from raygf.compute import torch_threads
-from raygf.config import fields as checks
-from raygf.config.run import MethodConfig
+from raygf.config.fields import Limits, Section
+from raygf.config.run import MethodConfig, Name
 from raygf.evaluation.figures import csv_text, new_figure, plain_axes, run_style
 from raygf.evaluation.report import write_files
 from raygf.evaluation.tables import markdown_table
@@ -43,17 +43,13 @@ from raygf.training.space import FlatSpace, Segments, Slot
 
 
 @dataclass(frozen=True)
-class ToyConfig:
+class ToyConfig(Section):
     """What to draw, and where to."""
 
-    out: str = "toy"
+    out: Name = "toy"
     """Folder for the figures and tables."""
-    steps: int = 1500
+    steps: Annotated[int, Limits(10)] = 1500
     """SGD steps of each task."""
-
-    def __post_init__(self) -> None:
-        checks.text("out", self.out, empty=False)
-        checks.whole("steps", self.steps, 10)
 
 
 def draw_toy(argv: Sequence[str]) -> dict[str, Any]:

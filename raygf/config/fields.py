@@ -1,19 +1,73 @@
-"""Checks for configuration values: each raises one line naming the field, the value and what is allowed."""
+"""What configurations are made of: sections that check themselves, plain dicts of them, and paths."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from raygf.errors import ConfigError
 
-_LEAST = 1e-4
-"""The smallest share of a CPU or GPU that Ray counts."""
+T = TypeVar("T")
+
+
+class Section:
+    """Base of the configuration's dataclasses: each checks its fields against their annotations when built.
+
+    With ``class OptimConfig(Section, name="optim")`` errors name the fields ``optim.lr`` and so on.
+    """
+
+    _prefix = ""
+
+    def __init_subclass__(cls, name: str = "") -> None:
+        cls._prefix = f"{name}." if name else ""
+
+    def __post_init__(self) -> None:
+        for name, hint in _hints(type(self)).items():  # type: ignore[arg-type]
+            check(f"{self._prefix}{name}", getattr(self, name), hint)
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Numbers from ``low`` to ``high``; with ``above``, ``low`` itself is not one of them."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high and not (self.above and value == self.low)
+
+    def __str__(self) -> str:
+        least = f"{'above' if self.above else 'at least'} {self.low:g}" if self.low > -math.inf else ""
+        most = f"at most {self.high:g}" if self.high < math.inf else ""
+        return " and ".join(filter(None, (least, most)))
+
+
+def check(field: str, value: Any, hint: Any) -> None:
+    """Raise ConfigError unless the annotation ``hint`` allows ``value`` for ``field``.
+
+    It may be bool, int, float (finite), str, a dataclass (which checks itself), Literal, ``tuple[X, ...]``,
+    ``X | None``, or ``Annotated[X, ...]`` with ``Limits`` of a number and functions of field and value, which
+    raise for what they do not allow.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is not None:
+            check(field, value, next(kind for kind in arguments if kind is not type(None)))
+    elif origin is Annotated:
+        limits = [each for each in arguments[1:] if isinstance(each, Limits)]
+        _check_plain(field, value, arguments[0], *limits)
+        for further in arguments[1:]:
+            if callable(further):
+                further(field, value)
+    else:
+        _check_plain(field, value, hint)
 
 
 def refuse(field: str, value: Any, allowed: str) -> ConfigError:
@@ -21,73 +75,29 @@ def refuse(field: str, value: Any, allowed: str) -> ConfigError:
     return ConfigError(f"{field} = {value!r}: must be {allowed}")
 
 
-def whole(field: str, value: Any, low: int = 0, high: int | None = None) -> None:
-    """``value`` must be an int of at least ``low`` (and at most ``high``)."""
-    span = f"a whole number of at least {low}" if high is None else f"a whole number from {low} to {high}"
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise refuse(field, value, span)
-    if high is not None and value > high:
-        raise refuse(field, value, span)
+def not_empty(field: str, value: str | tuple[Any, ...]) -> None:
+    """Annotation of texts and lists that must not be empty; blanks alone are as good as nothing."""
+    if not (value.strip() if isinstance(value, str) else value):
+        raise refuse(field, value, "a text that is not empty" if value != () else "at least one whole number")
 
 
-def at_most(field: str, value: int, high: int) -> None:
-    """``value`` must not be above ``high``."""
-    if value > high:
-        raise refuse(field, value, f"at most {high}")
-
-
-def whole_or_none(field: str, value: Any, low: int = 1) -> None:
-    """``value`` must be None or an int of at least ``low``."""
-    if value is not None:
-        whole(field, value, low)
-
-
-def number(
-    field: str, value: Any, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
-) -> None:
-    """``value`` must be a finite number in [low, high], or (low, high] with ``open_low``."""
-    bounds = [f"{'above' if open_low else 'at least'} {low:g}"] if low > -math.inf else []
-    bounds += [f"at most {high:g}"] if high < math.inf else []
-    allowed = " ".join(["a finite number", " and ".join(bounds)]).strip()
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or value < low or value > high or (open_low and value == low):
-        raise refuse(field, value, allowed)
-
-
-def amount(field: str, value: Any, *, whole_above_one: bool = False) -> None:
-    """``value`` must be a number of CPUs or GPUs as Ray takes it; of GPUs it takes no one and a half."""
-    number(field, value, 0)
-    if 0 < value < _LEAST:
-        raise refuse(field, value, f"0, or at least {_LEAST:g}")
-    if whole_above_one and value > 1 and value != int(value):
-        raise refuse(field, value, "at most 1, or a whole number")
-
-
-def several(field: str, value: Any) -> None:
-    """``value`` must be a tuple."""
-    if not isinstance(value, tuple):
-        raise refuse(field, value, "a list of numbers")
-
-
-def one_of(field: str, value: Any, allowed: Sequence[str]) -> None:
-    """``value`` must be one of the names ``allowed``."""
-    if value not in allowed:
-        raise refuse(field, value, "one of " + ", ".join(allowed))
-
-
-def flag(field: str, value: Any) -> None:
-    """``value`` must be a bool."""
-    if not isinstance(value, bool):
-        raise refuse(field, value, "True or False")
-
-
-def text(field: str, value: Any, *, empty: bool = True) -> None:
-    """``value`` must be a string, and not an empty one unless ``empty``."""
-    if not isinstance(value, str) or not (empty or value.strip()):
-        raise refuse(field, value, "a text" if empty else "a text that is not empty")
-
-
-T = TypeVar("T")
+def _check_plain(field: str, value: Any, kind: Any, limits: Limits | None = None) -> None:
+    options = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        if value not in options:
+            raise refuse(field, value, "one of " + ", ".join(options))
+    elif typing.get_origin(kind) is tuple:
+        if not isinstance(value, tuple):
+            raise refuse(field, value, "a list of numbers")
+        for item in value:
+            check(field, item, options[0])
+    elif kind is int or kind is float:
+        number = isinstance(value, kind | int) and not isinstance(value, bool) and abs(value) < math.inf
+        if not number or (limits is not None and value not in limits):
+            name = "a finite number" if kind is float else "a whole number of" if limits else "a whole number"
+            raise refuse(field, value, f"{name} {limits or ''}".strip())
+    elif kind in (bool, str) and not isinstance(value, kind):
+        raise refuse(field, value, "a text" if kind is str else "True or False")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -101,12 +111,11 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     Raises:
         ConfigError: a field is unknown, or a value is not allowed.
     """
-    fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = _hints(cls)  # type: ignore[arg-type]
     for name in values:
-        if name not in fields:
-            raise ConfigError(f"{where}{name}: no such field; known are {', '.join(sorted(fields))}")
-    hints = typing.get_type_hints(cls)
-    return cls(**{name: _typed(hints[name], value, f"{where}{name}.") for name, value in values.items()})
+        if name not in hints:
+            raise ConfigError(f"{where}{name}: no such field; known are {', '.join(sorted(hints))}")
+    return cls(**{name: _typed(hints[name], value, f"{where}{name}") for name, value in values.items()})
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -120,6 +129,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The annotations of a dataclass's fields; cached, for a sweep builds thousands of runs."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_dict(value)
@@ -127,12 +143,13 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
+    """``value`` as the annotation has it where JSON knows no such type: sections, tuples, floats."""
+    while typing.get_origin(hint) in (Annotated, typing.Union, types.UnionType):
+        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where[:-1]} = {value!r}: must be a section of fields")
-        return from_dict(hint, value, where)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        hint = next((arg for arg in typing.get_args(hint) if arg is not type(None)), hint)
+            raise refuse(where, value, "a section of fields")
+        return from_dict(hint, value, f"{where}.")
     if typing.get_origin(hint) is tuple and isinstance(value, list):
         return tuple(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

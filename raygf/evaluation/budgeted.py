@@ -149,7 +149,7 @@ class ThresholdTable:
         Raises:
             ConfigError: not even the first exit can be had for the budget.
         """
-        checks.number("budget", budget if budget != math.inf else 0.0)
+        checks.check("budget", budget if budget != math.inf else 0.0, float)
         if budget < self.operations[0]:
             cheapest = f"{self.operations[0]:.0f}"
             raise checks.refuse("budget", budget, f"at least {cheapest} operations, those of the first exit")

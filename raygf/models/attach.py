@@ -20,7 +20,6 @@ from raygf.models.multi_exit import MultiExitNetwork, evaluating
 from raygf.models.sdn import InternalClassifier
 
 HeadKind = Literal["mean", "mixed"]
-HEAD_KINDS = ("mean", "mixed")
 
 
 @dataclass(frozen=True)
@@ -226,7 +225,7 @@ def attach_exits(
             named twice, a head does not fit, or the weights do not.
     """
     if not callable(head):
-        checks.one_of("head", head, HEAD_KINDS)
+        checks.check("head", head, HeadKind)
     if weights is not None:
         load_local_weights(network, weights, spec.classes)
     traces = trace_modes(network)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from raygf.config import fields as checks
-from raygf.config.fields import flatten, from_dict, to_dict
-from raygf.config.run import RunConfig
+from raygf.config.fields import Limits, Section, flatten, from_dict, to_dict
+from raygf.config.run import Count, Name, Natural, NotNegative, RunConfig
 from raygf.errors import ConfigError
 from raygf.methods.registry import is_step_method
 from raygf.records import ExitScore, RoundRecord
@@ -93,51 +92,36 @@ TRIALS = 8
 
 
 @dataclass(frozen=True)
-class SweepOptions:
+class SweepOptions(Section):
     """How trials are chosen, stopped and placed."""
 
-    space: str = "fusion_lr"
+    space: Name = "fusion_lr"
     """Search space: one of those listed above, a Python file, or package.module:function of your own."""
-    trials: int | None = None
+    trials: Count | None = None
     """Trials; by default 8, or all points of a grid."""
     search: Literal["random", "grid", "optuna"] | None = None
     """How they are chosen: drawn at random, every point of a grid, or by Optuna's TPE from those before
     (pip install 'raygf[sweep]'). By default as the space says, mostly random."""
-    points: int = 3
+    points: Annotated[int, Limits(2)] = 3
     """grid: values taken of every range, its ends included."""
     scheduler: Literal["asha", "none", "pbt"] = "asha"
     """asha stops a trial that is not among the best third of those that have had as many training passes.
     pbt: the worst quarter goes on from the checkpoints of the best, with settings near theirs. none: all
     trials run to their end."""
-    grace: int | None = None
+    grace: Count | None = None
     """Training passes before asha may stop a trial, and between two exchanges of pbt; by default an eighth of
     what a trial gets."""
-    concurrent: int | None = None
+    concurrent: Count | None = None
     """Trials that run side by side; by default as many as the cluster holds. A trial's exit actors are made
     fewer so that they do, unless resources.actors is given."""
-    cpus_per_exit: float | None = None
+    cpus_per_exit: NotNegative | None = None
     """CPUs of each exit actor: short for resources.cpus-per-exit."""
-    gpus_per_exit: float | None = None
+    gpus_per_exit: NotNegative | None = None
     """GPUs of each exit actor: short for resources.gpus-per-exit."""
-    max_failures: int = 2
+    max_failures: Natural = 2
     """Times that a trial which crashed is tried again from its checkpoint before it counts as failed."""
     resume: bool = False
     """Go on with the sweep --storage.name, which was interrupted or killed. No other flag is needed."""
-
-    def __post_init__(self) -> None:
-        checks.text("space", self.space, empty=False)
-        checks.whole_or_none("trials", self.trials)
-        checks.whole("points", self.points, 2)
-        checks.whole_or_none("grace", self.grace)
-        checks.whole_or_none("concurrent", self.concurrent)
-        for name in ("cpus_per_exit", "gpus_per_exit"):
-            if getattr(self, name) is not None:
-                checks.number(name, getattr(self, name), 0)
-        checks.whole("max_failures", self.max_failures, 0)
-        checks.flag("resume", self.resume)
-        if self.search is not None:
-            checks.one_of("search", self.search, ("random", "grid", "optuna"))
-        checks.one_of("scheduler", self.scheduler, ("asha", "none", "pbt"))
 
 
 def override(run: RunConfig, values: Values) -> RunConfig:

@@ -1,0 +1,117 @@
+"""Every setting is checked, under its own name, and the defaults are the paper's."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from raygf.config.run import (
+    DataConfig,
+    FusionConfig,
+    LossConfig,
+    MSDNetConfig,
+    OptimConfig,
+    ResourceConfig,
+    RunConfig,
+)
+from raygf.errors import ConfigError
+
+
+def sections(cls: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """``cls`` and the sections in it, with what comes before their fields' names."""
+    yield where, cls
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            yield from sections(hint, f"{where}{name}.")
+
+
+SECTIONS = dict(sections(RunConfig))
+FIELDS = [
+    (section, field.name)
+    for section, cls in SECTIONS.items()
+    for field in dataclasses.fields(cls)
+    if f"{section}{field.name}." not in SECTIONS
+]
+
+
+@pytest.mark.parametrize(("section", "name"), FIELDS)
+def test_every_field_is_checked_and_named(section: str, name: str) -> None:
+    nothing = object()
+    with pytest.raises(ConfigError) as caught:
+        SECTIONS[section](**{name: nothing})
+    assert str(caught.value).startswith(f"{section}{name} = {nothing!r}: must be ")
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "allowed"),
+    [
+        ("data.", "source", "mnist", "one of digits, cifar10, cifar100, parquet"),
+        ("data.", "image_size", 3, "at least 4"),
+        ("data.", "per_class", 0, "at least 1"),
+        ("data.", "test", 0, "at least 1"),
+        ("data.", "resize", 200, "at least data.crop = 224"),
+        ("model.", "name", "", "not empty"),
+        ("model.msdnet.", "channels", 65537, "at most 65536"),
+        ("model.msdnet.", "factors", (), "at least one whole number"),
+        ("model.msdnet.", "reduction", 0.0, "above 0 and at most 1"),
+        ("model.msdnet.", "head_channels", 0, "at least 1"),
+        ("optim.", "lr", 0.0, "above 0"),
+        ("optim.", "momentum", 1.1, "at most 1"),
+        ("optim.", "weight_decay", -1e-4, "at least 0"),
+        ("optim.", "decay", 0, "above 0"),
+        ("loss.", "aux", -0.1, "at least 0"),
+        ("loss.", "temperature", 0, "above 0"),
+        ("methods.", "cagrad_c", -0.1, "at least 0"),
+        ("methods.", "dfs_beta", 1.1, "at least 0 and at most 1"),
+        ("fusion.", "lr", math.nan, "finite"),
+        ("fusion.", "ema", 1.01, "at most 1"),
+        ("fusion.", "epsilon", 0, "above 0"),
+        ("resources.", "actors", 0, "at least 1"),
+        ("resources.", "cpus_per_exit", 1e-5, "0, or at least 0.0001"),
+        ("resources.", "gpus_per_exit", 1.5, "at most 1, or a whole number"),
+        ("resources.", "wait_for_resources_s", 1e9, "at most 1e+08"),
+        ("resources.", "exit_timeout_s", 0, "above 0"),
+        ("storage.", "path", " ", "not empty"),
+        ("storage.", "name", "a/b", "a plain folder name"),
+        ("storage.", "name", "..", "a plain folder name"),
+        ("storage.", "name", "é" * 101, "at most 200 bytes long"),
+        ("storage.", "keep", 0, "at least 1"),
+        ("", "batch_size", 1, "at least 2"),
+        ("", "seed", -1, "at least 0"),
+        ("", "on_divergence", "skip", "one of stop, skip-round"),
+    ],
+)
+def test_what_is_out_of_bounds_is_refused(section: str, name: str, value: Any, allowed: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        SECTIONS[section](**{name: value})
+    text = str(caught.value)
+    assert text.startswith(f"{section}{name} = {value!r}: must be ") and allowed in text and "\n" not in text
+
+
+def test_ends_of_ranges_are_allowed() -> None:
+    OptimConfig(momentum=0, weight_decay=0, milestones=(0, 1), decay=1)
+    FusionConfig(lr=0, ema=0)
+    FusionConfig(ema=1)
+    LossConfig(aux=0)
+    RunConfig(rounds=1, batch_size=2, eval_batch_size=1, seed=0, stop_after=1)
+    DataConfig(val=0, pad=0, image_size=4, per_class=1, train_limit=1, crop=4, resize=4)
+    ResourceConfig(cpus_per_exit=1 / 3, gpus_per_exit=0, driver_gpus=2.0, max_failures=0, actors=1)
+    MSDNetConfig(reduction=1, head_channels=None)
+
+
+def test_equal_runs_are_equal_and_hash_alike() -> None:
+    assert RunConfig() == RunConfig() and hash(RunConfig()) == hash(RunConfig())
+    assert RunConfig(seed=1) != RunConfig()
+
+
+def test_defaults_are_the_papers() -> None:
+    run = RunConfig()
+    assert run.optim == OptimConfig(0.1, 0.9, 1e-4, (0.5, 0.75), 0.1, False)
+    assert run.fusion == FusionConfig("tensor", "softmax", 0.1, 0.9, 1.0, "recalibrated")
+    assert (run.loss.aux, run.loss.coefficients) == (0.1, "ones")
+    assert (run.batch_size, run.data.pad, run.data.flip) == (64, 4, True)
