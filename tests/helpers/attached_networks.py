@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raygf.data.base import InputSpec
+from raygf.errors import ConfigError
 
 SPEC = InputSpec(channels=3, height=8, width=8, classes=4)
+IMAGES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """The text of the ConfigError that the call raises: one line."""
+    with pytest.raises(ConfigError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
 
 
 class Block(nn.Module):

@@ -1,245 +1,40 @@
-"""Attached exits: where they sit, that the network stays what it was, and what is refused."""
+"""Exits attached to networks: their heads, weights from a local file, torchvision's networks by name."""
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from attached_networks import (
+    IMAGES,
     SPEC,
     Blocks,
-    Branches,
-    Functional,
-    PlainRow,
-    Skips,
     Tokens,
-    TwoInputs,
-    TwoOutputs,
+    refusal,
 )
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
+from torchvision.models import convnext_tiny, get_model, mobilenet_v3_small, resnet18, swin_t, vit_b_16
+from torchvision.models.feature_extraction import get_graph_node_names
 
+from raygf.config.run import ModelConfig
 from raygf.data.base import InputSpec
 from raygf.errors import ConfigError
-from raygf.models.attach import attach_exits
+from raygf.models.attach import AttachedNetwork, attach_exits
+from raygf.models.build import build_model
 from raygf.models.costs import measure_costs
-from raygf.models.multi_exit import evaluating
+from raygf.models.graph_cut import trace_modes
 from raygf.models.sdn import MixedPool
+from raygf.training.losses import exit_losses
 from raygf.training.space import FlatSpace, find_ownership
 
-IMAGES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+PHOTO = InputSpec(channels=3, height=64, width=64, classes=4)
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-
-
-class FreeHead(nn.Module):
-    """Logits that cost nothing."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(2).mean(2)[:, : SPEC.classes]
-
-
-def free_head(channels: int, classes: int) -> nn.Module:
-    return FreeHead()
-
-
-def outputs_with_seed(network: nn.Module, x: Tensor = IMAGES) -> Any:
-    torch.manual_seed(5)
-    return network(x)
-
-
-def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(ConfigError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(
-    ("build", "at"),
-    [
-        (Blocks, ["blocks.0", "blocks.2.norm"]),
-        (Functional, ["into", "dropout"]),
-        (Skips, ["second", "first"]),
-        (PlainRow, [0.3, "features.7"]),
-        (Tokens, ["patches", "layers.1"]),
-    ],
-)
-def test_the_last_exit_is_the_network_as_it_was(
-    build: Callable[[], nn.Module], at: list[float | str], training: bool
-) -> None:
-    network = build().train(training)
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    expected = outputs_with_seed(network)
-    network.load_state_dict(before)  # BatchNorm has counted
-    attached = attach_exits(network, SPEC, at)
-    assert attached.training == training
-    logits = outputs_with_seed(attached)
-    assert [tuple(exit.shape) for exit in logits] == [(3, 4)] * 3
-    torch.testing.assert_close(logits[-1], expected, rtol=0, atol=0)
-
-
-def test_the_graph_follows_the_mode_however_it_is_set() -> None:
-    network = Functional()
-    attached = attach_exits(network, SPEC, ["into"])
-    with evaluating(attached):
-        calm = outputs_with_seed(attached)[-1]
-    noisy = outputs_with_seed(attached)[-1]  # evaluating() put the training flags back one by one
-    torch.testing.assert_close(calm, network.eval()(IMAGES), rtol=0, atol=0)
-    torch.testing.assert_close(noisy, outputs_with_seed(network.train()), rtol=0, atol=0)
-    assert not torch.equal(calm, noisy)
-
-
-def test_tracing_leaves_no_trace() -> None:
-    network = Blocks()
-    network.blocks[1].eval()
-    modes = [module.training for module in network.modules()]
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    attach_exits(network, SPEC, [0.5])
-    assert [module.training for module in network.modules()] == modes
-    after = network.state_dict()
-    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
-
-
-def test_a_mode_of_some_parts_only_is_kept() -> None:
-    network = Blocks()
-    network.blocks[1].norm.eval()
-    attached = attach_exits(network, SPEC, ["blocks.0"])
-    assert not attached.get_submodule("stages.1.blocks.1.norm").training
-    assert attached.get_submodule("stages.1.blocks.2.norm").training
-
-
-def test_parameters_keep_their_names_and_are_the_same_tensors() -> None:
-    network = Blocks()
-    attached = attach_exits(network, SPEC, ["blocks.1"])
-    found = dict(attached.named_parameters())
-    assert found["stages.0.blocks.1.conv.weight"] is network.blocks[1].conv.weight
-    assert found["stages.1.blocks.2.conv.weight"] is network.blocks[2].conv.weight
-    assert not any("spare" in name for name in found)
-    assert next(iter(found)) == "stages.0.stem.weight"
-    stages = [name.split(".")[:2] for name in found]
-    assert stages == sorted(stages, key=lambda place: (place[0] != "stages", place[1]))
-
-
-def test_buffers_are_saved_as_before() -> None:
-    attached = attach_exits(Functional(), SPEC, ["into"])
-    state = attached.state_dict()
-    assert "stages.1.shift" in state
-    assert "stages.1.kept_out" not in state
-    assert "stages.1.kept_out" in dict(attached.named_buffers())
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("build", [Blocks, Functional, Skips])
-def test_functional_call_uses_the_given_weights(build: Callable[[], nn.Module], training: bool) -> None:
-    at = {Blocks: "blocks.1", Functional: "into", Skips: "second"}[build]
-    attached = attach_exits(build(), SPEC, [at]).train(training)
-    weights = {name: (1.5 * w).detach().requires_grad_() for name, w in attached.named_parameters()}
-    buffers = {name: tensor.clone() for name, tensor in attached.named_buffers()}
-    torch.manual_seed(5)
-    called = functional_call(attached, (weights, {n: b.clone() for n, b in buffers.items()}), (IMAGES,))
-    sum(exit.sum() for exit in called).backward()
-    assert [name for name, weight in weights.items() if weight.grad is None] == []
-    assert all(weight.grad is None for weight in attached.parameters())
-    with torch.no_grad():
-        for weight in attached.parameters():
-            weight.mul_(1.5)
-    for one, other in zip(called, outputs_with_seed(attached), strict=True):
-        torch.testing.assert_close(one, other)
-
-
-def test_stages_can_be_walked_and_left_early() -> None:
-    attached = attach_exits(Skips(), SPEC, ["first", "second"]).eval()
-    expected = attached(IMAGES)
-    state = attached.stages[0](IMAGES)
-    assert isinstance(state, tuple) and [part.shape[1] for part in state] == [6, 3]  # and the image
-    assert attached.branch == 0  # the head reads the first
-    torch.testing.assert_close(attached.heads[0](state), expected[0])
-    state = attached.stages[1](state)
-    assert len(state) == 3
-    torch.testing.assert_close(attached.heads[1](state), expected[1])
-    torch.testing.assert_close(attached.heads[2](attached.stages[2](state)), expected[2])
-
-
-def test_exits_come_shallow_to_deep_whatever_the_order() -> None:
-    attached = attach_exits(Blocks(), SPEC, ["blocks.2", 0.2, "blocks.1.add"])
-    assert attached.cuts == ("blocks.0", "blocks.1.add", "blocks.2")
-
-
-def test_a_module_means_its_last_node() -> None:
-    torch.manual_seed(1)
-    by_module = attach_exits(Blocks(), SPEC, ["blocks.1"], head=free_head)
-    torch.manual_seed(1)
-    by_node = attach_exits(Blocks(), SPEC, ["blocks.1.relu"], head=free_head)
-    for one, other in zip(by_module(IMAGES), by_node(IMAGES), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("share", [0.05, 0.26, 0.5, 0.75])
-def test_a_share_is_the_first_block_end_that_reaches_it(share: float) -> None:
-    """The stem has 3 * 6 * 9 weights, a block's convolution 6 * 6 * 9; 64 places; ReLU 6 * 64."""
-    stem, block = 64 * 162, 64 * 324 + 64 * 6
-    total = stem + 4 * block + 6 * 4 + 4
-    reached = next(number for number in range(4) if (stem + (number + 1) * block) / total >= share)
-    attached = attach_exits(Blocks(), SPEC, [share], head=free_head)
-    expected = "stem" if stem / total >= share else f"blocks.{reached}"
-    assert attached.cuts == (expected,)
-    operations = [cost.operations for cost in measure_costs(attached, SPEC)]
-    assert operations[-1] == total
-    assert operations[0] / total >= share
-
-
-def test_shares_never_part_a_convolution_from_its_activation() -> None:
-    names = set()
-    for percent in range(2, 98, 4):
-        names.add(attach_exits(PlainRow(), SPEC, [percent / 100]).cuts[0])
-    assert names == {"features.2", "features.5", "features.8"}
-
-
-def test_shares_never_cut_where_more_than_one_tensor_goes_on() -> None:
-    message = refusal(lambda: attach_exits(Skips(), SPEC, [0.3]))
-    assert message == "at = 0.3: must be the name of a node: this network has no blocks to count by"
-
-
-def test_a_function_that_writes_in_place_spares_the_head() -> None:
-    attached = attach_exits(Functional(), SPEC, ["into"], head="mixed")
-    state = attached.stages[0](IMAGES)
-    before = state.clone()
-    attached.stages[1](state)
-    assert torch.equal(state, before)
-
-
-def test_a_head_sees_the_features_before_they_are_overwritten() -> None:
-    attached = attach_exits(PlainRow(), SPEC, ["features.1"], head="mixed")
-    seen: list[Tensor] = []
-    attached.heads[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    logits = attached(IMAGES)
-    assert (seen[0] < 0).any()  # the ReLU that follows has written elsewhere
-    sum(exit.sum() for exit in logits).backward()
-    assert attached.get_submodule("stages.1.features.5").inplace  # others are left alone
-
-
-@pytest.mark.parametrize("build", [Blocks, Functional, Skips, PlainRow, Tokens])
-def test_costs_rise_and_earlier_exits_own_fewer_tensors(build: Callable[[], nn.Module]) -> None:
-    at = {Blocks: ["blocks.0", "blocks.2"], Functional: ["into", "dropout"], Skips: ["first", "second"],
-          PlainRow: ["features.2", "features.5"], Tokens: ["patches", "layers.1"]}[build]  # fmt: skip
-    attached = attach_exits(build(), SPEC, at)
-    costs = measure_costs(attached, SPEC)
-    assert all(a.operations < b.operations for a, b in itertools.pairwise(costs))
-    assert all(a.parameters < b.parameters for a, b in itertools.pairwise(costs))
-    space = FlatSpace.of(attached)
-    owned = find_ownership(attached, IMAGES, space)
-    for tensor, name in enumerate(space.names):
-        part, depth = name.split(".")[0], int(name.split(".")[1])
-        owners = [depth] if part == "heads" else list(range(depth, 3))
-        assert owned[:, tensor].nonzero().flatten().tolist() == owners, name
 
 
 def test_heads_suit_what_the_cut_gives() -> None:
@@ -264,57 +59,6 @@ def test_a_head_of_the_users_own_gets_channels_and_classes() -> None:
     assert asked == [(6, 4), (6, 4)]
     assert attached.heads[0] is not attached.heads[1]
     assert len(attached(IMAGES)) == 3
-
-
-@pytest.mark.parametrize(
-    ("at", "expected"),
-    [
-        ([], "at = []: must be a list of shares of the operations and names of nodes"),
-        ("stem", "at = 'stem': must be a list"),
-        (
-            ["blocks.7"],
-            "at = 'blocks.7': must be a node of Blocks; close matches: blocks.",
-        ),
-        (["spare"], "at = 'spare': must be a node of Blocks; close matches: "),
-        ([0.5, 1.5], "at = 1.5: must be a share of the operations above 0 and below 1"),
-        ([0], "at = 0: must be a share"),
-        ([1.0], "at = 1.0: must be a share"),
-        ([-0.1], "at = -0.1: must be a share"),
-        ([float("nan")], "at = nan: must be a share"),
-        ([True], "at = True: must be a share"),
-        ([None], "at = None: must be a share"),
-        (["x"], "at = 'x': must be a node that gives features"),
-        (["classifier"], "at = 'classifier': must be a node before the network's own output"),
-        (["blocks.1", "blocks.1"], "at = ['blocks.1', 'blocks.1']: blocks.1 and blocks.1 are the same place"),
-        (["blocks.1", "blocks.1.relu"], "at = ['blocks.1', 'blocks.1.relu']: blocks.1 and blocks.1.relu are"),
-    ],
-)
-def test_places_that_are_none_are_refused(at: Any, expected: str) -> None:
-    assert refusal(lambda: attach_exits(Blocks(), SPEC, at)).startswith(expected)
-
-
-def test_shares_that_meet_are_refused_with_the_places_nearby() -> None:
-    message = refusal(lambda: attach_exits(Blocks(), SPEC, [0.4, 0.5]))
-    assert message == (
-        "at = [0.4, 0.5]: 0.4 and 0.5 are the same place, blocks.1 "
-        "(nearby: blocks.0 (0.332), blocks.2 (0.777), blocks.3 (1.000))"
-    )
-
-
-def test_a_share_past_the_last_block_is_refused() -> None:
-    class TopHeavy(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 2, 1)
-            self.relu = nn.ReLU()
-            self.classifier = nn.Linear(128, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.classifier(self.relu(self.conv(x)).flatten(1))
-
-    # 64 * 2 * 3 in the convolution, 128 in the ReLU, 516 in the classifier.
-    message = refusal(lambda: attach_exits(TopHeavy(), SPEC, [0.9]))
-    assert message == "at = 0.9: must be at most the share of the last place to cut, relu (0.498)"
 
 
 def wrong_classes(channels: int, classes: int) -> nn.Module:
@@ -342,15 +86,228 @@ def test_heads_that_do_not_fit_are_refused(head: Any, expected: str) -> None:
     assert refusal(lambda: attach_exits(Blocks(), SPEC, ["blocks.0"], head=head)).startswith(expected)
 
 
+class Unsafe:
+    """Would be run by unpickling."""
+
+    def __reduce__(self) -> Any:
+        return (print, ("unpickled",))
+
+
+def save(content: Any, folder: Path) -> str:
+    path = folder / "weights.pt"
+    torch.save(content, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda s: {"model": s, "epoch": 3}, lambda s: {"state_dict": s}])
+def test_weights_are_loaded(tmp_path: Path, wrap: Any) -> None:
+    source = Blocks()
+    path = save(wrap(source.state_dict()), tmp_path)
+    attached = attach_exits(Blocks(), SPEC, ["blocks.1"], weights=path).eval()
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(attached(images)[-1], source.eval()(images), rtol=0, atol=0)
+
+
+def test_a_classifier_for_other_classes_is_drawn_anew(tmp_path: Path) -> None:
+    source, network = Blocks(classes=9), Blocks()
+    drawn = network.classifier.weight.detach().clone()
+    attach_exits(network, SPEC, ["blocks.1"], weights=save(source.state_dict(), tmp_path))
+    assert torch.equal(network.classifier.weight, drawn)
+    assert torch.equal(network.blocks[3].conv.weight, source.blocks[3].conv.weight)
+
+
+def without(name: str) -> dict[str, torch.Tensor]:
+    return {key: tensor for key, tensor in Blocks().state_dict().items() if key != name}
+
+
+def changed(name: str, *shape: int) -> dict[str, torch.Tensor]:
+    return {**Blocks().state_dict(), name: torch.ones(shape)}
+
+
 @pytest.mark.parametrize(
-    ("network", "spec", "expected"),
+    ("content", "expected"),
     [
-        (Branches(), SPEC, "exits can't be attached to Branches: tracing it failed: TraceError: "),
-        (TwoInputs(), SPEC, "exits can't be attached to TwoInputs: its forward must take images and nothing"),
-        (TwoOutputs(), SPEC, "exits can't be attached to TwoOutputs: it must return one tensor of logits"),
-        (Blocks(5), SPEC, "Blocks must return logits (2, 4) for 2 images; it returned a tensor (2, 5)"),
-        (Blocks(), InputSpec(1, 8, 8, 4), "Blocks failed on 2 images of 1x8x8: RuntimeError: "),
+        (without("stem.bias"), "do not fit Blocks: 1 tensors (stem.bias …) missing, none unknown"),
+        (changed("more", 1), "do not fit Blocks: none missing, 1 tensors (more …) unknown"),
+        (
+            changed("stem.weight", 6, 3, 5, 5),
+            "do not fit Blocks: stem.weight is (6, 3, 5, 5), not (6, 3, 3, 3)",
+        ),
+        (changed("classifier.weight", 9, 7), "do not fit Blocks: classifier.weight is (9, 7), not (4, 6)"),
+        ([1, 2], "must hold a state dict: names and tensors"),
+        ({"stem": "text"}, "must hold a state dict: names and tensors"),
+        (Unsafe(), "can't be read: UnpicklingError: "),
     ],
 )
-def test_networks_that_do_not_fit_are_refused(network: nn.Module, spec: InputSpec, expected: str) -> None:
-    assert refusal(lambda: attach_exits(network, spec, [0.5])).startswith(expected)
+def test_files_that_do_not_fit_are_refused(tmp_path: Path, content: Any, expected: str) -> None:
+    path = save(content, tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        attach_exits(Blocks(), SPEC, ["blocks.1"], weights=path)
+    message = str(caught.value)
+    assert message.startswith(f"weights = {path!r}: {expected}")
+    assert "\n" not in message
+
+
+LABELS = torch.tensor([0, 3])
+
+
+# The builder, the exits, and the cuts that they mean.
+NETWORKS: dict[str, tuple[Any, list[float | str], tuple[str, str]]] = {
+    "resnet18": (resnet18, [0.3, 0.6], ("layer1.1", "layer3.0")),
+    "mobilenet_v3_small": (mobilenet_v3_small, [0.3, "features.8"], ("features.5", "features.8")),
+    "convnext_tiny": (convnext_tiny, [0.3, 0.6], ("features.3.2", "features.5.4")),
+    "vit_b_16": (
+        lambda num_classes: vit_b_16(image_size=64, num_classes=num_classes),
+        ["encoder.layers.encoder_layer_1.add_1", 0.5],
+        ("encoder.layers.encoder_layer_1.add_1", "encoder.layers.encoder_layer_5"),
+    ),
+}
+
+
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def case(request: pytest.FixtureRequest) -> Iterator[tuple[str, nn.Module, AttachedNetwork]]:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    build, at, _ = NETWORKS[request.param]
+    network = build(num_classes=4)
+    with torch.no_grad():  # where ViT starts with zeros and ConvNeXt almost, no gradient would be seen
+        for name, weight in network.named_parameters():
+            if name == "heads.head.weight":
+                weight.normal_(std=0.02)
+            if name.endswith("layer_scale"):
+                weight.fill_(1)
+    yield request.param, network, attach_exits(network, PHOTO, at)
+
+
+def test_cuts_are_block_ends(case: tuple[str, nn.Module, AttachedNetwork]) -> None:
+    name, _, attached = case
+    assert attached.cuts == NETWORKS[name][2]
+
+
+def test_nodes_have_torchvisions_names(case: tuple[str, nn.Module, AttachedNetwork]) -> None:
+    _, network, _ = case
+    train, eval = get_graph_node_names(network, suppress_diff_warning=True)
+    traces = trace_modes(network)
+    assert list(traces.train.names.values()) == train
+    assert list(traces.eval.names.values()) == eval
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_last_exit_is_the_networks_own(
+    case: tuple[str, nn.Module, AttachedNetwork], training: bool
+) -> None:
+    """In training mode, too: dropout and stochastic depth draw the same numbers."""
+    _, network, attached = case
+    with torch.no_grad():
+        torch.manual_seed(3)
+        expected = network.train(training)(images())
+        torch.manual_seed(3)
+        logits = attached.train(training)(images())
+    assert [tuple(exit.shape) for exit in logits] == [(2, 4)] * 3
+    torch.testing.assert_close(logits[-1], expected, rtol=0, atol=0)
+
+
+def test_costs_rise(case: tuple[str, nn.Module, AttachedNetwork]) -> None:
+    _, network, attached = case
+    costs = measure_costs(attached, PHOTO)
+    assert costs[0].operations < costs[1].operations < costs[2].operations
+    assert costs[0].parameters < costs[1].parameters < costs[2].parameters
+    own = sum(weight.numel() for weight in network.parameters())
+    heads = sum(weight.numel() for weight in attached.heads.parameters())
+    # Among them those of ConvNeXt and ViT that belong to no module that is called.
+    assert costs[2].parameters == own + heads
+
+
+def test_exits_own_what_they_are_computed_from(case: tuple[str, nn.Module, AttachedNetwork]) -> None:
+    _, _, attached = case
+    space = FlatSpace.of(attached)
+    owned = find_ownership(attached, images(), space)
+    for tensor, name in enumerate(space.names):
+        part, depth = name.split(".")[0], int(name.split(".")[1])
+        owners = [depth] if part == "heads" else list(range(depth, 3))
+        assert owned[:, tensor].nonzero().flatten().tolist() == owners, name
+    counts = owned.sum(dim=1).tolist()
+    assert 0 < counts[0] < counts[1] < counts[2]
+
+
+def test_one_training_step_changes_all_weights(case: tuple[str, nn.Module, AttachedNetwork]) -> None:
+    _, _, attached = case
+    attached.train().zero_grad()
+    torch.manual_seed(0)
+    optimizer = torch.optim.SGD(attached.parameters(), lr=0.1)
+    before = [weight.detach().clone() for weight in attached.parameters()]
+    exit_losses(attached(images()), LABELS).sum().backward()
+    optimizer.step()
+    names = [name for name, _ in attached.named_parameters()]
+    same = [
+        name
+        for name, old, new in zip(names, before, attached.parameters(), strict=True)
+        if torch.equal(old, new)
+    ]
+    assert same == []
+
+
+def test_maps_with_the_channels_last() -> None:
+    torch.set_num_threads(1)
+    attached = attach_exits(swin_t(num_classes=4), PHOTO, ["features.1.1", "features.5.0"])
+    assert [head[1].linear.in_features for head in attached.heads[:-1]] == [96, 384]
+    attached.eval()
+    state = attached.stages[0](images())
+    assert state.shape == (2, 16, 16, 96)
+    pooled = state.mean((1, 2))
+    torch.testing.assert_close(attached.heads[0](state), attached.heads[0][1].linear(pooled))
+
+
+def test_vit_exits_read_the_class_token() -> None:
+    torch.set_num_threads(1)
+    network = get_model("vit_b_32", image_size=32, num_classes=4)
+    attached = attach_exits(network, InputSpec(3, 32, 32, 4), ["encoder.layers.encoder_layer_0"])
+    state = torch.randn(2, 2, 768)
+    changed = state.clone()
+    changed[:, 1] += 1
+    head = attached.heads[0]
+    torch.testing.assert_close(head(state), head(changed), rtol=0, atol=0)
+    assert not torch.allclose(head(state), head(-state))
+
+
+def test_by_name() -> None:
+    config = ModelConfig("torchvision:resnet18@0.3, layer3.0")
+    network = build_model(config, PHOTO, seed=0)
+    assert isinstance(network, AttachedNetwork)
+    assert network.cuts == ("layer1.1", "layer3.0")
+    assert network.training
+    again = build_model(config, PHOTO, seed=0).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in network.state_dict().items())
+    other = build_model(config, PHOTO, seed=1)
+    assert not torch.equal(network.heads[0].linear.weight, other.heads[0].linear.weight)
+
+
+GREY = InputSpec(1, 28, 28, 4)
+
+
+ODD = InputSpec(3, 30, 30, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "expected"),
+    [
+        ("resnet18", PHOTO, 'exits must follow "@", as in torchvision:resnet18@0.3,0.6'),
+        ("resnet18@", PHOTO, 'exits must follow "@"'),
+        ("resnet19@0.5", PHOTO, "torchvision has no classification network resnet19; close matches: resnet1"),
+        ("fcn_resnet50@0.5", PHOTO, "torchvision has no classification network fcn_resnet50"),
+        ("resnet18@0.5", GREY, "torchvision's networks take images of 3 channels, not 1"),
+        ("resnet18@1.5", PHOTO, "at = 1.5: must be a share of the operations above 0 and below 1"),
+        ("resnet18@0.5,layer9", PHOTO, "at = 'layer9': must be a node of ResNet; close matches: layer"),
+        ("vit_b_16@0.5", ODD, "can't be built: AssertionError: Input shape indivisible by patch size"),
+    ],
+)
+def test_names_that_mean_nothing_are_refused_in_one_line(name: str, spec: InputSpec, expected: str) -> None:
+    name = f"torchvision:{name}"
+    with pytest.raises(ConfigError) as caught:
+        build_model(ModelConfig(name), spec, seed=0)
+    assert str(caught.value).startswith(f"model.name = {name!r}: {expected}")
+    assert "\n" not in str(caught.value)

@@ -1,6 +1,5 @@
 """Networks by name: reproducible, checked, and the user's own."""
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import nn
 from raygf.config.run import ModelConfig, MSDNetConfig
 from raygf.data.base import InputSpec
 from raygf.errors import ConfigError
-from raygf.models.build import build_model, model_names
+from raygf.models.build import build_model
 from raygf.models.msdnet import MSDNet
 from raygf.models.multi_exit import MultiExitNetwork
 
@@ -38,20 +37,11 @@ def with_batch_norm(spec):
 def lazy(spec):
     return MultiExitNetwork([nn.Flatten()], [nn.LazyLinear(spec.classes)])
 
-def no_module(spec):
-    return [1, 2]
-
 def one_tensor(spec):
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(spec.classes))
 
-def too_many_classes(spec):
-    return MultiExitNetwork([nn.Flatten()], [nn.LazyLinear(spec.classes + 1)])
-
 def wrong_size(spec):
     return MultiExitNetwork([nn.Flatten()], [nn.Linear(5, spec.classes)])
-
-def raises(spec):
-    raise ValueError("first line\\nsecond line")
 
 def refuses(spec):
     raise ConfigError("images must be square")
@@ -63,7 +53,6 @@ constant = 3
 @pytest.fixture
 def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "raygf_test_user_networks.py").write_text(USER_CODE)
-    (tmp_path / "raygf_test_broken.py").write_text("1 / 0\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "raygf_test_user_networks", raising=False)
     return "raygf_test_user_networks"
@@ -82,8 +71,15 @@ def refusal(call: Callable[[], object]) -> str:
     return message
 
 
-def test_names() -> None:
-    assert "msdnet" in model_names()
+def test_equal_seeds_give_equal_bits_and_other_seeds_other_weights() -> None:
+    first = build_model(SMALL, DIGITS, seed=5)
+    before = torch.random.get_rng_state()
+    again, other = build_model(SMALL, DIGITS, seed=5), build_model(SMALL, DIGITS, seed=6)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert equal_bits(first, again)
+    kernels = [name for name, weight in first.named_parameters() if weight.dim() == 4]
+    assert kernels
+    assert not any(torch.equal(first.get_parameter(name), other.get_parameter(name)) for name in kernels)
 
 
 def test_msdnet_has_the_configured_exits() -> None:
@@ -91,27 +87,6 @@ def test_msdnet_has_the_configured_exits() -> None:
     assert isinstance(network, MSDNet)
     assert len(network(torch.zeros(2, 1, 8, 8))) == 3
     assert network.training
-
-
-def test_equal_seeds_give_equal_bits() -> None:
-    first = build_model(SMALL, DIGITS, seed=5)
-    torch.rand(3)
-    assert equal_bits(first, build_model(SMALL, DIGITS, seed=5))
-
-
-def test_other_seeds_give_other_weights() -> None:
-    first, second = build_model(SMALL, DIGITS, seed=5), build_model(SMALL, DIGITS, seed=6)
-    convolutions = [name for name, weight in first.named_parameters() if weight.dim() == 4]
-    assert convolutions
-    assert not any(
-        torch.equal(first.get_parameter(name), second.get_parameter(name)) for name in convolutions
-    )
-
-
-def test_global_random_state_is_left_as_it_was() -> None:
-    before = torch.random.get_rng_state()
-    build_model(SMALL, DIGITS, seed=1)
-    assert torch.equal(before, torch.random.get_rng_state())
 
 
 @pytest.mark.parametrize("function", ["two_exits", "lazy"])
@@ -137,20 +112,12 @@ def test_the_trial_leaves_batch_norm_alone(user_module: str) -> None:
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
-        ("no_module", "the function must return a torch.nn.Module, not list"),
         (
             "one_tensor",
             "the network must return a list of logits (batch, 10), one per exit; "
             "for 2 images it returned a tensor (2, 10)",
         ),
-        (
-            "too_many_classes",
-            "the network must return a list of logits (batch, 10), one per exit; "
-            "for 2 images it returned a list of [a tensor (2, 11)]",
-        ),
         ("wrong_size", "the network failed on 2 images of 1x8x8: RuntimeError: "),
-        ("raises", "the function failed: ValueError: first line"),
-        ("missing", "can't be imported: AttributeError: module 'raygf_test_user_networks' has no attribute"),
         ("constant", "constant is not a function"),
     ],
 )
@@ -167,34 +134,7 @@ def test_a_users_own_config_error_is_passed_on(user_module: str) -> None:
     assert refusal(lambda: build_model(config, DIGITS, seed=0)) == "images must be square"
 
 
-@pytest.mark.parametrize(
-    ("module", "cause"),
-    [
-        ("raygf_test_absent", "ModuleNotFoundError: No module named 'raygf_test_absent'"),
-        ("raygf_test_broken", "ZeroDivisionError: division by zero"),
-        ("", "ValueError: Empty module name"),
-    ],
-)
-def test_modules_that_cannot_be_imported(user_module: str, module: str, cause: str) -> None:
-    message = refusal(lambda: build_model(ModelConfig(name=f"{module}:network"), DIGITS, seed=0))
-    assert message == f"model.name = '{module}:network': can't be imported: {cause}"
-
-
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
     message = refusal(lambda: build_model(ModelConfig(name="resnet"), DIGITS, seed=0))
     assert message.startswith("model.name = 'resnet': must be one of msdnet")
     assert message.endswith('or "package.module:function" of your own')
-
-
-def test_images_too_small_are_refused() -> None:
-    tiny = InputSpec(channels=1, height=2, width=2, classes=10)
-    assert "need larger images than 2x2" in refusal(lambda: build_model(SMALL, tiny, seed=0))
-
-
-def test_importing_models_loads_neither_ray_nor_mlflow() -> None:
-    code = (
-        "import sys, raygf.models.build, raygf.models.costs; "
-        "print([name for name in ('ray', 'mlflow') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -77,10 +77,16 @@ def assert_simulated(
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (0.2, 0.8), (0.9, 0.1), (0.02, 0.02)])
-def test_agrees_with_the_simulation(run, classifier, shares):
+@pytest.mark.parametrize("batch_size", [7, 60])
+def test_agrees_with_the_simulation(run, classifier, shares, batch_size):
     outputs = run.outputs("test")
-    exits = assert_simulated(classifier, outputs, DATA.test.images, quantiles(outputs, *shares))
+    made = AdaptiveClassifier(
+        run.bound.network, TASK, classifier.operations, None, CPU, batch_size=batch_size
+    )
+    exits = assert_simulated(made, outputs, DATA.test.images, quantiles(outputs, *shares))
     assert len(set(exits)) >= 2  # otherwise there is nothing to see
+    nobody_early = assert_simulated(made, outputs, DATA.test.images, (INF, INF, INF))
+    assert set(nobody_early) == {2}
 
 
 def test_budget_is_kept_on_the_images_that_it_was_calibrated_on(run, classifier):
@@ -114,19 +120,6 @@ def test_deeper_stages_see_fewer_images(run):
         hook.remove()
 
 
-def test_everyone_at_the_last_exit(run, classifier):
-    found = classifier.predict(DATA.test.images, thresholds=(INF, INF, INF))
-    assert found.exit.tolist() == [2] * 60
-    assert found.label.tolist() == run.outputs("test").prediction[2].tolist()
-
-
-def test_large_inputs_go_through_in_batches(run, classifier):
-    outputs = run.outputs("test")
-    thresholds = quantiles(outputs, 0.4, 0.6)
-    small = AdaptiveClassifier(run.bound.network, TASK, classifier.operations, None, CPU, batch_size=7)
-    assert_simulated(small, outputs, DATA.test.images, thresholds)
-
-
 def test_tensors_arrays_and_odd_memory(run, classifier):
     outputs = run.outputs("test")
     thresholds = quantiles(outputs, 0.5, 0.5)
@@ -135,11 +128,8 @@ def test_tensors_arrays_and_odd_memory(run, classifier):
     reversed_twice = DATA.test.images[::-1].copy()[::-1]
     for images in (torch.tensor(DATA.test.images), frozen, reversed_twice):
         assert_simulated(classifier, outputs, images, thresholds)
-
-
-def test_no_images(classifier):
-    found = classifier.predict(DATA.test.images[:0], budget=INF)
-    assert found.label.shape == found.exit.shape == found.operations.shape == (0,)
+    none = classifier.predict(DATA.test.images[:0], thresholds=thresholds)
+    assert none.label.shape == none.exit.shape == none.operations.shape == (0,)
 
 
 class Nested(MultiExitNetwork):
@@ -232,6 +222,13 @@ def test_what_can_not_be_done(classifier, call, says):
         classifier.predict(DATA.test.images, **call)
 
 
+def test_costs_and_thresholds_must_be_there(run):
+    with pytest.raises(ConfigError, match="no table of thresholds"):
+        AdaptiveClassifier(run.bound.network, TASK, (1, 2, 3), None, CPU).predict(DATA.test.images, budget=2)
+    with pytest.raises(ConfigError, match="2 costs for a network of 3 exits"):
+        AdaptiveClassifier(run.bound.network, TASK, (1, 2), None, CPU)
+
+
 @pytest.mark.parametrize(
     "images, says",
     [
@@ -247,21 +244,10 @@ def test_other_images(classifier, images, says):
         classifier.predict(images, budget=INF)
 
 
-def test_budget_without_a_table(run):
-    classifier = AdaptiveClassifier(run.bound.network, TASK, (1, 2, 3), None, CPU)
-    with pytest.raises(ConfigError, match="no table of thresholds"):
-        classifier.predict(DATA.test.images, budget=2)
-
-
 def test_networks_without_stages():
     with pytest.raises(ConfigError, match="Tied can't stop early: it has no stages and heads") as caught:
         AdaptiveClassifier.from_run(run_of(seeded(Tied)))
     assert "\n" not in str(caught.value)
-
-
-def test_as_many_costs_as_exits(run):
-    with pytest.raises(ConfigError, match="2 costs for a network of 3 exits"):
-        AdaptiveClassifier(run.bound.network, TASK, (1, 2), None, CPU)
 
 
 def test_from_run_calibrates_on_the_validation_images(run, classifier):
@@ -282,15 +268,6 @@ def test_rows_move_together_and_their_numbers_with_them():
     assert numbers.tolist() == [14, 11]
     assert first.tolist() == [[8, 9], [2, 3]]
     assert second.tolist() == third.tolist() == [4, 1]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_rows_of_any_pattern(seed):
-    stays = torch.rand(17, generator=torch.Generator().manual_seed(seed)) < 0.5
-    rows = torch.arange(17.0)[:, None].repeat(1, 3)
-    kept, numbers = keep_rows(rows, stays, torch.arange(17))
-    assert sorted(numbers.tolist()) == stays.nonzero().squeeze(1).tolist()
-    assert torch.equal(kept, numbers.float()[:, None].repeat(1, 3))
 
 
 def test_rows_keep_layout_and_memory():

@@ -1,0 +1,279 @@
+"""Networks cut into stages: where the cuts are, and that the network stays what it was."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from attached_networks import (
+    IMAGES,
+    SPEC,
+    Blocks,
+    Branches,
+    Functional,
+    PlainRow,
+    Skips,
+    Tokens,
+    TwoInputs,
+    TwoOutputs,
+    refusal,
+)
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from raygf.data.base import InputSpec
+from raygf.models.attach import attach_exits
+from raygf.models.costs import measure_costs
+from raygf.models.multi_exit import evaluating
+from raygf.training.space import FlatSpace, find_ownership
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+class FreeHead(nn.Module):
+    """Logits that cost nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).mean(2)[:, : SPEC.classes]
+
+
+def free_head(channels: int, classes: int) -> nn.Module:
+    return FreeHead()
+
+
+def outputs_with_seed(network: nn.Module, x: Tensor = IMAGES) -> Any:
+    torch.manual_seed(5)
+    return network(x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("build", "at"),
+    [
+        (Blocks, ["blocks.0", "blocks.2.norm"]),
+        (Functional, ["into", "dropout"]),
+        (Skips, ["second", "first"]),
+        (PlainRow, [0.3, "features.7"]),
+        (Tokens, ["patches", "layers.1"]),
+    ],
+)
+def test_the_last_exit_is_the_network_as_it_was(
+    build: Callable[[], nn.Module], at: list[float | str], training: bool
+) -> None:
+    network = build().train(training)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    expected = outputs_with_seed(network)
+    network.load_state_dict(before)  # BatchNorm has counted
+    attached = attach_exits(network, SPEC, at)
+    assert attached.training == training
+    logits = outputs_with_seed(attached)
+    assert [tuple(exit.shape) for exit in logits] == [(3, 4)] * 3
+    torch.testing.assert_close(logits[-1], expected, rtol=0, atol=0)
+
+
+def test_the_graph_follows_the_mode_however_it_is_set() -> None:
+    network = Functional()
+    attached = attach_exits(network, SPEC, ["into"])
+    with evaluating(attached):
+        calm = outputs_with_seed(attached)[-1]
+    noisy = outputs_with_seed(attached)[-1]  # evaluating() put the training flags back one by one
+    torch.testing.assert_close(calm, network.eval()(IMAGES), rtol=0, atol=0)
+    torch.testing.assert_close(noisy, outputs_with_seed(network.train()), rtol=0, atol=0)
+    assert not torch.equal(calm, noisy)
+
+
+def test_tracing_leaves_no_trace() -> None:
+    network = Blocks()
+    network.blocks[1].eval()
+    modes = [module.training for module in network.modules()]
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    attach_exits(network, SPEC, [0.5])
+    assert [module.training for module in network.modules()] == modes
+    after = network.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_a_mode_of_some_parts_only_is_kept() -> None:
+    network = Blocks()
+    network.blocks[1].norm.eval()
+    attached = attach_exits(network, SPEC, ["blocks.0"])
+    assert not attached.get_submodule("stages.1.blocks.1.norm").training
+    assert attached.get_submodule("stages.1.blocks.2.norm").training
+
+
+def test_parameters_keep_their_names_and_are_the_same_tensors() -> None:
+    network = Blocks()
+    attached = attach_exits(network, SPEC, ["blocks.1"])
+    found = dict(attached.named_parameters())
+    assert found["stages.0.blocks.1.conv.weight"] is network.blocks[1].conv.weight
+    assert found["stages.1.blocks.2.conv.weight"] is network.blocks[2].conv.weight
+    assert not any("spare" in name for name in found)
+    assert next(iter(found)) == "stages.0.stem.weight"
+    stages = [name.split(".")[:2] for name in found]
+    assert stages == sorted(stages, key=lambda place: (place[0] != "stages", place[1]))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("build", [Blocks, Functional, Skips])
+def test_functional_call_uses_the_given_weights(build: Callable[[], nn.Module], training: bool) -> None:
+    at = {Blocks: "blocks.1", Functional: "into", Skips: "second"}[build]
+    attached = attach_exits(build(), SPEC, [at]).train(training)
+    weights = {name: (1.5 * w).detach().requires_grad_() for name, w in attached.named_parameters()}
+    buffers = {name: tensor.clone() for name, tensor in attached.named_buffers()}
+    torch.manual_seed(5)
+    called = functional_call(attached, (weights, {n: b.clone() for n, b in buffers.items()}), (IMAGES,))
+    sum(exit.sum() for exit in called).backward()
+    assert [name for name, weight in weights.items() if weight.grad is None] == []
+    assert all(weight.grad is None for weight in attached.parameters())
+    with torch.no_grad():
+        for weight in attached.parameters():
+            weight.mul_(1.5)
+    for one, other in zip(called, outputs_with_seed(attached), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_stages_can_be_walked_and_left_early() -> None:
+    attached = attach_exits(Skips(), SPEC, ["first", "second"]).eval()
+    expected = attached(IMAGES)
+    state = attached.stages[0](IMAGES)
+    assert isinstance(state, tuple) and [part.shape[1] for part in state] == [6, 3]  # and the image
+    assert attached.branch == 0  # the head reads the first
+    torch.testing.assert_close(attached.heads[0](state), expected[0])
+    state = attached.stages[1](state)
+    assert len(state) == 3
+    torch.testing.assert_close(attached.heads[1](state), expected[1])
+    torch.testing.assert_close(attached.heads[2](attached.stages[2](state)), expected[2])
+
+
+def test_a_module_means_its_last_node() -> None:
+    torch.manual_seed(1)
+    by_module = attach_exits(Blocks(), SPEC, ["blocks.1"], head=free_head)
+    torch.manual_seed(1)
+    by_node = attach_exits(Blocks(), SPEC, ["blocks.1.relu"], head=free_head)
+    for one, other in zip(by_module(IMAGES), by_node(IMAGES), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.26, 0.5, 0.75])
+def test_a_share_is_the_first_block_end_that_reaches_it(share: float) -> None:
+    """The stem has 3 * 6 * 9 weights, a block's convolution 6 * 6 * 9; 64 places; ReLU 6 * 64."""
+    stem, block = 64 * 162, 64 * 324 + 64 * 6
+    total = stem + 4 * block + 6 * 4 + 4
+    reached = next(number for number in range(4) if (stem + (number + 1) * block) / total >= share)
+    attached = attach_exits(Blocks(), SPEC, [share], head=free_head)
+    expected = "stem" if stem / total >= share else f"blocks.{reached}"
+    assert attached.cuts == (expected,)
+    operations = [cost.operations for cost in measure_costs(attached, SPEC)]
+    assert operations[-1] == total
+    assert operations[0] / total >= share
+
+
+def test_shares_never_part_a_convolution_from_its_activation() -> None:
+    names = set()
+    for percent in range(2, 98, 4):
+        names.add(attach_exits(PlainRow(), SPEC, [percent / 100]).cuts[0])
+    assert names == {"features.2", "features.5", "features.8"}
+
+
+def test_a_function_that_writes_in_place_spares_the_head() -> None:
+    attached = attach_exits(Functional(), SPEC, ["into"], head="mixed")
+    state = attached.stages[0](IMAGES)
+    before = state.clone()
+    attached.stages[1](state)
+    assert torch.equal(state, before)
+
+
+def test_a_head_sees_the_features_before_they_are_overwritten() -> None:
+    attached = attach_exits(PlainRow(), SPEC, ["features.1"], head="mixed")
+    seen: list[Tensor] = []
+    attached.heads[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    logits = attached(IMAGES)
+    assert (seen[0] < 0).any()  # the ReLU that follows has written elsewhere
+    sum(exit.sum() for exit in logits).backward()
+    assert attached.get_submodule("stages.1.features.5").inplace  # others are left alone
+
+
+@pytest.mark.parametrize("build", [Blocks, Functional, Skips, PlainRow, Tokens])
+def test_costs_rise_and_earlier_exits_own_fewer_tensors(build: Callable[[], nn.Module]) -> None:
+    at = {Blocks: ["blocks.0", "blocks.2"], Functional: ["into", "dropout"], Skips: ["first", "second"],
+          PlainRow: ["features.2", "features.5"], Tokens: ["patches", "layers.1"]}[build]  # fmt: skip
+    attached = attach_exits(build(), SPEC, at)
+    costs = measure_costs(attached, SPEC)
+    assert all(a.operations < b.operations for a, b in itertools.pairwise(costs))
+    assert all(a.parameters < b.parameters for a, b in itertools.pairwise(costs))
+    space = FlatSpace.of(attached)
+    owned = find_ownership(attached, IMAGES, space)
+    for tensor, name in enumerate(space.names):
+        part, depth = name.split(".")[0], int(name.split(".")[1])
+        owners = [depth] if part == "heads" else list(range(depth, 3))
+        assert owned[:, tensor].nonzero().flatten().tolist() == owners, name
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        ([], "at = []: must be a list of shares of the operations and names of nodes"),
+        ("stem", "at = 'stem': must be a list"),
+        (
+            ["blocks.7"],
+            "at = 'blocks.7': must be a node of Blocks; close matches: blocks.",
+        ),
+        (["spare"], "at = 'spare': must be a node of Blocks; close matches: "),
+        ([0.5, 1.5], "at = 1.5: must be a share of the operations above 0 and below 1"),
+        ([0], "at = 0: must be a share"),
+        ([1.0], "at = 1.0: must be a share"),
+        ([-0.1], "at = -0.1: must be a share"),
+        ([float("nan")], "at = nan: must be a share"),
+        ([True], "at = True: must be a share"),
+        ([None], "at = None: must be a share"),
+        (["x"], "at = 'x': must be a node that gives features"),
+        (["classifier"], "at = 'classifier': must be a node before the network's own output"),
+        (["blocks.1", "blocks.1"], "at = ['blocks.1', 'blocks.1']: blocks.1 and blocks.1 are the same place"),
+        (["blocks.1", "blocks.1.relu"], "at = ['blocks.1', 'blocks.1.relu']: blocks.1 and blocks.1.relu are"),
+    ],
+)
+def test_places_that_are_none_are_refused(at: Any, expected: str) -> None:
+    assert refusal(lambda: attach_exits(Blocks(), SPEC, at)).startswith(expected)
+
+
+def test_shares_that_meet_are_refused_with_the_places_nearby() -> None:
+    message = refusal(lambda: attach_exits(Blocks(), SPEC, [0.4, 0.5]))
+    assert message == (
+        "at = [0.4, 0.5]: 0.4 and 0.5 are the same place, blocks.1 "
+        "(nearby: blocks.0 (0.332), blocks.2 (0.777), blocks.3 (1.000))"
+    )
+
+
+def test_a_share_past_the_last_block_is_refused() -> None:
+    class TopHeavy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 2, 1)
+            self.relu = nn.ReLU()
+            self.classifier = nn.Linear(128, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.classifier(self.relu(self.conv(x)).flatten(1))
+
+    # 64 * 2 * 3 in the convolution, 128 in the ReLU, 516 in the classifier.
+    message = refusal(lambda: attach_exits(TopHeavy(), SPEC, [0.9]))
+    assert message == "at = 0.9: must be at most the share of the last place to cut, relu (0.498)"
+
+
+@pytest.mark.parametrize(
+    ("network", "spec", "expected"),
+    [
+        (Branches(), SPEC, "exits can't be attached to Branches: tracing it failed: TraceError: "),
+        (TwoInputs(), SPEC, "exits can't be attached to TwoInputs: its forward must take images and nothing"),
+        (TwoOutputs(), SPEC, "exits can't be attached to TwoOutputs: it must return one tensor of logits"),
+        (Blocks(5), SPEC, "Blocks must return logits (2, 4) for 2 images; it returned a tensor (2, 5)"),
+        (Blocks(), InputSpec(1, 8, 8, 4), "Blocks failed on 2 images of 1x8x8: RuntimeError: "),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused(network: nn.Module, spec: InputSpec, expected: str) -> None:
+    assert refusal(lambda: attach_exits(network, spec, [0.5])).startswith(expected)

@@ -1,0 +1,189 @@
+"""A classifier in files, and a network exported exit by exit."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_network import CPU, SPEC, Tied, bind, dataset, run_config, seeded
+from torch import Tensor, nn
+
+from raygf.config.fields import to_dict
+from raygf.config.run import ComputeConfig, MSDNetConfig
+from raygf.data.base import InputSpec
+from raygf.errors import CheckpointError, ConfigError, StorageError
+from raygf.evaluation.loading import LoadedRun
+from raygf.models.msdnet import MSDNet
+from raygf.models.multi_exit import MultiExitNetwork
+from raygf.serving.adaptive import AdaptiveClassifier
+from raygf.serving.files import export_segments, load_classifier, save_classifier
+from raygf.storage.checkpoint import Checkpoint, load_checkpoint, write_archive
+from raygf.training.network import BoundNetwork
+
+
+@pytest.fixture(scope="module")
+def run() -> LoadedRun:
+    bound, data, config = bind(), dataset(val=30), run_config()
+    meta = {"config": to_dict(config), "tensors": list(bound.space.names), "run_id": "x"}
+    method = {"eta": np.zeros((3, 15), np.float32)}
+    checkpoint = Checkpoint(4, bound.state(), method, meta)
+    return LoadedRun(config, data, bound, data.open(bound.compute, 4, 5), checkpoint)
+
+
+@pytest.fixture(scope="module")
+def classifier(run: LoadedRun) -> AdaptiveClassifier:
+    return AdaptiveClassifier.from_run(run)
+
+
+@pytest.fixture
+def saved(run: LoadedRun, classifier: AdaptiveClassifier, tmp_path: Path) -> tuple[str, str]:
+    network, thresholds = save_classifier(run, classifier, tmp_path)
+    return str(network), str(thresholds)
+
+
+def test_the_same_answers(run, classifier, saved):
+    copy = load_classifier(*saved)
+    budget = float(np.median(classifier.table.operations))
+    one, two = (c.predict(run.dataset.test.images, budget=budget) for c in (classifier, copy))
+    for name in ("label", "probability", "exit", "operations"):
+        assert np.array_equal(getattr(one, name), getattr(two, name))
+    assert copy.task == classifier.task
+    assert copy.operations == classifier.operations
+    assert copy.compute == classifier.compute
+
+
+def test_the_method_stays_behind(saved):
+    checkpoint = load_checkpoint(saved[0])
+    assert checkpoint.method == {}
+    assert checkpoint.round == 4 and checkpoint.meta["run_id"] == "x"
+
+
+def test_without_thresholds_by_budget(run, classifier, tmp_path):
+    bare = AdaptiveClassifier(
+        run.bound.network, classifier.task, classifier.operations, None, classifier.compute
+    )
+    copy = load_classifier(*map(str, save_classifier(run, bare, tmp_path)))
+    assert copy.table is None
+
+
+def test_a_device_that_is_not_here(run, classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = replace(run.config, compute=ComputeConfig("cuda", "fp32", "contiguous"))
+    meta = {**run.checkpoint.meta, "config": to_dict(config)}
+    trained = replace(run, checkpoint=replace(run.checkpoint, meta=meta))
+    copy = load_classifier(*map(str, save_classifier(trained, classifier, tmp_path)))
+    assert copy.compute.device == "cpu" and copy.compute.precision == "fp32"
+
+
+def test_a_training_checkpoint_is_no_classifier(run, saved, tmp_path):
+    path = tmp_path / "round.npz"
+    with path.open("wb") as stream:
+        write_archive(stream, run.checkpoint)
+    with pytest.raises(CheckpointError, match=r"round\.npz: not the network of a saved classifier"):
+        load_classifier(str(path), saved[1])
+
+
+@pytest.mark.parametrize("text", ["", "[", "3", "[]", '{"a": 1}', '[{"operations": 1}]'])
+def test_damaged_thresholds(saved, text):
+    Path(saved[1]).write_text(text)
+    with pytest.raises(CheckpointError) as caught:
+        load_classifier(*saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files(saved, tmp_path):
+    for paths in ((str(tmp_path / "no.npz"), saved[1]), (saved[0], str(tmp_path / "no.json"))):
+        with pytest.raises(CheckpointError, match=r"no\."):
+            load_classifier(*paths)
+
+
+def test_thresholds_can_be_read_by_people(saved, classifier):
+    rows = json.loads(Path(saved[1]).read_text())
+    assert len(rows) == len(classifier.table.operations)
+    assert set(rows[0]) == {"operations", "accuracy", "thresholds"}
+
+
+def follow(paths: list[Path], images: Tensor) -> list[Tensor]:
+    """The logits of the exported segments, run in turn."""
+    logits, state = [], images
+    for path in paths:
+        answer, state = torch.export.load(path).module()(state)
+        logits.append(answer)
+    return logits
+
+
+@torch.no_grad()
+def assert_equal_to(network: nn.Module, paths: list[Path], images: Tensor) -> None:
+    network.eval()
+    for exported, own in zip(follow(paths, images), network(images), strict=True):
+        torch.testing.assert_close(exported, own, rtol=1e-4, atol=1e-5)
+
+
+def test_segments_in_turn_give_the_networks_logits(tmp_path):
+    network = bind().network
+    images = torch.randn(9, 1, 4, 4)
+    paths = export_segments(network, images[:2], tmp_path / "segments")
+    assert [path.name for path in paths] == ["segment-1.pt2", "segment-2.pt2", "segment-3.pt2"]
+    for count in (1, 9):  # other numbers of images than the example's
+        assert_equal_to(network, paths, images[:count])
+
+
+def test_states_of_several_scales(tmp_path):
+    """MSDNet hands on a list; its weights are views of one vector, which is not stored with each segment."""
+    spec = InputSpec(1, 8, 8, 4)
+    config = MSDNetConfig(exits=2, base=1, step=1, channels=4, growth=4, factors=(1, 2), head_channels=8)
+    bound = BoundNetwork(seeded(lambda: MSDNet(config, spec)), CPU)
+    paths = export_segments(bound.network, torch.randn(2, 1, 8, 8), tmp_path)
+    assert_equal_to(bound.network, paths, torch.randn(5, 1, 8, 8))
+    programs = [torch.export.load(path) for path in paths]
+    stored = sum(p.numel() for program in programs for p in program.state_dict.values())
+    whole = sum(p.numel() for p in bound.network.state_dict().values())
+    assert stored == whole
+    for program in programs:
+        for tensor in program.state_dict.values():
+            assert tensor.untyped_storage().nbytes() <= 4 * tensor.numel() + 64
+
+
+def test_the_network_is_left_as_it_was(tmp_path):
+    bound = bind()
+    bound.network.train()
+    before = bound.state().sha256()
+    export_segments(bound.network, torch.randn(2, 1, 4, 4), tmp_path)
+    assert bound.network.training and bound.state().sha256() == before
+    assert all(parameter.requires_grad for parameter in bound.network.parameters())
+
+
+def test_networks_without_stages(tmp_path):
+    with pytest.raises(ConfigError, match="Tied can't stop early"):
+        export_segments(seeded(Tied), torch.randn(2, 1, 4, 4), tmp_path)
+
+
+def test_one_image_is_no_example(tmp_path):
+    with pytest.raises(ConfigError, match="at least 2 images"):
+        export_segments(bind().network, torch.randn(1, 1, 4, 4), tmp_path)
+
+
+def test_a_folder_that_can_not_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="can't write segments to"):
+        export_segments(bind().network, torch.randn(2, 1, 4, 4), tmp_path / "file")
+
+
+class Branches(nn.Module):
+    """Control flow that depends on the data: no graph can hold it."""
+
+    def forward(self, x: Any) -> Any:
+        return x if x.sum() > 0 else -x
+
+
+def test_what_can_not_be_exported_is_named(tmp_path):
+    head = nn.Sequential(nn.Flatten(), nn.Linear(SPEC.height * SPEC.width, 3))
+    network = MultiExitNetwork(
+        [nn.Identity(), Branches()], [head, nn.Sequential(nn.Flatten(), nn.Linear(16, 3))]
+    )
+    with pytest.raises(ConfigError, match="segment 2 can't be exported") as caught:
+        export_segments(network, torch.randn(2, 1, 4, 4), tmp_path)
+    assert "\n" not in str(caught.value)
