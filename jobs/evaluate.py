@@ -26,7 +26,7 @@ from raygf.evaluation.report import (
     write_files,
 )
 from raygf.evaluation.results import Group, RunResults, evaluate_run, group_runs
-from raygf.evaluation.tables import anytime_rich
+from raygf.evaluation.tables import to_rich
 from raygf.storage.checkpoint import find_checkpoint
 
 DESCRIPTION = "Evaluate past runs: anytime and budgeted accuracy, convergence, conflict, importance."
@@ -73,7 +73,7 @@ def evaluate_runs(argv: Sequence[str]) -> dict[str, Any]:
         if config.log_to_mlflow:
             _log(run, folder, [*together, *own])
     for table in anytime_tables(groups):
-        print_table(anytime_rich(table, "Test accuracy of every exit"))
+        print_table(to_rich(table, "Test accuracy of every exit"))
     return _summary(groups, files, time.perf_counter() - started)
 
 

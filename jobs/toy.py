@@ -34,7 +34,7 @@ from raygf.cli import main, parse_flags
 from raygf.compute import torch_threads
 from raygf.config.fields import Limits, Section
 from raygf.config.run import MethodConfig, Name
-from raygf.evaluation.figures import csv_text, new_figure, plain_axes, run_style
+from raygf.evaluation.figures import csv_text, legend_outside, new_figure, plain_axes, run_style
 from raygf.evaluation.report import write_files
 from raygf.evaluation.tables import markdown_table
 from raygf.fusion.fuse import carry, fuse, fusion_weights
@@ -254,8 +254,7 @@ def trajectory_figure(trajectories: Sequence[Trajectory], alone: Sequence[Trajec
         axes.set_xlabel(r"$\theta_x$")
     panels[0].set_ylabel(r"$\theta_y$")
     figure.colorbar(contours, ax=list(panels), pad=0.02, label=r"$f_1(\theta) + f_2(\theta)$")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    legend_outside(figure, panels[0], below=4)
     return figure
 
 
@@ -286,7 +285,7 @@ def loss_figure(trajectories: Sequence[Trajectory], alone: Sequence[Trajectory])
     for axes in (left, right):
         axes.set_xlabel("SGD steps of each task")
         plain_axes(axes)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    legend_outside(figure, left)
     return figure
 
 

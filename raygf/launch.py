@@ -66,7 +66,7 @@ class Result:
 
     def column(self, title: str) -> ResultColumn:
         """As a column of a result table."""
-        return ResultColumn(title, self.test_accuracy, self.training_passes, self.seconds)
+        return ResultColumn(title, [self.test_accuracy], self.training_passes, [self.seconds])
 
 
 def run(config: RunConfig, recipe: str = "") -> Result:

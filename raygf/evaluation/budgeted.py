@@ -5,6 +5,8 @@ The setting of Huang et al., "Multi-Scale Dense Networks for Resource Efficient 
 each exit is set by p, ``q_k = p^k / Σ_m p^m``; thresholds on the confidence that make so many leave are read
 off the validation images, and never see a test image.
 
+A ``ThresholdTable`` turns it around: a budget becomes confidence thresholds.
+
 n exits, N images, S = 39 settings of p; an image leaves at the first exit whose threshold it reaches.
 """
 
@@ -19,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raygf.config import fields as checks
-from raygf.errors import CheckpointError, ConfigError
+from raygf.errors import CheckpointError, ConfigError, one_line
 from raygf.evaluation.outputs import ExitOutputs
 
 Floats = NDArray[np.float64]
@@ -116,10 +118,6 @@ def exits_taken(confidence: Floats, thresholds: Floats) -> Ints:
     return np.asarray(np.argmax(reached, axis=0), dtype=np.int64)
 
 
-EVERYONE = 0.0
-"""The threshold that every image reaches."""
-
-
 @dataclass(frozen=True, eq=False)
 class ThresholdTable:
     """R settings, cheapest first, measured on validation images.
@@ -159,14 +157,11 @@ class ThresholdTable:
 
     def to_json(self) -> list[dict[str, Any]]:
         """One entry per setting; null is a threshold that nobody reaches."""
-        rows = zip(self.operations.tolist(), self.accuracy.tolist(), self.thresholds.tolist(), strict=True)
+        costs = zip(self.operations.tolist(), self.accuracy.tolist(), strict=True)
+        thresholds = [[None if t == math.inf else t for t in row] for row in self.thresholds.tolist()]
         return [
-            {
-                "operations": operations,
-                "accuracy": accuracy,
-                "thresholds": [None if threshold == math.inf else threshold for threshold in thresholds],
-            }
-            for operations, accuracy, thresholds in rows
+            {"operations": operations, "accuracy": accuracy, "thresholds": row}
+            for (operations, accuracy), row in zip(costs, thresholds, strict=True)
         ]
 
     @classmethod
@@ -181,7 +176,7 @@ class ThresholdTable:
             costs = [[float(row[name]) for row in rows] for name in ("operations", "accuracy")]
             return cls(np.array(thresholds), *(np.array(cost) for cost in costs))
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"not a table of thresholds: {type(error).__name__}: {error}") from None
+            raise CheckpointError(f"not a table of thresholds: {one_line(error)}") from None
 
 
 def calibrate(val: ExitOutputs, operations: Sequence[int]) -> ThresholdTable:
@@ -199,11 +194,10 @@ def calibrate(val: ExitOutputs, operations: Sequence[int]) -> ThresholdTable:
         raise ConfigError(f"{len(operations)} costs for a network of {exits} exits")
     curve = budgeted_curve(val, val, operations)
     order = np.lexsort((curve.accuracy, curve.operations))
-    nobody = np.full(exits - 1, np.inf)
-    first = nobody.copy()
-    first[:1] = EVERYONE
+    alone = np.full((2, exits - 1), np.inf)
+    alone[0, :1] = 0.0  # every image reaches it
     return ThresholdTable(
-        np.vstack([first, curve.thresholds[order, :-1], nobody]),
+        np.vstack([alone[0], curve.thresholds[order, :-1], alone[1]]),
         np.array([operations[0], *curve.operations[order], operations[-1]], dtype=np.float64),
         np.array([val.top1[0], *curve.accuracy[order], val.top1[-1]]),
     )

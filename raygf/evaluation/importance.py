@@ -1,4 +1,4 @@
-"""Whose parameters are whose? Prune what is important to one exit, and see which exits suffer.
+"""The fusion weights of a past run, and the exits that suffer when what is important to one exit is pruned.
 
 Meta-GF paper (Sun, Li, Xu, ECCV 2022), Section 4.3, "Analysis about the learned fusion weights", and Fig. 4.
 """
@@ -19,39 +19,41 @@ from raygf.evaluation.loading import LoadedRun
 from raygf.evaluation.outputs import evaluate
 from raygf.fusion.fuse import fusion_weights
 from raygf.records import Matrix
-from raygf.storage.checkpoint import Checkpoint
 from raygf.training.network import NetworkState, Vector, as_tensor
 from raygf.training.space import Segments, find_ownership
-
-EtaSource = Literal["fitted", "carried"]
 
 
 @dataclass(frozen=True, eq=False)
 class LearnedWeights:
     """The fusion weights of a checkpoint: n exits, S segments, T parameter tensors.
 
-    ``alpha`` (n, S). ``owned``: mask (n, S). ``source``: "fitted" if they are those of the last merge,
-    "carried" if the checkpoint has only the moving average that the next round starts from.
-    ``per_tensor`` (n, T): their means over each tensor, NaN where the exit does not own it.
+    ``alpha`` (n, S). ``owned``: mask (n, S). ``per_tensor`` (n, T): means of ``alpha`` over each tensor, NaN
+    where the exit does not own it. ``source``: "fitted" if they are those of the last merge, "carried" if the
+    checkpoint has only the moving average that the next round starts from.
     """
 
     alpha: Tensor
     owned: Tensor
     segments: Segments
-    source: EtaSource
+    source: Literal["fitted", "carried"]
     per_tensor: Matrix
 
 
 def learned_weights(run: LoadedRun) -> LearnedWeights | None:
     """The fusion weights in ``run``'s checkpoint; None if its method learns none.
 
+    Every merge uses the η fitted in its round (``eta_fitted`` in the checkpoint): what the network has become
+    is due to those. The next round starts from their moving average (``eta``), which is read without them.
+
     Raises:
         CheckpointError: they do not fit the network.
     """
-    eta, source = _stored_eta(run.checkpoint)
-    if eta is None:
+    arrays = run.checkpoint.method
+    source: Literal["fitted", "carried"] = "fitted" if "eta_fitted" in arrays else "carried"
+    stored = arrays.get("eta_fitted", arrays.get("eta"))
+    if stored is None:
         return None
-    space, fusion = run.bound.space, run.config.fusion
+    eta, space, fusion = as_tensor(stored), run.bound.space, run.config.fusion
     segments = Segments(fusion.segments, space)
     example = run.dataset.spec.blank(2, run.bound.compute.device)
     per_slot = find_ownership(run.bound.network, example, space)
@@ -64,14 +66,6 @@ def learned_weights(run: LoadedRun) -> LearnedWeights | None:
     alpha = fusion_weights(eta, owned, fusion.normalise)
     per_tensor = segments.slot_means(alpha).double().masked_fill(~per_slot, torch.nan).numpy()
     return LearnedWeights(alpha, owned, segments, source, per_tensor)
-
-
-def _stored_eta(checkpoint: Checkpoint) -> tuple[Tensor | None, EtaSource]:
-    """η (n, S): the last fitted one if the checkpoint has it, else its moving average."""
-    arrays = checkpoint.method
-    if "eta_fitted" in arrays:
-        return as_tensor(arrays["eta_fitted"]), "fitted"
-    return (as_tensor(arrays["eta"]), "carried") if "eta" in arrays else (None, "carried")
 
 
 THRESHOLD = 0.5
@@ -120,8 +114,7 @@ def measure_importance(vector: Vector, important: Tensor, segments: Segments, me
     Args:
         vector: the trained weights (P,); left as they are.
         important: mask (n, S), from ``important_segments``.
-        segments: the S segments.
-        measure: see ``Measure``; called 1 + 2n times.
+        measure: called 1 + 2n times.
     """
     baseline = np.array(measure(vector))
     alone, in_turn, left, before = [], [], vector, baseline

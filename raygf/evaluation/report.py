@@ -6,11 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from raygf.errors import StorageError
-from raygf.evaluation.figures import AccuracyCurves, accuracy_csv, accuracy_figure, fusion_csv, fusion_heatmap
+from raygf.evaluation.figures import accuracy_csv, accuracy_figure, fusion_csv, fusion_heatmap
 from raygf.evaluation.paper_figures import (
     Budgeted,
     budgeted_csv,
@@ -26,40 +25,51 @@ from raygf.evaluation.paper_figures import (
     share_csv,
 )
 from raygf.evaluation.results import Group, RunResults
-from raygf.evaluation.tables import AnytimeColumn, AnytimeTable, anytime_csv, anytime_markdown
+from raygf.evaluation.tables import ResultColumn, ResultTable, to_long_csv, to_markdown
 
 Files = dict[str, str | Figure]
 """Texts and figures by the relative path of their file."""
 
 
-def anytime_tables(groups: Sequence[Group]) -> list[AnytimeTable]:
+def anytime_tables(groups: Sequence[Group]) -> list[ResultTable]:
     """One table for every network and kind of data, in the order of ``groups``."""
-    kinds: dict[tuple[object, ...], list[Group]] = {}
+    kinds: dict[tuple[str, tuple[int, ...], tuple[int, ...]], list[Group]] = {}
     for group in groups:
         run = group.runs[0]
         kinds.setdefault((run.config.data.source, run.operations, run.parameters), []).append(group)
     return [
-        AnytimeTable(
-            members[0].runs[0].operations,
-            members[0].runs[0].parameters,
-            tuple(_column(group) for group in members),
-        )
-        for members in kinds.values()
+        ResultTable(operations, parameters, [_column(group) for group in members], "top-1")
+        for (_, operations, parameters), members in kinds.items()
     ]
+
+
+def _column(group: Group) -> ResultColumn:
+    return ResultColumn(
+        group.label,
+        top1=[run.top1 for run in group.runs],
+        training_passes=group.runs[0].training_passes,
+        seconds=[run.seconds for run in group.runs],
+        top5=[run.top5 for run in group.runs if run.top5 is not None] or None,
+    )
 
 
 def comparison_files(groups: Sequence[Group]) -> Files:
     """What shows all runs together: the anytime tables, convergence (Fig. 3), budgeted batches (Fig. 2)."""
     tables = anytime_tables(groups)
     files: Files = {
-        "anytime.md": "\n".join(anytime_markdown(table) for table in tables),
-        "anytime.csv": anytime_csv(tables),
+        "anytime.md": "\n".join(to_markdown(table) for table in tables),
+        "anytime.csv": to_long_csv(tables),
     }
-    curves = [convergence(group.label, group.seeds, [run.history for run in group.runs]) for group in groups]
-    if known := [curve for curve in curves if curve is not None]:
-        files["convergence.png"] = convergence_figure(known)
-        files["convergence.csv"] = convergence_csv(known)
-    if budgeted := _budgeted(groups):
+    found = [convergence(group.label, group.seeds, [run.history for run in group.runs]) for group in groups]
+    if curves := [curve for curve in found if curve is not None]:
+        files["convergence.png"] = convergence_figure(curves)
+        files["convergence.csv"] = convergence_csv(curves)
+    budgeted = []
+    for group in groups:
+        by_seed = {run.config.seed: run.curve for run in group.runs if run.curve is not None}
+        if by_seed:
+            budgeted.append(Budgeted(group.label, tuple(by_seed), tuple(by_seed.values())))
+    if budgeted:
         files["budgeted.png"] = budgeted_figure(budgeted)
         files["budgeted.csv"] = budgeted_csv(budgeted)
     return files
@@ -68,9 +78,9 @@ def comparison_files(groups: Sequence[Group]) -> Files:
 def run_files(run: RunResults) -> Files:
     """What shows one run: accuracy over the rounds, conflict, fusion weights, importance (Fig. 4)."""
     files: Files = {}
-    if (accuracy := _accuracy(run)) is not None:
-        files["accuracy.png"] = accuracy_figure([], accuracy)
-        files["accuracy.csv"] = accuracy_csv([], accuracy)
+    if run.history:
+        files["accuracy.png"] = accuracy_figure(run.history)
+        files["accuracy.csv"] = accuracy_csv(run.history)
     if (conflict := conflict_curves(run.history, run.tensors)) is not None:
         files["conflict.png"] = conflict_figure(conflict)
         files["conflict_cosines.csv"] = cosine_csv(conflict)
@@ -113,39 +123,6 @@ def write_files(folder: Path, files: Mapping[str, str | Figure]) -> list[Path]:
     except OSError as error:
         raise StorageError(f"can't write to {folder}: {error.strerror or error}; set another --out") from None
     return paths
-
-
-def _column(group: Group) -> AnytimeColumn:
-    five = [run.top5 for run in group.runs if run.top5 is not None]
-    return AnytimeColumn(
-        title=group.label,
-        seeds=group.seeds,
-        top1=np.array([run.top1 for run in group.runs]),
-        top5=np.array(five) if five else None,
-        training_passes=group.runs[0].training_passes,
-        seconds=np.array([run.seconds for run in group.runs]),
-    )
-
-
-def _budgeted(groups: Sequence[Group]) -> list[Budgeted]:
-    shown = []
-    for group in groups:
-        runs = [(run.config.seed, run.curve) for run in group.runs if run.curve is not None]
-        if runs:
-            shown.append(
-                Budgeted(group.label, tuple(seed for seed, _ in runs), tuple(curve for _, curve in runs))
-            )
-    return shown
-
-
-def _accuracy(run: RunResults) -> AccuracyCurves | None:
-    """Validation accuracy of every exit over the rounds, or training accuracy without a validation."""
-    if not run.history:
-        return None
-    validated = all(entry["val"] is not None for entry in run.history)
-    rows = [entry["val" if validated else "train"]["accuracy"] for entry in run.history]
-    rounds = np.array([entry["round"] for entry in run.history])
-    return AccuracyCurves(rounds, np.array(rows), "validation" if validated else "training")
 
 
 def run_folders(groups: Sequence[Group]) -> dict[str, RunResults]:

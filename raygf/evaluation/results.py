@@ -1,4 +1,7 @@
-"""Which of several runs differ in nothing but their seed: those become one column, one line."""
+"""Everything that is measured on past runs, and the groups of those that differ in nothing but their seed.
+
+A group becomes one column of a table, one line of a figure.
+"""
 
 from __future__ import annotations
 
@@ -121,7 +124,11 @@ def group_runs(runs: Sequence[RunResults], labels: Sequence[str] = ()) -> list[G
         members.setdefault(key, []).append(index)
     firsts = [indices[0] for indices in members.values()]
     titles = [labels[first] for first in firsts] if labels else _own_labels([runs[first] for first in firsts])
-    _require_distinct(titles)
+    for title, count in Counter(titles).items():
+        if not title.strip():
+            raise ConfigError("labels: a label is empty")
+        if count > 1:
+            raise ConfigError(f"labels: {title!r} names {count} configurations; give each its own name")
     return [
         Group(title, tuple(sorted((runs[i] for i in indices), key=lambda run: run.config.seed)))
         for title, indices in zip(titles, members.values(), strict=True)
@@ -135,21 +142,8 @@ def _key(run: RunResults) -> str:
 
 
 def _own_labels(runs: Sequence[RunResults]) -> list[str]:
-    methods = Counter(run.config.method for run in runs)
-    named = [run.config.method if methods[run.config.method] == 1 else _full_label(run) for run in runs]
-    counts = Counter(named)
-    return [name if counts[name] == 1 else f"{name} #{i + 1}" for i, name in enumerate(named)]
-
-
-def _full_label(run: RunResults) -> str:
-    return f"{run.config.method} ({run.config.storage.name}, round {run.round})"
-
-
-def _require_distinct(titles: Sequence[str]) -> None:
-    for title, count in Counter(titles).items():
-        if count > 1 or not title.strip():
-            raise ConfigError(
-                f"labels: {title!r} names {count} configurations; give each its own name"
-                if title.strip()
-                else "labels: a label is empty"
-            )
+    """The method of each run; with its name and round where that is not enough, with a number if need be."""
+    names = [run.config.method for run in runs]
+    full = [f"{run.config.method} ({run.config.storage.name}, round {run.round})" for run in runs]
+    names = [long if names.count(short) > 1 else short for short, long in zip(names, full, strict=True)]
+    return [f"{name} #{i + 1}" if names.count(name) > 1 else name for i, name in enumerate(names)]

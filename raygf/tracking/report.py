@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from raygf.config.run import TrackingConfig
 from raygf.errors import TrackingError, without_password
 from raygf.evaluation import figures
 from raygf.evaluation.tables import ResultColumn, ResultTable, to_csv, to_markdown
-from raygf.records import RoundRecord, RunEnd, RunStart
+from raygf.records import History, RoundRecord, RunEnd, RunStart
 from raygf.tracking.delivery import Parcel
 from raygf.tracking.mlflow_run import MLflowRun, top5_metrics
 from raygf.tracking.store import check_uri, reason, resolve_uri, sqlite_path
@@ -46,8 +46,8 @@ class Report:
         ]
 
     def _log_table(self, end: RunEnd) -> None:
-        column = ResultColumn(self.method, end.test.accuracy, end.training_passes, self._seconds())
-        table = ResultTable(self.start.operations, self.start.parameters, (column,))
+        column = ResultColumn(self.method, [end.test.accuracy], end.training_passes, [self._seconds()])
+        table = ResultTable(self.start.operations, self.start.parameters, [column])
         markdown = to_markdown(table)
         # First, because files may have to go elsewhere: to a disk or a bucket that this process can't reach.
         self.run.describe(_HEADING, f"After round {end.rounds}:\n\n{markdown}\n{self._more()}")
@@ -60,11 +60,9 @@ class Report:
         return f"Tables, figures and configuration as files: `MLFLOW_TRACKING_URI={uri} {command}`\n"
 
     def _log_accuracy(self) -> None:
-        earlier = self._earlier_accuracy()
-        if not self.records and earlier is None:
-            return
-        self.run.log_figure("figures/accuracy.png", figures.accuracy_figure(self.records, earlier))
-        self.run.log_text("figures/accuracy.csv", figures.accuracy_csv(self.records, earlier))
+        if history := self._history():
+            self.run.log_figure("figures/accuracy.png", figures.accuracy_figure(history))
+            self.run.log_text("figures/accuracy.csv", figures.accuracy_csv(history))
 
     def _log_fusion(self) -> None:
         fused = [record.fusion for record in self.records if record.fusion is not None]
@@ -74,18 +72,25 @@ class Report:
         self.run.log_figure("figures/fusion_weights.png", figures.fusion_heatmap(weights, tensors))
         self.run.log_text("figures/fusion_weights.csv", figures.fusion_csv(weights, tensors))
 
-    def _earlier_accuracy(self) -> figures.AccuracyCurves | None:
-        """The rounds before a resume, which this process has not seen."""
+    def _history(self) -> History:
+        """The accuracies of all rounds; those before a resume, which are not in ``records``, from MLflow."""
+        train, val = self._logged_accuracies("train"), self._logged_accuracies("val")
+        for record in self.records:
+            train[record.round] = asdict(record.train)
+            val[record.round] = None if record.val is None else asdict(record.val)
+        # MLflow has no training accuracy of a round that was skipped.
+        unknown = {"accuracy": [math.nan] * len(self.start.operations)}
+        rounds = sorted({*train, *val})
+        return [{"round": r, "train": train.get(r, unknown), "val": val.get(r)} for r in rounds]
+
+    def _logged_accuracies(self, split: str) -> dict[int, dict[str, Any] | None]:
+        """By round; none unless the run is resumed."""
         if not self.run.resumed:
-            return None
+            return {}
         exits = range(1, len(self.start.operations) + 1)
-        for prefix, split in (("val", "validation"), ("train", "training")):
-            by_exit = [self.run.history(f"{prefix}_accuracy/exit_{i}") for i in exits]
-            rounds = sorted(set(by_exit[0]).intersection(*by_exit))
-            if rounds:
-                accuracy = np.array([[history[r] for history in by_exit] for r in rounds])
-                return figures.AccuracyCurves(np.array(rounds), accuracy, split)
-        return None
+        by_exit = [self.run.history(f"{split}_accuracy/exit_{i}") for i in exits]
+        rounds = set(by_exit[0]).intersection(*by_exit)
+        return {r: {"accuracy": [accuracy[r] for accuracy in by_exit]} for r in rounds}
 
     def _seconds(self) -> float:
         """Wall time of all rounds, those before a resume included."""

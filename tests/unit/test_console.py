@@ -24,7 +24,7 @@ START = RunStart(
     notes=("on the CPU",),
 )
 TABLE = ResultTable(
-    (350_000,), (30_000,), tuple(ResultColumn(f"a long title {i}", (0.5,), 1) for i in range(5))
+    (350_000,), (30_000,), tuple(ResultColumn(f"a long title {i}", [[0.5]], 1, [1.0]) for i in range(5))
 )
 
 

@@ -1,20 +1,26 @@
+"""Budgeted batch evaluation against its definition, by hand and image by image; thresholds for a budget."""
+
 from __future__ import annotations
 
+import json
 import math
 from fractions import Fraction
+from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from raygf.errors import CheckpointError, ConfigError
 from raygf.evaluation.budgeted import (
     STEPS,
+    ThresholdTable,
     budgeted_curve,
+    calibrate,
     exit_quotas,
     exits_taken,
     find_thresholds,
-    measure_curve,
 )
 from raygf.evaluation.outputs import ExitOutputs
 
@@ -90,23 +96,11 @@ def test_quotas_by_hand():
     assert quotas[0].tolist() == [7, 0, 0]
 
 
-def test_quotas_that_come_out_even_lose_nothing_to_rounding():
-    for samples in (7, 70, 7_000_000):
-        assert exit_quotas(3, samples)[9].tolist() == [samples * 4 // 7, samples * 2 // 7, samples // 7]
-
-
-@pytest.mark.parametrize("exits", [1, 2, 7])
-def test_quotas_are_those_of_the_definition(exits):
-    expected = [literal_quotas(step, exits, 5000) for step in STEPS]
-    assert exit_quotas(exits, 5000).tolist() == expected
-
-
-def test_worked_example():
-    """Quotas 2, 2: the surest two leave at exit 1 (images 0 and 1), T = 0.8. At exit 2 images 0 and 1 are not
-    counted; the surest of the others are 3 (0.9) and 5 (0.8): T = 0.8. The other four reach the end."""
-    (row,) = find_thresholds(VAL, np.array([[2, 2, 2]]))
-    assert row.tolist() == [0.8, 0.8, -INF]
-    assert exits_taken(VAL, row).tolist() == [0, 0, 2, 1, 2, 1, 2, 2]
+@pytest.mark.parametrize(("exits", "samples"), [(1, 7), (2, 5000), (3, 7_000_000), (7, 5000)])
+def test_quotas_are_those_of_the_definition(exits, samples):
+    """With three exits and multiples of 7 some come out even: rounding must not take an image from them."""
+    expected = [literal_quotas(step, exits, samples) for step in STEPS]
+    assert exit_quotas(exits, samples).tolist() == expected
 
 
 def test_worked_example_with_one_half():
@@ -159,11 +153,6 @@ def test_fewer_left_than_the_quota():
     assert rows.tolist() == [[0.4, INF, -INF], [INF, 0.1, -INF], [INF, INF, -INF]]
 
 
-def test_one_exit():
-    curve = budgeted_curve(outputs(VAL[:1]), outputs(VAL[:1]), (10,))
-    assert (curve.thresholds == -INF).all() and (curve.operations == 10).all()
-
-
 def test_thresholds_never_see_the_test_images():
     one = budgeted_curve(outputs(VAL), outputs(VAL), OPERATIONS)
     other = budgeted_curve(outputs(VAL), outputs(np.random.default_rng(0).random((3, 50))), OPERATIONS)
@@ -185,6 +174,7 @@ CONFIDENCES = st.integers(1, 4).flatmap(
 
 @settings(deadline=None, max_examples=60)
 @given(CONFIDENCES, CONFIDENCES, st.randoms())
+@example(*np.random.default_rng(3).random((2, 97, 5)).tolist(), Random(3))  # without ties
 def test_equals_the_literal_loop(val_rows, test_rows, draws):
     val = np.array(val_rows).T
     test = np.array([(row * 4)[: len(val)] for row in test_rows]).T
@@ -199,24 +189,6 @@ def test_equals_the_literal_loop(val_rows, test_rows, draws):
         assert curve.operations[index] == pytest.approx(cost)
 
 
-def test_equals_the_literal_loop_without_ties():
-    draws = np.random.default_rng(3)
-    val, test = draws.random((5, 211)), draws.random((5, 97))
-    hit = draws.random((5, 97)) < 0.6
-    operations = (3, 5, 9, 20, 21)
-    curve = budgeted_curve(outputs(val), outputs(test, hit), operations)
-    for index, step in enumerate(STEPS):
-        quotas = literal_quotas(step, *val.shape)
-        thresholds = literal_thresholds(val, quotas)
-        assert curve.thresholds[index].tolist() == thresholds
-        assert (curve.accuracy[index], curve.operations[index]) == pytest.approx(
-            literal_test(test, hit, thresholds, operations)
-        )
-        # Without ties, exactly the quota leaves.
-        left = np.bincount(exits_taken(val, curve.thresholds[index]), minlength=5)
-        assert left[:4].tolist() == quotas[:4]
-
-
 def test_more_is_spent_as_p_grows():
     draws = np.random.default_rng(1)
     data = outputs(draws.random((4, 400)))
@@ -226,20 +198,81 @@ def test_more_is_spent_as_p_grows():
     assert curve.share.sum(axis=1) == pytest.approx(np.ones(39))
 
 
-def test_permuting_the_images_changes_nothing():
-    draws = np.random.default_rng(2)
-    confidence, hit = draws.random((3, 60)), draws.random((3, 60)) < 0.5
-    order = draws.permutation(60)
-    one = budgeted_curve(outputs(confidence, hit), outputs(confidence, hit), OPERATIONS)
-    shuffled = outputs(confidence[:, order], hit[:, order])
-    two = budgeted_curve(shuffled, shuffled, OPERATIONS)
-    assert np.array_equal(one.thresholds, two.thresholds)
-    assert one.accuracy == pytest.approx(two.accuracy)
+COSTS = (100, 250, 400)
 
 
-def test_measure_is_at_the_exit_taken():
-    """Right at exit 2 only: accuracy is the share that leaves there."""
-    hit = np.array([[0] * 8, [1] * 8, [0] * 8])
-    table = find_thresholds(VAL, exit_quotas(3, 8))
-    curve = measure_curve(outputs(VAL, hit), table, OPERATIONS)
-    assert curve.accuracy.tolist() == curve.share[:, 1].tolist()
+def drawn(samples: int = 300) -> ExitOutputs:
+    """Three exits of random confidence, the deeper the better."""
+    draws = np.random.default_rng(0)
+    return outputs(draws.random((3, samples)), draws.random((3, samples)) < np.array([[0.6], [0.7], [0.8]]))
+
+
+VALIDATED = drawn()
+
+
+@pytest.fixture(scope="module")
+def table() -> ThresholdTable:
+    return calibrate(VALIDATED, COSTS)
+
+
+def spent(thresholds: tuple[float, ...]) -> float:
+    taken = exits_taken(VALIDATED.confidence, np.array(thresholds))
+    return float(np.array(COSTS)[taken].mean())
+
+
+def test_from_the_first_exit_to_the_whole_network(table):
+    assert table.operations[0] == 100 and table.operations[-1] == 400
+    assert (np.diff(table.operations) >= 0).all()
+    assert table.thresholds.shape == (41, 2)
+    assert (table.accuracy[0], table.accuracy[-1]) == (VALIDATED.top1[0], VALIDATED.top1[2])
+
+
+def test_costs_are_those_on_the_validation_images(table):
+    for row, operations in zip(table.thresholds, table.operations, strict=True):
+        assert spent((*row, -math.inf)) == pytest.approx(operations)
+    curve = budgeted_curve(VALIDATED, VALIDATED, COSTS)
+    assert sorted(curve.operations) == pytest.approx(table.operations[1:-1])
+
+
+@pytest.mark.parametrize("budget", [100, 101, 130.5, 200, 300, 399, 400, 401, 1e12, math.inf])
+def test_nearest_from_below(table, budget):
+    thresholds = table.pick(budget)
+    assert len(thresholds) == 3 and thresholds[-1] == -math.inf
+    within = table.operations[table.operations <= budget]
+    assert spent(thresholds) == pytest.approx(within.max())
+
+
+@pytest.mark.parametrize("budget", [99.9, 0, -5, math.nan, -math.inf])
+def test_a_budget_that_buys_nothing(table, budget):
+    with pytest.raises(ConfigError, match="budget = "):
+        table.pick(budget)
+    with pytest.raises(ConfigError, match="at least 100 operations, those of the first exit"):
+        table.pick(99.9)
+
+
+def test_equal_costs_are_decided_by_accuracy():
+    table = ThresholdTable(
+        np.array([[0.1], [0.2], [0.3]]), np.array([5.0, 5.0, 5.0]), np.array([0.5, 0.9, 0.7])
+    )
+    assert table.pick(6)[0] == 0.2
+
+
+def test_through_json_and_back(table):
+    copy = ThresholdTable.from_json(json.loads(json.dumps(table.to_json(), allow_nan=False)))
+    for name in ("thresholds", "operations", "accuracy"):
+        assert np.array_equal(getattr(copy, name), getattr(table, name))
+    assert np.isinf(table.thresholds).any()
+
+
+@pytest.mark.parametrize(
+    "rows", [[], [{}], [1], {"a": 1}, [{"operations": 1, "accuracy": 1, "thresholds": "x"}]], ids=str
+)
+def test_json_of_something_else(rows):
+    with pytest.raises(CheckpointError, match="not a table of thresholds"):
+        ThresholdTable.from_json(rows)
+
+
+def test_one_exit_takes_all_and_costs_must_fit():
+    assert calibrate(outputs(VAL[:1]), (100,)).pick(100) == (-math.inf,)
+    with pytest.raises(ConfigError, match="2 costs for a network of 3 exits"):
+        calibrate(VALIDATED, (1, 2))

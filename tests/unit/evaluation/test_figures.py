@@ -2,29 +2,23 @@
 
 import csv
 import io
+import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from past_runs import entry
 
 from raygf.evaluation.figures import (
-    AccuracyCurves,
     accuracy_csv,
-    accuracy_curves,
     accuracy_figure,
+    csv_text,
     fusion_csv,
     fusion_heatmap,
+    run_style,
 )
-from raygf.records import ExitScore, RoundRecord
 
-
-def record(number: int, val: tuple[float, ...] | None, train: tuple[float, ...] = (0.1, 0.2)) -> RoundRecord:
-    score = None if val is None else ExitScore((1.0,) * len(val), val)
-    return RoundRecord(
-        number, 9, 3 * number, 0.1, 0.1, ExitScore((1.0, 1.0), train), score, {"train": 1.0}, "c"
-    )
-
-
-RECORDS = [record(1, (0.5, 0.6)), record(2, (0.7, 0.9))]
+HISTORY = [entry(1, 0.2), entry(2, 0.4)]
 WEIGHTS = np.array([[0.25, 1.0, np.nan, 0.4], [0.75, np.nan, 1.0, 0.6]])
 TENSORS = ("stem.weight", "heads.0.weight", "heads.1.weight", "layer.weight")
 
@@ -34,62 +28,42 @@ def lines_of(figure):
     return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
 
 
-def test_accuracy_lines_are_the_validation_in_percent():
-    lines = lines_of(accuracy_figure(RECORDS))
+def test_accuracy_is_the_validation_in_percent_with_its_average():
+    figure = accuracy_figure(HISTORY)
+    lines = lines_of(figure)
     assert list(lines) == ["exit 1", "exit 2", "average"]
-    assert lines["exit 1"] == ([1, 2], pytest.approx([50, 70]))
-    assert lines["exit 2"] == ([1, 2], pytest.approx([60, 90]))
-    assert lines["average"] == ([1, 2], pytest.approx([55, 80]))
-
-
-def test_accuracy_axes_name_what_and_unit():
-    figure = accuracy_figure(RECORDS)
+    assert lines["exit 1"] == ([1, 2], [50, 50])
+    assert lines["exit 2"] == ([1, 2], [25, 50])
+    assert lines["average"] == ([1, 2], [37.5, 50])
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("round", "validation accuracy (%)")
+    assert len({tuple(line.get_color()) for line in axes.lines}) == 3
     figure.draw_without_rendering()
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["exit 1", "exit 2", "average"]
     assert not legend.get_window_extent().overlaps(axes.get_window_extent())
-
-
-def test_without_validation_the_training_is_shown_and_named():
-    figure = accuracy_figure([record(1, None), record(2, None)])
-    assert figure.axes[0].get_ylabel() == "training accuracy (%)"
-    assert lines_of(figure)["exit 2"][1] == pytest.approx([20, 20])
-
-
-def test_exits_have_colours_of_their_own():
-    colours = [line.get_color() for line in accuracy_figure([record(1, (0.1,) * 7)]).axes[0].lines]
-    assert len({tuple(colour) for colour in colours}) == 8
-
-
-def test_earlier_rounds_come_first_and_a_repeated_round_counts_once():
-    earlier = AccuracyCurves(np.array([1, 2]), np.array([[0.1, 0.2], [0.3, 0.4]]), "validation")
-    curves = accuracy_curves([record(2, (0.7, 0.9)), record(3, (0.8, 0.9))], earlier)
-    assert curves.rounds.tolist() == [1, 2, 3]
-    assert curves.accuracy.tolist() == [[0.1, 0.2], [0.7, 0.9], [0.8, 0.9]]
-
-
-def test_earlier_rounds_alone_are_shown():
-    earlier = AccuracyCurves(np.array([4]), np.array([[0.1, 0.2]]), "training")
-    assert accuracy_curves([], earlier).split == "training"
-    assert accuracy_curves([], earlier).accuracy.tolist() == [[0.1, 0.2]]
-
-
-def test_earlier_rounds_of_another_split_are_left_out():
-    earlier = AccuracyCurves(np.array([1]), np.array([[0.1, 0.2]]), "training")
-    assert accuracy_curves([record(2, (0.7, 0.9))], earlier).rounds.tolist() == [2]
-
-
-def test_no_rounds_is_an_error():
-    with pytest.raises(ValueError, match="no round to show"):
-        accuracy_figure([])
-
-
-def test_accuracy_csv():
-    assert accuracy_csv(RECORDS) == (
-        "round,validation_accuracy_exit_1,validation_accuracy_exit_2\n1,0.5,0.6\n2,0.7,0.9\n"
+    assert accuracy_csv(HISTORY) == (
+        "round,validation_accuracy_exit_1,validation_accuracy_exit_2\n1,0.5,0.25\n2,0.5,0.5\n"
     )
+
+
+def test_without_a_validation_of_every_round_the_training_is_shown_and_named():
+    skipped = entry(3, 0.0) | {"train": {"accuracy": [None, math.nan]}}
+    history = [entry(1, 0.2) | {"val": None}, entry(2, 0.4), skipped]
+    figure = accuracy_figure(history)
+    assert figure.axes[0].get_ylabel() == "training accuracy (%)"
+    assert lines_of(figure)["exit 2"][1] == pytest.approx([20, 40, math.nan], nan_ok=True)
+    assert accuracy_csv(history).splitlines()[1:] == ["1,0.0,0.2", "2,0.0,0.4", "3,,"]
+
+
+def test_csv_leaves_what_is_not_known_empty():
+    assert csv_text([["a", None, math.nan, 0.0, np.float64("nan")]]) == "a,,,0.0,\n"
+
+
+def test_runs_differ_in_colour_line_and_marker():
+    styles = [run_style(index) for index in range(6)]
+    assert len({style["color"] for style in styles}) == 6
+    assert all(a["linestyle"] != b["linestyle"] and a["marker"] != b["marker"] for a, b in pairwise(styles))
 
 
 def heat_map_of(figure):

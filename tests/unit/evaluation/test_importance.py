@@ -1,13 +1,29 @@
-"""Pruning by hand: which elements go, in which order, and what is divided by what."""
+"""Pruning by hand, and on a run: which elements go, in which order, and what is divided by what."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny_network import space_of
+from torch.testing import assert_close
 
-from raygf.evaluation.importance import important_segments, measure_importance, prune, relative_loss
+from raygf.errors import CheckpointError
+from raygf.evaluation.importance import (
+    importance_of,
+    important_segments,
+    learned_weights,
+    measure_importance,
+    prune,
+    relative_loss,
+)
+from raygf.evaluation.loading import load_run
+from raygf.fusion.fuse import fusion_weights
+from raygf.storage.checkpoint import CheckpointStore, load_checkpoint
+from raygf.training.network import as_tensor
 from raygf.training.space import Segments
 
 SPACE = space_of((2, 2), (3,))
@@ -16,12 +32,9 @@ OWNED = torch.tensor([[True, True, True], [True, False, True]])
 
 
 def test_important_is_above_a_half_and_shared():
-    """The second segment is the first exit's alone; in the third nobody is above."""
+    """The second segment is the first exit's alone; in the third none is above."""
     assert important_segments(ALPHA, OWNED).tolist() == [[True, False, False], [False, False, False]]
-
-
-def test_segments_of_others_are_never_important():
-    """One weight for the whole network may exceed a half although the mask says no."""
+    # One weight for the whole network may exceed a half although the mask says no.
     alpha, owned = torch.tensor([[0.7], [0.2], [0.1]]), torch.tensor([[False], [True], [True]])
     assert not important_segments(alpha, owned).any()
 
@@ -71,14 +84,64 @@ def test_exit_by_exit_by_hand():
     )  # both gone: relative to what was left
     assert calls[0] == [1] * 7 and calls[-1] == [0] * 7
     assert vector.all()
-
-
-def test_an_exit_without_important_segments_changes_nothing():
-    found = measure_importance(
-        np.ones(7, dtype=np.float32),
-        torch.zeros(1, 2, dtype=torch.bool),
-        Segments("tensor", SPACE),
-        lambda vector: [vector.sum() / 7],
-    )
+    nothing = torch.zeros(1, 2, dtype=torch.bool)
+    found = measure_importance(vector, nothing, Segments("tensor", SPACE), lambda vector: [vector.sum() / 7])
     assert found.segments == found.parameters == (0,)
     assert found.alone.tolist() == found.in_turn.tolist() == [[0.0]]
+
+
+def with_arrays(path: str, folder: Path, arrays) -> str:
+    """A copy of a checkpoint with other arrays of its method."""
+    known = load_checkpoint(path)
+    (folder / "run").mkdir(exist_ok=True)
+    changed = replace(known, method=arrays(known.method))
+    return CheckpointStore(str(folder), "run", 1).save(changed)
+
+
+def test_weights_are_those_of_the_last_merge(fused_checkpoint):
+    run = load_run(fused_checkpoint)
+    learned = learned_weights(run)
+    eta = as_tensor(run.checkpoint.method["eta_fitted"])
+    assert learned.source == "fitted"
+    assert_close(learned.alpha, fusion_weights(eta, learned.owned))
+    assert not np.allclose(
+        learned.alpha, fusion_weights(as_tensor(run.checkpoint.method["eta"]), learned.owned)
+    )
+    names = run.bound.space.names
+    head = names.index("heads.0.2.weight")
+    assert learned.per_tensor[0, head] == pytest.approx(1)
+    assert np.isnan(learned.per_tensor[1:, head]).all()  # the other exits do not use it
+
+
+def test_without_fitted_weights_the_average_is_read_and_said(fused_checkpoint, tmp_path):
+    path = with_arrays(fused_checkpoint, tmp_path, lambda method: {"eta": method["eta"]})
+    run = load_run(path)
+    learned = learned_weights(run)
+    assert learned.source == "carried"
+    assert_close(learned.alpha, fusion_weights(as_tensor(run.checkpoint.method["eta"]), learned.owned))
+    assert learned_weights(load_run(with_arrays(fused_checkpoint, tmp_path, lambda method: {}))) is None
+
+
+def test_weights_of_another_size_are_refused(fused_checkpoint, tmp_path):
+    path = with_arrays(fused_checkpoint, tmp_path, lambda method: {"eta": method["eta"][:, :3]})
+    with pytest.raises(CheckpointError, match=r"fusion weights \(3, 3\) .* another network"):
+        learned_weights(load_run(path))
+
+
+def test_importance_prunes_on_the_test_images_and_puts_everything_back(fused_checkpoint):
+    run = load_run(fused_checkpoint)
+    before = run.bound.state().sha256()
+    learned = learned_weights(run)
+    # One channel of the first stage, which all exits share, is made exit 3's; the rest is nobody's.
+    alpha = torch.zeros_like(learned.alpha)
+    alpha[2, 0] = 0.9
+    found = importance_of(run, replace(learned, alpha=alpha))
+    assert found.segments == (0, 0, 1) and found.parameters == (0, 0, 9)
+    assert found.baseline == pytest.approx(run.outputs("test").top1)
+    assert not found.alone[:2].any()
+    pruned = load_run(fused_checkpoint)
+    pruned.bound.vector[:9] = 0
+    expected = 1 - np.array(pruned.outputs("test").top1) / np.array(found.baseline)
+    assert found.alone[2] == pytest.approx(expected)
+    assert found.in_turn[2] == pytest.approx(expected)
+    assert run.bound.state().sha256() == before

@@ -1,15 +1,31 @@
-"""The final table: its exact text, and the units that it picks."""
+"""The result table: its exact text, mean and spread over seeds, and the units that it picks."""
 
+from __future__ import annotations
+
+import csv
 import io
 
 import pytest
 from rich.console import Console
 
-from raygf.evaluation.tables import ResultColumn, ResultTable, count_unit, to_csv, to_markdown, to_rich
+from raygf.evaluation.tables import (
+    ResultColumn,
+    ResultTable,
+    count_unit,
+    to_csv,
+    to_long_csv,
+    to_markdown,
+    to_rich,
+)
 
-OPERATIONS, PARAMETERS = (352_104, 801_000, 1_204_567), (30_123, 80_456, 120_999)
-META = ResultColumn("Meta-GF", (0.9123, 0.95, 0.9678), training_passes=160, seconds=75.31)
-JOINT = ResultColumn("Joint", (0.9, 0.94, 0.97), training_passes=160)
+NAN = float("nan")
+META = ResultColumn("Meta-GF", [(0.9123, 0.95, 0.9678)], training_passes=160, seconds=[75.31])
+JOINT = ResultColumn("Joint", [(0.9, 0.94, 0.97)], training_passes=160, seconds=[NAN])
+ONE_SEED = ResultTable((352_104, 801_000, 1_204_567), (30_123, 80_456, 120_999), (META, JOINT))
+
+OURS = ResultColumn("ours", [[0.5, 0.7], [0.6, 0.9]], 12, [10.0, 14.0], [[0.8, 0.9], [0.8, 1.0]])
+SGD = ResultColumn("a|b", [[0.25, 0.5]], 12, [NAN])
+SEEDS = ResultTable((1_000_000, 2_500_000), (20_000, 300_000), (OURS, SGD), "top-1")
 
 
 MARKDOWN = """\
@@ -24,17 +40,41 @@ MARKDOWN = """\
 """
 
 
-@pytest.fixture
-def table() -> ResultTable:
-    return ResultTable(OPERATIONS, PARAMETERS, (META, JOINT))
+def test_markdown_of_one_seed():
+    assert to_markdown(ONE_SEED) == MARKDOWN
 
 
-def test_markdown(table):
-    assert to_markdown(table) == MARKDOWN
+def test_markdown_of_seeds_by_hand():
+    """Standard deviations of two values: their difference over √2."""
+    header, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in to_markdown(SEEDS).splitlines()
+    )
+    assert header == [
+        *("Exit", "Operations (M)", "Parameters (M)", "ours top-1 (%)", "ours top-5 (%)", r"a\|b top-1 (%)")
+    ]
+    assert rows == [
+        ["Exit-1", "1.00", "0.020", "55.00 ± 7.07", "80.00 ± 0.00", "25.00"],
+        ["Exit-2", "2.50", "0.300", "80.00 ± 14.14", "95.00 ± 7.07", "50.00"],
+        ["Average", "", "", "67.50 ± 10.61", "87.50 ± 3.54", "37.50"],
+        ["Training passes", "", "", "12", "", "12"],
+        ["Wall time (s)", "", "", "12.0 ± 2.8", "", "-"],
+        ["Seeds", "", "", "2", "", "1"],
+    ]
 
 
-def test_csv(table):
-    assert to_csv(table) == (
+def test_terminal_shows_the_same_cells():
+    text = io.StringIO()
+    Console(file=text, width=120).print(to_rich(ONE_SEED, title="Test accuracy"))
+    lines = [line.split() for line in text.getvalue().splitlines()]
+    assert ["Test", "accuracy"] in lines
+    assert ["Exit-2", "0.801", "0.080", "95.00", "94.00"] in lines
+    assert ["Average", "94.34", "93.67"] in lines
+    assert ["Training", "passes", "160", "160"] in lines
+    assert ["Wall", "time", "(s)", "75.3", "-"] in lines
+
+
+def test_csv_of_the_same_form():
+    assert to_csv(ONE_SEED) == (
         "exit,operations,parameters,Meta-GF test accuracy (%),Joint test accuracy (%)\n"
         "1,352104,30123,91.2300,90.0000\n"
         "2,801000,80456,95.0000,94.0000\n"
@@ -45,25 +85,16 @@ def test_csv(table):
     )
 
 
-def test_terminal_shows_the_same_cells(table):
-    text = io.StringIO()
-    Console(file=text, width=120).print(to_rich(table, title="Test accuracy"))
-    lines = [line.split() for line in text.getvalue().splitlines()]
-    assert ["Exit-2", "0.801", "0.080", "95.00", "94.00"] in lines
-    assert ["Average", "94.34", "93.67"] in lines
-    assert ["Training", "passes", "160", "160"] in lines
-    assert ["Wall", "time", "(s)", "75.3", "-"] in lines
-
-
-def test_runs_may_have_fewer_exits():
-    short = ResultColumn("short", (0.5,), training_passes=3, seconds=1.0)
-    rows = to_markdown(ResultTable(OPERATIONS, PARAMETERS, (META, short))).splitlines()
-    assert [row.split("|")[-2].strip() for row in rows[2:6]] == ["50.00", "-", "-", "50.00"]
-
-
-def test_a_title_with_a_bar_stays_one_cell():
-    table = ResultTable(OPERATIONS, PARAMETERS, (ResultColumn("a|b", (0.5, 0.5, 0.5), 1),))
-    assert r"a\|b test accuracy (%)" in to_markdown(table)
+def test_long_csv_by_hand():
+    rows = list(csv.DictReader(io.StringIO(to_long_csv([SEEDS]))))
+    assert [(row["run"], row["exit"]) for row in rows] == [
+        (run, exit) for run in ("ours", "a|b") for exit in ("1", "2", "average")
+    ]
+    assert (rows[1]["operations"], rows[1]["parameters"], rows[1]["seeds"]) == ("2500000", "300000", "2")
+    assert float(rows[1]["top1_mean"]) == pytest.approx(0.8)
+    assert float(rows[1]["top1_std"]) == pytest.approx(0.2 / 2**0.5)
+    assert float(rows[2]["top5_mean"]) == pytest.approx(0.875)
+    assert (rows[3]["top1_mean"], rows[3]["top1_std"], rows[3]["top5_mean"]) == ("0.25", "", "")
 
 
 @pytest.mark.parametrize(
@@ -77,16 +108,13 @@ def test_a_title_with_a_bar_stays_one_cell():
 )
 def test_units_keep_the_smallest_count_legible(counts, texts, name):
     unit = count_unit(counts)
-    assert unit.name == name
-    assert [unit.text(count) for count in counts] == texts
+    assert (unit.name, [unit.text(count) for count in counts]) == (name, texts)
 
 
-@pytest.mark.parametrize("accuracies", [(), (0.1, 0.2, 0.3, 0.4)])
-def test_accuracies_must_fit_the_costs(accuracies):
-    with pytest.raises(ValueError, match="exits, 3 costs"):
-        ResultTable(OPERATIONS, PARAMETERS, (ResultColumn("run", accuracies, 1),))
-
-
-def test_costs_must_fit_each_other():
-    with pytest.raises(ValueError, match="2 operation counts, 3 parameter counts"):
-        ResultTable(OPERATIONS[:2], PARAMETERS, ())
+def test_shapes_must_fit():
+    for seconds, top5 in (([1.0], None), ([1.0, 1.0], [[1.0] * 3] * 2)):
+        with pytest.raises(ValueError, match=r"x: accuracies .* do not fit"):
+            ResultColumn("x", [[1.0, 1.0], [1.0, 1.0]], 1, seconds, top5)
+    for operations, parameters in (((1,), (1,)), ((1, 2), (1,))):
+        with pytest.raises(ValueError, match="its exits do not fit"):
+            ResultTable(operations, parameters, (SGD,))

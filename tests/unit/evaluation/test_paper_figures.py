@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from itertools import pairwise
 
 import numpy as np
 import pytest
 from past_runs import IMPORTANCE, curve, entry
 
-from raygf.evaluation.figures import run_style
 from raygf.evaluation.paper_figures import (
     Budgeted,
     budgeted_csv,
@@ -45,18 +43,12 @@ def assert_legend_outside(figure) -> list[str]:
     return [text.get_text() for text in legend.get_texts()]
 
 
-def test_runs_differ_in_colour_line_and_marker():
-    styles = [run_style(index) for index in range(6)]
-    assert len({style["color"] for style in styles}) == 6
-    assert all(a["linestyle"] != b["linestyle"] and a["marker"] != b["marker"] for a, b in pairwise(styles))
-
-
 def meta_history(*accuracies: float):
     """Meta-GF with three passes a round; the exits' own trainings are at 99 %."""
     return [entry(i, 0.99, fused, passes=3) for i, fused in enumerate(accuracies, start=1)]
 
 
-def test_convergence_is_that_of_the_network_that_goes_on():
+def test_convergence_is_that_of_the_network_that_the_run_continues_with():
     """Meta-GF: of the fused network, not of the exit's own training."""
     ours = convergence("ours", [0], [meta_history(0.25, 0.5)])
     sgd = convergence("SGD", [0], [[entry(1, 0.125), entry(2, 0.375)]])
@@ -86,11 +78,6 @@ def test_convergence_of_seeds_is_their_mean_with_a_band():
         ["ours", "1", "1", "3", "0.75"],
         ["ours", "1", "2", "6", "0.5"],
     ]
-
-
-def test_without_a_common_round_there_is_no_curve():
-    assert convergence("x", [0], [[]]) is None
-    assert convergence("x", [0, 1], [[entry(1, 0.5)], [entry(2, 0.5)]]) is None
 
 
 def test_budgeted_lines_are_means_in_units():
@@ -137,9 +124,12 @@ def test_conflict_of_a_history_by_hand():
     assert found.cosine == pytest.approx(expected, nan_ok=True)
 
 
-def test_methods_without_fusion_have_no_conflict_figure():
-    assert conflict_curves([entry(1, 0.5)], TENSORS) is None
-    assert conflict_curves([], TENSORS) is None
+def test_there_is_no_figure_where_there_is_nothing_to_show():
+    unshared = [entry(1, 0.5, 0.5, tensor_cosine=[None] * 3, conflict_before=None, conflict_after=None)]
+    for history in ([], [entry(1, 0.5)], unshared):
+        assert conflict_curves(history, TENSORS) is None
+    assert convergence("x", [0], [[]]) is None
+    assert convergence("x", [0, 1], [[entry(1, 0.5)], [entry(2, 0.5)]]) is None
 
 
 def test_conflict_figure_shows_shared_tensors_and_both_shares():
@@ -164,16 +154,8 @@ def test_many_tensors_are_counted():
     figure = conflict_figure(conflict_curves(history, [f"t{i}" for i in range(300)]))
     assert figure.axes[0].get_ylabel() == "shared parameter tensor,\nshallow to deep (1 to 300)"
     assert len(figure.axes[0].get_yticklabels()) <= 12
-
-
-def test_one_exit_shares_nothing_and_has_no_figure():
-    history = [entry(1, 0.5, 0.5, tensor_cosine=[None] * 3, conflict_before=None, conflict_after=None)]
-    assert conflict_curves(history, TENSORS) is None
-
-
-def test_cosines_that_are_all_zero_are_drawn():
-    figure = conflict_figure(conflict_curves([entry(1, 0.5, 0.5, tensor_cosine=[0.0] * 3)], TENSORS))
-    assert figure.axes[0].images[0].get_clim() == (-1, 1)
+    zero = conflict_figure(conflict_curves([entry(1, 0.5, 0.5, tensor_cosine=[0.0] * 3)], TENSORS))
+    assert zero.axes[0].images[0].get_clim() == (-1, 1)
 
 
 def test_conflict_csv():
@@ -193,11 +175,8 @@ def test_importance_figure_by_hand():
     names = [label.get_text() for label in left.get_yticklabels()]
     assert names == ["exit 1\n1 segment,\n2.50 K parameters", "exit 2\nnothing"]
     assert "(%" in figure.axes[2].get_ylabel()
-
-
-def test_a_gain_below_half_a_percent_is_a_plain_zero():
     tiny = type(IMPORTANCE)((1,), (1,), (0.5,), np.array([[-0.001]]), np.array([[0.0]]))
-    assert [text.get_text() for text in importance_figure(tiny).axes[0].texts] == ["0"]
+    assert [text.get_text() for text in importance_figure(tiny).axes[0].texts] == ["0"]  # not -0
 
 
 def test_importance_csv():
