@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raygf.config import fields as checks
 from raygf.data.base import InputSpec
-from raygf.errors import ConfigError
+from raygf.errors import ConfigError, one_line
 from raygf.models.graph_cut import Shapes, Traces, find_cuts, run_nodes, split_network, trace_modes
 from raygf.models.multi_exit import MultiExitNetwork, evaluating
 from raygf.models.sdn import InternalClassifier
@@ -216,7 +216,7 @@ def attach_exits(
         at: Shares of the network's operations in (0, 1): the first end of a block that reaches the share (see
             ``raygf.models.costs`` for what counts). Or names of nodes, as torchvision's
             ``get_graph_node_names`` lists them, or of modules: their last node. In any order.
-        head: "mean", "mixed" (see ``exit_heads.default_head``), or a function of channels and classes that
+        head: "mean", "mixed" (see ``default_head``), or a function of channels and classes that
             returns a module, from the tensor at the cut to logits (B, classes).
         weights: A file with the state dict of ``network``, loaded before the exits are attached.
 
@@ -259,9 +259,8 @@ def _run(network: nn.Module, traces: Traces, images: Tensor, spec: InputSpec) ->
     try:
         shapes = run_nodes(network, traces.eval, images)
     except Exception as error:  # the forward is not raygf's, and may raise anything
-        cause = (str(error).splitlines() or [""])[0]
         size = "x".join(map(str, images.shape[1:]))
-        raise ConfigError(f"{name} failed on 2 images of {size}: {type(error).__name__}: {cause}") from error
+        raise ConfigError(f"{name} failed on 2 images of {size}: {one_line(error)}") from error
     result = shapes[traces.eval.result]  # type: ignore[index]
     if result != (2, spec.classes):
         given = "no tensor" if result is None else f"a tensor {tuple(result)}"
@@ -278,8 +277,7 @@ def _make_head(head: HeadKind | HeadMaker, features: Features, classes: int, cut
         with evaluating(made):
             output = made(torch.zeros(features.shape))
     except Exception as error:  # the head is not raygf's, and may raise anything
-        cause = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"head at {cut}: {type(error).__name__}: {cause}") from error
+        raise ConfigError(f"head at {cut}: {one_line(error)}") from error
     if not isinstance(output, Tensor) or output.shape != (features.shape[0], classes):
         raise ConfigError(
             f"head at {cut}: must turn features {tuple(features.shape)} into logits "
@@ -306,7 +304,7 @@ PREFIX = "torchvision:"
 def build_torchvision(name: str, spec: InputSpec, weights: str | None = None) -> AttachedNetwork:
     """The network that ``name`` describes: "torchvision:", torchvision's name, "@", the exits with commas.
 
-    An exit is a share of the network's operations or the name of a node (see ``attach.attach_exits``).
+    An exit is a share of the network's operations or the name of a node (see ``attach_exits``).
 
     Args:
         name: As in "torchvision:vit_b_16@0.5,encoder.layers.encoder_layer_8".
@@ -347,8 +345,7 @@ def _build(name: str, spec: InputSpec) -> nn.Module:
             name, weights=None, num_classes=spec.classes, **_options(name, spec)
         )
     except Exception as error:  # torchvision asserts, or raises ValueError, for what does not fit
-        cause = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"can't be built: {type(error).__name__}: {cause}") from error
+        raise ConfigError(f"can't be built: {one_line(error)}") from error
     return network
 
 

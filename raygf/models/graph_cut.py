@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
 from raygf.config import fields as checks
-from raygf.errors import ConfigError
+from raygf.errors import ConfigError, one_line
 from raygf.models.costs import CONVOLUTIONS, measure_costs
 from raygf.models.multi_exit import MultiExitNetwork, evaluating
 
@@ -77,9 +77,8 @@ def _trace(network: nn.Module) -> Trace:
     try:
         graph = tracer.trace(network)
     except Exception as error:  # the forward is not raygf's, and may raise anything when it is traced
-        cause = (str(error).splitlines() or [""])[0]
         raise ConfigError(
-            f"exits can't be attached to {name}: tracing it failed: {type(error).__name__}: {cause}"
+            f"exits can't be attached to {name}: tracing it failed: {one_line(error)}"
         ) from error
     trace = Trace(graph, dict(tracer.node_to_qualname), tracer.is_leaf_module)
     if len([node for node in graph.nodes if node.op == "placeholder"]) != 1:
@@ -248,13 +247,12 @@ def _adopt(stage: nn.Module, network: nn.Module, target: str) -> None:
     source = network.get_submodule(".".join(path))
     place = stage
     for part in path:
-        if part not in place._modules:
+        if part not in dict(place.named_children()):
             place.add_module(part, Holder())
         place = place.get_submodule(part)
     value = getattr(source, name)
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-        saved = name in source._buffers and name not in source._non_persistent_buffers_set
-        place.register_buffer(name, value, persistent=saved)
+        place.register_buffer(name, value, persistent=name in source.state_dict())
     else:
         setattr(place, name, value)
 

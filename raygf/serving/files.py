@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from raygf.compute import make_repeatable, resolve_compute
 from raygf.config.run import ComputeConfig
 from raygf.data.base import ChannelStatistics, InputSpec
-from raygf.errors import CheckpointError, ConfigError, StorageError
+from raygf.errors import CheckpointError, ConfigError, StorageError, one_line
 from raygf.evaluation.budgeted import ThresholdTable
 from raygf.evaluation.loading import LoadedRun, read_config, restore_network
 from raygf.serving.adaptive import AdaptiveClassifier, ImageTask, stages_and_heads
@@ -80,9 +80,7 @@ def _read_task(meta: Mapping[str, Any], path: str) -> tuple[ImageTask, list[int]
         task = ImageTask(InputSpec(**meta["input"]), statistics, tuple(meta["class_names"]))
         return task, [int(count) for count in meta["operations"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: not the network of a saved classifier: {type(error).__name__}: {error}"
-        ) from None
+        raise CheckpointError(f"{path}: not the network of a saved classifier: {one_line(error)}") from None
 
 
 def _read_table(path: str, exits: int) -> ThresholdTable | None:
@@ -160,6 +158,5 @@ def _export(segment: Segment, state: Any, number: int, path: Path) -> Any:
     except OSError as error:
         raise StorageError(f"can't write {path}: {error}") from None
     except Exception as error:  # torch.export may raise anything for what it can't follow
-        cause = (str(error).strip().splitlines() or [""])[0]
-        raise ConfigError(f"segment {number} can't be exported: {type(error).__name__}: {cause}") from error
+        raise ConfigError(f"segment {number} can't be exported: {one_line(error)}") from error
     return after
