@@ -42,6 +42,7 @@ from tiny import tiny_run
 from raygf.config.run import RunConfig, StorageConfig
 from raygf.evaluation.figures import new_figure, plain_axes, run_style, whole_numbers
 from raygf.on_ray.driver import RemoteDriver
+from raygf.records import read_history
 from raygf.storage.checkpoint import CheckpointStore
 
 BYTES_BAR, COUNT_BAR = 2 * 1024, 0.02
@@ -152,7 +153,7 @@ def history_bytes(storage: StorageConfig) -> Counts:
     """What the text of the history had after each round (R,), by the newest checkpoint."""
     checkpoint, _ = CheckpointStore(storage.path, storage.name, 1).newest()
     assert checkpoint is not None
-    return np.cumsum([len(json.dumps(entry)) + 2 for entry in checkpoint.meta["history"]])
+    return np.cumsum([len(json.dumps(entry)) + 2 for entry in read_history(checkpoint.meta)])
 
 
 def idle_actor() -> ray.actor.ActorHandle:

@@ -1,11 +1,14 @@
-"""What a run says of itself: plain records that the terminal, MLflow and Tune read alike."""
+"""The records of a run, which the terminal, MLflow, Tune and the figures read alike, and their JSON form."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -119,78 +122,62 @@ Notify = Callable[[str], None]
 
 
 def ignore(text: str) -> None:
-    """Where nobody listens."""
+    """Drop the note ``text``."""
 
 
-History = list[dict[str, Any]]
+Entry = dict[str, Any]
+"""A ``RoundRecord`` as JSON values: its fields by name, NaN as None. Old ones are shortened."""
+History = list[Entry]
 
-_KEYS = {"round", "training_passes", "train", "val", "seconds", "fusion"}
+KEPT = 3
+"""Whole records in a checkpoint: one that was not handed out, and some to spare for very short rounds."""
 _DIGITS = 6
-"""Significant digits kept; float32 sums are not good for more."""
+"""Significant digits of shortened entries; float32 sums are not good for more."""
 _TENSOR_DIGITS = 3
 """Significant digits of what comes once a tensor: hundreds of numbers a round."""
+_DRAWN = {"round", "training_passes", "train", "val", "seconds", "fusion"}
+"""What figures are drawn from, and all that a shortened entry has beside ``skipped``."""
 
 
-def to_history(record: RoundRecord) -> dict[str, Any]:
-    """``record`` as one entry. NaN becomes None, for which JSON has a word."""
-    skipped = {"skipped": True} if record.skipped else {}
-    return {
-        "round": record.round,
-        "training_passes": record.training_passes,
-        "train": _history_score(record.train),
-        "val": None if record.val is None else _history_score(record.val),
-        "seconds": _short(record.seconds),
-        "fusion": None if record.fusion is None else _history_fusion(record.fusion),
-        **skipped,
-    }
+def to_json(record: RoundRecord) -> Entry:
+    """``record`` to the bit."""
+    entry: Entry = _plain(asdict(record))
+    return entry
+
+
+def from_json(entry: Mapping[str, Any]) -> RoundRecord:
+    """The record that ``to_json`` made ``entry`` of.
+
+    Raises:
+        KeyError, TypeError: it is not such an entry, or was shortened.
+    """
+    parts: dict[str, Any] = {"notes": tuple(entry["notes"])}
+    for name, kind in (("train", ExitScore), ("val", ExitScore), ("fusion", FusionReport)):
+        values = entry[name]
+        parts[name] = values and kind(**{key: _restored(key, value) for key, value in values.items()})
+    return RoundRecord(**{**entry, **parts})
+
+
+def shortened(entry: Entry) -> Entry:
+    """What figures are drawn from, in few digits: a third of a record's text, or less."""
+    short = {name: _rounded(value) for name, value in entry.items() if name in _DRAWN}
+    if entry["fusion"] is not None:
+        parts = {name: part for name, part in entry["fusion"].items() if name != "weights"}
+        tensors = _rounded(parts["tensor_cosine"], _TENSOR_DIGITS)
+        short["fusion"] = {**_rounded(parts), "tensor_cosine": tensors}
+    return short | ({"skipped": True} if entry.get("skipped") else {})
 
 
 def read_history(meta: Mapping[str, Any]) -> History:
-    """The entries in a checkpoint's ``meta``; none in one that was written before there were any.
+    """The entries of all rounds in a checkpoint's ``meta``, shortened alike.
 
     Raises:
         CheckpointError: they are not entries.
     """
-    history = meta.get("history", [])
-    if not isinstance(history, list) or not all(isinstance(e, dict) and e.keys() >= _KEYS for e in history):
+    entries = meta.get("history", [])
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and e.keys() >= _DRAWN for e in entries):
         raise CheckpointError("the checkpoint's history is not a list of rounds")
-    return list(history)
-
-
-def skipped_in_a_row(history: History) -> int:
-    """How many rounds at the end were skipped."""
-    rows = 0
-    for entry in reversed(history):
-        if not entry.get("skipped"):
-            break
-        rows += 1
-    return rows
-
-
-def _history_score(score: ExitScore) -> dict[str, Any]:
-    return {"loss": _short(score.loss), "accuracy": _short(score.accuracy)}
-
-
-def _history_fusion(fusion: FusionReport) -> dict[str, Any]:
-    return {
-        "mean_weight": _short(fusion.mean_weight),
-        "cosine": _short(fusion.cosine.tolist()),
-        "delta_norm": _short(fusion.delta_norm),
-        "loss": _short(fusion.loss),
-        "accuracy": _short(fusion.accuracy),
-        "tensor_cosine": _short(fusion.tensor_cosine.tolist(), _TENSOR_DIGITS),
-        "conflict_before": _short(fusion.conflict_before),
-        "conflict_after": _short(fusion.conflict_after),
-    }
-
-
-def _short(value: Any, digits: int = _DIGITS) -> Any:
-    """Numbers, or nested lists or dicts of them, with so many significant digits."""
-    if isinstance(value, Mapping):
-        return {name: _short(item, digits) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_short(item, digits) for item in value]
-    return None if math.isnan(value) else float(f"{value:.{digits}g}")
+    return [shortened(entry) for entry in entries]
 
 
 class JsonText(str):
@@ -198,73 +185,73 @@ class JsonText(str):
 
 
 class HistoryLog:
-    """The entries of all rounds so far (see ``raygf.records``).
+    """The entries of all rounds so far; the last ``KEPT`` are whole records, those before are shortened.
 
-    They are one text. It takes a fifth of the memory of the entries' numbers, and one block of it: thousands
-    of small ones that stay, among many that come and go, would leave holes in the heap.
-    """
+    The latter are one text. It takes a fifth of the memory of the entries' numbers, and one block of it:
+    thousands of small ones that stay, among many that come and go, would leave holes in the heap.
 
-    def __init__(self, entries: Sequence[dict[str, Any]] = ()) -> None:
-        self._text = ", ".join(json.dumps(entry) for entry in entries)
-        self.skipped = skipped_in_a_row(list(entries))
-        """Rounds at the end that were skipped."""
-
-    def append(self, entry: dict[str, Any]) -> None:
-        """Add the newest round's."""
-        self._text = self._with(entry)
-        self.skipped = self.skipped + 1 if entry.get("skipped") else 0
-
-    def followed_by(self, entry: dict[str, Any]) -> JsonText:
-        """All entries and ``entry`` as a JSON list."""
-        return JsonText(f"[{self._with(entry)}]")
-
-    def _with(self, entry: dict[str, Any]) -> str:
-        return f"{self._text}, {json.dumps(entry)}" if self._text else json.dumps(entry)
-
-
-KEPT = 3
-"""Records in a checkpoint: one that was not handed out, and some to spare for very short rounds."""
-_MATRICES = ("weights", "cosine", "tensor_cosine")
-_TUPLES = ("mean_weight", "delta_norm", "accuracy")
-
-
-def recent_records(values: Any) -> tuple[RoundRecord, ...]:
-    """What ``kept_records`` gave; nothing if it is not that."""
-    try:
-        return tuple(from_json(each) for each in values or ())
-    except (KeyError, TypeError, ValueError):
-        return ()
-
-
-def kept_records(records: Sequence[RoundRecord]) -> list[dict[str, Any]]:
-    """The newest of ``records``, for a checkpoint."""
-    return [to_json(record) for record in records[-KEPT:]]
-
-
-def to_json(record: RoundRecord) -> dict[str, Any]:
-    """``record`` as plain values; NaN stays NaN, which Python's JSON can write and read."""
-    values = asdict(record)
-    if record.fusion is not None:
-        values["fusion"] |= {name: getattr(record.fusion, name).tolist() for name in _MATRICES}
-    return values
-
-
-def from_json(values: Mapping[str, Any]) -> RoundRecord:
-    """What ``to_json`` gave.
+    Args:
+        meta: of the checkpoint that the run is resumed from.
 
     Raises:
-        KeyError, TypeError, ValueError: it is not that.
+        CheckpointError: what it has is no history.
     """
-    plain = dict(values)
-    plain |= {"train": _score(plain["train"]), "val": plain["val"] and _score(plain["val"])}
-    plain |= {"fusion": plain["fusion"] and _fusion(plain["fusion"]), "notes": tuple(plain["notes"])}
-    return RoundRecord(**plain)
+
+    def __init__(self, meta: Mapping[str, Any] | None = None) -> None:
+        meta = meta or {}
+        entries = read_history(meta)
+        self.recent: deque[RoundRecord] = deque(maxlen=KEPT)
+        """The records of the last rounds, as far as they are known."""
+        with suppress(KeyError, TypeError):
+            for entry in reversed(meta["history"][-KEPT:]):
+                self.recent.appendleft(from_json(entry))
+        self._older = _joined(*map(json.dumps, entries[: len(entries) - len(self.recent)]))
+        self.skipped = len(list(takewhile(lambda entry: entry.get("skipped"), reversed(entries))))
+        """Rounds at the end that were skipped."""
+
+    def append(self, record: RoundRecord) -> None:
+        """Add the newest round's record."""
+        if len(self.recent) == KEPT:
+            self._older = _joined(self._older, json.dumps(shortened(to_json(self.recent[0]))))
+        self.recent.append(record)
+        self.skipped = self.skipped + 1 if record.skipped else 0
+
+    def followed_by(self, record: RoundRecord) -> JsonText:
+        """All entries and that of ``record`` as a JSON list."""
+        entries = [to_json(each) for each in (*self.recent, record)]
+        older, newest = entries[:-KEPT], entries[-KEPT:]
+        texts = [json.dumps(entry) for entry in (*map(shortened, older), *newest)]
+        return JsonText(f"[{_joined(self._older, *texts)}]")
 
 
-def _score(values: Mapping[str, Any]) -> ExitScore:
-    return ExitScore(tuple(values["loss"]), tuple(values["accuracy"]))
+def _joined(*texts: str) -> str:
+    return ", ".join(filter(None, texts))
 
 
-def _fusion(values: Mapping[str, Any]) -> FusionReport:
-    matrices = {name: np.array(values[name], dtype=np.float64) for name in _MATRICES}
-    return FusionReport(**{**values, **{name: tuple(values[name]) for name in _TUPLES}, **matrices})
+def _plain(value: Any) -> Any:
+    """``value`` with lists for arrays and tuples, and None for NaN, which JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _rounded(value: Any, digits: int = _DIGITS) -> Any:
+    """Plain ``value`` with so many significant digits in its floats."""
+    if isinstance(value, Mapping):
+        return {name: _rounded(item, digits) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item, digits) for item in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+
+def _restored(name: str, value: Any) -> Any:
+    """The field ``name`` of a score or fusion report, of which ``_plain`` made ``value``."""
+    if name in ("weights", "cosine", "tensor_cosine"):
+        return np.array(value, np.float64)  # None becomes NaN
+    if isinstance(value, list):
+        return tuple(_restored("", item) for item in value)
+    return math.nan if value is None else value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
@@ -18,20 +17,7 @@ from raygf.evaluation.outputs import evaluate
 from raygf.methods.registry import check_method, is_step_method
 from raygf.models.build import build_model
 from raygf.models.costs import measure_costs
-from raygf.records import (
-    KEPT,
-    ExitScore,
-    HistoryLog,
-    Notify,
-    RoundRecord,
-    RunEnd,
-    RunStart,
-    ignore,
-    kept_records,
-    read_history,
-    recent_records,
-    to_history,
-)
+from raygf.records import ExitScore, HistoryLog, Notify, RoundRecord, RunEnd, RunStart, ignore
 from raygf.rounds.base import RoundMethod, RoundOutcome, require_finite, skip_or_raise, skipped
 from raygf.rounds.delta import DeltaRound
 from raygf.rounds.step import StepRound
@@ -83,7 +69,6 @@ class Driver:
         self._round = 0
         self._path = ""
         self._history = HistoryLog()
-        self._recent: deque[RoundRecord] = deque(maxlen=KEPT)
 
     def prepare(self) -> RunStart:
         """Load data, build the network, restore the newest checkpoint: all that can fail before training.
@@ -159,8 +144,7 @@ class Driver:
         self._state, self._round, self._path = outcome.state, round, record.checkpoint
         seconds = {**record.seconds, "checkpoint": time.perf_counter() - evaluated}
         record = replace(record, seconds=seconds)
-        self._history.append(to_history(record))
-        self._recent.append(record)
+        self._history.append(record)
         return record
 
     def _attempt(self, round: int) -> RoundOutcome:
@@ -219,9 +203,7 @@ class Driver:
             self._method.restore(checkpoint.method)
         except KeyError as error:
             raise CheckpointError(f"the checkpoint lacks the method's array {error}") from None
-        self._history = HistoryLog(read_history(checkpoint.meta))
-        for record in recent_records(checkpoint.meta.get("records")):
-            self._recent.append(replace(record, checkpoint=self._storage.path(record.round)))
+        self._history = HistoryLog(checkpoint.meta)
         self._state, self._round = checkpoint.network, checkpoint.round
         self._path = self._storage.path(checkpoint.round)
 
@@ -232,8 +214,7 @@ class Driver:
             "run_id": run_id,
             "tensors": list(self._bound.space.names),
             "input": asdict(self._dataset.spec),
-            "history": self._history.followed_by(to_history(record)),
-            "records": kept_records([*self._recent, record]),
+            "history": self._history.followed_by(record),
         }
         return self._storage.save(Checkpoint(record.round, state, self._method.arrays(), meta))
 
@@ -252,7 +233,7 @@ class Driver:
             setting=f"{compute.device} {compute.precision} {compute.memory_format.replace('_', '-')}",
             run_id="" if checkpoint is None else str(checkpoint.meta.get("run_id", "")),
             notes=notes,
-            recent=tuple(self._recent),
+            recent=tuple(replace(r, checkpoint=self._storage.path(r.round)) for r in self._history.recent),
         )
 
     def _memory(self, doing: str) -> AbstractContextManager[None]:

@@ -14,6 +14,7 @@ import yaml
 from sweep_runs import TINY, checkpoints, table, tracked_sweep, trial_actors, wait_until
 
 from raygf.config.run import StorageConfig
+from raygf.records import read_history
 from raygf.storage.checkpoint import load_checkpoint
 from raygf.sweep.folder import SweepFolder
 
@@ -237,5 +238,7 @@ def test_population_goes_on_from_the_checkpoints_of_its_best(
     assert meta["config"]["fusion"]["lr"] == float(values["fusion.lr"])
     assert meta["run_id"] == run.id
     (theirs,) = lines.keys() - {clone}
-    histories = [load_checkpoint(lines[name]["checkpoint"]).meta["history"][:3] for name in (clone, theirs)]
+    histories = [
+        read_history(load_checkpoint(lines[name]["checkpoint"]).meta)[:3] for name in (clone, theirs)
+    ]
     assert histories[0] == histories[1]

@@ -14,7 +14,7 @@ from raygf.cli import parse
 from raygf.config.run import LossConfig, OptimConfig, RunConfig
 from raygf.errors import CheckpointError, ConfigError, NonFiniteError, StorageError
 from raygf.evaluation.outputs import evaluate
-from raygf.records import ExitScore, RoundRecord, RunEnd, RunStart
+from raygf.records import ExitScore, RoundRecord, RunEnd, RunStart, read_history
 from raygf.rounds.base import RoundOutcome
 from raygf.rounds.driver import Driver
 from raygf.storage.checkpoint import load_checkpoint
@@ -244,9 +244,9 @@ def test_every_checkpoint_holds_the_history_up_to_its_round(tmp_path):
 def test_history_goes_on_after_a_resume(tmp_path, method):
     run = config(tmp_path, method)
     drive(replace(run, stop_after=2))
-    before = load_checkpoint(f"{tmp_path}/run/round-000002.npz").meta["history"]
+    before = read_history(load_checkpoint(f"{tmp_path}/run/round-000002.npz").meta)
     _, _, end = drive(resumed(run))
-    after = load_checkpoint(end.checkpoint).meta["history"]
+    after = read_history(load_checkpoint(end.checkpoint).meta)
     assert [entry["round"] for entry in after] == [1, 2, 3]
     assert after[:2] == before
 
