@@ -1,4 +1,4 @@
-"""Ray Tune's news about trials, handed on to MLflow and to the terminal by the sweep's own process."""
+"""Ray Tune's news about trials, passed to MLflow and to the terminal by the sweep's own process."""
 
 from __future__ import annotations
 
@@ -15,26 +15,24 @@ from ray.tune.experiment import Trial
 
 from raygf.config.run import StorageConfig
 from raygf.records import RoundRecord, RunEnd
-from raygf.sweep.folder import SweepFolder
-from raygf.sweep.plan import Plan, flags_for, shown_score
+from raygf.sweep.plan import Plan, SweepFolder, flags_for, shown_score
 from raygf.sweep.space import Values
 from raygf.sweep.trial import END, FAILURE, NAME, RECORD, START, VALUES, cause_of
 from raygf.tracking.store import resolve_uri
-from raygf.tracking.sweep import SweepTrials, child_statuses, delete_children
+from raygf.tracking.sweep import SweepTrials, child_statuses
 from raygf.tracking.tracker import Tracker, make_tracker
-
-
-def notify(text: str) -> None:
-    """A remark on standard error, where all that is not a result goes."""
-    print(f"note: {' '.join(text.split())}", file=sys.stderr, flush=True)
-
 
 _FOLDER_KEY = "checkpoint_dir_name"
 """Where Tune puts the name of a checkpoint's folder into a result."""
 
 
+def notify(text: str) -> None:
+    """Print a note on standard error, where all that is not a result goes."""
+    print(f"note: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
 class SweepCallback(tune.Callback):  # type: ignore[misc]
-    """Reports what happens to trials. Tune stores it with the sweep: only where the sweep is goes with it."""
+    """Reports what happens to trials; Tune stores it with the sweep before ``setup`` is called."""
 
     def __init__(self, storage: StorageConfig) -> None:
         """``storage``: the sweep's folder, whose plan is read when Tune starts."""
@@ -42,11 +40,8 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         self._plan: Plan
         self._folder: SweepFolder
         self._runs: SweepTrials
-        self._settled = False
+        self._closed_finished = False
         self._values: dict[str, Values] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_storage": self._storage, "_settled": False, "_values": {}}
 
     def setup(self, *args: Any, **info: Any) -> None:
         """Tune starts, with a new sweep or an old one."""
@@ -56,8 +51,8 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         self._runs = SweepTrials(self._tracker, plan.parent, plan.recipe, known, keep, notify)
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """The first step of a resumed sweep: put right what its killed process left."""
-        self._settle(trials)
+        """The first step of a resumed sweep: close what its killed process could not."""
+        self._close_finished(trials)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Open the trial's run before it trains: its checkpoints hold the run's id."""
@@ -69,14 +64,12 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         """Log a round; a result without one says why the trial can't succeed."""
         if RECORD not in result:
             return
-        if start := result.get(START):
+        record, start = self._record(trial, result), result.get(START)
+        if start is not None:
             self._runs.log_start(trial.trial_id, start)
-            for note in start.notes:
-                notify(f"trial {trial.trial_id}: {note}")
-        record = self._record(trial, result)
         self._notice_values(trial, record.round)
         self._runs.log_round(trial.trial_id, record)
-        for note in record.notes:
+        for note in (*(start.notes if start else ()), *record.notes):
             notify(f"trial {trial.trial_id}: {note}")
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -93,8 +86,8 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         self._fail(trial)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """Tune is through."""
-        self._settle(trials)
+        """Tune has ended."""
+        self._close_finished(trials)
         self._runs.close()
 
     def _tracker(self, trial: str) -> Tracker:
@@ -118,18 +111,19 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
             self._runs.log_tags(trial.trial_id, {f"raygf.values_from_round_{round}": shown})
 
     def _close(self, trial: Trial) -> None:
-        result = trial.last_result or {}
+        result, metric = trial.last_result or {}, self._plan.metric
         if RECORD not in result:
             return self._fail(trial)
-        record, score = self._record(trial, result), result[self._plan.metric]
-        shown = f"{self._plan.metric} {shown_score(self._plan.metric, score)}"
-        passes = f"after {record.training_passes} training passes"
-        if end := self._end(trial, result):
-            self._runs.finish(trial.trial_id, end)
-            notify(f"trial {trial.trial_id} finished: {shown} {passes}")
+        record = self._record(trial, result)
+        end: RunEnd | None = result.get(END)
+        if end is not None:
+            self._runs.finish(trial.trial_id, replace(end, checkpoint=record.checkpoint))
         else:
             self._runs.stop(trial.trial_id, record, self._plan.options.scheduler)
-            notify(f"trial {trial.trial_id} stopped early: {shown} {passes}")
+        notify(
+            f"trial {trial.trial_id} {'stopped early' if end is None else 'finished'}: {metric} "
+            f"{shown_score(metric, result[metric])} after {record.training_passes} training passes"
+        )
 
     def _fail(self, trial: Trial) -> None:
         cause = (trial.last_result or {}).get(FAILURE) or cause_of(_error(trial))
@@ -137,31 +131,21 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         notify(f"trial {trial.trial_id} failed: {cause}")
 
     def _record(self, trial: Trial, result: dict[str, Any]) -> RoundRecord:
+        """The round's record, with its checkpoint where Tune keeps it, if it got one."""
         record: RoundRecord = result[RECORD]
-        return replace(record, checkpoint=self._checkpoint(trial, result))
-
-    def _end(self, trial: Trial, result: dict[str, Any]) -> RunEnd | None:
-        end: RunEnd | None = result.get(END)
-        return end and replace(end, checkpoint=self._checkpoint(trial, result))
-
-    def _checkpoint(self, trial: Trial, result: dict[str, Any]) -> str:
-        """Where Tune keeps it, if it got one; the record only knows where the driver wrote it."""
         name = result.get(_FOLDER_KEY)
-        return f"{self._folder.of_trial(trial.trial_id)}/{name}/{NAME}" if name else ""
+        checkpoint = f"{self._folder.of_trial(trial.trial_id)}/{name}/{NAME}" if name else ""
+        return replace(record, checkpoint=checkpoint)
 
-    def _settle(self, trials: Sequence[Trial]) -> None:
-        """Once: delete runs that no trial of the restored sweep has, close those of trials that are over."""
-        if self._settled:
+    def _close_finished(self, trials: Sequence[Trial]) -> None:
+        """Once, in a resumed sweep: close the runs of trials that ended before its process was killed."""
+        if self._closed_finished:
             return
-        self._settled = True
-        plan, known = self._plan, self._folder.read_trials()
-        if not known or not plan.parent or not plan.run.tracking.enabled:
+        self._closed_finished = True
+        known, tracking = self._folder.read_trials(), self._plan.run.tracking
+        if not known or not tracking.enabled:
             return
-        lost = known.keys() - {trial.trial_id for trial in trials}
-        self._runs.forget(lost)
-        uri = resolve_uri(plan.run.tracking, Path.cwd())
-        statuses = child_statuses(uri, plan.parent)
-        delete_children(uri, statuses.keys() - {run for trial, run in known.items() if trial not in lost})
+        statuses = child_statuses(resolve_uri(tracking, Path.cwd()), self._plan.parent)
         for trial in trials:
             if trial.is_finished() and statuses.get(known.get(trial.trial_id, "")) in ("RUNNING", "KILLED"):
                 self._start(trial)

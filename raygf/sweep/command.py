@@ -1,10 +1,14 @@
-"""The command line of a sweep: its own settings and those of the runs in it, in one list of flags."""
+"""The command line of a sweep: its own settings and those of the runs in it, in one list of flags.
+
+And what is refused at once: flags that don't go with a sweep, spaces that can't be swept.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -13,16 +17,29 @@ from raygf.config.fields import flatten, to_dict
 from raygf.config.recipes import get_recipe
 from raygf.config.run import RunConfig
 from raygf.errors import ConfigError
-from raygf.sweep.plan import Plan, SweepOptions, flag_of
-from raygf.sweep.space import describe_spaces
+from raygf.methods.registry import check_method
+from raygf.sweep.plan import Plan, SweepOptions, check_metric, flag_of, override
+from raygf.sweep.space import Axes, Space, describe_spaces, ends, read_axes
 
 RECIPE = "digits"
-"""The recipe if nobody names one."""
+"""The recipe by default."""
 FREE_ON_RESUME = (
     *("storage.path", "storage.name", "tracking.", "resources.address", "resources.wait_for_resources_s"),
     *("resources.exit_timeout_s", "resources.max_failures", "resources.max_driver_restarts"),
 )
 """Fields of the runs that may differ when a sweep is resumed."""
+NOT_SWEPT = {
+    "rounds": "every trial gets as many training passes as the recipe spends",
+    "stop_after": "the sweep itself stops trials",
+    "data.val": "trials must be compared by the same validation images",
+    "model.name": "trials must have the same exits; make a sweep for each network",
+    "model.msdnet.exits": "trials must have the same exits; make a sweep for each network",
+    "eval_batch_size": "it does not change results",
+    "resources.": "it does not change results",
+    "storage.": "it does not change results",
+    "tracking.": "it does not change results",
+}
+"""Fields (or sections, with a dot at the end) that no space may have, and why."""
 
 
 @dataclass(frozen=True)
@@ -43,41 +60,28 @@ class Command:
     given: frozenset[str]
 
 
-def parse_sweep(description: str, argv: Sequence[str]) -> Command:
-    """What ``argv`` asks for.
+def parse_sweep(description: str, argv: Sequence[str], stored: Plan | None = None) -> Command:
+    """What ``argv`` asks for; what has no flag is as in the ``stored`` sweep, if one is resumed.
 
     Raises:
-        ConfigError: the recipe or a flag is unknown, a value is not allowed, or two flags contradict.
+        ConfigError: the recipe or a flag is unknown, a value is not allowed, two flags contradict each other,
+            or a flag contradicts the stored sweep.
         SystemExit: for ``--help``.
     """
-    recipe, rest = split_recipe(RECIPE, argv)
-    return _parse(description, recipe, rest, SweepFlags(SweepOptions(), get_recipe(recipe)))
-
-
-def parse_resumed(description: str, argv: Sequence[str], stored: Plan) -> Command:
-    """As ``parse_sweep``, but what has no flag is as in the ``stored`` sweep.
-
-    Raises:
-        ConfigError: see ``parse_sweep``; also if a flag says something else than the stored sweep.
-    """
-    recipe, rest = split_recipe(stored.recipe, argv)
-    command = _parse(description, recipe, rest, SweepFlags(stored.options, stored.run))
-    was, now = (_binding(*each) for each in ((stored.recipe, stored), (recipe, command)))
-    odd = [name for name in was if was[name] != now[name]]
-    if odd:
-        shown = "; ".join(f"{name} was {was[name]!r}, is now {now[name]!r}" for name in odd[:3])
-        raise ConfigError(f"can't resume another sweep: {shown}")
-    return command
-
-
-def _parse(description: str, recipe: str, rest: Sequence[str], default: SweepFlags) -> Command:
+    recipe, rest = split_recipe(stored.recipe if stored else RECIPE, argv)
+    default = (
+        SweepFlags(stored.options, stored.run) if stored else SweepFlags(SweepOptions(), get_recipe(recipe))
+    )
     text = (
         f"{description} Spaces (--space NAME):\n\n{describe_spaces()}\n\n{describe_recipes(RECIPE, recipe)}"
     )
     words = _with_values(rest)
     flags = parse_flags(SweepFlags, text, words, default, " [--recipe NAME]")
     given = frozenset(word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--"))
-    return Command(recipe, flags.options, _with_short_forms(flags, given), given)
+    command = Command(recipe, flags.options, _with_short_forms(flags, given), given)
+    if stored:
+        _check_same(stored, command)
+    return command
 
 
 def _with_values(words: Sequence[str]) -> list[str]:
@@ -92,20 +96,96 @@ def _with_values(words: Sequence[str]) -> list[str]:
 
 def _with_short_forms(flags: SweepFlags, given: frozenset[str]) -> RunConfig:
     """The run with ``--cpus-per-exit`` and ``--gpus-per-exit`` where they belong."""
-    options, resources = flags.options, flags.run.resources
-    for name, short, long in (
-        ("cpus_per_exit", options.cpus_per_exit, resources.cpus_per_exit),
-        ("gpus_per_exit", options.gpus_per_exit, resources.gpus_per_exit),
+    run = flags.run
+    for name in ("cpus_per_exit", "gpus_per_exit"):
+        short, long = getattr(flags.options, name), f"resources.{name}"
+        if short is None:
+            continue
+        if long in given and short != getattr(run.resources, name):
+            raise ConfigError(f"{flag_of(name)} and {flag_of(long)} contradict each other")
+        run = override(run, {long: float(short)})
+    return run
+
+
+def _check_same(stored: Plan, command: Command) -> None:
+    """Raise ConfigError if ``command`` changes what must stay as it is in the ``stored`` sweep."""
+    was, now = (
+        {
+            "recipe": flags.recipe,
+            **to_dict(replace(flags.options, resume=False)),
+            **flatten(to_dict(flags.run)),
+        }
+        for flags in (stored, command)
+    )
+    odd = [name for name in was if was[name] != now[name] and not name.startswith(FREE_ON_RESUME)]
+    if odd:
+        shown = "; ".join(f"{name} was {was[name]!r}, is now {now[name]!r}" for name in odd[:3])
+        raise ConfigError(f"can't resume another sweep: {shown}")
+
+
+def check_flags(command: Command) -> None:
+    """Raise ConfigError for flags of single runs that a sweep can't have, or that contradict each other."""
+    run, options = command.run, command.options
+    workers, trials = run.resources.workers, options.trials
+    for refused, why in (
+        (run.resources.executor == "local", "resources.executor = 'local': sweeps need Ray; leave it out"),
+        (workers, f"resources.workers = {workers}: the trials of a sweep have no workers; leave it out"),
+        (run.stop_after, f"stop_after = {run.stop_after}: {NOT_SWEPT['stop_after']}"),
+        (run.storage.resume, "storage.resume = True: resume a sweep with --resume"),
+        (not run.data.val, "data.val = 0: trials are compared by validation images; hold some out"),
+        (
+            trials and options.search == "grid",
+            f"trials = {trials}: a grid has as many trials as points; leave one of them out",
+        ),
+        (
+            options.search == "optuna" and options.scheduler == "pbt",
+            "search = 'optuna': pbt changes settings itself; search at random or on a grid",
+        ),
     ):
-        if f"resources.{name}" in given and short not in (None, long):
-            raise ConfigError(f"{flag_of(name)} and {flag_of(f'resources.{name}')} contradict each other")
-    cpus = resources.cpus_per_exit if options.cpus_per_exit is None else float(options.cpus_per_exit)
-    gpus = resources.gpus_per_exit if options.gpus_per_exit is None else float(options.gpus_per_exit)
-    return replace(flags.run, resources=replace(resources, cpus_per_exit=cpus, gpus_per_exit=gpus))
+        if refused:
+            raise ConfigError(why)
 
 
-def _binding(recipe: str, flags: Plan | Command) -> dict[str, object]:
-    """What must be as it was, by dotted name."""
-    options, run = to_dict(replace(flags.options, resume=False)), flatten(to_dict(flags.run))
-    kept = {name: value for name, value in run.items() if not name.startswith(FREE_ON_RESUME)}
-    return {"recipe": recipe, **options, **kept}
+def check_space(space: Space, command: Command) -> None:
+    """Check all that needs no cluster: every end of every axis must make a run.
+
+    Raises:
+        ConfigError: the space is empty or contradicts itself, a run or a flag, or a package is missing.
+    """
+    check_metric(space.metric, space.mode)
+    alternatives = read_axes(space)
+    for name in space.fields:
+        _check_field(name, command)
+    for axes in alternatives:
+        for run in end_runs(axes, command):
+            check_method(run.method)
+    search_name(command.options, space)
+
+
+def _check_field(name: str, command: Command) -> None:
+    for field, why in NOT_SWEPT.items():
+        if name == field or (field.endswith(".") and name.startswith(field)):
+            raise ConfigError(f"space: {name} can't be swept: {why}")
+    if name in command.given:
+        raise ConfigError(
+            f"space: {name} is swept by {command.options.space!r} and also fixed by {flag_of(name)}: leave "
+            "one of them out"
+        )
+
+
+def end_runs(axes: Axes, command: Command) -> list[RunConfig]:
+    """Runs that between them take every end of every axis."""
+    return [override(command.run, values) for values in ends(axes)]
+
+
+def search_name(options: SweepOptions, space: Space) -> Literal["random", "grid", "optuna"]:
+    """How trials are chosen; a number of trials turns a space's own grid into draws from it.
+
+    Raises:
+        ConfigError: it needs a package that is not installed.
+    """
+    drawn = space.search == "grid" and options.trials is not None
+    name = options.search or ("random" if drawn else space.search)
+    if name == "optuna" and importlib.util.find_spec("optuna") is None:
+        raise ConfigError("search = 'optuna': Optuna is not installed: pip install 'raygf[sweep]'")
+    return name

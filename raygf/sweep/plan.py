@@ -1,99 +1,42 @@
-"""A sweep with everything settled: what its trials are made from, and what is stored to resume it."""
+"""A sweep with everything decided: its options, the plan that trials are made and compared by, its folder.
+
+Every trial gets as many passes over the training images as the recipe spends, so that methods are compared at
+equal compute. Trials are compared by the numbers of a round's validation, under the names that MLflow shows.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
+import yaml
+
 from raygf.config.fields import Limits, Section, flatten, from_dict, to_dict
-from raygf.config.run import Count, Name, Natural, NotNegative, RunConfig
-from raygf.errors import ConfigError
+from raygf.config.run import Count, Name, Natural, NotNegative, RunConfig, StorageConfig
+from raygf.errors import ConfigError, StorageError
 from raygf.methods.registry import is_step_method
-from raygf.records import ExitScore, RoundRecord
+from raygf.records import RoundRecord
+from raygf.storage.folder import RunFolder, brief
+from raygf.storage.lock import Owner, RunLock
 from raygf.sweep.space import Values
 
-
-def passes_per_round(method: str, exits: int) -> int:
-    """Passes over the training images that one round of ``method`` costs with so many exits."""
-    return 1 if is_step_method(method) else exits + 1
-
-
-def budget_of(run: RunConfig, exits: int) -> int:
-    """Passes over the training images that ``run`` spends in all."""
-    return run.rounds * passes_per_round(run.method, exits)
-
-
-def within_budget(run: RunConfig, budget: int, exits: int) -> RunConfig:
-    """``run`` with as many whole rounds of its method as ``budget`` passes pay for.
-
-    Raises:
-        ConfigError: they don't pay for one.
-    """
-    cost = passes_per_round(run.method, exits)
-    if cost > budget:
-        raise ConfigError(
-            f"every trial gets {budget} passes over the training images, too few for one round of "
-            f"{run.method} ({cost}): raise rounds"
-        )
-    return replace(run, rounds=budget // cost)
-
-
+OURS = "raygf"
 PASSES = "training_passes"
 """Where Tune's schedulers find how much compute a trial has had."""
 
+_PLAN = "sweep.yaml"
+_TRIALS = "trials.yaml"
+_TUNE = "experiment_state-"
 _METRIC = re.compile(r"(val_accuracy|val_loss)/(average|exit_([1-9]\d*))")
-
-
-def metrics_of(record: RoundRecord) -> dict[str, float]:
-    """``val_accuracy/average``, ``val_accuracy/exit_1`` and so on, the same of ``val_loss``, and the passes.
-
-    Raises:
-        ConfigError: the run has no validation images.
-    """
-    if record.val is None:
-        raise ConfigError("data.val = 0: trials are compared by validation images; hold some out")
-    return {**_scores(record.val), PASSES: float(record.training_passes)}
-
-
-def check_metric(metric: str, mode: str, exits: int | None = None) -> None:
-    """Raise ConfigError unless ``metric`` is one of those that trials have, and ``mode`` max or min.
-
-    ``exits``: how many the network has, if that is known.
-    """
-    found = _METRIC.fullmatch(metric)
-    if found is None:
-        raise ConfigError(
-            f"space: metric = {metric!r}: must be val_accuracy/average, val_accuracy/exit_1 and so on, or "
-            "the same of val_loss"
-        )
-    if mode not in ("max", "min"):
-        raise ConfigError(f"space: mode = {mode!r}: must be max or min")
-    if exits is not None and found[3] and int(found[3]) > exits:
-        raise ConfigError(f"space: metric = {metric!r}: the network has {exits} exits")
-
-
-def shown_score(metric: str, score: float) -> str:
-    """``score`` as people read it: accuracies in percent."""
-    return f"{100 * score:.2f} %" if metric.startswith("val_accuracy") else f"{score:.4f}"
-
-
-def _scores(val: ExitScore) -> dict[str, float]:
-    metrics = {}
-    for name, values in (("val_accuracy", val.accuracy), ("val_loss", val.loss)):
-        metrics[f"{name}/average"] = sum(values) / len(values)
-        metrics |= {f"{name}/exit_{i}": value for i, value in enumerate(values, start=1)}
-    return metrics
-
-
-TRIALS = 8
-"""How many trials there are if nobody says."""
 
 
 @dataclass(frozen=True)
 class SweepOptions(Section):
-    """How trials are chosen, stopped and placed."""
+    """How trials are chosen, stopped and placed; the texts are what ``--help`` shows."""
 
     space: Name = "fusion_lr"
     """Search space: one of those listed above, a Python file, or package.module:function of your own."""
@@ -121,55 +64,12 @@ class SweepOptions(Section):
     max_failures: Natural = 2
     """Times that a trial which crashed is tried again from its checkpoint before it counts as failed."""
     resume: bool = False
-    """Go on with the sweep --storage.name, which was interrupted or killed. No other flag is needed."""
-
-
-def override(run: RunConfig, values: Values) -> RunConfig:
-    """``run`` with the fields in ``values`` set, checked like any other run.
-
-    Raises:
-        ConfigError: there is no such field, or its value is not allowed.
-    """
-    nested = to_dict(run)
-    known = flatten(nested)
-    for name, value in values.items():
-        if name not in known:
-            raise ConfigError(f"space: {name}: a run has no such field{_hint(name, known)}")
-        _set(nested, name.split("."), value)
-    return from_dict(RunConfig, nested)
-
-
-def flag_of(name: str) -> str:
-    """The flag that sets the field ``name``: ``fusion.lr`` → ``--fusion.lr``."""
-    return "--" + name.replace("_", "-")
-
-
-def flags_for(values: Values) -> str:
-    """The flags that set ``values``, as typed in a shell."""
-    return " ".join(f"{flag_of(name)} {_word(value)}" for name, value in values.items())
-
-
-def _word(value: Any) -> str:
-    several = value if isinstance(value, list | tuple) else [value]
-    return " ".join(shlex.quote(f"{item}") for item in several)
-
-
-def _set(nested: dict[str, Any], path: list[str], value: Any) -> None:
-    for part in path[:-1]:
-        nested = nested[part]
-    nested[path[-1]] = list(value) if isinstance(value, tuple) else value
-
-
-def _hint(name: str, known: dict[str, Any]) -> str:
-    """Fields that end alike, for whoever left out the section or misspelt it."""
-    last = name.rsplit(".", 1)[-1]
-    alike = [field for field in known if field.rsplit(".", 1)[-1] == last]
-    return f"; there is {' and '.join(alike)}" if alike else ""
+    """Resume the sweep --storage.name, which was interrupted or killed. No other flag is needed."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One sweep.
+    """One sweep; stored in its folder, so that it can be resumed.
 
     ``run``: what trials have in common; its storage is the sweep's own folder. ``fields``: dotted names of
     what is swept. ``exits``: of the network; ``actors``: exit actors of a trial whose method trains exits.
@@ -188,39 +88,191 @@ class Plan:
     parent: str = ""
 
     @property
-    def name(self) -> str:
-        """The sweep's name, which is its folder's."""
-        return self.run.storage.name
-
-    @property
     def budget(self) -> int:
         """Passes over the training images that every trial gets."""
-        return budget_of(self.run, self.exits)
+        return self.run.rounds * passes_per_round(self.run.method, self.exits)
 
     def exit_bundles(self, values: Values) -> int:
         """Exit actors of a trial with ``values``; methods within a step have none."""
         return 0 if is_step_method(values.get("method", self.run.method)) else self.actors
 
     def trial_run(self, trial: str, values: Values, folder: str = "") -> RunConfig:
-        """The run of ``trial``, a name, with ``values``; its own checkpoints go to ``folder``.
+        """The run of ``trial``, a name, with ``values`` and as many whole rounds as the budget pays for.
+
+        Args:
+            folder: where its own checkpoints go; by default the sweep's.
 
         Raises:
-            ConfigError: the values are not allowed, or the budget is too small for them.
+            ConfigError: the values are not allowed, or the budget does not pay for one round.
         """
-        run = within_budget(override(self.run, values), self.budget, self.exits)
+        run = override(self.run, values)
+        cost = passes_per_round(run.method, self.exits)
+        if cost > self.budget:
+            raise ConfigError(
+                f"every trial gets {self.budget} passes over the training images, too few for one round of "
+                f"{run.method} ({cost}): raise rounds"
+            )
         resources = replace(run.resources, actors=self.actors or None)
         storage = replace(run.storage, name=trial, path=folder or run.storage.path)
-        return replace(run, resources=resources, storage=storage)
-
-    def text(self) -> dict[str, Any]:
-        """As plain values, for ``read_plan``."""
-        return to_dict(self)
+        return replace(run, rounds=self.budget // cost, resources=resources, storage=storage)
 
 
-def read_plan(values: dict[str, Any]) -> Plan:
-    """The plan that ``text`` gave as ``values``.
+class SweepFolder:
+    """The folder ``storage.name`` in ``storage.path`` (a local path or a URI); nothing is created yet.
+
+    It has Ray Tune's trials and checkpoints, and in ``raygf/`` what raygf needs to resume them: Tune copies
+    files that lie beside its own when it resumes, and later writes the copies back.
 
     Raises:
-        ConfigError: they are not a plan's.
+        StorageError: there is no such kind of storage; in methods: it can't be read or written.
     """
-    return from_dict(Plan, values)
+
+    def __init__(self, storage: StorageConfig) -> None:
+        self._storage = storage
+        self._tunes = RunFolder(storage.path, storage.name)
+        self.path = self._tunes.shown
+        self._files = RunFolder(self.path, OURS)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The folder for this process alone; a StorageError if another sweep is in it."""
+        with self._errors("write to"):
+            self._files.create()
+        lock = RunLock(self._files, Owner.new())
+        lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def of_trial(self, trial: str) -> str:
+        """The folder that Tune keeps ``trial`` in."""
+        return self._tunes.path(trial)
+
+    def has_plan(self) -> bool:
+        """Whether there is a sweep in it."""
+        return self._has(_PLAN)
+
+    def has_trials(self) -> bool:
+        """Whether Tune has written down the state of its trials, so that they can be restored."""
+        with self._errors("read"):
+            return any(name.startswith(_TUNE) for name in self._tunes.names())
+
+    def write_plan(self, plan: Plan) -> None:
+        """Keep ``plan``."""
+        self.write(_PLAN, yaml.safe_dump(to_dict(plan), sort_keys=False).encode())
+
+    def read_plan(self) -> Plan:
+        """The plan that is kept, its storage being where it was found; a StorageError if there is none."""
+        if not self.has_plan():
+            raise StorageError(f"there is no sweep in {self.path}: check --storage.path and --storage.name")
+        plan = from_dict(Plan, self._read(_PLAN))
+        storage = replace(plan.run.storage, path=self._storage.path, name=self._storage.name)
+        return replace(plan, run=replace(plan.run, storage=storage))
+
+    def write_trials(self, trials: dict[str, str]) -> None:
+        """Keep every started trial's MLflow run, by the trial's id, in the order of their start."""
+        self.write(_TRIALS, yaml.safe_dump(trials, sort_keys=False).encode())
+
+    def read_trials(self) -> dict[str, str]:
+        """What ``write_trials`` kept; nothing before the first trial."""
+        return self._read(_TRIALS) if self._has(_TRIALS) else {}
+
+    def write(self, name: str, content: bytes) -> str:
+        """Write a file beside the plan, whole or not at all; returns its path."""
+        with self._errors("write to"):
+            self._files.write(name, content)
+        return self._files.path(name)
+
+    def _has(self, name: str) -> bool:
+        with self._errors("read"):
+            return name in self._files.names()
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            return dict(yaml.safe_load(self._files.read(name)) or {})
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            raise StorageError(f"{self._files.path(name)} can't be read: {brief(error)}") from None
+
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"storage.path: can't {what} {self.path}: {brief(error)}") from None
+
+
+def passes_per_round(method: str, exits: int) -> int:
+    """Passes over the training images that one round of ``method`` costs with so many exits."""
+    return 1 if is_step_method(method) else exits + 1
+
+
+def metrics_of(record: RoundRecord) -> dict[str, float]:
+    """``val_accuracy/average``, ``val_accuracy/exit_1`` and so on, the same of ``val_loss``; the passes."""
+    assert record.val is not None, "a sweep without validation images is refused before it starts"
+    metrics = {PASSES: float(record.training_passes)}
+    for name, values in (("val_accuracy", record.val.accuracy), ("val_loss", record.val.loss)):
+        metrics[f"{name}/average"] = sum(values) / len(values)
+        metrics |= {f"{name}/exit_{i}": value for i, value in enumerate(values, start=1)}
+    return metrics
+
+
+def check_metric(metric: str, mode: str, exits: int | None = None) -> None:
+    """Raise ConfigError unless ``metric`` is one of those that trials have, and ``mode`` max or min.
+
+    ``exits``: how many the network has, if that is known.
+    """
+    found = _METRIC.fullmatch(metric)
+    if found is None:
+        raise ConfigError(
+            f"space: metric = {metric!r}: must be val_accuracy/average, val_accuracy/exit_1 and so on, or "
+            "the same of val_loss"
+        )
+    if mode not in ("max", "min"):
+        raise ConfigError(f"space: mode = {mode!r}: must be max or min")
+    if exits is not None and found[3] and int(found[3]) > exits:
+        raise ConfigError(f"space: metric = {metric!r}: the network has {exits} exits")
+
+
+def shown_score(metric: str, score: float) -> str:
+    """``score`` as people read it: accuracies in percent."""
+    return f"{100 * score:.2f} %" if metric.startswith("val_accuracy") else f"{score:.4f}"
+
+
+def override(run: RunConfig, values: Values) -> RunConfig:
+    """``run`` with the fields in ``values`` set, checked like any other run.
+
+    Raises:
+        ConfigError: there is no such field, or its value is not allowed.
+    """
+    nested = to_dict(run)
+    known = flatten(nested)
+    for name, value in values.items():
+        if name not in known:
+            alike = [field for field in known if field.rpartition(".")[2] == name.rpartition(".")[2]]
+            hint = f"; there is {' and '.join(alike)}" if alike else ""
+            raise ConfigError(f"space: {name}: a run has no such field{hint}")
+        set_field(nested, name, list(value) if isinstance(value, tuple) else value)
+    return from_dict(RunConfig, nested)
+
+
+def set_field(nested: dict[str, Any], name: str, value: object) -> None:
+    """Set the field with the dotted ``name`` in a run's nested plain values."""
+    *sections, field = name.split(".")
+    for section in sections:
+        nested = nested[section]
+    nested[field] = value
+
+
+def flag_of(name: str) -> str:
+    """The flag that sets the field ``name``: ``fusion.lr`` → ``--fusion.lr``."""
+    return "--" + name.replace("_", "-")
+
+
+def flags_for(values: Values) -> str:
+    """The flags that set ``values``, as typed in a shell."""
+    words = []
+    for name, value in values.items():
+        several = value if isinstance(value, list | tuple) else [value]
+        words += [flag_of(name), *(shlex.quote(str(item)) for item in several)]
+    return " ".join(words)

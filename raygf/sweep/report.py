@@ -12,21 +12,39 @@ from typing import Any, Literal
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from raygf.config.fields import to_dict
 from raygf.config.run import RunConfig
 from raygf.errors import without_password
 from raygf.evaluation.figures import csv_text, new_figure, plain_axes
-from raygf.evaluation.tables import MISSING, markdown_table, terminal_table
+from raygf.evaluation.tables import MISSING, markdown_table
 from raygf.records import RoundRecord, RunEnd
-from raygf.sweep.folder import SweepFolder
-from raygf.sweep.plan import Plan, flags_for, shown_score
+from raygf.sweep.plan import Plan, SweepFolder, flags_for, shown_score
 from raygf.sweep.space import Values
 from raygf.sweep.trial import END, FAILURE, NAME, RECORD, VALUES, cause_of
 from raygf.tracking.sweep import SweepReport
 
-Status = Literal["finished", "stopped early", "failed"]
+RESULTS = "results.csv"
+BEST = "best_config.yaml"
+FIGURE = "objective.png"
+
+_SHOWN = 20
+"""Rows on a screen or a page; the file has all."""
+_COLUMNS = 3
+_LOG_SPAN = 20.0
+"""Numbers whose largest is so many times their smallest are drawn on a logarithmic axis."""
+_TILTED = 4
+"""With more names than this on an axis, they are tilted."""
+_POINTS: dict[str, dict[str, Any]] = {
+    "finished": {"color": "#0072B2", "marker": "o", "label": "trained to its end"},
+    "stopped early": {
+        "facecolors": "none",
+        "edgecolors": "#D55E00",
+        "marker": "s",
+        "label": "stopped early (accuracy when it was)",
+    },
+}
+_RING: dict[str, Any] = {"facecolors": "none", "edgecolors": "black", "linewidths": 1.2, "label": "best"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +56,7 @@ class TrialRow:
     """
 
     trial: str
-    status: Status
+    status: Literal["finished", "stopped early", "failed"]
     values: Values
     score: float | None
     test: float | None
@@ -51,29 +69,18 @@ class TrialRow:
 
 
 def read_rows(results: Sequence[Any], plan: Plan, folder: SweepFolder) -> list[TrialRow]:
-    """A row for each of Tune's ``results``, in the order in which the trials were made up."""
+    """A row for each of Tune's ``results``, in the order in which the trials were made up.
+
+    Tune numbers the trials of a list in their names (``5a1b2_00003``); others count as they started.
+    """
     runs = folder.read_trials()
     started = {trial: number for number, trial in enumerate(runs)}
     rows = [_row(result, plan, folder, runs) for result in results]
-    return sorted(rows, key=lambda row: _number(row.trial, started.get(row.trial, len(started))))
 
+    def place(row: TrialRow) -> tuple[str, int]:
+        return row.trial if "_" in row.trial else "", started.get(row.trial, len(started))
 
-def best_row(rows: Sequence[TrialRow], mode: str) -> TrialRow | None:
-    """The trial with the best score among those that did not fail; the earliest of equals."""
-    scored = [row for row in rows if row.status != "failed" and row.score is not None]
-    sign = 1.0 if mode == "max" else -1.0
-    return max(scored, key=lambda row: sign * float(row.score or 0.0), default=None)
-
-
-def failures(rows: Sequence[TrialRow]) -> list[str]:
-    """A line for every failed trial."""
-    return [f"trial {row.trial} failed: {row.cause}" for row in rows if row.status == "failed"]
-
-
-def _number(trial: str, started: int) -> int:
-    """Tune numbers the trials of a list in their names (``5a1b2_00003``); others count as they started."""
-    number = trial.rpartition("_")[2]
-    return int(number) if "_" in trial and number.isdigit() else started
+    return sorted(rows, key=place)
 
 
 def _row(result: Any, plan: Plan, folder: SweepFolder, runs: Mapping[str, str]) -> TrialRow:
@@ -82,6 +89,10 @@ def _row(result: Any, plan: Plan, folder: SweepFolder, runs: Mapping[str, str]) 
     record: RoundRecord | None = metrics.get(RECORD)
     end: RunEnd | None = metrics.get(END)
     failed = result.error is not None or record is None
+    checkpoint = ""
+    if result.checkpoint is not None:  # Tune knows its folder without the kind of storage in front
+        name = result.checkpoint.path.rstrip("/").rpartition("/")[2]
+        checkpoint = f"{folder.of_trial(trial)}/{name}/{NAME}"
     return TrialRow(
         trial=trial,
         status="failed" if failed else "finished" if end else "stopped early",
@@ -91,123 +102,31 @@ def _row(result: Any, plan: Plan, folder: SweepFolder, runs: Mapping[str, str]) 
         rounds=0 if record is None else record.round,
         passes=0 if record is None else record.training_passes,
         seconds=float(metrics.get("time_total_s") or 0.0),
-        checkpoint="" if result.checkpoint is None else f"{_checkpoint(result, trial, folder)}/{NAME}",
+        checkpoint=checkpoint,
         run_id=runs.get(trial, ""),
         cause=str(metrics.get(FAILURE) or cause_of(result.error)) if failed else "",
     )
 
 
-def _checkpoint(result: Any, trial: str, folder: SweepFolder) -> str:
-    """The checkpoint's folder; Tune knows it without the kind of storage in front."""
-    name = result.checkpoint.path.rstrip("/").rpartition("/")[2]
-    return f"{folder.of_trial(trial)}/{name}"
+def ranked(rows: Sequence[TrialRow], mode: str) -> list[TrialRow]:
+    """``rows`` with the best first and the failed last, else in their order."""
+    sign = -1.0 if mode == "max" else 1.0
+
+    def key(row: TrialRow) -> tuple[bool, bool, float]:
+        return row.status == "failed", row.score is None, sign * (row.score or 0.0)
+
+    return sorted(rows, key=key)
 
 
-_COLUMNS = 3
-_LOG_SPAN = 20.0
-"""Numbers whose largest is so many times their smallest are drawn on a logarithmic axis."""
-_TILTED = 4
-"""With more names than this on an axis, they are tilted."""
-
-_KINDS: dict[str, dict[str, Any]] = {
-    "finished": {"color": "#0072B2", "marker": "o", "label": "trained to its end"},
-    "stopped early": {
-        "facecolors": "none",
-        "edgecolors": "#D55E00",
-        "marker": "s",
-        "label": "stopped early (accuracy when it was)",
-    },
-}
+def best_row(rows: Sequence[TrialRow], mode: str) -> TrialRow | None:
+    """The trial with the best score among those that did not fail; the earliest of equals."""
+    first = next(iter(ranked(rows, mode)), None)
+    return None if first is None or first.status == "failed" or first.score is None else first
 
 
-def objective_figure(rows: Sequence[TrialRow], plan: Plan, best: TrialRow) -> Figure:
-    """Scores over each of ``plan.fields`` that has several values; the ``best`` trial has a ring."""
-    scored = [row for row in rows if row.status in _KINDS and row.score is not None]
-    fields = [name for name in plan.fields if len({_key(row, name) for row in scored} - {None}) > 1]
-    columns = min(_COLUMNS, max(1, len(fields)))
-    lines = math.ceil(max(1, len(fields)) / columns)
-    figure = new_figure(1.2 + 3.4 * columns, 0.7 + 3.0 * lines)
-    grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
-    for axes in grid.flat[len(fields) :]:
-        axes.set_visible(False)
-    for axes, name in zip(grid.flat, fields, strict=False):
-        _draw(axes, name, scored, plan, best)
-    for line in grid:
-        line[0].set_ylabel(_label(plan.metric))
-    _legend(figure, [axes for axes in grid.flat if axes.get_visible()])
-    return figure
-
-
-def _legend(figure: Figure, drawn: Sequence[Axes]) -> None:
-    """One legend for all panels, each kind of point once."""
-    entries: dict[str, Any] = {}
-    for axes in drawn:
-        handles, labels = axes.get_legend_handles_labels()
-        entries |= dict(zip(labels, handles, strict=True))
-    if entries:
-        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=3, frameon=False)
-
-
-def _draw(axes: Axes, name: str, rows: Sequence[TrialRow], plan: Plan, best: TrialRow) -> None:
-    having = [row for row in rows if name in row.values]
-    names = _names(having, name)
-    for status, style in _KINDS.items():
-        part = [row for row in having if row.status == status]
-        if part:
-            axes.scatter(
-                [_x(row, name, names) for row in part], [_y(row, plan) for row in part], s=28, **style
-            )
-    if name in best.values:
-        ring: dict[str, Any] = {
-            "facecolors": "none",
-            "edgecolors": "black",
-            "linewidths": 1.2,
-            "label": "best",
-        }
-        axes.scatter([_x(best, name, names)], [_y(best, plan)], s=110, **ring)
-    if names:
-        tilted: dict[str, Any] = {"rotation": 45, "ha": "right"} if len(names) > _TILTED else {}
-        axes.set_xticks(range(len(names)), names, **tilted)
-        axes.set_xlim(-0.5, len(names) - 0.5)
-    elif _is_wide([row.values[name] for row in having]):
-        axes.set_xscale("log")
-    axes.set_xlabel(name)
-    plain_axes(axes)
-
-
-def _names(rows: Sequence[TrialRow], name: str) -> list[str]:
-    """What is on the axis if it has names instead of numbers."""
-    values = [row.values[name] for row in rows]
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        return []
-    return list(dict.fromkeys(str(value) for value in values))
-
-
-def _x(row: TrialRow, name: str, names: list[str]) -> float:
-    return float(names.index(str(row.values[name]))) if names else float(row.values[name])
-
-
-def _y(row: TrialRow, plan: Plan) -> float:
-    assert row.score is not None
-    return 100 * row.score if plan.metric.startswith("val_accuracy") else row.score
-
-
-def _key(row: TrialRow, name: str) -> str | None:
-    return str(row.values[name]) if name in row.values else None
-
-
-def _is_wide(values: Sequence[float]) -> bool:
-    return min(values) > 0 and max(values) / min(values) >= _LOG_SPAN
-
-
-def _label(metric: str) -> str:
-    kind, _, which = metric.partition("/")
-    whose = "average over exits" if which == "average" else which.replace("_", " ")
-    return f"validation {'accuracy (%)' if kind == 'val_accuracy' else 'loss'},\n{whose}"
-
-
-_SHOWN = 20
-"""Rows on a screen or a page; the file has all."""
+def failures(rows: Sequence[TrialRow]) -> list[str]:
+    """A line for every failed trial."""
+    return [f"trial {row.trial} failed: {row.cause}" for row in rows if row.status == "failed"]
 
 
 def trials_csv(rows: Sequence[TrialRow], plan: Plan) -> str:
@@ -221,30 +140,18 @@ def trials_csv(rows: Sequence[TrialRow], plan: Plan) -> str:
     return csv_text(lines)
 
 
-def trials_table(rows: Sequence[TrialRow], plan: Plan) -> Table:
-    """For the terminal: the best first, the failed last."""
-    return terminal_table(_header(plan), _lines(rows, plan), [], "Trials, the best first")
-
-
-def trials_markdown(rows: Sequence[TrialRow], plan: Plan) -> str:
-    """For MLflow's page: the best first, the failed last."""
-    return markdown_table(_header(plan), _lines(rows, plan))
-
-
-def ranked(rows: Sequence[TrialRow], mode: str) -> list[TrialRow]:
-    """``rows`` with the best first and the failed last, else in their order."""
-    sign = -1.0 if mode == "max" else 1.0
-
-    def key(row: TrialRow) -> tuple[bool, bool, float]:
-        return row.status == "failed", row.score is None, sign * (row.score or 0.0)
-
-    return sorted(rows, key=key)
-
-
-def short(name: str, names: Sequence[str]) -> str:
-    """``name`` without its section, if no other of ``names`` ends alike."""
-    last = name.rpartition(".")[2]
-    return last if sum(other.rpartition(".")[2] == last for other in names) == 1 else name
+def trials_table(rows: Sequence[TrialRow], plan: Plan) -> tuple[list[str], list[list[str]]]:
+    """Header and lines for people: the best trial first, the failed last, long tables cut."""
+    lines = []
+    for row in ranked(rows, plan.mode)[:_SHOWN]:
+        values = [text_of(row.values[name]) if name in row.values else MISSING for name in plan.fields]
+        score = MISSING if row.score is None else shown_score(plan.metric, row.score)
+        test = MISSING if row.test is None else f"{100 * row.test:.2f} %"
+        lines.append([row.trial, *values, score, test, str(row.passes), row.status])
+    header = ["Trial", *plan.fields, plan.metric, "Test", "Passes", "Status"]
+    if len(rows) > _SHOWN:
+        lines.append([f"{len(rows) - _SHOWN} more", *[""] * (len(header) - 1)])
+    return header, lines
 
 
 def text_of(value: Any) -> str:
@@ -254,26 +161,55 @@ def text_of(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _header(plan: Plan) -> list[str]:
-    fields = [short(name, plan.fields) for name in plan.fields]
-    return ["Trial", *fields, plan.metric, "Test", "Passes", "Status"]
+def objective_figure(rows: Sequence[TrialRow], plan: Plan, best: TrialRow) -> Figure:
+    """Scores over each swept field that has several values: a panel each, a point for every trial.
+
+    The ``best`` trial has a ring.
+    """
+    scored = [row for row in rows if row.status in _POINTS and row.score is not None]
+    fields = [name for name in plan.fields if len({str(row.values.get(name)) for row in scored}) > 1]
+    columns = min(_COLUMNS, max(1, len(fields)))
+    lines = math.ceil(max(1, len(fields)) / columns)
+    figure = new_figure(1.2 + 3.4 * columns, 0.7 + 3.0 * lines)
+    grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
+    for axes, name in zip(grid.flat, fields, strict=False):
+        _draw(axes, name, scored, plan, best)
+    for axes in grid.flat[len(fields) :]:
+        axes.set_visible(False)
+    kind, _, which = plan.metric.partition("/")
+    what = "accuracy (%)" if kind == "val_accuracy" else "loss"
+    whose = "average over exits" if which == "average" else which.replace("_", " ")
+    for line in grid:
+        line[0].set_ylabel(f"validation {what},\n{whose}")
+    handles = grid.flat[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
+    return figure
 
 
-def _lines(rows: Sequence[TrialRow], plan: Plan) -> list[list[str]]:
-    lines = []
-    for row in ranked(rows, plan.mode)[:_SHOWN]:
-        values = [text_of(row.values[name]) if name in row.values else MISSING for name in plan.fields]
-        score = MISSING if row.score is None else shown_score(plan.metric, row.score)
-        test = MISSING if row.test is None else f"{100 * row.test:.2f} %"
-        lines.append([row.trial, *values, score, test, str(row.passes), row.status])
-    if len(rows) > _SHOWN:
-        lines.append([f"{len(rows) - _SHOWN} more", *[""] * (len(plan.fields) + 4)])
-    return lines
+def _draw(axes: Axes, name: str, rows: Sequence[TrialRow], plan: Plan, best: TrialRow) -> None:
+    """One panel; values that are not all numbers are names, which matplotlib puts on the axis in order."""
+    having = [row for row in rows if name in row.values]
+    values = [row.values[name] for row in having]
+    named = not all(type(value) in (int, float) for value in values)
+    unit = 100 if plan.metric.startswith("val_accuracy") else 1
 
+    def scatter(some: Sequence[TrialRow], **style: Any) -> None:
+        xs = [str(row.values[name]) if named else row.values[name] for row in some]
+        axes.scatter(xs, [unit * float(row.score or 0.0) for row in some], **style)
 
-RESULTS = "results.csv"
-BEST = "best_config.yaml"
-FIGURE = "objective.png"
+    if named:
+        names = list(dict.fromkeys(map(str, values)))
+        axes.xaxis.update_units(names)  # type: ignore[no-untyped-call]
+        axes.set_xlim(-0.5, len(names) - 0.5)
+        if len(names) > _TILTED:
+            axes.tick_params(axis="x", rotation=45)
+    elif min(values) > 0 and max(values) / min(values) >= _LOG_SPAN:
+        axes.set_xscale("log")
+    for status, style in _POINTS.items():
+        scatter([row for row in having if row.status == status], s=28, **style)
+    scatter([best] if name in best.values else [], s=110, **_RING)
+    axes.set_xlabel(name)
+    plain_axes(axes)
 
 
 def write_report(folder: SweepFolder, rows: Sequence[TrialRow], plan: Plan, best: TrialRow | None) -> str:
@@ -285,20 +221,23 @@ def write_report(folder: SweepFolder, rows: Sequence[TrialRow], plan: Plan, best
     path = folder.write(RESULTS, trials_csv(rows, plan).encode())
     if best is not None:
         folder.write(BEST, best_config(plan, best).encode())
-        folder.write(FIGURE, _png(objective_figure(rows, plan, best)))
+        figure = io.BytesIO()
+        objective_figure(rows, plan, best).savefig(figure, format="png")
+        folder.write(FIGURE, figure.getvalue())
     return path
 
 
 def sweep_report(rows: Sequence[TrialRow], plan: Plan, best: TrialRow) -> SweepReport:
     """For MLflow."""
-    failed = sum(row.status == "failed" for row in rows)
     values = {f"best.{name}": text_of(value) for name, value in best.values.items()}
     tags = {"raygf.best_trial": best.trial, "raygf.best_run_id": best.run_id, "checkpoint": best.checkpoint}
-    metrics = {plan.metric: float(best.score or 0.0), "trials": float(len(rows)), "failed": float(failed)}
+    numbers = {plan.metric: best.score, "trials": len(rows), "failed": len(failures(rows))}
+    metrics = {name: float(number or 0.0) for name, number in numbers.items()}
     if best.test is not None:
         metrics["test_accuracy/average"] = best.test
     markdown = (
-        f"Best: trial {best.trial}, `{flags_for(best.values)}`\n\n{trials_markdown(rows, plan)}\n"
+        f"Best: trial {best.trial}, `{flags_for(best.values)}`\n\n"
+        f"{markdown_table(*trials_table(rows, plan))}\n"
         f"All trials: `{RESULTS}`. The figure of the objective: `figures/{FIGURE}`.\n"
     )
     texts = {RESULTS: trials_csv(rows, plan), BEST: best_config(plan, best)}
@@ -314,7 +253,7 @@ def result_of(rows: Sequence[TrialRow], plan: Plan, best: TrialRow, path: str) -
         "best_config": best.values,
         "best_score": best.score,
         "trials": len(rows),
-        "failed": sum(row.status == "failed" for row in rows),
+        "failed": len(failures(rows)),
         "mlflow_run_id": plan.parent,
         "results": path,
     }
@@ -326,13 +265,7 @@ def best_config(plan: Plan, best: TrialRow) -> str:
 
 
 def shown(run: RunConfig) -> dict[str, Any]:
-    """``run`` as plain values that may be seen by anybody."""
+    """``run`` as plain values, its password masked."""
     values = to_dict(run)
     values["tracking"]["uri"] = without_password(run.tracking.uri)
     return values
-
-
-def _png(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png")
-    return stream.getvalue()

@@ -17,13 +17,13 @@ from raygf.config.fields import storage_path, to_dict
 from raygf.config.run import StorageConfig
 from raygf.console import print_table
 from raygf.errors import ConfigError, RunFailed, StorageError
+from raygf.evaluation.tables import terminal_table
 from raygf.launch import temporary_path_warning
 from raygf.on_ray.placement import check_fits, idle_nodes, swept_cluster
 from raygf.sweep.callback import notify
-from raygf.sweep.command import Command, parse_resumed, parse_sweep
-from raygf.sweep.folder import SweepFolder
-from raygf.sweep.plan import Plan, flags_for
-from raygf.sweep.prepare import check_command, check_flags, prepare
+from raygf.sweep.command import Command, check_flags, check_space, parse_sweep
+from raygf.sweep.plan import Plan, SweepFolder, flags_for, set_field
+from raygf.sweep.prepare import prepare
 from raygf.sweep.report import (
     RESULTS,
     best_row,
@@ -36,13 +36,12 @@ from raygf.sweep.report import (
     trials_table,
     write_report,
 )
+from raygf.sweep.space import load_space
 from raygf.sweep.tuner import restore_tuner, tune_as_wanted
 from raygf.tracking.store import resolve_uri
 from raygf.tracking.sweep import SweepRun
 
 DESCRIPTION = "Train many runs of one recipe side by side, and find the settings that validate best."
-
-MakeTuner = Callable[[Plan], tune.Tuner]
 
 
 def run_sweep(argv: Sequence[str]) -> dict[str, Any]:
@@ -54,23 +53,28 @@ def run_sweep(argv: Sequence[str]) -> dict[str, Any]:
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the runs in MLflow are marked KILLED.
     """
     command, folder, stored = read_command(argv)
-    checked = None if stored is not None and folder.has_trials() else check_command(command)
+    begun = stored is not None and folder.has_trials()
+    if not begun:
+        space = load_space(command.options.space, command.run)
+        check_space(space, command)
     concurrent = command.options.concurrent or 1
     try:
         with (
-            interruptible(_go_on(command.run.storage)) as guard,
+            interruptible(_how_to_resume(command.run.storage)) as guard,
             swept_cluster(command.run.resources, concurrent) as (where, resources),
         ):
             guard()
             notify(where)
-            if checked is None:
-                assert stored is not None
-                return _tune(_resumed(stored, command), restore_tuner, folder)
-            prepared = prepare(checked, resources)
+            if stored is not None and begun:
+                plan = replace(stored, options=command.options, run=command.run)
+                if plan.run.resources.wait_for_resources_s == 0:  # the cluster may be another one now
+                    check_fits(plan.run.resources, plan.actors, concurrent, idle_nodes())
+                return _tune(plan, restore_tuner, folder)
+            prepared = prepare(command, space, resources)
             for note in prepared.notes:
                 notify(note)
             plan = replace(prepared.plan, parent=stored.parent if stored else "")
-            return _tune(plan, prepared.tuner, folder)
+            return _tune(plan, prepared.make, folder)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(str(stop) or "the same command: no trial had been started") from None
 
@@ -82,49 +86,37 @@ def read_command(argv: Sequence[str]) -> tuple[Command, SweepFolder, Plan | None
         UserError: see ``run_sweep``.
     """
     command, stored = parse_sweep(DESCRIPTION, argv), None
-    storage = _settled(command)
+    options, storage = command.options, command.run.storage
+    if options.resume and not storage.name:
+        raise ConfigError("resume: say which sweep with --storage.name")
+    label = Path(options.space.rpartition(":")[2]).stem
+    name = storage.name or f"{label}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    # A local path is made absolute: workers have folders of their own.
+    storage = replace(storage, name=name, path=storage_path("storage.path", storage.path))
     folder = SweepFolder(storage)
-    if command.options.resume:
+    if options.resume:
         stored = folder.read_plan()
-        command = parse_resumed(DESCRIPTION, argv, stored)
+        command = parse_sweep(DESCRIPTION, argv, stored)
     elif folder.has_plan():
         raise StorageError(
-            f"{folder.path} holds a sweep already: go on with it with --resume, or choose another "
-            "--storage.name"
+            f"{folder.path} holds a sweep already: resume it with --resume, or choose another --storage.name"
         )
     command = replace(command, run=replace(command.run, storage=storage))
     check_flags(command)
     return command, folder, stored
 
 
-def _go_on(storage: StorageConfig) -> str:
-    """The flags that go on with the sweep that is stored there."""
+def _how_to_resume(storage: StorageConfig) -> str:
+    """The flags that resume the sweep that is stored there."""
     return "--resume " + flags_for({"storage.path": storage.path, "storage.name": storage.name})
 
 
-def _settled(command: Command) -> StorageConfig:
-    """The storage with a name, and with a local path made absolute: workers have folders of their own."""
-    storage, options = command.run.storage, command.options
-    if options.resume and not storage.name:
-        raise ConfigError("resume: say which sweep with --storage.name")
-    label = Path(options.space.rpartition(":")[2]).stem
-    name = storage.name or f"{label}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    return replace(storage, name=name, path=storage_path("storage.path", storage.path))
-
-
-def _resumed(stored: Plan, command: Command) -> Plan:
-    """The plan to go on with; the cluster may be another one now."""
-    plan = replace(stored, options=command.options, run=command.run)
-    if plan.run.resources.wait_for_resources_s == 0:
-        check_fits(plan.run.resources, plan.actors, plan.options.concurrent or 1, idle_nodes())
-    return plan
-
-
-def _tune(plan: Plan, make: MakeTuner, folder: SweepFolder) -> dict[str, Any]:
+def _tune(plan: Plan, make: Callable[[Plan], tune.Tuner], folder: SweepFolder) -> dict[str, Any]:
     """Run the trials, and leave the report everywhere."""
     with folder.held(), _tracked(plan) as (plan, run):
         folder.write_plan(plan)
-        notify(f"sweep {plan.name}: {plan.trials} trials of {plan.budget} training passes; in {folder.path}")
+        size = f"{plan.trials} trials of {plan.budget} training passes"
+        notify(f"sweep {plan.run.storage.name}: {size}; in {folder.path}")
         if warning := temporary_path_warning(plan.run):
             notify(warning)
         with tune_as_wanted(plan):
@@ -132,7 +124,7 @@ def _tune(plan: Plan, make: MakeTuner, folder: SweepFolder) -> dict[str, Any]:
         rows = read_rows(list(results), plan, folder)
         best = best_row(rows, plan.mode)
         path = write_report(folder, rows, plan, best)
-        print_table(trials_table(rows, plan), sys.stderr)
+        print_table(terminal_table(*trials_table(rows, plan), [], "Trials, the best first"), sys.stderr)
         if best is None:
             why = f"none of {len(rows)} trials succeeded: {'; '.join(failures(rows))}"
             if run is not None:
@@ -149,24 +141,23 @@ def _fit(tuner: tune.Tuner) -> Any:
         return tuner.fit()
     except tune.TuneError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
-        raise RunFailed(f"Ray Tune gave up ({lines[-1].strip()}); go on with --resume") from error
+        raise RunFailed(f"Ray Tune gave up ({lines[-1].strip()}); resume with --resume") from error
 
 
 @contextmanager
 def _tracked(plan: Plan) -> Iterator[tuple[Plan, SweepRun | None]]:
     """The plan with its run in MLflow, which is marked if the sweep ends with an error; None: not tracked."""
-    tracking = plan.run.tracking
-    run = (
-        SweepRun(resolve_uri(tracking, Path.cwd()), tracking.experiment, notify) if tracking.enabled else None
-    )
-    if run is not None:
-        plan = replace(plan, parent=run.start(plan.name, plan.parent, *_described(plan)))
+    tracking, run = plan.run.tracking, None
+    if tracking.enabled:
+        run = SweepRun(resolve_uri(tracking, Path.cwd()), tracking.experiment, notify)
+        parent = run.start(plan.run.storage.name, plan.parent, *_described(plan))
+        plan = replace(plan, parent=parent)
     try:
         yield plan, run
     except KeyboardInterrupt:
         if run is not None:
             run.fail("KILLED", "interrupted")
-        raise KeyboardInterrupt(_go_on(plan.run.storage)) from None
+        raise KeyboardInterrupt(_how_to_resume(plan.run.storage)) from None
     except BaseException as error:
         if run is not None:
             run.fail("FAILED", str(error))
@@ -177,13 +168,11 @@ def _described(plan: Plan) -> tuple[dict[str, Any], dict[str, Any], dict[str, st
     """For the sweep's run: what trials have in common, parameters and tags of the sweep."""
     common = shown(plan.run)
     for name in plan.fields:
-        *sections, field = name.split(".")
-        inner = common
-        for section in sections:
-            inner = inner[section]
-        inner[field] = "swept"
+        set_field(common, name, "swept")
     options = to_dict(plan.options)
     params = {f"sweep.{name}": options[name] for name in ("space", "search", "scheduler", "grace")}
-    settled = {name: getattr(plan, name) for name in ("trials", "budget", "metric", "mode", "actors")}
+    params |= {
+        f"sweep.{name}": getattr(plan, name) for name in ("trials", "budget", "metric", "mode", "actors")
+    }
     tags = {"recipe": plan.recipe, "raygf.sweep": plan.options.space, "model": plan.run.model.name}
-    return common, {**params, **{f"sweep.{name}": value for name, value in settled.items()}}, tags
+    return common, params, tags

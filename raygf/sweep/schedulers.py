@@ -1,10 +1,12 @@
-"""Who stops trials early, or lets them go on with other settings: Ray Tune's schedulers."""
+"""Ray Tune's schedulers, which stop trials early or give them other settings; time is counted in passes."""
 
 from __future__ import annotations
 
 import math
-import pickle
 import random
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -34,24 +36,8 @@ CHANGEABLE = (
 """Fields that may change in the middle of a run: numbers that its checkpoint does not depend on."""
 
 
-def grace_passes(plan: Plan, alternatives: list[Axes]) -> int:
-    """Passes before the first decision; at least one round of every method.
-
-    Raises:
-        ConfigError: there are more than a trial gets.
-    """
-    methods = {values.get("method") for axes in alternatives for values in _methods(axes)} - {None}
-    least = max(passes_per_round(str(name), plan.exits) for name in methods or {plan.run.method})
-    grace = plan.options.grace
-    if grace is None:
-        return min(plan.budget, max(least, math.ceil(plan.budget / 8)))
-    if grace > plan.budget:
-        raise ConfigError(f"grace = {grace}: a trial gets {plan.budget} training passes in all")
-    return grace
-
-
 def make_scheduler(plan: Plan, alternatives: list[Axes]) -> TrialScheduler:
-    """The scheduler that the options name; time is counted in passes over the training images.
+    """The scheduler that the options name.
 
     Raises:
         ConfigError: it can't work with this space, or with these options.
@@ -66,11 +52,51 @@ def make_scheduler(plan: Plan, alternatives: list[Axes]) -> TrialScheduler:
     return Population(plan, alternatives, grace)
 
 
+def grace_passes(plan: Plan, alternatives: list[Axes]) -> int:
+    """Passes before the first decision; at least one round of every method.
+
+    Raises:
+        ConfigError: there are more than a trial gets.
+    """
+    grace = plan.options.grace
+    if grace is None:
+        swept = {method for axes in alternatives if "method" in axes for method in axes["method"].ends}
+        least = max(passes_per_round(method, plan.exits) for method in swept or {plan.run.method})
+        return min(plan.budget, max(least, math.ceil(plan.budget / 8)))
+    if grace > plan.budget:
+        raise ConfigError(f"grace = {grace}: a trial gets {plan.budget} training passes in all")
+    return grace
+
+
+class SchedulerMemory(tune.Callback):  # type: ignore[misc]
+    """Keeps what asha has seen with the sweep's state; Tuner.restore loses it (ray-project/ray#30838)."""
+
+    def __init__(self, scheduler: TrialScheduler) -> None:
+        self._scheduler = scheduler
+
+    def get_state(self) -> dict[str, Any] | None:
+        """What asha saves; nothing for other schedulers."""
+        if not isinstance(self._scheduler, ASHAScheduler):
+            return None
+        with TemporaryDirectory() as folder:
+            file = Path(folder, "asha")
+            self._scheduler.save(str(file))
+            return {"asha": file.read_bytes()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore it."""
+        with TemporaryDirectory() as folder:
+            file = Path(folder, "asha")
+            file.write_bytes(state["asha"])
+            self._scheduler.restore(str(file))
+
+
 class Population(PopulationBasedTraining):  # type: ignore[misc]
     """Population based training that keeps within the space's bounds and draws from seeded streams.
 
-    Trials wait for each other at every exchange, so they are compared after equally many passes, and who goes
-    on from whom does not depend on which happened to be faster.
+    Trials wait for each other at every exchange, so they are compared after equally many passes, and which
+    checkpoint a trial takes over does not depend on which trial happened to be faster. Tune's own waits
+    forever for a trial that failed, and exchanges at once after a resume; both need its private state.
     """
 
     _next_perturbation_sync: int
@@ -88,20 +114,26 @@ class Population(PopulationBasedTraining):  # type: ignore[misc]
                 f"({', '.join(CHANGEABLE)})"
             )
         self.interval = interval
-        # Which of the best is followed is drawn by Ray Tune from Python's own generator.
+        stream = np.random.default_rng(derive_seed(plan.run.seed, "sweep", "explore"))
+        # Ray Tune draws from Python's own generator whose checkpoint is taken over.
         random.seed(derive_seed(plan.run.seed, "sweep", "pbt"))
         super().__init__(
             time_attr=PASSES,
             perturbation_interval=interval,
             quantile_fraction=QUANTILE,
-            custom_explore_fn=Explorer(ranges, plan.run.seed),
+            custom_explore_fn=partial(explore, ranges=ranges, stream=stream),
             log_config=False,
             require_attrs=False,  # a trial that can't succeed reports neither
             synch=True,
         )
+        for name in ("_trial_state", "_next_perturbation_sync"):
+            if not hasattr(self, name):
+                raise ConfigError(
+                    f"scheduler = 'pbt': this version of Ray Tune's has no {name}; choose another"
+                )
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """A trial that goes on after a crash, or in a resumed sweep, is not due at once."""
+        """A trial that is resumed, after a crash or with the sweep, is not due at once."""
         super().on_trial_add(tune_controller, trial)
         passes = (trial.last_result or {}).get(PASSES, 0)
         state = self._trial_state[trial]
@@ -111,12 +143,12 @@ class Population(PopulationBasedTraining):  # type: ignore[misc]
         self._next_perturbation_sync = max(self._next_perturbation_sync, due)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Nobody waits for a trial that failed; one that is tried again is added again."""
+        """Others do not wait for a trial that failed; one that is tried again is added again."""
         super().on_trial_error(tune_controller, trial)
         tune_controller.get_live_trials().discard(trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """The next one; if all wait for one that has failed since, they go on without an exchange."""
+        """The next one; if all wait for one that has failed since, they continue without an exchange."""
         chosen = super().choose_trial_to_run(tune_controller)
         unfinished = [trial for trial in tune_controller.get_trials() if not trial.is_finished()]
         if chosen is not None or {trial.status for trial in unfinished} != {Trial.PAUSED}:
@@ -127,41 +159,12 @@ class Population(PopulationBasedTraining):  # type: ignore[misc]
         return super().choose_trial_to_run(tune_controller)
 
 
-class Explorer:
-    """Settings near given ones: each multiplied by a factor, or drawn anew, within its range."""
-
-    def __init__(self, ranges: dict[str, Range], seed: int) -> None:
-        self._ranges = ranges
-        self._stream = np.random.default_rng(derive_seed(seed, "sweep", "explore"))
-
-    def __call__(self, config: dict[str, Any]) -> dict[str, Any]:
-        """A trial's configuration, as Tune knows it, with other values of its own."""
-        values: Values = dict(config[VALUES])
-        for name in values.keys() & self._ranges.keys():
-            values[name] = self._near(self._ranges[name], values[name])
-        return {**config, VALUES: values}
-
-    def _near(self, axis: Range, value: float) -> Any:
-        if self._stream.random() < RESAMPLED:
-            return axis.draw(self._stream)
-        return axis.cut(value * FACTORS[int(self._stream.integers(len(FACTORS)))])
-
-
-class SchedulerMemory(tune.Callback):  # type: ignore[misc]
-    """Keeps what asha has seen with the sweep's state, which Tune itself forgets when it resumes."""
-
-    def __init__(self, scheduler: TrialScheduler) -> None:
-        self._scheduler = scheduler
-
-    def get_state(self) -> dict[str, Any] | None:
-        """The rungs of asha; nothing for others."""
-        brackets = getattr(self._scheduler, "_brackets", None)
-        return None if brackets is None else {"brackets": pickle.dumps(brackets)}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Put them back."""
-        self._scheduler._brackets = pickle.loads(state["brackets"])
-
-
-def _methods(axes: Axes) -> list[Values]:
-    return [{"method": name} for name in axes["method"].ends] if "method" in axes else []
+def explore(config: dict[str, Any], ranges: dict[str, Range], stream: np.random.Generator) -> dict[str, Any]:
+    """``config``, a trial's as Tune knows it, with each value in ``ranges`` multiplied or drawn anew."""
+    values: Values = dict(config[VALUES])
+    for name, axis in ranges.items():
+        if name in values and stream.random() < RESAMPLED:
+            values[name] = axis.draw(stream)
+        elif name in values:
+            values[name] = axis.cut(values[name] * FACTORS[int(stream.integers(len(FACTORS)))])
+    return {**config, VALUES: values}

@@ -1,4 +1,8 @@
-"""What a search space is: fields of a run, the values that each may take, and what to optimise."""
+"""What a search space is: fields of a run, the values that each may take, and what to optimise.
+
+Spaces are found by name: files in ``tune_spaces``, a file anywhere, or a function in a module. The trials of
+a random or grid search are drawn before the first one starts.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,19 @@ from raygf.compute import derive_seed
 from raygf.config.run import RunConfig
 from raygf.errors import ConfigError, import_function, user_error
 from raygf.methods.registry import DELTA, method_names
+
+FOLDER = "tune_spaces"
+LR_FACTORS = {"pcgrad": 0.3, "upgrad": 0.3, "gradvac": 0.3, "config": 0.3}
+"""Methods within a step that do better with a learning rate below the recipe's, and the factor.
+
+Tried on the digits, 40 to 100 rounds, one or two seeds: with a third of the recipe's learning rate these
+gained 0.9 to 2.2 % of validation accuracy over once. For the others once was best, or within half a per cent
+of it (imtlg gained 0.6 % with three times as much). Seeds differ by about as much.
+"""
+
+_DIGITS = 4
+"""Significant digits of a drawn number: a person can type it again, and gets the same run."""
+_OFFERED = "uniform, loguniform, randint, lograndint, their quantized forms (quniform ...), choice or a value"
 
 Values = dict[str, Any]
 """What one trial sets: dotted names of a run's fields, such as ``fusion.lr``, and their values."""
@@ -53,34 +70,27 @@ class Space:
         return tuple(dict.fromkeys(name for alternative in self.alternatives for name in alternative))
 
 
-_DIGITS = 4
-"""Significant digits of a drawn number: a person can type it again, and gets the same run."""
-_OFFERED = "uniform, loguniform, randint, lograndint, their quantized forms (quniform ...), choice or a value"
-
-
 @dataclass(frozen=True)
 class Choice:
-    """One of ``options``."""
+    """One of ``ends``, all of which must be allowed."""
 
-    options: tuple[Any, ...]
-
-    @property
-    def ends(self) -> tuple[Any, ...]:
-        """The values that must be allowed if all are to be."""
-        return self.options
+    ends: tuple[Any, ...]
 
     def points(self, count: int) -> list[Any]:
         """The values of a grid: all of them, whatever ``count`` is."""
-        return list(self.options)
+        return list(self.ends)
 
     def draw(self, random: np.random.Generator) -> Any:
         """One of them."""
-        return self.options[int(random.integers(len(self.options)))]
+        return self.ends[int(random.integers(len(self.ends)))]
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``, both included; ``step``: multiples of it; ``whole``: integers."""
+    """Numbers from ``low`` to ``high``, both included.
+
+    ``step``: only its multiples, as ``low`` and ``high`` are; ``whole``: only integers.
+    """
 
     low: float
     high: float
@@ -108,8 +118,7 @@ class Range:
     def cut(self, value: float) -> Any:
         """The allowed number next to ``value``, with few digits."""
         if self.step is not None:
-            first, last = math.ceil(self.low / self.step), math.floor(self.high / self.step)
-            value = min(max(round(value / self.step), first), last) * self.step
+            value = round(value / self.step) * self.step
         rounded = float(f"{value:.{_DIGITS}g}") if not self.whole else float(round(value))
         inside = min(max(rounded, self.low), self.high)
         return int(inside) if self.whole else inside
@@ -156,8 +165,6 @@ def _range(name: str, domain: Any, whole: bool) -> Range:
         high -= 1  # ray.tune leaves the upper bound of integers out
     if not low < high or (log and low <= 0):
         raise ConfigError(f"space: {name} goes from {low:g} to {high:g}: no values to draw from")
-    if step is not None and math.ceil(low / step) > math.floor(high / step):
-        raise ConfigError(f"space: {name}: no multiple of {step:g} from {low:g} to {high:g}")
     return Range(low, high, log, whole, step)
 
 
@@ -176,7 +183,7 @@ def read_axes(space: Space) -> list[Axes]:
     ]
     if not axes or not all(axes):
         raise ConfigError("space: it is empty: every variant needs at least one field")
-    if sum(_size(alternative) for alternative in axes) < 2:
+    if len(axes) == 1 and all(len(axis.ends) == 1 for axis in axes[0].values()):
         raise ConfigError("space: it holds one run only: nothing to choose from")
     return axes
 
@@ -214,19 +221,8 @@ def ends(axes: Axes) -> list[Values]:
     return [first, *(first | {name: end} for name, axis in axes.items() for end in axis.ends[1:])]
 
 
-def _size(axes: Axes) -> int:
-    """Combinations, ranges counted as two."""
-    return int(np.prod([len(axis.ends) for axis in axes.values()]))
-
-
 def _stream(seed: int, *key: str | int) -> np.random.Generator:
     return np.random.default_rng(derive_seed(seed, "sweep", *key))
-
-
-FOLDER = "tune_spaces"
-
-MakeSpace = Callable[[RunConfig], Space]
-"""From the run as recipe and flags have it to the space around it."""
 
 
 def known_spaces() -> dict[str, Path]:
@@ -256,14 +252,15 @@ def load_space(name: str, run: RunConfig) -> Space:
         space = _function(name)(run)
     except ConfigError:
         raise
-    except (Exception, SystemExit) as error:  # a user's function may raise anything
-        raise user_error("space", name, "its function failed", error) from error
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
+        raise user_error("space", name, "its code failed", error) from error
     if not isinstance(space, Space):
         raise ConfigError(f"space = {name!r}: its function returned {type(space).__name__}, not a Space")
     return space
 
 
-def _function(name: str) -> MakeSpace:
+def _function(name: str) -> Callable[[RunConfig], Space]:
+    """The function that makes the space ``name``; whatever its module raises is raised."""
     if ":" in name:
         return import_function("space", name)
     file = Path(name).expanduser() if name.endswith(".py") else known_spaces().get(name)
@@ -273,17 +270,10 @@ def _function(name: str) -> MakeSpace:
             f"space = {name!r}: there is none; choose from {known}, or name a file (.py) or "
             '"package.module:function" of your own'
         )
-    return _function_in(file, name)
-
-
-def _function_in(file: Path, name: str) -> MakeSpace:
     spec = importlib.util.spec_from_file_location(f"{FOLDER}.{file.stem}", file.absolute())
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
-        raise user_error("space", name, "can't be imported", error) from error
+    spec.loader.exec_module(module)
     function = getattr(module, file.stem, None)
     if not callable(function):
         raise ConfigError(f"space = {name!r}: {file.name} must have a function {file.stem}(run)")
@@ -299,21 +289,21 @@ def _first_line(file: Path) -> str:
     return (text or "(has no description)").splitlines()[0]
 
 
-LR_FACTORS = {"pcgrad": 0.3, "upgrad": 0.3, "gradvac": 0.3, "config": 0.3}
-"""Methods within a step that do better with a learning rate below the recipe's, and the factor.
-
-Tried on the digits, 40 to 100 rounds, one or two seeds: with a third of the recipe's learning rate these
-gained 0.9 to 2.2 % of validation accuracy over once. For the others once was best, or within half a per cent
-of it (imtlg gained 0.6 % with three times as much). Seeds differ by about as much.
-"""
-
-
 def settings_of_methods(run: RunConfig) -> list[Values]:
     """One variant for each method of raygf: its name, its learning rate, what else it has to be set.
 
     The recipe's learning rate is taken to suit the sum of the exits' gradients, and so Meta-GF's exits.
     """
-    return [_settings(name, run) for name in method_names()]
+    variants = []
+    for name in method_names():
+        lr = float(f"{run.optim.lr * LR_FACTORS.get(name, 1.0):.4g}")
+        values: Values = {"method": name, "optim.lr": lr}
+        if name.removeprefix(DELTA) == "cagrad":
+            values["methods.cagrad_c"] = run.methods.cagrad_c
+        if name == "dfs":
+            values["methods.dfs_beta"] = run.methods.dfs_beta
+        variants.append(values)
+    return variants
 
 
 def require_learned_fusion(run: RunConfig) -> None:
@@ -323,13 +313,3 @@ def require_learned_fusion(run: RunConfig) -> None:
             f"space: it sweeps learned fusion weights, which {run.method} does not have: choose a recipe "
             "with method metagf"
         )
-
-
-def _settings(name: str, run: RunConfig) -> Values:
-    factor = 1.0 if name.startswith(DELTA) else LR_FACTORS.get(name, 1.0)
-    values: Values = {"method": name, "optim.lr": float(f"{run.optim.lr * factor:.4g}")}
-    if name.removeprefix(DELTA) == "cagrad":
-        values["methods.cagrad_c"] = run.methods.cagrad_c
-    if name == "dfs":
-        values["methods.dfs_beta"] = run.methods.dfs_beta
-    return values

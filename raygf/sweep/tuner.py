@@ -1,4 +1,4 @@
-"""Ray Tune set up for a sweep, started or restored."""
+"""Ray Tune set up for a sweep: which trials there are, and the tuner that starts or restores them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import logging
 import math
 import os
 import sys
-import time
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,76 +17,26 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from raygf.console import duration, print_table
-from raygf.evaluation.tables import MISSING, terminal_table
+from raygf.compute import derive_seed
 from raygf.sweep.callback import SweepCallback
-from raygf.sweep.folder import SweepFolder
-from raygf.sweep.plan import PASSES, Plan, passes_per_round, shown_score
-from raygf.sweep.report import short, text_of
+from raygf.sweep.plan import PASSES, Plan, SweepFolder, passes_per_round
 from raygf.sweep.schedulers import Population, SchedulerMemory
-from raygf.sweep.search import Search
-from raygf.sweep.trial import FAILURE, VALUES, placement, run_trial
+from raygf.sweep.space import Axes, Axis, Choice, Values, grid, random
+from raygf.sweep.trial import VALUES, placement, run_trial
 
-EVERY_S = 30.0
+TRIALS = 8
+"""How many trials there are by default."""
+
+_EVERY_S = 30
 """Seconds between two tables."""
-
 _ROWS = 12
-_ORDER = (Trial.RUNNING, Trial.PAUSED, Trial.ERROR, Trial.TERMINATED, Trial.PENDING)
-
-
-class SweepReporter(tune.ProgressReporter):  # type: ignore[misc]
-    """Prints on standard error, every half minute and only when something has changed."""
-
-    def __init__(self, fields: Sequence[str], metric: str, mode: str, every_s: float = EVERY_S) -> None:
-        self._fields, self._metric, self._mode, self._every_s = tuple(fields), metric, mode, every_s
-        self._began = self._printed = time.monotonic()
-        self._last: Any = None
-
-    def setup(self, *args: Any, **info: Any) -> None:
-        """Tune starts."""
-        self._began = self._printed = time.monotonic()
-
-    def should_report(self, trials: list[Trial], done: bool = False) -> bool:
-        """Whether a table is due; not at the end, when there is a better one."""
-        if done or time.monotonic() - self._printed < self._every_s:
-            return False
-        state = [(trial.trial_id, trial.status, (trial.last_result or {}).get(PASSES)) for trial in trials]
-        changed = bool(state != self._last)
-        self._last = state
-        return changed
-
-    def report(self, trials: list[Trial], done: bool, *sys_info: str) -> None:
-        """Print the table."""
-        self._printed = time.monotonic()
-        counts = Counter(trial.status for trial in trials)
-        kinds = [f"{counts[status]} {status.lower()}" for status in _ORDER if counts[status]]
-        title = f"{duration(self._printed - self._began)}: {', '.join(kinds)}"
-        header = ["Trial", "Status", *(short(name, self._fields) for name in self._fields)]
-        shown = sorted(trials, key=self._rank)[:_ROWS]
-        rest = [[f"{len(trials) - _ROWS} more", *[""] * (len(header) + 1)]] if len(trials) > _ROWS else []
-        rows = [*map(self._line, shown), *rest]
-        print_table(terminal_table([*header, self._metric, "Passes"], rows, [], title), sys.stderr)
-
-    def _rank(self, trial: Trial) -> tuple[int, float]:
-        score = (trial.last_result or {}).get(self._metric)
-        better = 0.0 if score is None else float(score) * (-1 if self._mode == "max" else 1)
-        return _ORDER.index(trial.status), better
-
-    def _line(self, trial: Trial) -> list[str]:
-        result, values = trial.last_result or {}, trial.config.get(VALUES, {})
-        cells = [text_of(values[name]) if name in values else MISSING for name in self._fields]
-        score = shown_score(self._metric, result[self._metric]) if self._metric in result else MISSING
-        passes = str(int(result[PASSES])) if PASSES in result else MISSING
-        status = "failed" if FAILURE in result else trial.status.lower()
-        return [trial.trial_id, status, *cells, score, passes]
-
-
+_WIDEST = 100
 _ENVIRONMENT = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # the other kind of output can't be given a table of our own
+    "RAY_AIR_NEW_OUTPUT": "0",  # the other kind of output can't be given a reporter
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has it all
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's own waits for trials; a job that is stopped has 3 seconds
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that can't succeed reports why, and no metric
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a line each, said by the callback
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the callback prints a line each
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 _SNAPSHOT_S = "0.2"
@@ -97,20 +46,84 @@ _BEHIND = 3
 checkpoint that it names must still be there when a killed sweep is resumed."""
 
 
-def make_tuner(plan: Plan, search: Search, scheduler: TrialScheduler) -> tune.Tuner:
-    """A new sweep."""
+def make_search(plan: Plan, alternatives: list[Axes]) -> tuple[dict[str, Any], Any, int]:
+    """The search of the axes in ``alternatives`` that the plan's options name.
+
+    Returns:
+        The configurations' space; who searches it, None for Tune itself; how many trials there are.
+    """
+    options, seed, wanted = plan.options, plan.run.seed, plan.options.trials or TRIALS
+    if options.search == "optuna":
+        from ray.tune.search.optuna import OptunaSearch
+
+        stream = derive_seed(seed, "sweep", "optuna") % 2**32
+        return {}, OptunaSearch(Suggester(alternatives), plan.metric, plan.mode, seed=stream), wanted
+    if options.search == "grid":
+        listed = grid(alternatives, options.points)
+    else:
+        listed = random(alternatives, wanted, seed)
+    return {VALUES: tune.grid_search(listed)}, None, len(listed)
+
+
+@dataclass(frozen=True)
+class Suggester:
+    """A space as Optuna reads it: a function that asks for one value after the other."""
+
+    alternatives: list[Axes]
+
+    def __call__(self, trial: Any) -> dict[str, Any]:
+        """What one trial sets; names have Tune's prefix, which makes them a part of the configuration."""
+        number = 0
+        if len(self.alternatives) > 1:
+            number = trial.suggest_categorical("alternative", list(range(len(self.alternatives))))
+        values: Values = {
+            name: suggest(trial, f"{number}:{name}", axis) for name, axis in self.alternatives[number].items()
+        }
+        return {VALUES: values}
+
+
+def suggest(trial: Any, name: str, axis: Axis) -> Any:
+    """Ask Optuna's ``trial`` for a value of ``axis``; choices by their number: Optuna takes plain values."""
+    if isinstance(axis, Choice):
+        return axis.ends[trial.suggest_categorical(name, list(range(len(axis.ends))))]
+    if axis.whole and axis.step is None:
+        return trial.suggest_int(name, int(axis.low), int(axis.high), log=axis.log)
+    return axis.cut(trial.suggest_float(name, axis.low, axis.high, log=axis.log))
+
+
+class Reporter(tune.CLIReporter):  # type: ignore[misc]
+    """Tune's table of trials now and then; at the end the sweep prints its own."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(
+            metric_columns={plan.metric: plan.metric, PASSES: "passes"},
+            parameter_columns=[VALUES],
+            max_progress_rows=_ROWS,
+            max_column_length=_WIDEST,
+            max_report_frequency=_EVERY_S,
+            print_intermediate_tables=True,
+            sort_by_metric=True,
+        )
+
+    def should_report(self, trials: list[Trial], done: bool = False) -> bool:
+        """Whether a table is due."""
+        return not done and bool(super().should_report(trials))
+
+
+def make_tuner(plan: Plan, space: dict[str, Any], searcher: Any, scheduler: TrialScheduler) -> tune.Tuner:
+    """A new sweep; ``space`` and ``searcher`` are from ``make_search``."""
     options, storage = plan.options, plan.run.storage
     # The trials of a population must all be there at once; they take turns on what the cluster has.
     concurrent = None if isinstance(scheduler, Population) else options.concurrent
     return tune.Tuner(
         _trainable(plan),
-        param_space=search.param_space,
+        param_space=space,
         tune_config=tune.TuneConfig(
             metric=plan.metric,
             mode=plan.mode,
             scheduler=scheduler,
-            search_alg=search.searcher,
-            num_samples=search.samples,
+            search_alg=searcher,
+            num_samples=plan.trials if searcher else 1,
             max_concurrent_trials=concurrent,
             reuse_actors=False,
             trial_name_creator=_name,
@@ -120,7 +133,7 @@ def make_tuner(plan: Plan, search: Search, scheduler: TrialScheduler) -> tune.Tu
             name=storage.name,
             storage_path=storage.path,
             callbacks=[SweepCallback(storage), SchedulerMemory(scheduler)],
-            progress_reporter=SweepReporter(plan.fields, plan.metric, plan.mode),
+            progress_reporter=Reporter(plan),
             verbose=1,
             failure_config=tune.FailureConfig(max_failures=options.max_failures),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=_kept(plan, scheduler)),
@@ -136,16 +149,25 @@ def restore_tuner(plan: Plan) -> tune.Tuner:
 
 @contextmanager
 def tune_as_wanted(plan: Plan) -> Iterator[None]:
-    """Tune's environment inside: it prints to standard error, and not what the sweep itself says."""
+    """Tune's environment inside: it prints to standard error, and not what the sweep itself prints."""
     local = {} if "://" in plan.run.storage.path else {"TUNE_GLOBAL_CHECKPOINT_S": _SNAPSHOT_S}
-    log, silence = logging.getLogger("ray.tune.tune"), _Silence()
-    log.addFilter(silence)
+    added = {name: value for name, value in (_ENVIRONMENT | local).items() if name not in os.environ}
+    log = logging.getLogger("ray.tune.tune")
+    os.environ.update(added)
+    log.addFilter(_is_news)
     try:
-        with _environment({**_ENVIRONMENT, **local}), warnings.catch_warnings(), redirect_stdout(sys.stderr):
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
             warnings.filterwarnings("ignore", message="Consider boosting PBT performance")
             yield
     finally:
-        log.removeFilter(silence)
+        log.removeFilter(_is_news)
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not Tune's list of trials that failed: the sweep names them and the causes."""
+    return not record.getMessage().startswith("Trials did not complete")
 
 
 def _trainable(plan: Plan) -> Any:
@@ -164,22 +186,3 @@ def _kept(plan: Plan, scheduler: TrialScheduler) -> int:
 
 def _name(trial: Trial) -> str:
     return str(trial.trial_id)
-
-
-@contextmanager
-def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
-    """Variables that the user has not set."""
-    added = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
-
-
-class _Silence(logging.Filter):
-    """Drops Tune's list of trials that failed: the sweep says which and why."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith("Trials did not complete")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -102,11 +102,6 @@ class SweepTrials:
         """Close the run of a trial that failed."""
         self._end(trial, lambda tracker: tracker.fail(status, reason))
 
-    def forget(self, trials: Collection[str]) -> None:
-        """Take ``trials`` for unknown: there are none of these names any more."""
-        self._known = {trial: run for trial, run in self._known.items() if trial not in trials}
-        self._keep(dict(self._known))
-
     def close(self) -> None:
         """Wait until all runs are closed that should be."""
         limit = time.monotonic() + CLOSE_S
@@ -181,18 +176,6 @@ def child_statuses(uri: str, parent: str) -> dict[str, str]:
     """
     with _in_time(uri):
         return {run.info.run_id: run.info.status for run in _children(connect(uri), parent)}
-
-
-def delete_children(uri: str, run_ids: Collection[str]) -> None:
-    """Delete runs that belong to no trial: a process was killed before it could note down which.
-
-    Raises:
-        TrackingError: the store does not answer.
-    """
-    with _in_time(uri):
-        client = connect(uri)
-        for run_id in run_ids:
-            client.delete_run(run_id)
 
 
 def end_running(uri: str, parent: str, status: str, why: str) -> None:

@@ -16,7 +16,7 @@ from sweep_runs import TINY, checkpoints, table, tracked_sweep, trial_actors, wa
 from raygf.config.run import StorageConfig
 from raygf.records import read_history
 from raygf.storage.checkpoint import load_checkpoint
-from raygf.sweep.folder import SweepFolder
+from raygf.sweep.plan import SweepFolder
 
 RunJob = Callable[..., Any]
 StartJob = Callable[..., "subprocess.Popen[str]"]
@@ -87,7 +87,7 @@ def test_interrupted_and_killed_sweep_is_resumed_to_its_end(
     assert not [line for line in again.err.splitlines() if line.startswith("note: trial ")]
     taken = run_job("sweep", *flags, *search)
     assert taken.code == 2
-    assert "holds a sweep already: go on with it with --resume" in taken.err.splitlines()[-1]
+    assert "holds a sweep already: resume it with --resume" in taken.err.splitlines()[-1]
     wait_until(lambda: not trial_actors(), 20)
 
 

@@ -1,4 +1,4 @@
-"""A settled sweep, and its folder."""
+"""A sweep's plan, its folder, and what trials are compared and made by."""
 
 from __future__ import annotations
 
@@ -6,25 +6,55 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
-from sweep_parts import plan
+from sweep_parts import plan, record
 
+from raygf.cli import parse
+from raygf.config.recipes import at_equal_compute, get_recipe
 from raygf.config.run import StorageConfig
 from raygf.errors import ConfigError, StorageError
-from raygf.sweep.folder import OURS, SweepFolder
-from raygf.sweep.plan import SweepOptions, read_plan
+from raygf.methods.registry import ROUND_METHODS, STEP_METHODS
+from raygf.sweep.plan import (
+    OURS,
+    SweepFolder,
+    SweepOptions,
+    check_metric,
+    flags_for,
+    metrics_of,
+    override,
+    passes_per_round,
+    shown_score,
+)
+from raygf.tracking.mlflow_run import round_metrics
+
+RUN = get_recipe("digits")
 
 
-def storage(path: Path, name: str = "sweep") -> StorageConfig:
-    return StorageConfig(str(path), name)
+def test_a_round_costs_what_the_drivers_count():
+    assert {passes_per_round(method, 3) for method in ROUND_METHODS} == {4}
+    assert {passes_per_round(method, 3) for method in STEP_METHODS} == {1}
+    assert passes_per_round("mine:method", 3) == 1
+    assert passes_per_round("delta-mine:method", 7) == 8
 
 
-def test_every_trial_gets_the_recipes_passes():
+@pytest.mark.parametrize("rounds", [1, 4, 7, 160])
+@pytest.mark.parametrize("method", ["sgd", "metagf", "delta-mean"])
+def test_no_trial_gets_more_than_the_budget_or_a_round_less(method, rounds):
+    made = plan(replace(RUN, method="sgd", rounds=rounds))
+    assert made.budget == rounds
+    cost = passes_per_round(method, 3)
+    if cost > rounds:
+        says = rf"gets {rounds} passes .* too few for one round of {method} \(4\)"
+        with pytest.raises(ConfigError, match=says):
+            made.trial_run("a", {"method": method})
+        return
+    spent = made.trial_run("a", {"method": method}).rounds * cost
+    assert made.budget - cost < spent <= made.budget
+
+
+def test_joint_sgd_gets_the_rounds_of_the_recipe_at_equal_compute():
     made = plan()
-    assert made.budget == 160
-    assert made.trial_run("a", {}).rounds == 40
-    assert made.trial_run("a", {"method": "sgd"}).rounds == 160
-    assert made.trial_run("a", {"method": "delta-mean"}).rounds == 40
+    assert (made.budget, made.trial_run("a", {}).rounds) == (160, 40)
+    assert made.trial_run("a", {"method": "sgd"}).rounds == at_equal_compute(RUN, 3).rounds == 160
 
 
 def test_only_trials_that_train_exits_have_actors():
@@ -39,26 +69,100 @@ def test_a_trials_run_has_its_values_and_a_place_of_its_own():
     assert run.fusion.lr == 0.3
     assert (run.storage.path, run.storage.name, run.storage.resume) == ("/scratch", "ab_00001", False)
     assert plan().trial_run("ab_00001", {}).storage.path == "/runs"
-    with pytest.raises(ConfigError, match=r"fusion\.lr = -1\.0"):
-        plan().trial_run("a", {"fusion.lr": -1.0})
 
 
-def test_plans_are_stored_whole():
-    made = plan(options=SweepOptions(trials=3, cpus_per_exit=0.5), parent="run", mode="min")
-    made = replace(made, run=replace(made.run, optim=replace(made.run.optim, milestones=(0.2, 0.4))))
-    assert read_plan(yaml.safe_load(yaml.safe_dump(made.text()))) == made
+def test_metrics_are_those_that_mlflow_shows():
+    made = record(3, accuracy=(0.5, 0.75))
+    assert metrics_of(made) == {
+        "val_accuracy/average": 0.625,
+        "val_accuracy/exit_1": 0.5,
+        "val_accuracy/exit_2": 0.75,
+        "val_loss/average": 1.0,
+        "val_loss/exit_1": 1.5,
+        "val_loss/exit_2": 0.5,
+        "training_passes": 12.0,
+    }
+    assert metrics_of(made).items() <= round_metrics(made).items()
+    for metric in metrics_of(made).keys() - {"training_passes"}:
+        check_metric(metric, "max", exits=2)
 
 
-def test_a_plan_is_found_where_it_lies_now(tmp_path):
-    made = plan(path=str(tmp_path / "a"))
+@pytest.mark.parametrize(
+    ("metric", "mode", "says"),
+    [
+        ("test_accuracy/average", "max", "metric = "),
+        ("val_accuracy/exit_0", "max", "metric = "),
+        ("", "max", "metric = "),
+        ("val_accuracy/exit_7", "max", "the network has 3 exits"),
+        ("val_accuracy/average", "best", "mode = 'best': must be max or min"),
+    ],
+)
+def test_nothing_but_validation_can_be_optimised(metric, mode, says):
+    with pytest.raises(ConfigError, match=says):
+        check_metric(metric, mode, exits=3)
+
+
+def test_scores_as_people_read_them():
+    assert shown_score("val_accuracy/average", 0.91237) == "91.24 %"
+    assert shown_score("val_loss/exit_1", 0.51237) == "0.5124"
+
+
+def test_fields_are_set_by_their_dotted_names_and_nothing_else_changes():
+    made = override(RUN, {"fusion.lr": 1, "batch_size": 8, "model.msdnet.growth": 4})
+    model = replace(RUN.model, msdnet=replace(RUN.model.msdnet, growth=4))
+    assert made == replace(RUN, batch_size=8, fusion=replace(RUN.fusion, lr=1.0), model=model)
+    assert isinstance(made.fusion.lr, float)
+    assert override(RUN, {"optim.milestones": [0.3]}).optim.milestones == (0.3,)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"fusion.lrr": 0.1}, "space: fusion.lrr: a run has no such field"),
+        ({"lr": 0.1}, "space: lr: a run has no such field; there is optim.lr and fusion.lr"),
+        ({"fusion": 0.1}, "space: fusion: a run has no such field"),
+        ({"fusion.lr.high": 0.1}, "space: fusion.lr.high: a run has no such field"),
+        ({"fusion.lr": -1.0}, "fusion.lr = -1.0: must be a finite number at least 0"),
+        (
+            {"fusion.segments": "galaxy"},
+            "fusion.segments = 'galaxy': must be one of tensor, channel, network",
+        ),
+    ],
+    ids=str,
+)
+def test_unknown_fields_and_refused_values(values, says):
+    with pytest.raises(ConfigError) as caught:
+        override(RUN, values)
+    assert says in str(caught.value)
+
+
+def test_flags_set_the_same_run_on_the_command_line():
+    values = {
+        "fusion.lr": 0.0316,
+        "optim.milestones": (0.3, 0.6),
+        "optim.carry_momentum": True,
+        "method": "sgd",
+    }
+    flags = flags_for(values)
+    assert flags.startswith("--fusion.lr 0.0316 --optim.milestones 0.3 0.6 --optim.carry-momentum True")
+    assert parse("", "digits", flags.split())[1] == override(RUN, values)
+
+
+def storage(path: Path, name: str = "sweep") -> StorageConfig:
+    return StorageConfig(str(path), name)
+
+
+def test_a_plan_is_kept_whole_and_found_where_it_lies_now(tmp_path):
+    run = replace(RUN, optim=replace(RUN.optim, milestones=(0.2, 0.4)))
+    options = SweepOptions(trials=3, cpus_per_exit=0.5)
+    made = plan(run, path=str(tmp_path / "a"), options=options, parent="run", mode="min")
     folder = SweepFolder(made.run.storage)
     assert not folder.has_plan()
     with folder.held():
         folder.write_plan(made)
     assert folder.has_plan() and folder.read_plan() == made
     (tmp_path / "a").rename(tmp_path / "b")
-    moved = SweepFolder(storage(tmp_path / "b"))
-    assert moved.read_plan().run.storage == storage(tmp_path / "b")
+    assert SweepFolder(storage(tmp_path / "b")).read_plan().run.storage == storage(tmp_path / "b")
 
 
 def test_trials_keep_their_order(tmp_path):
@@ -71,7 +175,6 @@ def test_trials_keep_their_order(tmp_path):
 
 def test_tune_has_begun_once_it_has_written_its_state(tmp_path):
     folder = SweepFolder(storage(tmp_path))
-    assert not folder.has_trials()
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "tuner.pkl").touch()
     assert not folder.has_trials()
@@ -79,13 +182,15 @@ def test_tune_has_begun_once_it_has_written_its_state(tmp_path):
     assert folder.has_trials()
 
 
-def test_nothing_of_ours_lies_where_tune_copies_files(tmp_path):
-    folder = SweepFolder(storage(tmp_path))
+def test_nothing_of_raygf_lies_where_tune_copies_files(tmp_path):
+    folder = SweepFolder(StorageConfig(f"file://{tmp_path}", "sweep"))
     with folder.held():
         folder.write_plan(plan())
         folder.write_trials({"a": "b"})
-        folder.write("results.csv", b"")
+        assert folder.write("results.csv", b"1") == f"file://{tmp_path}/sweep/{OURS}/results.csv"
     assert [path.name for path in (tmp_path / "sweep").iterdir()] == [OURS]
+    assert folder.of_trial("x") == f"file://{tmp_path}/sweep/x"
+    assert SweepFolder(storage(tmp_path)).has_plan()
 
 
 def test_two_sweeps_can_not_share_a_folder(tmp_path):
@@ -110,12 +215,3 @@ def test_what_is_no_sweep_is_an_error_of_one_line(tmp_path):
         SweepFolder(storage(tmp_path / "file")).held(),
     ):
         pytest.fail("let in")
-
-
-def test_a_folder_behind_a_uri(tmp_path):
-    folder = SweepFolder(StorageConfig(f"file://{tmp_path}", "sweep"))
-    with folder.held():
-        folder.write_plan(plan())
-        assert folder.write("a.csv", b"1") == f"file://{tmp_path}/sweep/{OURS}/a.csv"
-    assert folder.of_trial("x") == f"file://{tmp_path}/sweep/x"
-    assert SweepFolder(storage(tmp_path)).has_plan()

@@ -81,15 +81,6 @@ def test_a_resumed_sweep_opens_the_runs_that_it_knows():
     assert store.kept == []
 
 
-def test_forgotten_trials_get_runs_of_their_own():
-    store = Store()
-    trials = store.trials({"a": "old", "b": "kept"})
-    trials.forget({"a"})
-    trials.start("a", RUN)
-    assert store.opened == [("a", None)]
-    assert store.kept == [{"b": "kept"}, {"b": "kept", "a": "run-of-a"}]
-
-
 def test_what_happens_while_the_store_is_gone_is_delivered_later(monkeypatch):
     monkeypatch.setattr(sweep_trials, "RETRY_S", 0.0)
     store = Store(up=False)

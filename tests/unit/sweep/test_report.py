@@ -5,30 +5,30 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
-from sweep_parts import FIELDS, plan, row
+from sweep_parts import FIELDS, end, plan, record, row
 
 from raygf.config.fields import from_dict
 from raygf.config.run import RunConfig, TrackingConfig
-from raygf.console import print_table
-from raygf.sweep.folder import SweepFolder
+from raygf.errors import RunFailed
+from raygf.sweep.plan import SweepFolder
 from raygf.sweep.report import (
     best_row,
     failures,
     objective_figure,
     ranked,
+    read_rows,
     result_of,
-    short,
-    shown,
     sweep_report,
     trials_csv,
-    trials_markdown,
     trials_table,
     write_report,
 )
+from raygf.sweep.trial import END, FAILURE, RECORD, VALUES
 
 ROWS = [
     row(0, 0.5),
@@ -45,20 +45,9 @@ def test_the_best_is_chosen_by_validation_among_those_that_did_not_fail():
     assert best_row([failed, ROWS[0]], "max") is ROWS[0]
     assert best_row([failed, row(1, None)], "max") is None
     assert best_row([], "max") is None
-
-
-def test_test_accuracy_never_chooses():
-    for test in (None, 0.0, 1.0):
-        assert best_row([replace(ROWS[0], test=test), ROWS[3]], "max") is ROWS[3]
-
-
-def test_the_first_of_equals_is_best():
-    assert best_row([row(0), row(1), row(2)], "max").trial == "ab_00000"
-    assert best_row([row(0), row(1), row(2)], "min").trial == "ab_00000"
-
-
-def test_failures_are_named_with_their_cause():
-    assert failures(ROWS) == ["trial ab_00002 failed: the data is missing"]
+    assert best_row([replace(ROWS[0], test=1.0), ROWS[3]], "max") is ROWS[3]
+    for mode in ("max", "min"):
+        assert best_row([row(0), row(1), row(2)], mode).trial == "ab_00000"
 
 
 def test_csv_has_a_line_a_trial_in_their_order():
@@ -76,35 +65,27 @@ def test_fields_that_a_trial_does_not_set_stay_empty():
     rows = [row(0, values={"fusion.lr": 0.1}), row(1, values={"fusion.segments": "tensor"})]
     lines = list(csv.DictReader(io.StringIO(trials_csv(rows, plan()))))
     assert [(line["fusion.lr"], line["fusion.segments"]) for line in lines] == [("0.1", ""), ("", "tensor")]
-    lines = trials_markdown(rows, plan()).splitlines()
-    assert [line.replace(" ", "").split("|")[1:4] for line in lines[2:]] == [
-        ["ab_00000", "0.1", "-"],
-        ["ab_00001", "-", "tensor"],
-    ]
+    assert [line[1:3] for line in trials_table(rows, plan())[1]] == [["0.1", "-"], ["-", "tensor"]]
 
 
 def test_tables_show_the_best_first_and_the_failed_last():
     assert [each.trial[-1] for each in ranked(ROWS, "max")] == ["1", "3", "0", "2"]
     assert [each.trial[-1] for each in ranked(ROWS, "min")] == ["0", "3", "1", "2"]
-    stream = io.StringIO()
-    print_table(trials_table(ROWS, plan()), stream)
-    lines = [line.split() for line in stream.getvalue().splitlines() if " ab_" in line]
+    header, lines = trials_table(ROWS, plan())
+    assert header == ["Trial", *FIELDS, "val_accuracy/average", "Test", "Passes", "Status"]
     assert [line[0] for line in lines] == ["ab_00001", "ab_00003", "ab_00000", "ab_00002"]
-    assert lines[1] == ["ab_00003", "0.01", "channel", "70.00", "%", "65.00", "%", "160", "finished"]
+    assert lines[1] == ["ab_00003", "0.01", "channel", "70.00 %", "65.00 %", "160", "finished"]
+    assert failures(ROWS) == ["trial ab_00002 failed: the data is missing"]
 
 
-def test_long_tables_are_cut_on_the_screen_and_whole_in_the_file():
+def test_long_tables_are_cut_for_people_and_whole_in_the_file():
     rows = [row(number) for number in range(30)]
-    assert "| 10 more" in trials_markdown(rows, plan())
+    assert trials_table(rows, plan())[1][-1] == ["10 more", *[""] * 6]
     assert len(trials_csv(rows, plan()).splitlines()) == 31
 
 
-def test_names_are_short_where_they_stay_clear():
-    assert short("fusion.lr", FIELDS) == "lr"
-    assert short("fusion.lr", ("fusion.lr", "optim.lr")) == "fusion.lr"
-
-
 def points(axes):
+    """What a panel shows beside the ring around the best."""
     return np.concatenate([part.get_offsets() for part in axes.collections[:-1]])
 
 
@@ -158,15 +139,9 @@ def test_the_folder_holds_table_best_run_and_figure(tmp_path):
     assert (ours / "objective.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_nothing_shows_a_password(tmp_path):
-    made = plan(path=str(tmp_path))
-    made = replace(made, run=replace(made.run, tracking=TrackingConfig(uri="http://me:secret@server")))
-    assert shown(made.run)["tracking"]["uri"] == "http://me:***@server"
-    assert "secret" not in "".join(sweep_report(ROWS, made, ROWS[1]).texts.values())
-
-
-def test_the_last_line_and_the_page():
+def test_the_last_line_and_the_page_without_the_password():
     made = plan(parent="parent")
+    made = replace(made, run=replace(made.run, tracking=TrackingConfig(uri="http://me:secret@server")))
     assert result_of(ROWS, made, ROWS[1], "a.csv") == {
         "best_trial": "ab_00001",
         "best_config": {"fusion.lr": 1.0, "fusion.segments": "network"},
@@ -186,3 +161,32 @@ def test_the_last_line_and_the_page():
     }
     assert "`--fusion.lr 0.01 --fusion.segments channel`" in report.markdown
     assert set(report.texts) == {"results.csv", "best_config.yaml"}
+    assert "http://me:***@server" in report.texts["best_config.yaml"]
+
+
+def test_rows_are_read_from_what_tune_has_in_the_order_of_the_trials(tmp_path):
+    made = plan(path=str(tmp_path))
+    folder = SweepFolder(made.run.storage)
+    with folder.held():
+        folder.write_trials({"ab_00002": "r2", "ab_00000": "r0"})
+
+    def result(trial, error=None, **metrics):
+        checkpoint = SimpleNamespace(path=f"{tmp_path}/sweep/{trial}/checkpoint_000003/")
+        config = {VALUES: {"fusion.lr": 0.1}}
+        return SimpleNamespace(
+            metrics={"trial_id": trial, **metrics}, config=config, error=error, checkpoint=checkpoint
+        )
+
+    scored = {RECORD: record(4, (0.5, 0.7)), made.metric: 0.6, "time_total_s": 2.5}
+    results = [
+        result("ab_00002", **scored, **{END: end()}),
+        result("ab_00001", **{FAILURE: "diverged"}),
+        result("ab_00000", error=RunFailed("lost"), **scored),
+    ]
+    lost, diverged, done = read_rows(results, made, folder)
+    assert (lost.status, lost.cause, lost.score) == ("failed", "lost", 0.6)
+    assert (diverged.status, diverged.cause, diverged.score) == ("failed", "diverged", None)
+    assert (done.status, done.rounds, done.passes, done.seconds) == ("finished", 4, 16, 2.5)
+    assert [row.run_id for row in (lost, diverged, done)] == ["r0", "", "r2"]
+    assert done.test == pytest.approx(0.7)
+    assert done.checkpoint == f"{tmp_path}/sweep/ab_00002/checkpoint_000003/checkpoint.npz"

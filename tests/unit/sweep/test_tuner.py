@@ -1,18 +1,19 @@
-"""Which trials there are."""
+"""Which trials there are, and Ray Tune set up for them."""
 
 from __future__ import annotations
 
+import os
 import pickle
+import sys
 
-import pytest
 from ray import tune
 from sweep_parts import plan
 
 from raygf.sweep import Space
 from raygf.sweep.plan import SweepOptions
-from raygf.sweep.search import make_search, search_name
 from raygf.sweep.space import grid, random, read_axes
 from raygf.sweep.trial import VALUES
+from raygf.sweep.tuner import Reporter, make_search, tune_as_wanted
 
 SPACE = Space(
     {"fusion.lr": tune.loguniform(0.01, 1.0), "batch_size": tune.randint(4, 9)},
@@ -24,40 +25,23 @@ SPACE = Space(
 AXES = read_axes(SPACE)
 
 
-@pytest.mark.parametrize(
-    ("options", "space", "name"),
-    [
-        ({}, Space(), "random"),
-        ({}, Space(search="grid"), "grid"),
-        ({"trials": 3}, Space(search="grid"), "random"),
-        ({"search": "optuna"}, Space(search="grid"), "optuna"),
-        ({"search": "grid"}, Space(), "grid"),
-    ],
-)
-def test_the_flag_counts_before_the_space(options, space, name):
-    assert search_name(SweepOptions(**options), space) == name
+def searched(**options):
+    """What ``make_search`` gives for such options."""
+    return make_search(plan(options=SweepOptions(**options)), AXES)
 
 
 def test_random_and_grid_are_lists_drawn_before_the_start():
-    made = plan(options=SweepOptions(trials=5))
-    search = make_search("random", made, AXES)
-    assert search.param_space == {VALUES: tune.grid_search(random(AXES, 5, 0))}
-    assert (search.searcher, search.samples, search.trials) == (None, 1, 5)
-    search = make_search("grid", made, AXES)
-    assert search.param_space[VALUES]["grid_search"] == grid(AXES, 3)
-    assert make_search("random", plan(), AXES).trials == 8
-
-
-def suggested(count: int, searcher) -> list[dict]:
-    return [searcher.suggest(f"trial-{number}")[VALUES] for number in range(count)]
+    assert searched(trials=5) == ({VALUES: tune.grid_search(random(AXES, 5, 0))}, None, 5)
+    every = grid(AXES, 3)
+    assert searched(search="grid") == ({VALUES: tune.grid_search(every)}, None, len(every))
+    assert searched()[2] == 8
 
 
 def test_optuna_suggests_what_the_space_has():
-    made = plan(options=SweepOptions(trials=20))
-    search = make_search("optuna", made, AXES)
-    assert (search.param_space, search.samples) == ({}, 20)
-    search.searcher.set_search_properties("val_accuracy/average", "max", {})
-    values = suggested(20, search.searcher)
+    space, searcher, trials = searched(search="optuna", trials=20)
+    assert (space, trials) == ({}, 20)
+    searcher.set_search_properties("val_accuracy/average", "max", {})
+    values = [searcher.suggest(f"trial-{number}")[VALUES] for number in range(20)]
     assert {value["method"] for value in values} == {"metagf", "sgd"}
     for value in values:
         axes = AXES[0] if value["method"] == "metagf" else AXES[1]
@@ -77,7 +61,8 @@ def test_optuna_learns_repeats_and_can_be_stored():
         return drawn
 
     axes = read_axes(Space({"fusion.lr": tune.loguniform(0.01, 1.0)}))
-    searchers = [make_search("optuna", plan(), axes).searcher for _ in range(2)]
+    made = plan(options=SweepOptions(search="optuna"))
+    searchers = [make_search(made, axes)[1] for _ in range(2)]
     for searcher in searchers:
         searcher._metric, searcher._mode = "val_accuracy/average", "max"
         searcher._setup_study("max")
@@ -85,3 +70,20 @@ def test_optuna_learns_repeats_and_can_be_stored():
     one, two = (best_of(searcher, 30) for searcher in searchers)
     assert one == two
     assert sum(abs(value - 0.3) for value in one[-10:]) < sum(abs(value - 0.3) for value in one[:10])
+
+
+def test_a_table_is_due_on_the_way_and_not_at_the_end():
+    reporter = Reporter(plan())
+    assert reporter.should_report([])
+    assert not reporter.should_report([]) and not reporter.should_report([], done=True)
+
+
+def test_the_environment_of_tune_ends_with_the_sweep(monkeypatch):
+    before = dict(os.environ)
+    with tune_as_wanted(plan()):
+        assert os.environ["RAY_AIR_NEW_OUTPUT"] == "0" and sys.stdout is sys.stderr
+        assert os.environ["TUNE_GLOBAL_CHECKPOINT_S"] == "0.2"
+    assert dict(os.environ) == before
+    monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "9")
+    with tune_as_wanted(plan(path="s3://bucket/sweeps")):
+        assert os.environ["TUNE_GLOBAL_CHECKPOINT_S"] == "9"

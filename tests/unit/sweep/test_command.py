@@ -1,16 +1,20 @@
-"""One command line for the sweep and for the runs in it."""
+"""One command line for the sweep and for the runs in it; what is refused before anything starts."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
+from ray import tune
 from sweep_parts import plan
 
 from raygf.config.recipes import get_recipe
 from raygf.errors import ConfigError
-from raygf.sweep.command import parse_resumed, parse_sweep
+from raygf.sweep import Space
+from raygf.sweep.command import check_flags, check_space, parse_sweep, search_name
 from raygf.sweep.plan import SweepOptions
+
+GOOD = {"fusion.lr": tune.loguniform(0.01, 1.0)}
 
 
 def test_without_flags_the_recipe_and_the_defaults():
@@ -55,10 +59,7 @@ def test_short_forms_of_resources():
         (["--recipe", "nope"], "recipe = 'nope': must be one of digits"),
         (["--trials", "0"], "trials = 0: must be a whole number of at least 1"),
         (["--points", "1"], "points = 1: must be a whole number of at least 2"),
-        (["--grace", "0"], "grace = 0"),
-        (["--concurrent", "0"], "concurrent = 0"),
         (["--scheduler", "best"], "--scheduler"),
-        (["--search", "luck"], "--search"),
         (["--cpus-per-exit", "-1"], "cpus_per_exit = -1.0"),
         (["--max-failures", "-1"], "max_failures = -1"),
         (["--nonsense", "1"], "--nonsense"),
@@ -77,20 +78,8 @@ def test_help_lists_spaces_recipes_and_flags(capsys):
         parse_sweep("Sweeps.", ["--help"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for word in (
-        "fusion_lr Meta-GF's fusion: learning rate",
-        "cifar10-msdnet-metagf:",
-        "--trials",
-        "--resume",
-    ):
-        assert word in text
-    for word in (
-        "--scheduler {asha,none,pbt}",
-        "--search",
-        "--cpus-per-exit",
-        "--fusion.lr",
-        "--data.train-limit",
-    ):
+    assert "fusion_lr Meta-GF's fusion: learning rate" in text
+    for word in ("cifar10-msdnet-metagf:", "--resume", "--scheduler {asha,none,pbt}", "--data.train-limit"):
         assert word in text
 
 
@@ -99,18 +88,17 @@ def test_a_resumed_sweep_needs_no_flags():
     stored = replace(
         stored, run=replace(stored.run, resources=replace(stored.run.resources, cpus_per_exit=0.5))
     )
-    command = parse_resumed("", ["--resume", "--storage.name", "sweep"], stored)
+    command = parse_sweep("", ["--resume", "--storage.name", "sweep"], stored)
     assert command.run == replace(stored.run, storage=replace(stored.run.storage, name="sweep"))
     assert command.options == replace(stored.options, resume=True)
     same = ["--resume", "--recipe", "digits", "--space", "fusion", "--trials", "3", "--rounds", "40"]
-    assert parse_resumed("", [*same, "--cpus-per-exit", "0.5"], stored).recipe == "digits"
+    assert parse_sweep("", [*same, "--cpus-per-exit", "0.5"], stored).recipe == "digits"
 
 
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
         (["--recipe", "digits-sgd"], "recipe was 'digits', is now 'digits-sgd'"),
-        (["--rounds", "41"], "rounds was 40, is now 41"),
         (["--space", "method"], "space was 'fusion_lr', is now 'method'"),
         (["--fusion.lr", "0.2"], "fusion.lr was 0.1, is now 0.2"),
         (["--cpus-per-exit", "2"], "cpus_per_exit was None, is now 2.0"),
@@ -120,19 +108,80 @@ def test_a_resumed_sweep_needs_no_flags():
 )
 def test_a_resumed_sweep_stays_the_same_sweep(argv, says):
     with pytest.raises(ConfigError, match="can't resume another sweep: ") as caught:
-        parse_resumed("", ["--resume", *argv], plan())
+        parse_sweep("", ["--resume", *argv], plan())
     assert says in str(caught.value)
 
 
-def test_where_it_is_and_how_long_to_wait_may_change():
-    argv = [
-        "--resume",
-        "--storage.path",
-        "/elsewhere",
-        "--tracking.uri",
-        "http://x",
-        "--resources.address",
-        "y:1",
-    ]
-    run = parse_resumed("", argv, plan()).run
+def test_where_a_resumed_sweep_is_may_change():
+    flags = "--resume --storage.path /elsewhere --tracking.uri http://x --resources.address y:1"
+    run = parse_sweep("", flags.split(), plan()).run
     assert (run.storage.path, run.tracking.uri, run.resources.address) == ("/elsewhere", "http://x", "y:1")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--resources.executor", "local"], "resources.executor = 'local': sweeps need Ray"),
+        (["--resources.workers", "2"], "resources.workers = 2: "),
+        (["--stop-after", "3"], "stop_after = 3: "),
+        (["--storage.resume", "True", "--storage.name", "x"], "resume a sweep with --resume"),
+        (["--data.val", "0"], "data.val = 0: trials are compared by validation images"),
+        (["--search", "grid", "--trials", "4"], "trials = 4: a grid has as many trials as points"),
+        (["--search", "optuna", "--scheduler", "pbt"], "search = 'optuna': pbt changes settings itself"),
+    ],
+    ids=str,
+)
+def test_flags_that_do_not_go_with_a_sweep(argv, says):
+    check_flags(parse_sweep("", []))
+    with pytest.raises(ConfigError) as caught:
+        check_flags(parse_sweep("", argv))
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("space", "says"),
+    [
+        (Space({"fusion.lrr": tune.uniform(0, 1)}), "fusion.lrr: a run has no such field"),
+        (Space({"fusion.ema": tune.uniform(0.5, 1.5)}), "fusion.ema = 1.5: must be"),
+        (Space({"method": tune.choice(["sgd", "sgdd"])}), "method = 'sgdd': must be one of metagf"),
+        (Space({"rounds": tune.randint(1, 9)}), "rounds can't be swept: every trial gets as many training"),
+        (Space({"model.msdnet.exits": tune.randint(2, 5)}), "model.msdnet.exits can't be swept"),
+        (Space({"resources.actors": tune.choice([1, 2])}), "resources.actors can't be swept"),
+        (Space(GOOD, metric="test_accuracy/average"), "metric = 'test_accuracy/average'"),
+        (Space(), "it is empty"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_spaces_that_contradict_a_run(space, says):
+    check_space(Space(GOOD), parse_sweep("", []))
+    with pytest.raises(ConfigError) as caught:
+        check_space(space, parse_sweep("", []))
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("argv", [["--fusion.lr", "0.3"], ["--fusion.lr=0.3"]])
+def test_a_field_can_not_be_swept_and_fixed(argv):
+    says = r"fusion\.lr is swept by 'fusion_lr' and also fixed by --fusion\.lr: leave one of them out"
+    with pytest.raises(ConfigError, match=says):
+        check_space(Space(GOOD), parse_sweep("", argv))
+
+
+@pytest.mark.parametrize(
+    ("options", "space", "name"),
+    [
+        ({}, Space(), "random"),
+        ({}, Space(search="grid"), "grid"),
+        ({"trials": 3}, Space(search="grid"), "random"),
+        ({"search": "optuna"}, Space(search="grid"), "optuna"),
+        ({"search": "grid"}, Space(), "grid"),
+    ],
+)
+def test_the_search_of_the_flag_counts_before_that_of_the_space(options, space, name):
+    assert search_name(SweepOptions(**options), space) == name
+
+
+def test_optuna_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"Optuna is not installed: pip install 'raygf\[sweep\]'"):
+        search_name(SweepOptions(search="optuna"), Space())
+    assert search_name(SweepOptions(), Space()) == "random"

@@ -1,0 +1,308 @@
+"""Search spaces: the axes, the trials drawn from them, how spaces are found, and those that are shipped."""
+
+from __future__ import annotations
+
+import re
+import sys
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ray import tune
+
+from raygf.config.recipes import get_recipe
+from raygf.errors import ConfigError
+from raygf.methods.registry import ROUND_METHODS, STEP_METHODS, method_names
+from raygf.sweep import Space
+from raygf.sweep.command import check_flags, check_space, parse_sweep
+from raygf.sweep.space import (
+    Choice,
+    Range,
+    describe_spaces,
+    ends,
+    grid,
+    known_spaces,
+    load_space,
+    random,
+    read_axes,
+    read_axis,
+)
+
+RUN = get_recipe("digits")
+PAGE = (Path(__file__).parents[3] / "docs" / "sweeps.md").read_text()
+SHIPPED = ("fusion_lr", "method", "fusion", "joint")
+DOMAINS = [
+    tune.uniform(-2.0, 3.0),
+    tune.loguniform(1e-4, 10.0),
+    tune.quniform(0.1, 0.9, 0.1),
+    tune.qloguniform(0.01, 1.0, 0.01),
+    tune.randint(2, 6),
+    tune.lograndint(1, 100),
+    tune.qrandint(4, 20, 4),
+    tune.choice(["a", "b", "c"]),
+    tune.choice([(0.5, 0.75), (0.3, 0.6)]),
+]
+RANGES = Space({"fusion.lr": tune.loguniform(0.01, 1.0), "fusion.ema": tune.uniform(0.5, 0.9)})
+CHOICES = Space(
+    {"fusion.segments": tune.choice(["tensor", "channel"]), "batch_size": tune.choice([8, 16, 32])}
+)
+VARIANTS = Space(
+    {"seed": 3},
+    variants=[
+        {"method": "sgd", "optim.lr": tune.uniform(0.1, 0.2)},
+        {"method": "cagrad", "methods.cagrad_c": 0.4},
+        {"method": "metagf"},
+    ],
+)
+MINE = '''"""Mine, in a line.
+
+More.
+"""
+from ray import tune
+from raygf.sweep import Space
+
+
+def mine(run):
+    return Space({"optim.lr": tune.uniform(run.optim.lr, 1.0)})
+'''
+
+
+@pytest.mark.parametrize("domain", DOMAINS, ids=range(len(DOMAINS)))
+def test_draws_grid_points_and_ends_are_values_of_the_domain(domain):
+    axis = read_axis("a", domain)
+    stream = np.random.default_rng(0)
+    drawn = [axis.draw(stream) for _ in range(300)]
+    for value in (*drawn, *axis.points(5), *axis.ends):
+        assert domain.is_valid(value), value
+        assert type(value) is type(axis.ends[0])
+    if isinstance(axis, Choice) or (axis.whole and axis.high < 30):
+        every = axis.ends if isinstance(axis, Choice) else {axis.cut(x) for x in range(30)}
+        assert set(drawn) == set(every)
+
+
+def test_the_upper_bound_of_integers_is_left_out_as_by_ray_tune():
+    assert read_axis("a", tune.randint(2, 5)).ends == (2, 4)
+    assert read_axis("a", tune.qrandint(4, 20, 4)).ends == (4, 20)  # but not of quantized ones
+
+
+def test_logarithmic_draws_are_uniform_in_the_logarithm_and_have_few_digits():
+    axis = read_axis("a", tune.loguniform(0.01, 1.0))
+    drawn = [axis.draw(np.random.default_rng(number)) for number in range(400)]
+    assert 0.4 < np.mean([value < 0.1 for value in drawn]) < 0.6
+    assert all(float(f"{value:.4g}") == value for value in drawn)
+    assert axis.points(3) == [0.01, 0.1, 1.0]
+
+
+def test_cut_keeps_to_the_range_and_its_steps():
+    assert Range(0.1, 0.5).cut(0.7) == 0.5
+    assert Range(0.1, 0.5).cut(-1.0) == 0.1
+    assert Range(0.1, 0.5).cut(0.123456) == 0.1235
+    assert Range(0.2, 0.8, step=0.2).cut(0.31) == pytest.approx(0.4)
+    assert Range(0.2, 0.8, step=0.2).cut(2.0) == pytest.approx(0.8)
+    assert Range(1, 9, whole=True).cut(3.6) == 4
+
+
+def test_a_plain_value_and_a_grid_search_are_choices():
+    assert read_axis("a", 0.3) == Choice((0.3,))
+    assert read_axis("a", [0.5, 0.75]) == Choice(((0.5, 0.75),))
+    assert read_axis("a", tune.grid_search([1, 2])) == Choice((1, 2))
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (tune.choice([]), "fusion.lr has nothing to choose from"),
+        (tune.loguniform(1.0, 0.1), "fusion.lr goes from 1 to 0.1: no values"),
+        (tune.randint(3, 3), "fusion.lr goes from 3 to 2"),
+        (tune.randn(0.0, 1.0), "fusion.lr has no bounds"),
+        (tune.sample_from(lambda spec: 1), "must be given by ray.tune's"),
+        (lambda: 1, "must be given by ray.tune's"),
+        ({"a": 1}, "must be given by ray.tune's"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else type(value).__name__,
+)
+def test_what_can_not_be_drawn_or_checked_is_refused(value, says):
+    with pytest.raises(ConfigError, match=r"^space: ") as caught:
+        read_axis("fusion.lr", value)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "space", [Space(), Space(variants=[]), Space(variants=[{"method": "sgd"}, {}]), Space({"fusion.lr": 0.1})]
+)
+def test_a_space_must_have_several_runs(space):
+    with pytest.raises(ConfigError, match=r"^space: it (is empty|holds one run only)"):
+        read_axes(space)
+
+
+def test_draws_depend_on_seed_and_number_alone():
+    axes = read_axes(RANGES)
+    assert random(axes, 8, 0) == random(axes, 8, 0)
+    assert random(axes, 8, 0)[:3] == random(axes, 3, 0)
+    assert random(axes, 8, 0) != random(axes, 8, 1)
+    assert len({str(trial) for trial in random(axes, 50, 0)}) == 50
+
+
+def test_choices_are_drawn_without_repetition_and_no_more_often_than_there_are():
+    axes = read_axes(CHOICES)
+    every = [
+        {"fusion.segments": segments, "batch_size": size}
+        for segments, size in product(["tensor", "channel"], [8, 16, 32])
+    ]
+    assert grid(axes, 3) == every
+    drawn = random(axes, 4, 0)
+    assert len(drawn) == 4 and all(drawn.count(trial) == 1 and trial in every for trial in drawn)
+    assert sorted(map(str, random(axes, 100, 0))) == sorted(map(str, every))
+
+
+def test_variants_take_turns():
+    drawn = random(read_axes(VARIANTS), 9, 0)
+    for first in range(0, 9, 3):
+        assert {trial["method"] for trial in drawn[first : first + 3]} == {"sgd", "cagrad", "metagf"}
+    assert all(trial["seed"] == 3 for trial in drawn)
+    assert all(("optim.lr" in trial) == (trial["method"] == "sgd") for trial in drawn)
+    assert VARIANTS.fields == ("method", "optim.lr", "seed", "methods.cagrad_c")
+
+
+def test_a_grid_takes_the_ends_of_ranges():
+    trials = grid(read_axes(RANGES), 3)
+    assert [trial["fusion.lr"] for trial in trials] == [0.01] * 3 + [0.1] * 3 + [1.0] * 3
+    assert [trial["fusion.ema"] for trial in trials] == [0.5, 0.7, 0.9] * 3
+    assert [trial["method"] for trial in grid(read_axes(VARIANTS), 2)] == ["sgd", "sgd", "cagrad", "metagf"]
+
+
+@pytest.mark.parametrize("space", [RANGES, CHOICES, VARIANTS], ids=["ranges", "choices", "variants"])
+def test_ends_have_every_end_of_every_axis(space):
+    for axes in read_axes(space):
+        trials = ends(axes)
+        for name, axis in axes.items():
+            assert {trial[name] for trial in trials} == set(axis.ends)
+        assert len(trials) == 1 + sum(len(axis.ends) - 1 for axis in axes.values())
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The current directory, with a folder of spaces."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tune_spaces").mkdir()
+    return tmp_path
+
+
+def test_spaces_here_count_before_the_shipped_ones(here):
+    (here / "tune_spaces" / "mine.py").write_text(MINE)
+    (here / "tune_spaces" / "fusion.py").write_text(MINE.replace("mine", "fusion"))
+    assert load_space("mine", RUN).variables["optim.lr"].lower == RUN.optim.lr
+    assert load_space("fusion", RUN).fields == ("optim.lr",)
+    assert load_space("fusion_lr", RUN).fields == ("fusion.lr", "fusion.ema", "loss.aux")
+    assert "  mine       Mine, in a line." in describe_spaces().splitlines()
+
+
+def test_a_file_anywhere_and_a_function_in_a_module(here, monkeypatch):
+    (here / "elsewhere").mkdir()
+    (here / "elsewhere" / "mine.py").write_text(MINE)
+    assert load_space("elsewhere/mine.py", RUN).fields == ("optim.lr",)
+    (here / "my_module_of_spaces.py").write_text(MINE)
+    monkeypatch.syspath_prepend(here)
+    assert load_space("my_module_of_spaces:mine", RUN).fields == ("optim.lr",)
+    sys.modules.pop("my_module_of_spaces")
+
+
+def test_listing_does_not_run_the_files(here):
+    (here / "tune_spaces" / "a.py").write_text('"""Fails when run."""\nraise SystemExit(9)\n')
+    (here / "tune_spaces" / "b.py").write_text("x = 1\n")
+    (here / "tune_spaces" / "c.py").write_text("not python at all")
+    lines = describe_spaces().splitlines()
+    assert "  a          Fails when run." in lines
+    assert "  b          (has no description)" in lines
+    assert "  c          (can't be read: SyntaxError)" in lines
+    assert len(lines) == len(known_spaces())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        (
+            "nope",
+            None,
+            "space = 'nope': there is none; choose from fusion, fusion_lr, joint, method, or",
+        ),
+        ("nope.py", None, "space = 'nope.py': there is none"),
+        ("no_such_module:f", None, "space = 'no_such_module:f': can't be imported: ModuleNotFoundError"),
+        ("bad", "raise ValueError('oh\\nno')", "space = 'bad': its code failed: ValueError: oh"),
+        ("bad", "def other(run): ...", "bad.py must have a function bad(run)"),
+        ("bad", "def bad(run): return {'optim.lr': 1}", "returned dict, not a Space"),
+        ("bad", "def bad(run): raise SystemExit", "its code failed: SystemExit"),
+    ],
+)
+def test_what_is_not_a_space_is_a_config_error_of_one_line(here, name, text, says):
+    if text is not None:
+        (here / "tune_spaces" / f"{name}.py").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_space(name, RUN)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def axes_of(name, *argv):
+    """The axes of a space that ``check_space`` has passed."""
+    command = parse_sweep("", ["--space", name, *argv])
+    space = load_space(name, command.run)
+    check_flags(command)
+    check_space(space, command)
+    return read_axes(space)
+
+
+@pytest.mark.parametrize("recipe", ["digits", "cifar10-msdnet-metagf", "cifar100-vgg16-metagf"])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_end_of_every_axis_of_a_shipped_space_makes_a_run(name, recipe):
+    assert sum(len(ends(axes)) for axes in axes_of(name, "--recipe", recipe, "--data.val", "50")) >= 4
+
+
+def test_fusion_lr_is_log_uniform_around_the_papers_value_and_fusion_a_grid():
+    (axes,) = axes_of("fusion_lr")
+    assert axes["fusion.lr"] == Range(0.01, 1.0, log=True)
+    assert axes["fusion.lr"].points(3)[1] == 0.1
+    assert len(grid(axes_of("fusion"), 3)) == 3 * 2 * 2
+    assert load_space("fusion", RUN).search == "grid"
+
+
+def test_method_covers_the_registry_each_at_settings_of_its_own():
+    trials = grid(axes_of("method"), 3)
+    assert sorted(trial["method"] for trial in trials) == sorted(method_names())
+    assert {trial["method"] for trial in trials if "methods.cagrad_c" in trial} == {"cagrad", "delta-cagrad"}
+    rates = sorted({trial["optim.lr"] for trial in trials})
+    assert rates == pytest.approx([0.3 * RUN.optim.lr, RUN.optim.lr])
+
+
+def test_joint_sweeps_the_fusion_only_where_there_is_one():
+    alternatives = axes_of("joint")
+    by_method = {axes["method"].ends[0]: axes for axes in alternatives}
+    assert by_method.keys() == set(method_names())
+    assert isinstance(by_method["metagf"]["fusion.lr"], Range)
+    assert isinstance(by_method["metagf"]["fusion.segments"], Choice)
+    for name in STEP_METHODS:
+        assert not [field for field in by_method[name] if field.startswith(("fusion.", "loss."))]
+    assert all("loss.aux" in by_method[name] for name in ROUND_METHODS)
+    assert all(isinstance(axes["optim.lr"], Range) for axes in alternatives)
+
+
+@pytest.mark.parametrize("name", ["fusion_lr", "fusion"])
+def test_spaces_of_the_fusion_need_a_run_that_learns_it(name):
+    with pytest.raises(ConfigError, match="learned fusion weights, which sgd does not have"):
+        load_space(name, get_recipe("digits-sgd"))
+
+
+def test_the_example_of_the_documentation_can_be_swept(here):
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (here / "tune_spaces" / "small_batches.py").write_text(block)
+    trials = random(axes_of("small_batches", "--trials", "12"), 12, 0)
+    assert {trial["batch_size"] for trial in trials} == {8, 16, 32}
+    assert sum(trial["loss.distill"] for trial in trials) == 6
+    assert all(0.01 <= trial["optim.lr"] <= 0.1 for trial in trials)
+    named = set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE))
+    assert named == {*SHIPPED} == known_spaces().keys() - {"small_batches"}
+
+
+@pytest.mark.parametrize("line", re.findall(r"^python jobs/sweep\.py (.*)$", PAGE, re.MULTILINE))
+def test_the_commands_of_the_documentation_can_be_parsed(line):
+    parse_sweep("", line.split())

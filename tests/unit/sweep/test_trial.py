@@ -1,0 +1,128 @@
+"""What Tune runs for a trial: its checkpoints between driver and Tune, and why it failed in one line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ray import tune
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from raygf.config.fields import to_dict
+from raygf.config.recipes import get_recipe
+from raygf.config.run import StorageConfig
+from raygf.errors import CheckpointError, ConfigError, ExitFailed, NonFiniteError, RunFailed
+from raygf.storage.checkpoint import Checkpoint, CheckpointStore, write_archive
+from raygf.storage.run_storage import require_same_run
+from raygf.sweep.plan import override
+from raygf.sweep.trial import NAME, WOULD_HAPPEN_AGAIN, cause_of, handed_over, take_over
+from raygf.training.network import NetworkState
+
+RUN = get_recipe("digits")
+
+
+def checkpoint(round: int = 3, run=RUN) -> Checkpoint:
+    state = NetworkState(np.arange(4, dtype=np.float32) + round, {"steps": np.array(round)})
+    return Checkpoint(round, state, {"eta": np.ones(2)}, {"config": to_dict(run), "run_id": "theirs"})
+
+
+def kept_by_tune(folder: Path, made: Checkpoint) -> tune.Checkpoint:
+    folder.mkdir(parents=True)
+    with (folder / NAME).open("wb") as stream:
+        write_archive(stream, made)
+    return tune.Checkpoint.from_directory(folder)
+
+
+def taken(run) -> Checkpoint:
+    newest, notes = CheckpointStore(run.storage.path, run.storage.name, 2).newest()
+    assert newest is not None and notes == ()
+    return newest
+
+
+@pytest.fixture
+def run(tmp_path):
+    return replace(RUN, storage=StorageConfig(str(tmp_path / "scratch"), "trial", resume=True))
+
+
+def test_a_checkpoint_is_handed_over_alone_and_outlives_the_drivers_file(tmp_path):
+    store = CheckpointStore(str(tmp_path), "run", 2)
+    store.check_writable()
+    path = store.save(checkpoint())
+    with handed_over(path) as given:
+        Path(path).unlink()
+        assert [file.name for file in Path(given.path).iterdir()] == [NAME]
+    assert not Path(given.path).exists()
+    with handed_over(path) as given:
+        assert given is None
+
+
+def test_the_driver_finds_what_tune_has(tmp_path, run):
+    take_over(kept_by_tune(tmp_path / "a", checkpoint()), run, {})
+    found = taken(run)
+    assert (found.round, found.meta["run_id"]) == (3, "theirs")
+    assert found.network.sha256() == checkpoint().network.sha256()
+    np.testing.assert_array_equal(found.method["eta"], np.ones(2))
+    require_same_run(found, run)
+
+
+def test_values_of_another_trial_are_replaced_and_nothing_else(tmp_path, run):
+    """Population based training: their checkpoint, our values."""
+    values = {"fusion.lr": 0.3, "loss.aux": 0.2}
+    ours, theirs = override(run, values), override(RUN, {"fusion.lr": 0.7, "loss.aux": 0.9})
+    take_over(kept_by_tune(tmp_path / "a", checkpoint(run=theirs)), ours, values)
+    require_same_run(taken(ours), ours)
+    take_over(
+        kept_by_tune(tmp_path / "b", checkpoint(4, run=override(theirs, {"optim.lr": 0.05}))), ours, values
+    )
+    with pytest.raises(CheckpointError, match=r"optim\.lr was 0\.05, is now 0\.1"):
+        require_same_run(taken(ours), ours)
+
+
+def test_a_checkpoint_that_is_gone_or_damaged_is_named(tmp_path, run):
+    given = kept_by_tune(tmp_path / "given", checkpoint())
+    file = tmp_path / "given" / NAME
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(CheckpointError, match=rf"given/{NAME}: "):
+        take_over(given, run, {})
+    file.unlink()
+    with pytest.raises(CheckpointError, match=rf"given/{NAME} can't be read: FileNotFoundError"):
+        take_over(given, run, {})
+
+
+def from_a_process(cause: Exception) -> Exception:
+    """``cause`` as Ray brings it back: an error that has its type, too."""
+    return RayTaskError("train", "Traceback ...\nmuch text", cause).as_instanceof_cause()
+
+
+def wrapped(inner: Exception) -> Exception:
+    outer = RuntimeError("a wrapper")
+    outer.__cause__ = inner
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ConfigError("optim.lr = -1: must be positive"), "optim.lr = -1: must be positive"),
+        (from_a_process(RunFailed("the driver was lost")), "the driver was lost"),
+        (from_a_process(ValueError("odd\nmore")), "ValueError: odd"),
+        (wrapped(ValueError("odd")), "ValueError: odd"),
+        (wrapped(from_a_process(ExitFailed(0, 3, "n", "gone", "more"))), "exit 1 could not be trained"),
+        (ActorDiedError(), "its process was lost (killed, out of memory, or its node has gone)"),
+        (KeyError(), "KeyError"),
+        ("Failure # 1\nTraceback\n  ValueError: odd\n", "ValueError: odd"),
+        ("", "unknown"),
+        (None, "unknown"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_cause_of_a_failure_is_one_line(error, line):
+    assert cause_of(error).startswith(line)
+    assert "\n" not in cause_of(error)
+
+
+def test_what_would_happen_again_is_not_tried_again():
+    assert issubclass(NonFiniteError, WOULD_HAPPEN_AGAIN) and issubclass(ConfigError, WOULD_HAPPEN_AGAIN)
+    assert not issubclass(RunFailed, WOULD_HAPPEN_AGAIN) and not issubclass(ExitFailed, WOULD_HAPPEN_AGAIN)
