@@ -14,7 +14,6 @@ import pytest
 from faults import Faults
 
 from raygf.config.run import RunConfig, StorageConfig
-from raygf.errors import RunFailed
 from raygf.on_ray.cluster import settle
 from raygf.on_ray.driver import RemoteDriver
 from raygf.records import RoundRecord
@@ -112,16 +111,16 @@ def wait_until(condition: Callable[[], bool], seconds: float = 15) -> bool:
     return condition()
 
 
-def test_every_exit_is_killed_in_every_round(
+def test_every_exit_is_killed_in_one_round(
     survive: Callable[..., Survived], config: RunConfig, undisturbed: dict[int, str]
 ) -> None:
-    config = replace(config, stop_after=2)
-    rounds, exits = range(1, 3), range(1, EXITS + 1)
+    config = replace(config, stop_after=1)
+    rounds, exits = range(1, 2), range(1, EXITS + 1)
     plan = [f"kill exit {e} in round {r} at step {1 + (e + r) % STEPS}" for r in rounds for e in exits]
     run = survive(with_resources(config, max_failures=EXITS), "\n".join(plan))
-    assert run.sha256 == undisturbed[2]
+    assert run.sha256 == undisturbed[1]
     assert rounds_of(run) == list(rounds)
-    assert len({fired.pid for fired in run.faults.fired()}) == len(plan) == 6
+    assert len({fired.pid for fired in run.faults.fired()}) == len(plan) == 3
     killed = {(fired.fault.exit, fired.fault.round): fired.pid for fired in run.faults.fired()}
     for round in rounds:
         said = sorted(run.notes[round])
@@ -133,24 +132,21 @@ def test_every_exit_is_killed_in_every_round(
             ), note
 
 
-def test_driver_is_killed_before_while_and_after_it_writes(
+def test_driver_is_killed_while_and_after_it_writes(
     survive: Callable[..., Survived], config: RunConfig, undisturbed: dict[int, str]
 ) -> None:
-    plan = (
-        "kill driver in round 1 before it writes; kill driver in round 3 while it writes; "
-        "kill driver in round 4 after it writes"
-    )
+    plan = "kill driver in round 3 while it writes; kill driver in round 4 after it writes"
     run = survive(with_resources(config, actors=1), plan)
     assert run.sha256 == undisturbed[5]
     assert rounds_of(run) == [1, 2, 3, 4, 5]
-    assert sorted(run.notes) == [1, 3, 4]
+    assert sorted(run.notes) == [3, 4]
     for round, notes in run.notes.items():
         assert any(re.fullmatch(rf"driver restarted in round {round}: {_DIED}", note) for note in notes), (
             notes
         )
-    assert len([text for text in run.said if "starting it again, from the last checkpoint" in text]) == 3
+    assert len([text for text in run.said if "starting it again, from the last checkpoint" in text]) == 2
     # Trained again was only what had no checkpoint yet.
-    assert [len(run.faults.logged(f"ended-{round}")) // EXITS for round in range(1, 6)] == [2, 1, 2, 1, 1]
+    assert [len(run.faults.logged(f"ended-{round}")) // EXITS for round in range(1, 6)] == [1, 1, 2, 1, 1]
     store = CheckpointStore(config.storage.path, config.storage.name, config.storage.keep)
     assert store.newest()[0].network.sha256() == undisturbed[5]
     assert store.newest()[0].meta["run_id"] == "a-run"
@@ -158,17 +154,6 @@ def test_driver_is_killed_before_while_and_after_it_writes(
         *("round-000004.npz", "round-000005.npz"),
     ]
     assert wait_until(lambda: raygf_actors() == [])  # those of dead drivers have gone with them
-
-
-def test_driver_that_may_not_be_started_again_ends_the_run(
-    survive: Callable[..., Survived], config: RunConfig
-) -> None:
-    says = rf"^the driver was lost in round 2: {_DIED}; .*max_driver_restarts; the last checkpoint stands"
-    with pytest.raises(RunFailed, match=says) as caught:
-        survive(with_resources(config, max_driver_restarts=0), "kill driver in round 2")
-    assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
-    checkpoint, notes = CheckpointStore(config.storage.path, config.storage.name, 2).newest()
-    assert (checkpoint.round, notes) == (1, ())
 
 
 def test_everything_at_once(
@@ -179,11 +164,11 @@ def test_everything_at_once(
         "stick exit 1 in round 2 at step 2; fail write 2; kill exit 2 in round 3; "
         "kill driver in round 3 before it writes; fail write 5"
     )
-    run = survive(with_resources(config, actors=2, exit_timeout_s=10.0), plan)
+    run = survive(with_resources(config, actors=2, exit_timeout_s=3.0), plan)
     assert run.sha256 == undisturbed[5]
     assert rounds_of(run) == [1, 2, 3, 4, 5]
     text = "\n".join(note for notes in run.notes.values() for note in notes)
-    assert re.search(r"exit 1 retried in round 2: no result within 10 s on \S+ \(pid \d+\)", text)
+    assert re.search(r"exit 1 retried in round 2: no result within 3 s on \S+ \(pid \d+\)", text)
     assert text.count("No space left on device; earlier checkpoints stand; trying again after 1 s") == 2
     assert re.search(r"driver restarted in round 3", text)
     assert [said for said in run.said if "No space left" in said]

@@ -81,27 +81,11 @@ def assert_tracked(uri: str, result: dict[str, Any]) -> None:
     assert accuracy == pytest.approx(result["test_accuracy"], abs=1e-12)
 
 
-def test_another_seed_gives_other_bits(run_job: RunJob, local_hash: str) -> None:
-    outcome = run_job("digits", *SMALL, *LOCAL, *UNTRACKED, "--seed", "1")
-    assert outcome.code == 0
-    assert outcome.result["weights_sha256"] != local_hash
-
-
-def test_same_bits_with_an_actor_for_each_exit(cluster: str, run_job: RunJob, local_hash: str) -> None:
-    """One: tests of faults; two: tests of resuming, and of submitted jobs."""
-    outcome = run_job("digits", *SMALL, *UNTRACKED, "--resources.actors", "3")
-    assert outcome.code == 0, outcome.err
-    assert tuple(outcome.result) == KEYS
-    assert outcome.result["weights_sha256"] == local_hash
-    assert outcome.err.splitlines()[0] == "note: the cluster that this process is in"
-    assert len(outcome.out.splitlines()) == 1
-
-
 def test_smallest_feature_maps_give_equal_bits_too(run_job: RunJob) -> None:
     """Three scales of 8x8 images end in maps of 1x1, which bfloat16 kernels must get right as well."""
     flags = ("--model.msdnet.factors", "1", "2", "4", "--compute.precision", "bf16", *LOCAL, *UNTRACKED)
     hashes = set()
-    for number in range(3):
+    for number in range(2):
         outcome = run_job("digits", *SMALL, *flags, "--storage.name", f"run-{number}")
         assert outcome.code == 0, outcome.err
         hashes.add(outcome.result["weights_sha256"])
@@ -111,22 +95,8 @@ def test_smallest_feature_maps_give_equal_bits_too(run_job: RunJob) -> None:
 def test_recipe_for_sgd_costs_as_many_passes(run_job: RunJob) -> None:
     """At equal compute: four times the rounds of a network with three exits."""
     few = ("--rounds", "12", *SMALL[2:])
-    outcome = run_job("digits", "--recipe", "digits-sgd", *few, *LOCAL, *UNTRACKED)
+    outcome = run_job("digits", "--recipe=digits-sgd", *few, *LOCAL, *UNTRACKED)
     assert outcome.code == 0, outcome.err
     assert (outcome.result["method"], outcome.result["training_passes"]) == ("sgd", 12)
     assert outcome.result["run_id"] == ""
-
-
-def test_name_of_a_run_is_its_recipe_and_the_time(run_job: RunJob) -> None:
-    outcome = run_job("digits", "--recipe=digits-sgd", "--rounds", "1", *SMALL[2:], *LOCAL, *UNTRACKED)
-    assert outcome.code == 0, outcome.err
-    folder = Path(outcome.result["checkpoint"]).parent.name
-    assert re.fullmatch(r"digits-sgd-\d{8}-\d{6}", folder)
-
-
-def test_help_names_the_recipes_and_ends_well(run_job: RunJob) -> None:
-    outcome = run_job("digits", "--help")
-    assert outcome.code == 0
-    assert outcome.err == ""
-    for word in ("--recipe", "digits-sgd", "cifar100-msdnet-metagf", "--optim.lr", "--storage.resume"):
-        assert word in outcome.out, word
+    assert re.fullmatch(r"digits-sgd-\d{8}-\d{6}", Path(outcome.result["checkpoint"]).parent.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -14,6 +15,10 @@ from raygf.config.run import ResourceConfig
 from raygf.errors import ResourceError
 
 RunJob = Callable[..., Any]
+SMALL = (
+    *("--data.train-limit", "48", "--model.msdnet.base", "1", "--model.msdnet.step", "1"),
+    *("--model.msdnet.channels", "8", "--rounds", "2", "--storage.path", "runs"),
+)
 LOCAL = ("--resources.executor", "local", "--tracking.enabled", "False", "--storage.name", "one")
 
 
@@ -26,7 +31,7 @@ def closed_port() -> int:
 
 def the_line(outcome: Any) -> str:
     """All that was said."""
-    (line,) = outcome.err.splitlines()
+    (line,) = [line for line in outcome.err.splitlines() if not line.startswith("note:")]
     assert line.startswith("error: ") and outcome.out == ""
     assert outcome.code == 2
     return str(line)
@@ -88,3 +93,26 @@ def test_clusters_that_are_not_there(address: str, says: str, closed_port: int) 
         connect(ResourceConfig(address=address.format(port=closed_port)))
     assert says.format(port=closed_port) in str(caught.value)
     assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "flag, says",
+    [
+        ("--resources.cpus-per-exit", "no node of the cluster can hold an exit actor (64 CPUs, 0 GPUs)"),
+        ("--resources.driver-cpus", "no node of the cluster can hold the driver (64 CPUs, 0 GPUs)"),
+    ],
+    ids=["exit", "driver"],
+)
+def test_more_than_the_machine_has(cluster: str, run_job: RunJob, flag: str, says: str) -> None:
+    started = time.monotonic()
+    line = the_line(run_job("digits", *SMALL, flag, "64", "--tracking.enabled", "False"))
+    assert says in line
+    assert flag.removeprefix("--").replace("-", "_") in line
+    assert time.monotonic() - started < 30
+
+
+def test_program_on_a_cluster_that_is_not_there(call_job: RunJob, closed_port: int) -> None:
+    address = f"127.0.0.1:{closed_port}"
+    flags = ("--tracking.enabled", "False", "--resources.address", address)
+    outcome = call_job("digits", *SMALL, *flags, seconds=30)  # left to itself, Ray tries for many minutes
+    assert f"no Ray cluster answers at {address}" in the_line(outcome)

@@ -6,7 +6,6 @@ Faults are those of ``benchmarks/faults.py``: they lie in a folder that the acto
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import signal
 import sys
@@ -24,10 +23,10 @@ import ray
 from faults import Faults
 
 from raygf.compute import resolve_compute
-from raygf.config.run import ResourceConfig, RunConfig
+from raygf.config.run import RunConfig
 from raygf.data.base import Dataset
 from raygf.data.load import load_data
-from raygf.errors import ExitFailed, NonFiniteError, RaygfError, ResourceError
+from raygf.errors import ExitFailed, NonFiniteError, RaygfError
 from raygf.models.build import build_model
 from raygf.on_ray.executor import RayExecutor
 from raygf.on_ray.pool import Trainer
@@ -302,24 +301,6 @@ def test_pool_goes_on_after_an_error(pool: RayExecutor, bench: Bench) -> None:
     assert_same_bits(pool.train(bench.state, 14, NONE), bench.local(14))
 
 
-def test_no_failures_allowed(new_pool: Callable[..., Any], bench: Bench) -> None:
-    pool, faults = new_pool(actors=1, max_failures=0)
-    faults.add("kill exit 1 in round 4")
-    (node,) = [worker.place.shown for worker in pool._pool.workers]
-    with pytest.raises(ExitFailed) as caught:
-        pool.train(bench.state, 4, NONE)
-    error = caught.value
-    assert pids_of(faults, 1, 4) == [int(node.split("pid ")[1].rstrip(")"))]
-    assert (error.exit, error.round, error.node, error.exit_code) == (0, 4, node, 1)
-    assert error.cause.startswith("ActorDiedError: ")
-    assert error.knob == "allow more retries with resources.max_failures"
-    assert str(error).startswith(f"exit 1 could not be trained in round 4 on node {node}: ActorDiedError")
-    assert "\n" not in str(error)
-    twin = pickle.loads(pickle.dumps(error))
-    assert type(twin) is ExitFailed
-    assert (twin.args, str(twin)) == (error.args, str(error))
-
-
 def test_more_failures_than_allowed_name_the_last_one(new_pool: Callable[..., Any], bench: Bench) -> None:
     """Every process that was lost is another one, and so is a failure of its own."""
     pool, faults = new_pool(actors=2, max_failures=1)
@@ -351,32 +332,6 @@ def test_stuck_training_is_retried_elsewhere_and_then_ends_the_run(
     assert second != first
     assert caught.value.node.endswith(f"(pid {second})")
     assert caught.value.knob == "give it more time with resources.exit_timeout_s"
-
-
-@pytest.mark.parametrize(
-    "asked, named",
-    [
-        ({"cpus_per_exit": 64.0}, "64 CPUs"),
-        ({"gpus_per_exit": 1.0}, "1 GPUs"),
-    ],
-)
-def test_more_than_any_node_has_is_refused_at_once(
-    cluster: str, bench: Bench, asked: dict[str, float], named: str
-) -> None:
-    started = time.monotonic()
-    with pytest.raises(ResourceError, match=named) as caught:
-        RayExecutor(bench.with_resources(**asked), bench.dataset, EXITS)
-    assert time.monotonic() - started < 5
-    assert f"resources.{next(iter(asked))}" in str(caught.value)
-    assert caught.value.exit_code == 2
-
-
-def test_more_actors_than_the_cluster_holds_are_not_asked_for(
-    new_pool: Callable[..., Any], bench: Bench
-) -> None:
-    """Four CPUs, one of them the driver's: there is room for one actor of two CPUs."""
-    pool, _ = new_pool(cpus_per_exit=2.0)
-    assert len(pool._pool.workers) == len(pids(pool)) == 1
 
 
 def test_closing_ends_the_processes(new_pool: Callable[..., Any]) -> None:
@@ -442,8 +397,3 @@ def test_replacement_that_can_not_be_placed_ends_the_run(
     finally:
         for hog in hogs:
             ray.kill(hog)
-
-
-def test_resources_are_the_default_ones(bench: Bench) -> None:
-    """The tests above speak of a pool as people get it."""
-    assert replace(bench.config.resources) == ResourceConfig()

@@ -111,27 +111,19 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
     return condition()
 
 
-def test_one_worker_stops_and_goes_on_to_the_bits_of_the_local_executor(
+def test_one_worker_gives_the_bits_of_the_local_executor(
     cluster: str, run_job: RunJob, tmp_path: Path
 ) -> None:
     """PCGrad draws the order of the exits; so the draws are the same, too."""
     pcgrad = (*SMALL, "--method", "pcgrad")
     expected = run_job("digits", *pcgrad, *LOCAL, "--storage.name", "local").result
-    mine = (*pcgrad, *ONE, "--storage.name", "train")
-    stopped = run_job("digits", *mine, "--stop-after", "1")
-    assert stopped.code == 0, stopped.err
-    assert [line.split()[0] for line in stopped.err.splitlines()[:6]] == [
-        *("note:", "note:", "note:", "48", "round", "Test"),
+    trained = run_job("digits", *pcgrad, *ONE, "--storage.name", "train")
+    assert trained.code == 0, trained.err
+    assert [line.split()[0] for line in trained.err.splitlines()[:8]] == [
+        *("note:", "note:", "note:", "48", "round", "round", "round", "Test"),
     ], "something else was printed"
-    resumed = run_job("digits", *mine, "--storage.resume", "True")
-    assert resumed.code == 0, resumed.err
-    assert [line.split()[1] for line in resumed.err.splitlines() if line.startswith("round ")] == [
-        "2/3",
-        "3/3",
-    ]
     for key in ("weights_sha256", "test_accuracy", "training_passes", "rounds", "operations"):
-        assert resumed.result[key] == expected[key], key
-    assert stopped.result["weights_sha256"] != expected["weights_sha256"]
+        assert trained.result[key] == expected[key], key
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
     assert sorted(path.name for path in tmp_path.glob("runs/train/*")) == [
         *("round-000002.npz", "round-000003.npz"),
@@ -203,31 +195,3 @@ def test_error_of_one_worker_ends_both_and_comes_back_as_itself(
     with pytest.raises(ConfigError, match=r"^model\.name = .*: ValueError: not here$"):
         driver.prepare()
         list(driver.rounds(""))
-
-
-@pytest.mark.parametrize(
-    "flags, says",
-    [
-        (("--method", "metagf"), "resources.workers = 4: for methods within a step"),
-        (("--method", "delta-pcgrad"), "resources.workers = 4: for methods within a step"),
-        (("--method", "pcgard"), "method = 'pcgard': must be one of"),
-        (("--method", "sgd", *LOCAL), "resources.workers = 4: needs Ray"),
-        (("--method", "sgd", "--batch-size", "7"), "batch_size = 7: must be at least 8"),
-        (("--method", "sgd", "--resources.driver-cpus", "0"), "resources.workers = 4: each needs CPUs"),
-    ],
-)
-def test_what_workers_do_not_go_with_is_refused_at_once(
-    run_job: RunJob, flags: tuple[str, ...], says: str
-) -> None:
-    outcome = run_job("digits", *SMALL, "--resources.workers", "4", *flags)
-    assert (outcome.code, outcome.out) == (2, "")
-    assert outcome.err.splitlines()[-1].startswith(f"error: {says}")
-
-
-def test_more_workers_than_fit_are_refused_at_once(cluster: str, run_job: RunJob) -> None:
-    outcome = run_job("digits", *SMALL, "--method", "sgd", "--resources.workers", "5")
-    assert (outcome.code, outcome.out) == (2, "")
-    says = (
-        "error: the nodes of the cluster can't hold 5 workers (1 CPUs, 0 GPUs each): lower resources.workers"
-    )
-    assert outcome.err.splitlines()[-1].startswith(says)

@@ -131,7 +131,7 @@ def test_nothing_stored_is_pickled(logged: Logged, tracked_run: Any) -> None:
     location = MlflowClient(logged.tracking).get_logged_model(logged.uri.split("/")[-1]).artifact_location
     files = [path for path in Path(location.removeprefix("file://")).rglob("*") if path.is_file()]
     names = {path.name for path in files}
-    assert {"network.npz", "thresholds.json", "serving_definition.py", "MLmodel"} <= names
+    assert {"network.npz", "thresholds.json", "definition.py", "MLmodel"} <= names
     assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pt", ".bin")]
     assert not [path for path in files if path.read_bytes()[:1] == b"\x80"]
 

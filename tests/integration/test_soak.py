@@ -50,7 +50,7 @@ def test_ten_rounds(cluster: str, soak: ModuleType, tmp_path: Path) -> None:
 
 
 def settled_objects(soak: ModuleType, at_most: int | None = None) -> int:
-    """Objects in the store, when they are so few, or when as many as 2 s before.
+    """Objects in the store, when they are so few, or when as many as 1.5 s before.
 
     Ray frees them together, about once a second.
     """
@@ -58,10 +58,10 @@ def settled_objects(soak: ModuleType, at_most: int | None = None) -> int:
     looks = [store.look()[1]]
 
     def settled() -> bool:
-        return looks[-1] <= at_most if at_most is not None else looks[-11:] == looks[-1:] * 11
+        return looks[-1] <= at_most if at_most is not None else looks[-16:] == looks[-1:] * 16
 
     while not settled() and time.monotonic() < until:
-        time.sleep(0.2)
+        time.sleep(0.1)
         looks.append(store.look()[1])
     return int(looks[-1])
 
@@ -104,18 +104,12 @@ def test_what_grows_is_noticed(soak: ModuleType, growth: dict[str, float], names
     assert broken(soak, curves_of(soak, **growth)) == names
 
 
-def test_ray_has_no_bar(soak: ModuleType) -> None:
-    grown = curves_of(soak, memory=2**22, files=1)
-    processes = {"raylet": grown.processes["driver"], soak.IDLE: grown.processes["driver"]}
-    assert broken(soak, soak.Curves(processes, grown.store, grown.history)) == []
-
-
 def test_the_slope_of_a_line_and_of_noise(soak: ModuleType) -> None:
     line = soak.Slope.of(3.0 * np.arange(150) + 7)
     assert line.value == pytest.approx(3.0) and line.half == pytest.approx(0.0, abs=1e-9)
     covered = [
         abs(slope.value) <= slope.half
-        for slope in (soak.Slope.of(np.random.default_rng(seed).normal(size=150)) for seed in range(400))
+        for slope in (soak.Slope.of(np.random.default_rng(seed).normal(size=150)) for seed in range(200))
     ]
     assert 0.92 < np.mean(covered) < 0.98  # what a 95 % interval is
 
