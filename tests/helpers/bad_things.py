@@ -85,6 +85,11 @@ def folder(name: str) -> Make:
     return lambda bench: (bench.folder / name).mkdir(parents=True)
 
 
+def gone(name: str) -> Make:
+    """Without the file ``name``."""
+    return lambda bench: (bench.folder / name).unlink()
+
+
 def link(name: str, target: str) -> Make:
     """A symbolic link, whether or not there is something where it points."""
 
