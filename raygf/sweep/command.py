@@ -28,6 +28,10 @@ FREE_ON_RESUME = (
     *("resources.exit_timeout_s", "resources.max_failures", "resources.max_driver_restarts"),
 )
 """Fields of the runs that may differ when a sweep is resumed."""
+SHORT_FORMS = {
+    "--cpus-per-exit": "--resources.cpus-per-exit",
+    "--gpus-per-exit": "--resources.gpus-per-exit",
+}
 NOT_SWEPT = {
     "rounds": "every trial gets as many training passes as the recipe spends",
     "stop_after": "the sweep itself stops trials",
@@ -72,39 +76,27 @@ def parse_sweep(description: str, argv: Sequence[str], stored: Plan | None = Non
     default = (
         SweepFlags(stored.options, stored.run) if stored else SweepFlags(SweepOptions(), get_recipe(recipe))
     )
-    text = (
-        f"{description} Spaces (--space NAME):\n\n{describe_spaces()}\n\n{describe_recipes(RECIPE, recipe)}"
-    )
-    words = _with_values(rest)
+    short = "; ".join(f"{short} is short for {long}" for short, long in SHORT_FORMS.items())
+    spaces = f"Spaces (--space NAME):\n\n{describe_spaces()}"
+    text = f"{description} {short}. {spaces}\n\n{describe_recipes(RECIPE, recipe)}"
+    words = _written_out(rest)
     flags = parse_flags(SweepFlags, text, words, default, " [--recipe NAME]")
     given = frozenset(word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--"))
-    command = Command(recipe, flags.options, _with_short_forms(flags, given), given)
+    command = Command(recipe, flags.options, flags.run, given)
     if stored:
         _check_same(stored, command)
     return command
 
 
-def _with_values(words: Sequence[str]) -> list[str]:
-    """``--resume`` may stand alone; other flags have a value each."""
+def _written_out(words: Sequence[str]) -> list[str]:
+    """Flags with their whole names, and a value for ``--resume``, which may stand alone."""
     full: list[str] = []
     for word, after in zip(words, [*words, ""][1:], strict=True):
-        full.append(word)
+        flag, equals, value = word.partition("=")
+        full.append(f"{SHORT_FORMS.get(flag, flag)}{equals}{value}")
         if word == "--resume" and after not in ("True", "False"):
             full.append("True")
     return full
-
-
-def _with_short_forms(flags: SweepFlags, given: frozenset[str]) -> RunConfig:
-    """The run with ``--cpus-per-exit`` and ``--gpus-per-exit`` where they belong."""
-    run = flags.run
-    for name in ("cpus_per_exit", "gpus_per_exit"):
-        short, long = getattr(flags.options, name), f"resources.{name}"
-        if short is None:
-            continue
-        if long in given and short != getattr(run.resources, name):
-            raise ConfigError(f"{flag_of(name)} and {flag_of(long)} contradict each other")
-        run = override(run, {long: float(short)})
-    return run
 
 
 def _check_same(stored: Plan, command: Command) -> None:

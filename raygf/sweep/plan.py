@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from raygf.config.fields import Limits, Section, flatten, from_dict, to_dict
-from raygf.config.run import Count, Name, Natural, NotNegative, RunConfig, StorageConfig
+from raygf.config.run import Count, Name, Natural, RunConfig, StorageConfig
 from raygf.errors import ConfigError, StorageError
 from raygf.methods.registry import is_step_method
 from raygf.records import RoundRecord
@@ -57,10 +57,6 @@ class SweepOptions(Section):
     concurrent: Count | None = None
     """Trials that run side by side; by default as many as the cluster holds. A trial's exit actors are made
     fewer so that they do, unless resources.actors is given."""
-    cpus_per_exit: NotNegative | None = None
-    """CPUs of each exit actor: short for resources.cpus-per-exit."""
-    gpus_per_exit: NotNegative | None = None
-    """GPUs of each exit actor: short for resources.gpus-per-exit."""
     max_failures: Natural = 2
     """Times that a trial which crashed is tried again from its checkpoint before it counts as failed."""
     resume: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import ray
@@ -33,22 +33,18 @@ from raygf.training.space import find_ownership
 _WAIT_S = 300.0
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A sweep that can start. ``make``: makes its tuner; ``notes``: what people should know of it."""
-
-    plan: Plan
-    make: Callable[[Plan], tune.Tuner]
-    notes: tuple[str, ...]
-
-
-def prepare(command: Command, space: Space, resources: ResourceConfig) -> Prepared:
+def prepare(
+    command: Command, space: Space, resources: ResourceConfig
+) -> tuple[Plan, Callable[[Plan], tune.Tuner], list[str]]:
     """Try data, network and methods on the cluster, and decide how large trials are.
 
     Args:
         space: one that ``check_space`` has passed. An alternative is left out if its first run can't be used
             and other alternatives can.
         resources: the command's, with the defaults of the cluster that this process is in.
+
+    Returns:
+        The plan, what makes its tuner, and notes for people.
 
     Raises:
         UserError: the data, the network or a method can't be used, or the cluster could never hold a trial.
@@ -78,7 +74,7 @@ def prepare(command: Command, space: Space, resources: ResourceConfig) -> Prepar
     configurations, searcher, trials = make_search(plan, alternatives)
     scheduler = make_scheduler(plan, alternatives)
     make = partial(make_tuner, space=configurations, searcher=searcher, scheduler=scheduler)
-    return Prepared(replace(plan, trials=trials), make, (*space.notes, *dropped, *filter(None, [few])))
+    return replace(plan, trials=trials), make, [*dropped, *filter(None, [few])]
 
 
 def _usable(alternatives: list[Axes], problems: list[list[str]]) -> tuple[list[Axes], list[str]]:

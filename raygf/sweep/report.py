@@ -167,7 +167,8 @@ def objective_figure(rows: Sequence[TrialRow], plan: Plan, best: TrialRow) -> Fi
     The ``best`` trial has a ring.
     """
     scored = [row for row in rows if row.status in _POINTS and row.score is not None]
-    fields = [name for name in plan.fields if len({str(row.values.get(name)) for row in scored}) > 1]
+    values = {name: {str(row.values[name]) for row in scored if name in row.values} for name in plan.fields}
+    fields = [name for name in plan.fields if len(values[name]) > 1]
     columns = min(_COLUMNS, max(1, len(fields)))
     lines = math.ceil(max(1, len(fields)) / columns)
     figure = new_figure(1.2 + 3.4 * columns, 0.7 + 3.0 * lines)

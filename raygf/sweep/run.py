@@ -70,11 +70,10 @@ def run_sweep(argv: Sequence[str]) -> dict[str, Any]:
                 if plan.run.resources.wait_for_resources_s == 0:  # the cluster may be another one now
                     check_fits(plan.run.resources, plan.actors, concurrent, idle_nodes())
                 return _tune(plan, restore_tuner, folder)
-            prepared = prepare(command, space, resources)
-            for note in prepared.notes:
+            plan, make, notes = prepare(command, space, resources)
+            for note in notes:
                 notify(note)
-            plan = replace(prepared.plan, parent=stored.parent if stored else "")
-            return _tune(plan, prepared.make, folder)
+            return _tune(replace(plan, parent=stored.parent if stored else ""), make, folder)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(str(stop) or "the same command: no trial had been started") from None
 
@@ -119,8 +118,12 @@ def _tune(plan: Plan, make: Callable[[Plan], tune.Tuner], folder: SweepFolder) -
         notify(f"sweep {plan.run.storage.name}: {size}; in {folder.path}")
         if warning := temporary_path_warning(plan.run):
             notify(warning)
-        with tune_as_wanted(plan):
-            results = _fit(make(plan))
+        try:
+            with tune_as_wanted(plan):
+                results = make(plan).fit()
+        except tune.TuneError as error:
+            cause = str(error).strip().rpartition("\n")[2].strip()
+            raise RunFailed(f"Ray Tune gave up ({cause}); resume with --resume") from error
         rows = read_rows(list(results), plan, folder)
         best = best_row(rows, plan.mode)
         path = write_report(folder, rows, plan, best)
@@ -134,14 +137,6 @@ def _tune(plan: Plan, make: Callable[[Plan], tune.Tuner], folder: SweepFolder) -
         if run is not None:
             run.finish(sweep_report(rows, plan, best))
         return result_of(rows, plan, best, path)
-
-
-def _fit(tuner: tune.Tuner) -> Any:
-    try:
-        return tuner.fit()
-    except tune.TuneError as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise RunFailed(f"Ray Tune gave up ({lines[-1].strip()}); resume with --resume") from error
 
 
 @contextmanager

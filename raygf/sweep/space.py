@@ -48,8 +48,7 @@ class Space:
     ``loguniform``, ``randint``, ``choice`` and their quantized forms, or one plain value. ``variants``:
     alternatives with fields of their own; every trial takes one of them, and all of ``variables``.
     ``metric``: ``val_accuracy/average``, ``val_accuracy/exit_i`` (from 1), ``val_loss/average`` or
-    ``val_loss/exit_i``. ``search``: how trials are chosen unless ``--search`` says otherwise. ``notes`` are
-    shown when the sweep starts.
+    ``val_loss/exit_i``. ``search``: how trials are chosen unless ``--search`` says otherwise.
     """
 
     variables: Mapping[str, Any] = field(default_factory=dict)
@@ -57,7 +56,6 @@ class Space:
     metric: str = "val_accuracy/average"
     mode: Literal["max", "min"] = "max"
     search: Literal["random", "grid", "optuna"] = "random"
-    notes: Sequence[str] = ()
 
     @property
     def alternatives(self) -> tuple[Values, ...]:

@@ -9,7 +9,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,7 @@ from raygf.compute import derive_seed
 from raygf.sweep.callback import SweepCallback
 from raygf.sweep.plan import PASSES, Plan, SweepFolder, passes_per_round
 from raygf.sweep.schedulers import Population, SchedulerMemory
-from raygf.sweep.space import Axes, Axis, Choice, Values, grid, random
+from raygf.sweep.space import Axes, Axis, Choice, grid, random
 from raygf.sweep.trial import VALUES, placement, run_trial
 
 TRIALS = 8
@@ -56,8 +55,9 @@ def make_search(plan: Plan, alternatives: list[Axes]) -> tuple[dict[str, Any], A
     if options.search == "optuna":
         from ray.tune.search.optuna import OptunaSearch
 
+        asked = partial(suggest, alternatives=alternatives)
         stream = derive_seed(seed, "sweep", "optuna") % 2**32
-        return {}, OptunaSearch(Suggester(alternatives), plan.metric, plan.mode, seed=stream), wanted
+        return {}, OptunaSearch(asked, plan.metric, plan.mode, seed=stream), wanted
     if options.search == "grid":
         listed = grid(alternatives, options.points)
     else:
@@ -65,25 +65,20 @@ def make_search(plan: Plan, alternatives: list[Axes]) -> tuple[dict[str, Any], A
     return {VALUES: tune.grid_search(listed)}, None, len(listed)
 
 
-@dataclass(frozen=True)
-class Suggester:
-    """A space as Optuna reads it: a function that asks for one value after the other."""
+def suggest(trial: Any, alternatives: list[Axes]) -> dict[str, Any]:
+    """A space as Optuna reads it: ask its ``trial`` for one value after the other.
 
-    alternatives: list[Axes]
-
-    def __call__(self, trial: Any) -> dict[str, Any]:
-        """What one trial sets; names have Tune's prefix, which makes them a part of the configuration."""
-        number = 0
-        if len(self.alternatives) > 1:
-            number = trial.suggest_categorical("alternative", list(range(len(self.alternatives))))
-        values: Values = {
-            name: suggest(trial, f"{number}:{name}", axis) for name, axis in self.alternatives[number].items()
-        }
-        return {VALUES: values}
+    Names have Tune's prefix, which makes them a part of the configuration.
+    """
+    number = 0
+    if len(alternatives) > 1:
+        number = trial.suggest_categorical("alternative", list(range(len(alternatives))))
+    axes = alternatives[number]
+    return {VALUES: {name: _suggest_value(trial, f"{number}:{name}", axis) for name, axis in axes.items()}}
 
 
-def suggest(trial: Any, name: str, axis: Axis) -> Any:
-    """Ask Optuna's ``trial`` for a value of ``axis``; choices by their number: Optuna takes plain values."""
+def _suggest_value(trial: Any, name: str, axis: Axis) -> Any:
+    """A value of ``axis``; choices are asked for by their number, for Optuna takes plain values alone."""
     if isinstance(axis, Choice):
         return axis.ends[trial.suggest_categorical(name, list(range(len(axis.ends))))]
     if axis.whole and axis.step is None:

@@ -43,31 +43,31 @@ def prepared(space, run=RUN, **options):
 
 
 def test_the_network_says_how_many_exits_and_passes_there_are(nodes):
-    made = prepared(Space(LR))
-    assert (made.plan.exits, made.plan.actors, made.plan.budget) == (3, 3, 16)
-    assert made.notes == ()
-    assert (made.plan.fields, made.plan.trials, made.plan.options.search) == (("fusion.lr",), 8, "random")
+    plan, _, notes = prepared(Space(LR))
+    assert (plan.exits, plan.actors, plan.budget) == (3, 3, 16)
+    assert notes == []
+    assert (plan.fields, plan.trials, plan.options.search) == (("fusion.lr",), 8, "random")
 
 
 def test_methods_within_a_step_need_no_exit_actors(nodes):
     nodes[:] = [{"CPU": 1.0}]
-    made = prepared(Space(variants=[{"method": "sgd"}, {"method": "pcgrad"}]))
-    assert made.plan.actors == 0
+    plan, _, _ = prepared(Space(variants=[{"method": "sgd"}, {"method": "pcgrad"}]))
+    assert plan.actors == 0
     with pytest.raises(ResourceError, match="1 exit actor"):
         prepared(Space(variants=[{"method": "sgd"}, {"method": "metagf"}]))
 
 
-def test_variants_that_can_not_be_used_are_left_out_with_a_remark(nodes, monkeypatch):
+def test_variants_that_can_not_be_used_are_left_out_with_a_note(nodes, monkeypatch):
     def without_solvers(name, make, exits):
         raise ConfigError(f"method = {name!r} needs solvers that are not installed")
 
     monkeypatch.setattr("raygf.methods.registry.usable", without_solvers)
     variants = [{"method": "upgrad"}, {"method": "sgd"}, {"method": "delta-nashmtl", "loss.aux": 0.2}]
-    made = prepared(Space(LR, variants=variants, notes=("a word",)), search="grid")
-    trials = made.make.keywords["space"]["values"]["grid_search"]
+    _, make, notes = prepared(Space(LR, variants=variants), search="grid")
+    trials = make.keywords["space"]["values"]["grid_search"]
     assert [trial["method"] for trial in trials] == ["sgd"] * 3
-    remark = "left out: method = {!r} needs solvers that are not installed"
-    assert made.notes == ("a word", remark.format("upgrad"), remark.format("nashmtl"))
+    note = "left out: method = {!r} needs solvers that are not installed"
+    assert notes == [note.format("upgrad"), note.format("nashmtl")]
     with pytest.raises(ConfigError, match=r"^space: method = 'upgrad' needs solvers"):
         prepared(Space(LR, variants=variants[:1]))
 
@@ -75,7 +75,7 @@ def test_variants_that_can_not_be_used_are_left_out_with_a_remark(nodes, monkeyp
 def test_a_value_that_the_network_refuses_is_an_error(nodes):
     """The variant as such works, so the mistake is in the value."""
     exits = Space({"loss.coefficients": tune.choice(["ones", "sdn"]), **LR})
-    assert prepared(exits).plan.exits == 3
+    assert prepared(exits)[0].exits == 3
     many = replace(RUN, model=ModelConfig("sweep_parts:EightExits"))
     with pytest.raises(ConfigError, match=r"^space: loss\.coefficients = 'sdn' knows 6 inner exits"):
         prepared(exits, run=many)
@@ -88,9 +88,9 @@ def test_the_metric_must_be_of_an_exit_that_the_network_has(nodes):
 
 def test_a_small_cluster_gives_each_trial_fewer_actors(nodes):
     nodes[:] = [{"CPU": 4.0}]
-    made = prepared(Space(LR), concurrent=2)
-    assert made.plan.actors == 1
-    assert made.notes == ("every trial has 1 exit actor for 3 exits: the cluster has no room for more",)
+    plan, _, notes = prepared(Space(LR), concurrent=2)
+    assert plan.actors == 1
+    assert notes == ["every trial has 1 exit actor for 3 exits: the cluster has no room for more"]
 
 
 def test_probing_leaves_torch_as_it_was(nodes):
