@@ -7,7 +7,7 @@ The bar: at most 1.10.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -16,9 +16,10 @@ from made_up import batches, bind
 from timing import interleave, show
 
 from raygf.compute import generator, resolve_compute
+from raygf.config.recipes import get_recipe
 from raygf.config.run import ComputeConfig, FusionConfig, OptimConfig
-from raygf.fusion.learned import FusionFitter, FusionState
-from raygf.methods.base import JointSGD
+from raygf.fusion.fuse import FusionTask
+from raygf.fusion.learned import LearnedFusion
 from raygf.training.sgd import FlatSGD, train_epoch
 from raygf.training.space import Segments, find_ownership
 
@@ -51,16 +52,17 @@ def main(options: Options) -> None:
     deltas = [
         (1e-3 * torch.randn(bound.space.size, generator=noise)).to(compute.device) for _ in range(exits)
     ]
-    fitter = FusionFitter(bound, segments, segments.spread(owned), FusionConfig(segments=options.segments))
-    state = FusionState.initial(exits, segments.count)
+    config = replace(get_recipe("digits"), fusion=FusionConfig(segments=options.segments))
+    rule = LearnedFusion(config, bound, segments, owned)
     buffers = bound.buffer_tensors(bound.buffer_arrays())
-    method, optimizer = JointSGD(), FlatSGD(bound, OptimConfig(), lr=1e-3)
+    task = FusionTask(base, deltas, buffers, data, 0.1, "benchmark")
+    optimizer = FlatSGD(bound, OptimConfig(), lr=1e-3)
 
     def train() -> None:
-        train_epoch(bound, optimizer, data, lambda losses: method.backward(losses, bound), "benchmark")
+        train_epoch(bound, optimizer, data, lambda losses: torch.autograd.backward(losses.sum()), "benchmark")
 
     def fuse() -> None:
-        fitter.fit(state, base, deltas, buffers, data, 0.1, "benchmark")
+        rule.fit(task)
 
     timings = interleave({"training step": train, "fusion step": fuse}, options.repeats, 1, options.steps)
     ratio = timings["fusion step"].median / timings["training step"].median

@@ -71,7 +71,7 @@ class Nothing:
     ) -> ExitUpdate:
         """A delta of ``round·exits + exit`` everywhere."""
         delta = np.full_like(state.vector, round * exits + exit)
-        return ExitUpdate(exit, delta, {}, 0.0, 0.0, 0, 0.0)
+        return ExitUpdate(exit, delta, {}, 0.0, 0.0, 0.0)
 
 
 def many_exits(exits: int, rounds: int) -> RunConfig:

@@ -49,7 +49,7 @@ class AddConstant:
     ) -> ExitUpdate:
         """A delta of ``exit + 1`` everywhere."""
         delta = np.full_like(state.vector, exit + 1.0)
-        return ExitUpdate(exit, delta, {}, 0.0, 0.0, 0, 0.0)
+        return ExitUpdate(exit, delta, {}, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)

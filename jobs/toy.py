@@ -29,16 +29,17 @@ from matplotlib.axes import Axes
 from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from torch import Tensor
+from torchjd.aggregation import PCGradWeighting
 
 from raygf.cli import main, parse_flags
 from raygf.compute import torch_threads
 from raygf.config.fields import Limits, Section
-from raygf.config.run import MethodConfig, Name
+from raygf.config.run import Name
 from raygf.evaluation.figures import csv_text, legend_outside, new_figure, plain_axes, run_style
 from raygf.evaluation.report import write_files
 from raygf.evaluation.tables import markdown_table
-from raygf.fusion.fuse import carry, fuse, fusion_weights
-from raygf.methods import torchjd
+from raygf.fusion.fuse import fuse, fusion_weights
+from raygf.fusion.learned import carry
 from raygf.training.space import FlatSpace, Segments, Slot
 
 
@@ -60,7 +61,7 @@ def draw_toy(argv: Sequence[str]) -> dict[str, Any]:
         alone = [train_alone(task, config.steps) for task in (0, 1)]
         methods = [
             train_sgd(config.steps),
-            train_weighted("PCGrad", torchjd.pcgrad(MethodConfig()), config.steps),
+            train_weighted("PCGrad", PCGradWeighting(), config.steps),
             train_metagf(config.steps),
         ]
     cases = check_cases()

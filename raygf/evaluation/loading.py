@@ -16,7 +16,7 @@ from raygf.evaluation.outputs import ExitOutputs, collect_outputs
 from raygf.models.build import build_model
 from raygf.models.costs import ExitCost, measure_costs
 from raygf.storage.checkpoint import Checkpoint, load_checkpoint
-from raygf.training.network import BoundNetwork, check_restored
+from raygf.training.network import BoundNetwork
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +121,7 @@ def restore_network(
             "it belongs to another network"
         )
     try:
-        check_restored(bound, checkpoint.network)
+        bound.check_restored(checkpoint.network)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     bound.load(checkpoint.network)

@@ -1,4 +1,9 @@
-"""Do the exits pull apart? Cosines between their expected gradients, and with the update that fuses them."""
+"""What a round reports of its fusion: weights, and how far the exits' expected gradients pull apart.
+
+Cosines between the deltas, and with the update that fuses them. Throughout: n exits, T tensors, S segments;
+Gramians per tensor (T, n, n) or segment (S, n, n), float64 on the CPU; ``owned`` (n, T), bool: which exit
+depends on which tensor.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +14,34 @@ from torch import Tensor
 
 from raygf.fusion.fuse import Fused
 from raygf.records import FusionReport
-from raygf.training.space import Block, FlatSpace, Segments
+from raygf.training.space import Block, Segments
 
 
-def tensor_gramians(deltas: Sequence[Tensor], space: FlatSpace) -> Tensor:
-    """``⟨Δ_i, Δ_j⟩`` within every parameter tensor: (T, n, n), float64, on the CPU.
-
-    Args:
-        deltas: n vectors Δ_i (P,).
-        space: the flat space that they live in.
-    """
-    return segment_gramians(deltas, Segments("tensor", space))
+def fusion_report(deltas: Sequence[Tensor], fused: Fused, segments: Segments, owned: Tensor) -> FusionReport:
+    """The report on ``fused``, made of ``deltas``, n vectors (P,)."""
+    # The conflict is measured on never more than one tensor at a time.
+    fine = segments if segments.kind == "channel" else Segments("tensor", segments.space)
+    alpha = fused.alpha.detach().double()
+    fine_alpha = alpha if alpha.shape[1] == fine.count else alpha.expand(-1, fine.count)
+    per_tensor = segments.slot_means(alpha).masked_fill(~owned, torch.nan)
+    shared = owned & (owned.sum(dim=0) > 1)
+    fine_grams = segment_gramians(deltas, fine)
+    grams = slot_gramians(fine_grams, fine)
+    return FusionReport(
+        weights=per_tensor.numpy(),
+        mean_weight=tuple(per_tensor.masked_fill(~shared, torch.nan).nanmean(dim=1).tolist()),
+        cosine=shared_cosine(grams, owned).numpy(),
+        delta_norm=tuple(delta_norms(grams, owned).tolist()),
+        loss=sum(fused.score.loss),
+        accuracy=fused.score.accuracy,
+        tensor_cosine=tensor_cosines(grams, owned).numpy(),
+        conflict_before=share_before(grams, owned),
+        conflict_after=share_after(fine_grams, fine_alpha, fine, owned),
+    )
 
 
 def segment_gramians(deltas: Sequence[Tensor], segments: Segments) -> Tensor:
-    """``⟨Δ_i, Δ_j⟩`` within every segment: (S, n, n), float64, on the CPU.
-
-    Args:
-        deltas: n vectors Δ_i (P,).
-        segments: the S segments.
-    """
+    """``⟨Δ_i, Δ_j⟩`` within every segment (S, n, n) for n vectors Δ_i (P,)."""
     grams = torch.zeros(segments.count, len(deltas), len(deltas), dtype=torch.float64)
     for block in segments.blocks:
         grams[block.first : block.last] += _block_gramians(deltas, block).double().cpu()
@@ -37,10 +50,6 @@ def segment_gramians(deltas: Sequence[Tensor], segments: Segments) -> Tensor:
 
 def shared_cosine(grams: Tensor, owned: Tensor) -> Tensor:
     """Cosine between every two exits' deltas over the tensors that both own (n, n).
-
-    Args:
-        grams: (T, n, n), from ``tensor_gramians``.
-        owned: mask (n, T), bool.
 
     A pair without a common tensor, or with a zero delta, gets NaN.
     """
@@ -51,15 +60,7 @@ def shared_cosine(grams: Tensor, owned: Tensor) -> Tensor:
 
 
 def shared_gramian(grams: Tensor, owned: Tensor) -> Tensor:
-    """``⟨Δ_i, Δ_j⟩`` over the tensors that at least two exits own, each delta 0 where its exit owns nothing.
-
-    Args:
-        grams: (T, n, n), from ``tensor_gramians``.
-        owned: mask (n, T), bool.
-
-    Returns:
-        (n, n), float64.
-    """
+    """``⟨Δ_i, Δ_j⟩`` (n, n) over the tensors that at least two exits own, 0 where an exit owns nothing."""
     mask = (owned & (owned.sum(dim=0) > 1)).to(grams.dtype)
     return torch.einsum("it,jt,tij->ij", mask, mask, grams)
 
@@ -72,10 +73,6 @@ def delta_norms(grams: Tensor, owned: Tensor) -> Tensor:
 def tensor_cosines(grams: Tensor, owned: Tensor) -> Tensor:
     """Mean cosine of all pairs of exits within each tensor that both own (T,).
 
-    Args:
-        grams: (T, n, n), from ``tensor_gramians``.
-        owned: mask (n, T), bool.
-
     Pairs with a zero delta are left out; NaN where no pair is left, as where fewer than two own the tensor.
     """
     return _pair_cosines(grams, owned).nanmean(dim=1)
@@ -85,10 +82,6 @@ def share_before(grams: Tensor, owned: Tensor) -> float:
     """Share of negative cosines (0–1) over all pairs of exits and all tensors that both own; NaN if none.
 
     The paper (Section 1) calls two gradients in conflict when their cosine is negative.
-
-    Args:
-        grams: (T, n, n), from ``tensor_gramians``.
-        owned: mask (n, T), bool.
     """
     return _negative_share(_pair_cosines(grams, owned))
 
@@ -98,12 +91,7 @@ def share_after(grams: Tensor, alpha: Tensor, segments: Segments, owned: Tensor)
 
     Counted are the tensors that at least two exits own: where one is alone, the update is its own delta.
     ``⟨Δ_i, Σ_j α_j Δ_j⟩ = Σ_j α_j ⟨Δ_i, Δ_j⟩`` segment by segment, so no vector of length P is needed.
-
-    Args:
-        grams: (S, n, n), from ``segment_gramians``.
-        alpha: fusion weights (n, S).
-        segments: the S segments, none of which reaches over several tensors.
-        owned: mask of the tensors (n, T), bool.
+    ``grams`` are those of the segments, none of which reaches over several tensors; ``alpha`` (n, S).
     """
     dot = _slot_sums(torch.einsum("js,sij->is", alpha.to(grams.dtype), grams), segments)
     square = _slot_sums(grams.diagonal(dim1=1, dim2=2).T, segments)
@@ -142,33 +130,3 @@ def _slot_sums(values: Tensor, segments: Segments) -> Tensor:
 def _negative_share(values: Tensor) -> float:
     known = values[~values.isnan()]
     return float((known < 0).double().mean())  # the mean of nothing is NaN
-
-
-class FusionReporter:
-    """Reports on fusions of one network; ``owned`` (n, T): which exit depends on which tensor."""
-
-    def __init__(self, segments: Segments, owned: Tensor) -> None:
-        self._segments = segments
-        self._owned = owned
-        # What the conflict is measured on: never more than one tensor at a time.
-        self._fine = segments if segments.kind == "channel" else Segments("tensor", segments.space)
-
-    def report(self, deltas: Sequence[Tensor], fused: Fused) -> FusionReport:
-        """The report on ``fused``, made of ``deltas``, n vectors (P,)."""
-        alpha, owned = fused.alpha.detach().double(), self._owned
-        per_tensor = self._segments.slot_means(alpha).masked_fill(~owned, torch.nan)
-        shared = owned & (owned.sum(dim=0) > 1)
-        fine_alpha = alpha if alpha.shape[1] == self._fine.count else alpha.expand(-1, self._fine.count)
-        fine_grams = segment_gramians(deltas, self._fine)
-        grams = slot_gramians(fine_grams, self._fine)
-        return FusionReport(
-            weights=per_tensor.numpy(),
-            mean_weight=tuple(per_tensor.masked_fill(~shared, torch.nan).nanmean(dim=1).tolist()),
-            cosine=shared_cosine(grams, owned).numpy(),
-            delta_norm=tuple(delta_norms(grams, owned).tolist()),
-            loss=sum(fused.score.loss),
-            accuracy=fused.score.accuracy,
-            tensor_cosine=tensor_cosines(grams, owned).numpy(),
-            conflict_before=share_before(grams, owned),
-            conflict_after=share_after(fine_grams, fine_alpha, self._fine, owned),
-        )

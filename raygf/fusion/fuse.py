@@ -1,4 +1,4 @@
-"""The fused vector W + ε Σ_i α_i Δ_i, and its gradient with respect to α.
+"""Fusing deltas: the weights α (paper, Eq. 10), and W + ε Σ_i α_i Δ_i with its gradient (inside of Eq. 11).
 
 The deltas are n separate vectors of length P, so that on the CPU they may stay where the object store put
 them, and nothing of size n × P is ever allocated. The CPU walks block by block (a block fits the cache, every
@@ -7,18 +7,41 @@ delta is read once); CUDA walks exit by exit (few kernels, whatever the number o
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from raygf.config.run import RunConfig
 from raygf.data.base import Batch
 from raygf.records import ExitScore
-from raygf.training.network import Arrays
+from raygf.training.losses import exit_hits, make_losses
+from raygf.training.network import Arrays, BoundNetwork
 from raygf.training.space import Block, Segments
+
+Normalisation = Literal["softmax", "sigmoid"]
+
+
+def fusion_weights(eta: Tensor, owned: Tensor, normalise: Normalisation = "softmax") -> Tensor:
+    """The weights α (n, S) of n exits in S segments; every column that has an owner sums to 1.
+
+    Paper, Eq. 10, restricted to the exits that own the segment:
+    ``α_i = m_i e^{η_i} / Σ_j m_j e^{η_j}``; with "sigmoid" σ(η) stands in place of e^η.
+
+    Args:
+        eta: logits (n, S).
+        owned: mask m (n, S), bool. A segment that no exit owns gets weight 0 from all.
+        normalise: "softmax" (the paper) or "sigmoid".
+    """
+    if normalise == "sigmoid":
+        eta = F.logsigmoid(eta)  # then σ(η) / Σ σ(η) is its softmax, and safe for any η
+    # In an orphaned column all are let in, so that its softmax is finite; the product then clears it.
+    allowed = owned | ~owned.any(dim=0)
+    return torch.softmax(eta.masked_fill(~allowed, -torch.inf), dim=0) * owned
 
 
 def fuse(base: Tensor, deltas: Sequence[Tensor], weights: Tensor, segments: Segments) -> Tensor:
@@ -110,7 +133,7 @@ def dot_by_exit(vector: Tensor, deltas: Sequence[Tensor], weights: Tensor, segme
 
 def _owners(weights: Tensor, segments: Segments) -> Iterator[tuple[int, Block, list[int]]]:
     """Every block that has one, with its number and the exits whose weight is not 0 in all of it."""
-    used = torch.nn.functional.pad((weights != 0).cumsum(dim=1), (1, 0))
+    used = F.pad((weights != 0).cumsum(dim=1), (1, 0))
     first, last = segments.edges
     table = (used[:, last] > used[:, first]).T.tolist()
     for number, (block, row) in enumerate(zip(segments.blocks, table, strict=True)):
@@ -125,11 +148,27 @@ def _cube(rows: Sequence[Tensor], parts: int) -> Tensor:
 
 
 @dataclass(frozen=True)
+class FusionTask:
+    """What a rule fuses in one round: ``deltas``, n vectors (P,), into ``base`` W (P,).
+
+    ``buffers``: the network's, fresh copies that may be written to. ``batches``: one shuffled, augmented pass
+    over the training set. ``lr``: learning rate of what the rule learns. ``where``: names the pass in errors.
+    """
+
+    base: Tensor
+    deltas: Sequence[Tensor]
+    buffers: dict[str, Tensor]
+    batches: Iterable[Batch]
+    lr: float
+    where: str
+
+
+@dataclass(frozen=True)
 class Fused:
     """The outcome of a rule.
 
     ``alpha`` (n, S): the fusion weights. ``vector`` (P,): W + ε Σ_i α_i Δ_i. ``buffers``: with BatchNorm
-    statistics gathered in a pass over the training set in train mode; ``score``: of the network in that pass.
+    statistics gathered in the pass in train mode; ``score``: of the network in that pass.
     """
 
     alpha: Tensor
@@ -138,66 +177,43 @@ class Fused:
     score: ExitScore
 
 
-class FusionRule(Protocol):
-    """Fuses once a round; may keep arrays from round to round."""
+class FusionRule(ABC):
+    """Fuses the exits' deltas once a round; may keep arrays from round to round."""
 
-    def fuse(
-        self,
-        base: Tensor,
-        deltas: Sequence[Tensor],
-        buffers: dict[str, Tensor],
-        batches: Iterable[Batch],
-        lr: float,
-        where: str,
-    ) -> Fused:
-        """Fuse ``deltas``, n vectors (P,), into ``base`` (P,).
+    def __init__(self, config: RunConfig, bound: BoundNetwork, segments: Segments, owned: Tensor) -> None:
+        """``owned`` (n, T): which exit depends on which tensor."""
+        self._config = config.fusion
+        self._bound = bound
+        self._segments = segments
+        self._owned = segments.spread(owned).to(bound.compute.device)  # the mask m (n, S)
+        self._losses = make_losses(config.loss)
 
-        Args:
-            buffers: the network's buffers, fresh copies that may be written to.
-            batches: one shuffled, augmented pass over the training set.
-            lr: learning rate of what the rule learns.
-            where: names the pass in errors.
+    @abstractmethod
+    def fuse(self, task: FusionTask) -> Fused:
+        """Weigh the deltas and merge them.
 
         Raises:
             NonFiniteError: a loss or weight is not finite.
         """
-        ...
 
     def arrays(self) -> Arrays:
         """What belongs to the checkpoint."""
-        ...
+        return {}
 
-    def restore(self, arrays: Arrays) -> None:
+    def restore(self, arrays: Arrays) -> None:  # noqa: B027 - some rules keep nothing
         """Take back what ``arrays`` gave.
 
         Raises:
             KeyError: one is missing.
             CheckpointError: they belong to another network.
         """
-        ...
 
+    def merged(self, task: FusionTask, alpha: Tensor) -> Tensor:
+        """``W + ε Σ_i α_i Δ_i`` (P,) for weights α (n, S)."""
+        return fuse(task.base, task.deltas, self._config.epsilon * alpha, self._segments)
 
-Normalisation = Literal["softmax", "sigmoid"]
-
-
-def fusion_weights(eta: Tensor, owned: Tensor, normalise: Normalisation = "softmax") -> Tensor:
-    """The weights α (n, S) of n exits in S segments; every column that has an owner sums to 1.
-
-    Paper, Eq. 10, restricted to the exits that own the segment:
-    ``α_i = m_i e^{η_i} / Σ_j m_j e^{η_j}``; with "sigmoid" σ(η) stands in place of e^η.
-
-    Args:
-        eta: logits (n, S).
-        owned: mask m (n, S), bool. A segment that no exit owns gets weight 0 from all.
-        normalise: "softmax" (the paper) or "sigmoid".
-    """
-    if normalise == "sigmoid":
-        eta = F.logsigmoid(eta)  # then σ(η) / Σ σ(η) is its softmax, and safe for any η
-    # In an orphaned column all are let in, so that its softmax is finite; the product then clears it.
-    allowed = owned | ~owned.any(dim=0)
-    return torch.softmax(eta.masked_fill(~allowed, -torch.inf), dim=0) * owned
-
-
-def carry(old: Tensor, fitted: Tensor, ema: float) -> Tensor:
-    """What the next round starts from: ``ema·η_old + (1 − ema)·η_fitted``, detached from any graph."""
-    return (ema * old + (1 - ema) * fitted).detach()
+    def scores(self, vector: Tensor, task: FusionTask, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Losses and hits of the exits (n,) on ``batch`` with the network at ``vector`` (P,)."""
+        images, labels = batch
+        logits = self._bound.forward_at(vector, task.buffers, images)
+        return self._losses(logits, labels), exit_hits(logits, labels)

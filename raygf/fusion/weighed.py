@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
-from raygf.data.base import Batch
+from raygf.config.run import RunConfig
 from raygf.errors import NonFiniteError
-from raygf.fusion.conflict import shared_gramian, tensor_gramians
-from raygf.fusion.fuse import Fused, fuse
+from raygf.fusion.conflict import segment_gramians, shared_gramian
+from raygf.fusion.fuse import Fused, FusionRule, FusionTask
 from raygf.methods.base import Weighting, weigh
-from raygf.records import ExitScore
-from raygf.training.losses import ExitLosses, Tally, exit_hits
-from raygf.training.network import Arrays, BoundNetwork
+from raygf.training.losses import Tally
+from raygf.training.network import BoundNetwork
 from raygf.training.space import Segments
 
 
-class WeighedFusion:
+class WeighedFusion(FusionRule):
     """``α_i^s = m_i^s w_i / Σ_j m_j^s w_j`` with one ``w_i`` an exit.
 
     ``w`` comes from a weighting of the Gramian of the deltas over the tensors that exits share. Dividing by
@@ -30,60 +26,31 @@ class WeighedFusion:
 
     def __init__(
         self,
-        weighting: Weighting,
+        config: RunConfig,
         bound: BoundNetwork,
         segments: Segments,
         owned: Tensor,
-        epsilon: float,
-        losses_of: ExitLosses,
+        weighting: Weighting,
     ) -> None:
-        """``owned`` (n, T): which exit depends on which tensor."""
+        super().__init__(config, bound, segments, owned)
+        self._tensor_owners = owned
         self._weighting = weighting
-        self._bound = bound
-        self._segments = segments
-        self._owned = owned
-        self._epsilon = epsilon
-        self._losses = losses_of
 
-    def fuse(
-        self,
-        base: Tensor,
-        deltas: Sequence[Tensor],
-        buffers: dict[str, Tensor],
-        batches: Iterable[Batch],
-        lr: float,
-        where: str,
-    ) -> Fused:
-        """See ``FusionRule.fuse``; nothing is learned, so ``lr`` is not used."""
-        gramian = shared_gramian(tensor_gramians(deltas, self._bound.space), self._owned)
+    def fuse(self, task: FusionTask) -> Fused:
+        """Weigh and merge; the pass over the training set only gathers BatchNorm statistics."""
+        grams = segment_gramians(task.deltas, Segments("tensor", self._bound.space))
         try:
-            weights = weigh(self._weighting, gramian.float())
+            weights = weigh(self._weighting, shared_gramian(grams, self._tensor_owners).float())
         except NonFiniteError as error:
-            raise NonFiniteError(f"{where}: {error}; lower optim.lr") from None
-        alpha = owner_shares(weights, self._segments.spread(self._owned))
-        vector = fuse(base, deltas, self._epsilon * alpha.to(base.device), self._segments)
-        return Fused(alpha, vector, buffers, self._recalibrate(vector, buffers, batches, where))
-
-    def arrays(self) -> Arrays:
-        """Nothing is kept."""
-        return {}
-
-    def restore(self, arrays: Arrays) -> None:
-        """Nothing to take back."""
-
-    @torch.no_grad()
-    def _recalibrate(
-        self, vector: Tensor, buffers: dict[str, Tensor], batches: Iterable[Batch], where: str
-    ) -> ExitScore:
-        """Let BatchNorm statistics gather in ``buffers``, in train mode at the fused weights."""
-        named = {**self._bound.space.views(vector), **buffers}
+            raise NonFiniteError(f"{task.where}: {error}; lower optim.lr") from None
+        alpha = owner_shares(weights, self._owned.cpu())
+        vector = self.merged(task, alpha.to(task.base.device))
         self._bound.network.train()
         tally = Tally()
-        for images, labels in batches:
-            with self._bound.compute.autocast():
-                logits = functional_call(self._bound.network, named, (images,))
-            tally.add(self._losses(logits, labels), exit_hits(logits, labels), len(labels))
-        return tally.finite_score("", where)
+        with torch.no_grad():
+            for batch in task.batches:
+                tally.add(*self.scores(vector, task, batch), len(batch[1]))
+        return Fused(alpha, vector, task.buffers, tally.finite_score(task.where))
 
 
 def owner_shares(weights: Tensor, owned: Tensor) -> Tensor:

@@ -1,16 +1,16 @@
-"""The interface of within-step methods."""
+"""Within-step methods: the interface, joint SGD, and weighing the exits' gradients by their Gramian."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from raygf.config.run import MethodConfig
-from raygf.errors import ConfigError, NonFiniteError
+from raygf.errors import NonFiniteError
 from raygf.training.network import BoundNetwork
 from raygf.training.peers import ALONE, Peers
 from raygf.training.space import FlatSpace
@@ -49,10 +49,13 @@ class StepMethod(ABC):
 
 
 class JointSGD(StepMethod):
-    """``g = Σ_i ∇(c_i CE_i)``."""
+    """``g = Σ_i ∇(c_i CE_i)``: the exits' losses are added (the paper's MSDNet and SDN baselines)."""
+
+    def __init__(self, setting: Setting) -> None:
+        """Nothing of ``setting`` is needed."""
 
     def backward(self, losses: Tensor, bound: BoundNetwork) -> None:
-        """See ``StepMethod.backward``: one backward pass of the sum."""
+        """One backward pass of the sum."""
         torch.autograd.backward(losses.sum())
         bound.peers.sum_(bound.grad)
 
@@ -61,83 +64,23 @@ Weighting = Callable[[Tensor], Tensor]
 """From ``G_ij = g_i·g_j`` (n, n), float32 on the CPU, to the weights (n,) of ``Σ_i w_i g_i``."""
 
 
-def usable(name: str, make: Callable[[], Weighting], exits: int) -> Weighting:
-    """The weighting ``name``, tried once on a harmless Gramian.
-
-    Raises:
-        ConfigError: it needs a package that is not installed; names the command that brings it.
-    """
-    try:
-        make()(torch.eye(max(2, exits)) + 0.5)
-        return make()
-    except ImportError:
-        raise ConfigError(
-            f"method = {name!r} needs solvers that are not installed: pip install 'raygf[methods]'"
-        ) from None
-
-
-def weigh(weighting: Weighting, gramian: Tensor) -> Tensor:
-    """``weighting`` of ``gramian`` (n, n), on the Gramian's device; a lone exit has weight 1.
-
-    Raises:
-        NonFiniteError: the Gramian is not finite, which some weightings would silently turn into ordinary
-            weights; names the exit.
-    """
-    finite = torch.isfinite(gramian.diagonal())
-    if not finite.all():
-        exits = (~finite).nonzero()[:, 0] + 1
-        raise NonFiniteError(f"the gradient of exit {exits[0]} is not finite")
-    if len(gramian) == 1:
-        return torch.ones_like(gramian[0])
-    if not gramian.diagonal().any():
-        return torch.zeros_like(gramian[0])  # there is nothing to weigh, and solvers would fail
-    weights = weighting(gramian.float().cpu()).to(gramian)
-    if not torch.isfinite(weights).all():
-        raise NonFiniteError("the weights of the exits' gradients are not finite")
-    return weights
-
-
-def scaled(gramian: Tensor) -> tuple[Tensor, Tensor]:
-    """The Gramian (n, n) of the gradients divided by their root mean square length, and that length ().
-
-    For TorchJD's solvers: their tolerances are fixed numbers, so that with short gradients they would stop
-    too early or take them for zero.
-    """
-    length = gramian.diagonal().mean().sqrt()
-    return gramian / length**2, length
-
-
-def scale_free(solve: Weighting) -> Weighting:
-    """``solve``, whose weights do not depend on the gradients' scale, on gradients of ordinary length."""
-    return lambda gramian: solve(scaled(gramian)[0])
-
-
-def merged_ranges(stretches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Sorted stretches [start, stop) with neighbours that touch made one."""
-    merged: list[tuple[int, int]] = []
-    for start, stop in stretches:
-        if merged and merged[-1][1] == start:
-            merged[-1] = (merged[-1][0], stop)
-        else:
-            merged.append((start, stop))
-    return merged
-
-
 class GramianMethod(StepMethod):
     """Shared parameters get ``Σ_i w_i g_i``, parameters owned by one exit its plain gradient.
 
     ``w`` comes from the Gramian of the gradients of the shared parameters, all of them taken as one vector.
     """
 
-    def __init__(self, weighting: Weighting, owned: Tensor, space: FlatSpace) -> None:
-        """``owned`` (n, T): which exit depends on which tensor of ``space``."""
+    def __init__(self, weighting: Weighting, setting: Setting) -> None:
         self._weighting = weighting
-        shared = (owned.sum(dim=0) > 1).tolist()
-        slots = list(zip(space.slots, shared, strict=True))
-        self._shared = merged_ranges([(slot.start, slot.stop) for slot, is_shared in slots if is_shared])
+        self._shared: list[tuple[int, int]] = []  # stretches [start, stop), those that touch made one
+        for slot, owners in zip(setting.space.slots, setting.owned.sum(dim=0).tolist(), strict=True):
+            if owners > 1 and self._shared and self._shared[-1][1] == slot.start:
+                self._shared[-1] = (self._shared[-1][0], slot.stop)
+            elif owners > 1:
+                self._shared.append((slot.start, slot.stop))
 
     def backward(self, losses: Tensor, bound: BoundNetwork) -> None:
-        """See ``StepMethod.backward``: one backward pass an exit; holds an (n, P) matrix meanwhile."""
+        """One backward pass an exit; holds an (n, P) matrix meanwhile."""
         rows = bound.peers.sum_(exit_gradients(losses, bound))
         combine(rows, self._shared, self._weighting, bound.grad, bound.peers)
 
@@ -170,3 +113,23 @@ def combine(
     weights = peers.first_(weigh(weighting, gramian))
     for start, stop in shared:
         torch.mv(rows[:, start:stop].T, weights, out=out[start:stop])
+
+
+def weigh(weighting: Weighting, gramian: Tensor) -> Tensor:
+    """``weighting`` of ``gramian`` (n, n), on the Gramian's device; a lone exit has weight 1.
+
+    Raises:
+        NonFiniteError: the Gramian is not finite, which some weightings would silently turn into ordinary
+            weights; names the exit.
+    """
+    bad = (~torch.isfinite(gramian.diagonal())).nonzero()
+    if len(bad):
+        raise NonFiniteError(f"the gradient of exit {int(bad[0]) + 1} is not finite")
+    if len(gramian) == 1:
+        return torch.ones_like(gramian[0])
+    if not gramian.diagonal().any():
+        return torch.zeros_like(gramian[0])  # there is nothing to weigh, and solvers would fail
+    weights = weighting(gramian.float().cpu()).to(gramian)
+    if not torch.isfinite(weights).all():
+        raise NonFiniteError("the weights of the exits' gradients are not finite")
+    return weights

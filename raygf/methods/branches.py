@@ -16,19 +16,19 @@ from raygf.models.multi_exit import MultiExitNetwork
 from raygf.training.network import BoundNetwork
 
 Change = Callable[[Tensor], Tensor]
-"""What becomes of a gradient of any shape: one of the same shape. The argument is not written to."""
+"""From a gradient of any shape to one of the same shape; the argument is not written to."""
 
 
 @dataclass(frozen=True)
 class Branch:
-    """What becomes of the two gradients that meet where an exit branches off."""
+    """The changes of the two gradients that meet where an exit branches off."""
 
     from_head: Change
     from_deeper: Change
 
 
 BranchAt = Callable[[MultiExitNetwork, int], Branch]
-"""The branch of an exit (from 0) of a network. Nothing comes from deeper at the last one."""
+"""From a network and an exit (from 0) to its branch. Nothing comes from deeper at the last exit."""
 
 
 class BranchMethod(StepMethod):
@@ -49,7 +49,7 @@ class BranchMethod(StepMethod):
         self._handles = list(_hook(network, branch_at))
 
     def backward(self, losses: Tensor, bound: BoundNetwork) -> None:
-        """See ``StepMethod.backward``."""
+        """One backward pass of the sum."""
         torch.autograd.backward(losses.sum())
         bound.peers.sum_(bound.grad)
 

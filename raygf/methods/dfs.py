@@ -14,23 +14,27 @@ had with one unchanged network: the steps take as long as those of joint SGD.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from raygf.methods.base import Setting
 from raygf.methods.branches import Branch, BranchMethod, Change
 from raygf.models.attach import ChannelsFirst
 from raygf.models.multi_exit import MultiExitNetwork
 
 
 class DeepFeatureSurgery(BranchMethod):
-    """Each channel at a branch gets its gradient either from the head or from deeper."""
+    """Every channel at a branch gets its gradient either from the head or from deeper."""
 
-    def __init__(self, network: nn.Module, beta: float) -> None:
-        """``beta`` (0–1): the share β of channels that train for deeper exits; see ``BranchMethod``."""
-        super().__init__("dfs", network, lambda network, exit: partition(network, exit, beta))
+    def __init__(self, setting: Setting) -> None:
+        beta = setting.config.dfs_beta
+        super().__init__("dfs", setting.network, lambda network, exit: partition(network, exit, beta))
 
 
 def partition(network: MultiExitNetwork, exit: int, beta: float) -> Branch:
-    """What each side of the branch of ``exit`` (from 0) keeps of its gradient."""
+    """What each side of the branch of ``exit`` (from 0) keeps of its gradient.
+
+    ``beta`` (0–1): the share β of channels that train for deeper exits.
+    """
     if exit + 1 == len(network.heads):
         return Branch(_whole, _whole)
     last = any(isinstance(module, ChannelsFirst) for module in network.heads[exit].modules())

@@ -1,5 +1,5 @@
 """Gradient Equilibrium: Li, Zhang, Qi, Yang, Huang, "Improved Techniques for Training Adaptive Deep
-Networks", ICCV 2019.
+Networks", ICCV 2019; and BoostNet's gradient rescaling, which is the same rule.
 
 At the branch of exit i (from 1, of n) the gradient that comes from its head is scaled by ``1/(n − i +
 1)`` and the one that comes from deeper by ``(n − i)/(n − i + 1)``: the backbone receives a mean of the
@@ -9,8 +9,7 @@ SGD.
 
 from __future__ import annotations
 
-from torch import nn
-
+from raygf.methods.base import Setting
 from raygf.methods.branches import Branch, BranchMethod, Change
 from raygf.models.multi_exit import MultiExitNetwork
 
@@ -18,9 +17,21 @@ from raygf.models.multi_exit import MultiExitNetwork
 class GradientEquilibrium(BranchMethod):
     """Both gradients of every branch scaled, so that what goes on is a mean."""
 
-    def __init__(self, network: nn.Module) -> None:
-        """See ``BranchMethod``."""
-        super().__init__("ge", network, equilibrium)
+    def __init__(self, setting: Setting) -> None:
+        super().__init__("ge", setting.network, equilibrium)
+
+
+class BoostNetRescaling(BranchMethod):
+    """Yu, Li, Hua, Huang, Shi, "Boosted Dynamic Neural Networks", AAAI 2023: a mean over the exits.
+
+    ``dL/db_i = 1/(n − i + 1) · Σ_{j ≥ i} dL_j/db_i`` for the features ``b_i`` of stage i (Eq. 7). That is
+    what Gradient Equilibrium's two factors multiply out to, and the authors' program uses those very factors.
+    What else BoostNet does, every exit adding to the shallower ones' logits, changes the network and is not
+    part of it.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__("boostnet", setting.network, equilibrium)
 
 
 def equilibrium(network: MultiExitNetwork, exit: int) -> Branch:
@@ -31,11 +42,3 @@ def equilibrium(network: MultiExitNetwork, exit: int) -> Branch:
 
 def _scaled(factor: float) -> Change:
     return lambda gradient: gradient * factor
-
-
-class BoostNetRescaling(BranchMethod):
-    """The mean over the exits behind a stage, taken branch by branch."""
-
-    def __init__(self, network: nn.Module) -> None:
-        """See ``BranchMethod``."""
-        super().__init__("boostnet", network, equilibrium)

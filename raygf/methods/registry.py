@@ -1,70 +1,23 @@
-"""The training methods by name."""
+"""The training methods by name, those of the user's own included."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from raygf.config.run import MethodConfig
 from raygf.errors import ConfigError, RaygfError, import_function, user_error
 from raygf.methods import torchjd
-from raygf.methods.base import GramianMethod, JointSGD, Setting, StepMethod, Weighting, usable
+from raygf.methods.base import GramianMethod, JointSGD, Setting, StepMethod, Weighting
 from raygf.methods.dfs import DeepFeatureSurgery
 from raygf.methods.ge import BoostNetRescaling, GradientEquilibrium
 
+Make = Callable[[Setting], StepMethod | Weighting]
+"""Makes a method anew; a function of the user's own ("package.module:function") is one of these, too."""
 
-def make_own(name: str, setting: Setting) -> Weighting | StepMethod:
-    """What the function ``name`` ("package.module:function") returns, fresh; a weighting is tried once.
-
-    Raises:
-        ConfigError: the function can't be imported or fails, or returns something else.
-    """
-    made = _call(name, setting)
-    if isinstance(made, StepMethod):
-        return made
-    _checked(name, made)(torch.eye(max(2, len(setting.owned))) + 0.5)
-    return _checked(name, _call(name, setting))  # a weighting may remember what it has seen
-
-
-def _call(name: str, setting: Setting) -> object:
-    function = import_function("method", name)
-    try:
-        return function(setting)
-    except RaygfError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise user_error("method", name, "the function failed", error) from error
-
-
-def _checked(name: str, weighting: object) -> Weighting:
-    if not callable(weighting):
-        kind = type(weighting).__name__
-        raise ConfigError(
-            f"method = {name!r}: the function must return a weighting, itself a function, or a StepMethod, "
-            f"not {kind}"
-        )
-
-    def weigh(gramian: Tensor) -> Tensor:
-        try:
-            weights: object = weighting(gramian)
-        except RaygfError:
-            raise
-        except Exception as error:
-            raise user_error("method", name, "the weighting failed", error) from error
-        if not isinstance(weights, Tensor) or weights.shape != gramian.shape[:1]:
-            given = f"a tensor {tuple(weights.shape)}" if isinstance(weights, Tensor) else f"{weights!r:.40}"
-            raise ConfigError(
-                f"method = {name!r}: the weighting must return one weight per exit, a tensor "
-                f"({len(gramian)},), not {given}"
-            )
-        return weights
-
-    return weigh
-
-
-WEIGHTINGS: dict[str, Callable[[MethodConfig], Weighting]] = {
+WEIGHTINGS: dict[str, Make] = {
     "pcgrad": torchjd.pcgrad,
     "cagrad": torchjd.cagrad,
     "mgda": torchjd.mgda,
@@ -76,13 +29,16 @@ WEIGHTINGS: dict[str, Callable[[MethodConfig], Weighting]] = {
     "gradvac": torchjd.gradvac,
     "config": torchjd.conflict_free,
 }
-BRANCH_METHODS: dict[str, Callable[[Setting], StepMethod]] = {
-    "ge": lambda setting: GradientEquilibrium(setting.network),
-    "boostnet": lambda setting: BoostNetRescaling(setting.network),
-    "dfs": lambda setting: DeepFeatureSurgery(setting.network, setting.config.dfs_beta),
+METHODS: dict[str, Make] = {
+    "sgd": JointSGD,
+    "ge": GradientEquilibrium,
+    "boostnet": BoostNetRescaling,
+    "dfs": DeepFeatureSurgery,
+    **WEIGHTINGS,
 }
-STEP_METHODS = ("sgd", *BRANCH_METHODS, *WEIGHTINGS)
 DELTA = "delta-"
+"""Before the name of a weighting: it weighs the deltas of a round, not the gradients of a step."""
+STEP_METHODS = tuple(METHODS)
 ROUND_METHODS = ("metagf", f"{DELTA}mean", *(DELTA + name for name in WEIGHTINGS))
 
 
@@ -107,29 +63,76 @@ def make_step_method(name: str, setting: Setting) -> StepMethod:
     """The within-step method ``name``, fresh.
 
     Raises:
-        ConfigError: it needs a package that is not installed, or another kind of network.
+        ConfigError: it needs a package that is not installed, or another kind of network; or it is a function
+            that can't be imported, fails, or returns something else.
     """
-    if name == "sgd":
-        return JointSGD()
-    if name in BRANCH_METHODS:
-        return BRANCH_METHODS[name](setting)
-    made = make_own(name, setting) if ":" in name else make_weighting(name, setting)
-    if isinstance(made, StepMethod):  # a function of the user's own may return either
-        return made
-    return GramianMethod(made, setting.owned, setting.space)
+    made = _make(name, setting)
+    return made if isinstance(made, StepMethod) else GramianMethod(made, setting)
 
 
 def make_weighting(name: str, setting: Setting) -> Weighting:
     """The weighting ``name``, fresh; "mean" weighs all alike, a name with a colon is the user's function.
 
     Raises:
-        ConfigError: it needs a package that is not installed, can't be imported, or is no weighting.
+        ConfigError: see ``make_step_method``; or it is a step method.
     """
-    if ":" in name:
-        made = make_own(name, setting)
-        if isinstance(made, StepMethod):
-            raise ConfigError(f"method = {name!r}: a step method can't weigh deltas; leave out {DELTA!r}")
-        return made
     if name == "mean":
         return lambda gramian: torch.ones(len(gramian)) / len(gramian)
-    return usable(name, lambda: WEIGHTINGS[name](setting.config), len(setting.owned))
+    made = _make(name, setting)
+    if isinstance(made, StepMethod):
+        raise ConfigError(f"method = {name!r}: a step method can't weigh deltas; leave out {DELTA!r}")
+    return made
+
+
+def _make(name: str, setting: Setting) -> StepMethod | Weighting:
+    """The method ``name``, fresh; a weighting is tried once on a harmless Gramian."""
+    make = _own(name) if ":" in name else METHODS[name]
+    try:
+        made = make(setting)
+        if isinstance(made, StepMethod):
+            return made
+        made(torch.eye(max(2, len(setting.owned))) + 0.5)
+        return make(setting)  # a weighting may remember what it has seen
+    except ImportError:
+        raise ConfigError(
+            f"method = {name!r} needs solvers that are not installed: pip install 'raygf[methods]'"
+        ) from None
+
+
+def _own(name: str) -> Make:
+    """The user's function ``name``; errors of it, and of the weighting that it returns, name it."""
+    function = import_function("method", name)
+
+    def make(setting: Setting) -> StepMethod | Weighting:
+        made = _called(name, "the function failed", function, setting)
+        if not callable(made) and not isinstance(made, StepMethod):
+            raise ConfigError(
+                f"method = {name!r}: the function must return a weighting, itself a function, or a "
+                f"StepMethod, not {type(made).__name__}"
+            )
+        return made if isinstance(made, StepMethod) else _checked(name, made)
+
+    return make
+
+
+def _checked(name: str, weighting: Callable[[Tensor], Any]) -> Weighting:
+    def weigh(gramian: Tensor) -> Tensor:
+        weights = _called(name, "the weighting failed", weighting, gramian)
+        if not isinstance(weights, Tensor) or weights.shape != gramian.shape[:1]:
+            given = f"a tensor {tuple(weights.shape)}" if isinstance(weights, Tensor) else f"{weights!r:.40}"
+            raise ConfigError(
+                f"method = {name!r}: the weighting must return one weight per exit, a tensor "
+                f"({len(gramian)},), not {given}"
+            )
+        return weights
+
+    return weigh
+
+
+def _called(name: str, what: str, function: Callable[[Any], Any], argument: object) -> Any:
+    try:
+        return function(argument)
+    except RaygfError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise user_error("method", name, what, error) from error

@@ -5,163 +5,127 @@ TorchJD is imported when a weighting is made: it takes time, and some weightings
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from raygf.config.run import MethodConfig
-from raygf.methods.base import Weighting, scale_free, scaled
+from raygf.methods.base import Setting, Weighting
 
 
-def pcgrad(config: MethodConfig) -> Weighting:
+def scaled(gramian: Tensor) -> tuple[Tensor, Tensor]:
+    """The Gramian (n, n) of the gradients divided by their root mean square length, and that length ().
+
+    For TorchJD's solvers: their tolerances are fixed numbers, so that with short gradients they would stop
+    too early or take them for zero.
+    """
+    length = gramian.diagonal().mean().sqrt()
+    return gramian / length**2, length
+
+
+def scale_free(solve: Weighting) -> Weighting:
+    """``solve``, whose weights do not depend on the gradients' scale, on gradients of ordinary length."""
+    return lambda gramian: solve(scaled(gramian)[0])
+
+
+def _solver(name: str, **options: float) -> Weighting:
+    """TorchJD's weighting of this name. Raises ImportError where a solver that it needs is not installed."""
+    made: Weighting = getattr(importlib.import_module("torchjd.aggregation"), name)(**options)
+    return made
+
+
+def pcgrad(setting: Setting) -> Weighting:
     """PCGrad: Yu, Kumar, Gupta, Levine, Hausman, Finn, "Gradient Surgery for Multi-Task Learning", NeurIPS
     2020.
 
-    Every gradient is projected onto the normal plane of each other that it conflicts with, in random order,
-    and the results are added (Meta-GF paper, Eq. 3): ``ĝ_i = g_i − (g_i·g_j / ‖g_j‖²) g_j`` where ``g_i·g_j <
-    0``. Equal or orthogonal gradients are left alone: the weights are then all 1 and sum to n.
-
-    The weighting; its order of projections comes from torch's global generator.
+    Every gradient is projected onto the normal plane of each other that it conflicts with, in random order
+    (from torch's global generator), and the results are added (Meta-GF paper, Eq. 3):
+    ``ĝ_i = g_i − (g_i·g_j / ‖g_j‖²) g_j`` where ``g_i·g_j < 0``. Equal or orthogonal gradients are left
+    alone: the weights are then all 1 and sum to n.
     """
-    from torchjd.aggregation import PCGradWeighting
-
-    made: Weighting = PCGradWeighting()
-    return made
+    return _solver("PCGradWeighting")
 
 
-def gradvac(config: MethodConfig) -> Weighting:
+def gradvac(setting: Setting) -> Weighting:
     """GradVac: Wang, Tsvetkov, Firat, Cao, "Gradient Vaccine", ICLR 2021.
 
-    Like PCGrad, but every pair is brought to a cosine that is a moving average of what has been seen (β =
-    0.5), not just to zero. Equal gradients: the weights sum to n.
-
-    The weighting; it remembers cosines from step to step within a round.
+    Like PCGrad, but every pair is brought to a cosine that is a moving average of what has been seen within
+    the round (β = 0.5), not just to zero. Equal gradients: the weights sum to n.
     """
-    from torchjd.aggregation import GradVacWeighting
-
-    return scale_free(GradVacWeighting())
+    return scale_free(_solver("GradVacWeighting"))
 
 
-def cagrad(config: MethodConfig) -> Weighting:
+def cagrad(setting: Setting) -> Weighting:
     """CAGrad: Liu, Liu, Jin, Stone, Liu, "Conflict-Averse Gradient Descent for Multi-task Learning", NeurIPS
     2021.
 
-    ``max_d min_i g_i·d`` subject to ``‖d − g_0‖ ≤ c ‖g_0‖``, ``g_0`` the mean gradient. With ``c = 0`` it is
-    the mean; for equal gradients the weights sum to 1 + c.
-
-    The weighting with the configured radius c.
+    ``max_d min_i g_i·d`` subject to ``‖d − g_0‖ ≤ c ‖g_0‖``, ``g_0`` the mean gradient, c the configured
+    radius. With ``c = 0`` it is the mean; for equal gradients the weights sum to 1 + c.
     """
-    from torchjd.aggregation import CAGradWeighting
-
-    return scale_free(CAGradWeighting(c=config.cagrad_c))
+    return scale_free(_solver("CAGradWeighting", c=setting.config.cagrad_c))
 
 
-def mgda(config: MethodConfig) -> Weighting:
+def mgda(setting: Setting) -> Weighting:
     """MGDA: Désidéri, "Multiple-Gradient Descent Algorithm (MGDA)", 2012; Sener, Koltun, NeurIPS 2018.
 
-    The shortest vector of the gradients' convex hull: ``min_w ‖Σ_i w_i g_i‖²``, ``w ≥ 0``, ``Σ w = 1``.
-
-    The weighting, by Frank-Wolfe steps; its weights sum to 1.
+    The shortest vector of the gradients' convex hull, by Frank-Wolfe steps: ``min_w ‖Σ_i w_i g_i‖²``,
+    ``w ≥ 0``, ``Σ w = 1``.
     """
-    from torchjd.aggregation import MGDAWeighting
-
-    made: Weighting = MGDAWeighting()
-    return made
+    return _solver("MGDAWeighting")
 
 
-def upgrad(config: MethodConfig) -> Weighting:
+def upgrad(setting: Setting) -> Weighting:
     """UPGrad: Quinton, Rey, "Jacobian Descent for Multi-Objective Optimization", 2024.
 
-    Every gradient is projected onto the dual cone of all of them, so that no loss rises to first order, and
-    the projections are averaged. Equal gradients: the weights sum to 1.
-
-    The weighting; solves n small quadratic programs.
+    Every gradient is projected onto the dual cone of all of them (n small quadratic programs), so that no
+    loss rises to first order, and the projections are averaged. Equal gradients: the weights sum to 1.
     """
-    from torchjd.aggregation import UPGradWeighting
-
-    return scale_free(UPGradWeighting())
+    return scale_free(_solver("UPGradWeighting"))
 
 
-def imtlg(config: MethodConfig) -> Weighting:
+def imtlg(setting: Setting) -> Weighting:
     """IMTL-G: Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021.
 
     The combination whose projections onto all unit gradients are equal: ``d·g_i/‖g_i‖`` is the same for all
-    i, ``Σ w = 1``.
-
-    The weighting; its weights sum to 1 and may be negative.
+    i. ``Σ w = 1``; weights may be negative.
     """
-    from torchjd.aggregation import IMTLGWeighting
-
-    made: Weighting = IMTLGWeighting()
-    return made
+    return _solver("IMTLGWeighting")
 
 
-def alignedmtl(config: MethodConfig) -> Weighting:
+def alignedmtl(setting: Setting) -> Weighting:
     """Aligned-MTL: Senushkin, Patakin, Kuznetsov, Konushin, "Independent Component Alignment for Multi-Task
     Learning", CVPR 2023.
 
     The gradients' principal components are given equal singular values (the smallest one) and the mean is
-    taken.
-
-    The weighting; for orthogonal gradients of equal length the weights sum to 1.
+    taken. For orthogonal gradients of equal length the weights sum to 1.
     """
-    from torchjd.aggregation import AlignedMTLWeighting
-
-    made: Weighting = AlignedMTLWeighting()
-    return made
+    return _solver("AlignedMTLWeighting")
 
 
-def fairgrad(config: MethodConfig) -> Weighting:
+def fairgrad(setting: Setting) -> Weighting:
     """FairGrad: Ban, Ji, "Fair Resource Allocation in Multi-Task Learning", ICML 2024.
 
-    ``G w = w^(-1/α)`` with α = 1 (proportional fairness). The scale falls with the gradients' length: for n
-    equal unit gradients each weight is ``1/√n``.
-
-    The weighting; solves n nonlinear equations.
+    ``G w = w^(-1/α)`` with α = 1 (proportional fairness), n nonlinear equations. The scale falls with the
+    gradients' length: for n equal unit gradients each weight is ``1/√n``.
     """
-    from torchjd.aggregation import FairGradWeighting
-
-    solve = FairGradWeighting(alpha=1.0)
+    solve = _solver("FairGradWeighting", alpha=1.0)
 
     def weights(gramian: Tensor) -> Tensor:
         normalised, length = scaled(gramian)
-        found: Tensor = solve(normalised) / length
-        return found
+        return solve(normalised) / length
 
     return weights
 
 
-def nashmtl(config: MethodConfig) -> Weighting:
+def nashmtl(setting: Setting) -> Weighting:
     """Nash-MTL: Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022.
 
-    ``G w = 1/w``, the Nash bargaining solution; the update's length, √n, is clipped to 1.
-
-    The weighting; it warm-starts from the step before within a round.
+    ``G w = 1/w``, the Nash bargaining solution; the update's length, √n, is clipped to 1. Within a round each
+    solution starts from the one of the step before.
     """
     return _NashMTL()
-
-
-def conflict_free(config: MethodConfig) -> Weighting:
-    """ConFIG: Liu, Chu, Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed Neural
-    Networks", ICLR 2025.
-
-    The direction that has the same cosine with every gradient, as long as the sum of the gradients'
-    projections on it: ``u = pinv(U) 1`` for unit gradients U, ``d = (Σ_i g_i·u) u / ‖u‖²``.
-
-    The weighting, worked out from the Gramian alone; for equal gradients the weights sum to n.
-    """
-    return _conflict_free_weights
-
-
-def _conflict_free_weights(gramian: Tensor) -> Tensor:
-    lengths = gramian.diagonal().sqrt()
-    cosines = gramian / torch.outer(lengths, lengths)
-    raw = torch.linalg.pinv(cosines, hermitian=True) @ torch.ones_like(lengths) / lengths
-    unit = raw / (raw @ gramian @ raw).sqrt()
-    weights: Tensor = unit * (gramian @ unit).sum()
-    return weights
 
 
 class _NashMTL:
@@ -181,3 +145,23 @@ class _NashMTL:
             warnings.simplefilter("ignore", UserWarning)  # the solver's advice to its own authors
             weights: Tensor = self._solver(torch.linalg.cholesky(normalised + ridge))
         return weights / length
+
+
+def conflict_free(setting: Setting) -> Weighting:
+    """ConFIG: Liu, Chu, Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed Neural
+    Networks", ICLR 2025.
+
+    The direction that has the same cosine with every gradient, as long as the sum of the gradients'
+    projections on it: ``u = pinv(U) 1`` for unit gradients U, ``d = (Σ_i g_i·u) u / ‖u‖²``; worked out here
+    from the Gramian alone. For equal gradients the weights sum to n.
+    """
+
+    def weights(gramian: Tensor) -> Tensor:
+        lengths = gramian.diagonal().sqrt()
+        cosines = gramian / torch.outer(lengths, lengths)
+        raw = torch.linalg.pinv(cosines, hermitian=True) @ torch.ones_like(lengths) / lengths
+        unit = raw / (raw @ gramian @ raw).sqrt()
+        found: Tensor = unit * (gramian @ unit).sum()
+        return found
+
+    return weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -12,13 +13,13 @@ from raygf.config.fields import to_dict
 from raygf.config.run import RunConfig
 from raygf.data.base import Dataset
 from raygf.data.load import load_data
-from raygf.errors import CheckpointError, ConfigError, NonFiniteError
+from raygf.errors import CheckpointError, NonFiniteError
 from raygf.evaluation.outputs import evaluate
 from raygf.methods.registry import check_method, is_step_method
 from raygf.models.build import build_model
 from raygf.models.costs import measure_costs
 from raygf.records import ExitScore, HistoryLog, Notify, RoundRecord, RunEnd, RunStart, ignore
-from raygf.rounds.base import RoundMethod, RoundOutcome, require_finite, skip_or_raise, skipped
+from raygf.rounds.base import RoundMethod, RoundOutcome, skip_or_raise
 from raygf.rounds.delta import DeltaRound
 from raygf.rounds.step import StepRound
 from raygf.storage.checkpoint import Checkpoint
@@ -27,7 +28,7 @@ from raygf.storage.lock import Owner
 from raygf.storage.run_storage import RunStorage
 from raygf.training.exit_trainer import Executor
 from raygf.training.losses import decay_factor, loss_coefficients
-from raygf.training.network import BoundNetwork, NetworkState, check_restored
+from raygf.training.network import BoundNetwork, NetworkState, as_tensor, not_finite
 from raygf.training.peers import ALONE, Peers
 from raygf.training.space import find_ownership
 
@@ -55,7 +56,7 @@ class Driver:
         """
         Args:
             owner: the job that this driver is one of; by default one of its own.
-            say: told at once, in one line, of trouble that is being dealt with.
+            notify: gets one line at once on trouble that is being dealt with.
             open_folder: makes the folder that the checkpoints are in.
 
         Raises:
@@ -153,12 +154,19 @@ class Driver:
         started = time.perf_counter()
         try:
             outcome = self._method.run(self._state, round)
-            require_finite(outcome.state, self._bound.space, round)
+            state = outcome.state
+            if bad := not_finite(self._bound.space, as_tensor(state.vector), state.buffers):
+                raise NonFiniteError(
+                    f"round {round}: the weights became infinite or NaN: {bad}; nothing was stored; "
+                    "lower optim.lr"
+                )
             return outcome
         except NonFiniteError as error:
             note = skip_or_raise(error, round, self._config, self._history.skipped)
         self._method.restore(before)
-        return skipped(self._state, self._exits, time.perf_counter() - started, note)
+        unknown = ExitScore((math.nan,) * self._exits, (math.nan,) * self._exits)
+        seconds = {"train": time.perf_counter() - started}
+        return RoundOutcome(self._state, unknown, seconds, notes=(note,), skipped=True)
 
     def _record(
         self, round: int, outcome: RoundOutcome, val: ExitScore | None, evaluate_s: float
@@ -185,10 +193,9 @@ class Driver:
         example = self._dataset.spec.blank(2, bound.compute.device)
         owned = find_ownership(bound.network, example, bound.space)
         self._exits = owned.shape[0]
-        try:
-            loss_coefficients(1, config.rounds, self._exits, config.loss)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+        loss_coefficients(
+            1, config.rounds, self._exits, config.loss
+        )  # refuses early what has no coefficients
         if is_step_method(config.method):
             return StepRound(config, bound, self._batches, owned)
         executor = self._make_executor(config, self._dataset, self._exits)
@@ -198,7 +205,7 @@ class Driver:
         if checkpoint is None:
             self._state = self._bound.state()
             return
-        check_restored(self._bound, checkpoint.network)
+        self._bound.check_restored(checkpoint.network)
         try:
             self._method.restore(checkpoint.method)
         except KeyError as error:

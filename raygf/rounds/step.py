@@ -14,14 +14,14 @@ from raygf.data.base import BatchSource
 from raygf.errors import RunFailed
 from raygf.methods.base import Setting
 from raygf.methods.registry import make_step_method
-from raygf.rounds.base import RoundOutcome
+from raygf.rounds.base import RoundMethod, RoundOutcome
 from raygf.training.losses import decay_factor, loss_coefficients, make_losses
 from raygf.training.network import Arrays, BoundNetwork, NetworkState, to_numpy
 from raygf.training.peers import average_buffers
 from raygf.training.sgd import FlatSGD, train_epoch
 
 
-class StepRound:
+class StepRound(RoundMethod):
     """Trains with the configured method, momentum running on from round to round as in ordinary SGD.
 
     Where ``bound`` has peers, every worker makes a round of its own share of each batch, with the same
@@ -46,33 +46,30 @@ class StepRound:
         self._momentum: Tensor | None = None
 
     def run(self, state: NetworkState, round: int) -> RoundOutcome:
-        """See ``RoundMethod.run``.
+        """Train one epoch from ``state``.
 
         Raises:
+            NonFiniteError: a loss or weight is not finite.
             RunFailed: the workers' weights are no longer the same.
         """
         config, bound, started = self._config, self._bound, time.perf_counter()
+        exits = len(self._setting.owned)
         coefficients = torch.tensor(
-            loss_coefficients(round, config.rounds, len(self._setting.owned), config.loss),
-            device=bound.compute.device,
+            loss_coefficients(round, config.rounds, exits, config.loss), device=bound.compute.device
         )
+        lr = config.optim.lr * decay_factor(round, config.rounds, config.optim)
         method = make_step_method(config.method, self._setting)
-        with seeded_globals(config.seed, *_stream(round, bound.peers.rank)):
+        with seeded_globals(config.seed, *_stream(round, bound.peers.rank)), closing(method):
             bound.load(state)
-            optimizer = FlatSGD(
-                bound, config.optim, config.optim.lr * decay_factor(round, config.rounds, config.optim)
+            optimizer = FlatSGD(bound, config.optim, lr, self._momentum)
+            score = train_epoch(
+                bound,
+                optimizer,
+                self._batches.train(config.seed, "step", round),
+                lambda losses: method.backward(losses * coefficients, bound),
+                where=f"{config.method}, round {round}",
+                losses_of=self._losses,
             )
-            if self._momentum is not None:
-                optimizer.momentum = self._momentum
-            with closing(method):
-                result = train_epoch(
-                    bound,
-                    optimizer,
-                    self._batches.train(config.seed, "step", round),
-                    lambda losses: method.backward(losses * coefficients, bound),
-                    where=f"{config.method}, round {round}",
-                    losses_of=self._losses,
-                )
         self._momentum = optimizer.momentum
         average_buffers(list(bound.network.buffers()), bound.peers)
         if not bound.peers.same(bound.vector):
@@ -81,21 +78,17 @@ class StepRound:
                 "of one kind, and let a method of your own add up gradients with bound.peers.sum_; the last "
                 "checkpoint stands"
             )
-        return RoundOutcome(bound.state(), result.score, {"train": time.perf_counter() - started})
+        return RoundOutcome(bound.state(), score, {"train": time.perf_counter() - started})
 
     def arrays(self) -> Arrays:
         """The momentum (P,)."""
         return {} if self._momentum is None else {"momentum": to_numpy(self._momentum)}
 
     def restore(self, arrays: Arrays) -> None:
-        """See ``RoundMethod.restore``."""
         momentum = arrays.get("momentum")
         if momentum is not None:
             self._bound.check_vector("momenta", momentum)
         self._momentum = None if momentum is None else self._bound.tensor(momentum)
-
-    def close(self) -> None:
-        """Nothing to give back."""
 
 
 def _stream(round: int, rank: int) -> tuple[str | int, ...]:

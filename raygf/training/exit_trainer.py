@@ -1,4 +1,7 @@
-"""Training one exit for one epoch: a pure function of the broadcast state, the exit and the round."""
+"""Training one exit for one epoch, and the executor that trains all of them in this process.
+
+A training is a pure function of the broadcast state, the exit and the round.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from raygf.compute import (
     EXIT_KNOBS,
@@ -43,7 +45,6 @@ class ExitUpdate:
     buffers: Arrays
     loss: float
     accuracy: float
-    steps: int
     seconds: float
     momentum: Vector | None = None
 
@@ -76,16 +77,17 @@ class ExitTrainer:
             NonFiniteError: a loss or weight is not finite.
         """
         config, bound, started = self._config, self._bound, time.perf_counter()
+        coefficients = loss_coefficients(round, config.rounds, exits, config.loss)
+        weights = torch.tensor(
+            exit_loss_weights(exit, coefficients, config.loss.aux), device=bound.compute.device
+        )
+        lr = config.optim.lr * decay_factor(round, config.rounds, config.optim)
+        start = None if momentum is None else bound.tensor(momentum)
         key = ("exit", round, exit)
         with torch_threads(config.resources.cpus_per_exit), seeded_globals(config.seed, *key):
             bound.load(state)
-            optimizer = FlatSGD(
-                bound, config.optim, config.optim.lr * decay_factor(round, config.rounds, config.optim)
-            )
-            if momentum is not None:
-                optimizer.momentum = bound.tensor(momentum)
-            weights = self._loss_weights(exit, exits, round)
-            result = train_epoch(
+            optimizer = FlatSGD(bound, config.optim, lr, start)
+            score = train_epoch(
                 bound,
                 optimizer,
                 self._batches.train(config.seed, *key),
@@ -94,26 +96,16 @@ class ExitTrainer:
                 losses_of=self._losses,
             )
             delta = (bound.vector - bound.tensor(state.vector)).cpu().numpy()
+        carried = optimizer.momentum if config.optim.carry_momentum else None
         return ExitUpdate(
             exit,
             delta,
             bound.buffer_arrays(),
-            result.score.loss[exit],
-            result.score.accuracy[exit],
-            result.steps,
+            score.loss[exit],
+            score.accuracy[exit],
             time.perf_counter() - started,
-            self._momentum(optimizer),
+            None if carried is None else to_numpy(carried),
         )
-
-    def _loss_weights(self, exit: int, exits: int, round: int) -> Tensor:
-        coefficients = loss_coefficients(round, self._config.rounds, exits, self._config.loss)
-        return torch.tensor(
-            exit_loss_weights(exit, coefficients, self._config.loss.aux), device=self._bound.compute.device
-        )
-
-    def _momentum(self, optimizer: FlatSGD) -> Vector | None:
-        carried = self._config.optim.carry_momentum
-        return to_numpy(optimizer.momentum) if carried and optimizer.momentum is not None else None
 
 
 @dataclass(frozen=True)
@@ -156,7 +148,7 @@ class LocalExecutor:
         self._batch_size = config.batch_size
 
     def train(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> Trained:
-        """See ``Executor.train``; the exits' times add up."""
+        """Train the exits one after the other; their times add up."""
         updates = tuple(self._train(state, exit, round, momenta) for exit in range(len(momenta)))
         return Trained(updates, 0.0, sum(update.seconds for update in updates), 0.0)
 

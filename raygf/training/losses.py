@@ -1,4 +1,4 @@
-"""Cross-entropy and accuracy of all exits at once."""
+"""The exits' losses, their coefficients over the rounds, and the scores of a pass. Rounds count from 1."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raygf.config.run import LossConfig, OptimConfig
-from raygf.errors import NonFiniteError
+from raygf.errors import ConfigError, NonFiniteError
 from raygf.records import ExitScore
 from raygf.training.peers import ALONE, Peers
 
@@ -69,13 +69,6 @@ _SDN_LAST = (0.15, 0.30, 0.45, 0.60, 0.75, 0.90)
 _SDN_FIRST = 0.01
 
 
-def decay_factor(round: int, rounds: int, optim: OptimConfig) -> float:
-    """The factor of both learning rates in ``round``: ``decay`` once for every milestone passed."""
-    done = round - 1 + 1e-9  # 0.55 * 100 is a little more than 55
-    passed = sum(done >= share * rounds for share in optim.milestones)
-    return float(optim.decay**passed)
-
-
 def loss_coefficients(round: int, rounds: int, exits: int, loss: LossConfig) -> tuple[float, ...]:
     """The coefficients ``c_i`` of the exits' losses in ``round``.
 
@@ -83,12 +76,15 @@ def loss_coefficients(round: int, rounds: int, exits: int, loss: LossConfig) -> 
     in the last one, the final exit keeps 1 (Kaya, Hong, Dumitras 2019).
 
     Raises:
-        ValueError: "sdn" knows the end points of at most six inner exits.
+        ConfigError: "sdn" has end points for at most six inner exits.
     """
     if loss.coefficients == "ones":
         return (1.0,) * exits
     if exits - 1 > len(_SDN_LAST):
-        raise ValueError(f"loss.coefficients = 'sdn' knows {len(_SDN_LAST)} inner exits, not {exits - 1}")
+        raise ConfigError(
+            f"loss.coefficients = 'sdn' supports at most {len(_SDN_LAST)} inner exits; this network has "
+            f"{exits - 1}"
+        )
     share = (round - 1) / max(1, rounds - 1)
     return (*(_SDN_FIRST + share * (last - _SDN_FIRST) for last in _SDN_LAST[: exits - 1]), 1.0)
 
@@ -96,6 +92,13 @@ def loss_coefficients(round: int, rounds: int, exits: int, loss: LossConfig) -> 
 def exit_loss_weights(exit: int, coefficients: tuple[float, ...], aux: float) -> tuple[float, ...]:
     """Weights of all losses while ``exit`` trains: its own coefficient, ``aux`` (λ) times the others'."""
     return tuple(c if j == exit else aux * c for j, c in enumerate(coefficients))
+
+
+def decay_factor(round: int, rounds: int, optim: OptimConfig) -> float:
+    """The factor of both learning rates in ``round``: ``decay`` once for every milestone passed."""
+    done = round - 1 + 1e-9  # 0.55 * 100 is a little more than 55
+    passed = sum(done >= share * rounds for share in optim.milestones)
+    return float(optim.decay**passed)
 
 
 class Tally:
@@ -122,47 +125,41 @@ class Tally:
 
     def score(self) -> ExitScore:
         """Means over the images."""
-        return self._scored(self._history())
+        return self._means(self._history())
 
-    def finite_score(self, layer: str, where: str) -> ExitScore:
-        """As ``score``; see ``require_finite`` for the arguments and the error."""
+    def finite_score(self, where: str, bad_weight: str = "") -> ExitScore:
+        """Means over the images, which must be finite.
+
+        Args:
+            where: names the pass in errors.
+            bad_weight: which weights are not finite after the last step, if any.
+
+        Raises:
+            NonFiniteError: a loss or weight is not finite; names the exit and the step.
+        """
         history = self._history()
-        require_finite(history, layer, where)
-        return self._scored(history)
+        bad = (~torch.isfinite(history)).nonzero()
+        if len(bad):
+            step, exit = bad[0].tolist()
+            raise NonFiniteError(
+                f"{where}: the loss of exit {exit + 1} became {history[step, exit]:g} at step {step + 1}; "
+                f"{f'not finite after the last step: {bad_weight}; ' if bad_weight else ''}"
+                "lower optim.lr or set compute.precision to fp32"
+            )
+        if bad_weight:
+            raise NonFiniteError(
+                f"{where}: a weight became infinite or NaN in the last step, {len(history)}: {bad_weight}; "
+                "lower optim.lr"
+            )
+        return self._means(history)
 
     def _history(self) -> Tensor:
         """The losses of all batches (steps, n), on the CPU."""
         return self._peers.sum_(torch.stack(self._losses)).cpu()
 
-    def _scored(self, history: Tensor) -> ExitScore:
-        return mean_score(history, self._peers.sum_(torch.stack(self._hits)).cpu(), self._sizes)
-
-
-def mean_score(losses: Tensor, hits: Tensor, sizes: list[int]) -> ExitScore:
-    """Means over images of per-batch mean losses and hit counts, both (steps, n) on the CPU."""
-    weights = torch.tensor(sizes, dtype=torch.float64)
-    loss = (losses.double() * weights[:, None]).sum(0) / weights.sum()
-    accuracy = hits.double().sum(0) / weights.sum()
-    return ExitScore(tuple(loss.tolist()), tuple(accuracy.tolist()))
-
-
-def require_finite(history: Tensor, layer: str, where: str) -> None:
-    """Raise NonFiniteError unless the losses (steps, n) are finite and ``layer`` is empty.
-
-    Args:
-        layer: the weights that are not finite after the last step, for people; see ``not_finite``.
-        where: names the training.
-    """
-    bad = (~torch.isfinite(history)).nonzero()
-    if len(bad):
-        step, exit = bad[0].tolist()
-        raise NonFiniteError(
-            f"{where}: the loss of exit {exit + 1} became {history[step, exit]:g} at step {step + 1}; "
-            f"{f'not finite after the last step: {layer}; ' if layer else ''}"
-            "lower optim.lr or set compute.precision to fp32"
-        )
-    if layer:
-        raise NonFiniteError(
-            f"{where}: a weight became infinite or NaN in the last step, {len(history)}: {layer}; "
-            "lower optim.lr"
-        )
+    def _means(self, losses: Tensor) -> ExitScore:
+        hits = self._peers.sum_(torch.stack(self._hits)).cpu()
+        weights = torch.tensor(self._sizes, dtype=torch.float64)
+        loss = (losses.double() * weights[:, None]).sum(0) / weights.sum()
+        accuracy = hits.double().sum(0) / weights.sum()
+        return ExitScore(tuple(loss.tolist()), tuple(accuracy.tolist()))

@@ -1,4 +1,7 @@
-"""A network whose parameters and gradients are views of two flat vectors."""
+"""A network whose trainable parameters live in one flat vector, and its state as NumPy arrays.
+
+The arrays are what is broadcast, returned and stored.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from raygf.compute import Compute
 from raygf.errors import CheckpointError
@@ -53,15 +57,31 @@ class BoundNetwork:
         self.peers = peers
         self.network = network.to(compute.device)
         self.space = FlatSpace.of(network)
-        self.vector = self.space.pack(dict(network.named_parameters()))
-        self.grad = torch.zeros_like(self.vector)
         parameters = dict(network.named_parameters())
+        self.vector = self.space.pack(parameters)
+        self.grad = torch.zeros_like(self.vector)
         frozen = {name: p.data for name, p in parameters.items() if name not in self.space.names}
         self._rest = {**frozen, **dict(network.named_buffers())}
         grads = self.space.views(self.grad)
         for name, view in self.space.views(self.vector).items():
             parameters[name].data = view
             parameters[name].grad = grads[name]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Every exit's logits (B, classes), in the configured number format."""
+        with self.compute.autocast():
+            logits: list[Tensor] = self.network(images)
+        return logits
+
+    def forward_at(self, vector: Tensor, buffers: dict[str, Tensor], images: Tensor) -> list[Tensor]:
+        """As ``forward``, with views of ``vector`` (P,) as parameters; gradients flow back into it.
+
+        In train mode BatchNorm statistics gather in ``buffers``; the network itself stays as it is.
+        """
+        named = {**self.space.views(vector), **buffers}
+        with self.compute.autocast():
+            logits: list[Tensor] = functional_call(self.network, named, (images,))
+        return logits
 
     def load(self, state: NetworkState) -> None:
         """Copy ``state`` in.
@@ -96,6 +116,14 @@ class BoundNetwork:
         if vector.dtype != np.float32:
             raise CheckpointError(f"the checkpoint's {what} are {vector.dtype}, not float32")
 
+    def check_restored(self, state: NetworkState) -> None:
+        """Raise CheckpointError unless ``state`` belongs to this network and is finite throughout."""
+        self.check(state)
+        if bad := not_finite(self.space, as_tensor(state.vector), state.buffers):
+            raise CheckpointError(
+                f"the checkpoint's weights are not finite: {bad}; take an earlier checkpoint"
+            )
+
     def state(self) -> NetworkState:
         """A copy of what the network holds now."""
         return NetworkState(to_numpy(self.vector), self.buffer_arrays())
@@ -105,7 +133,7 @@ class BoundNetwork:
         return {name: to_numpy(tensor) for name, tensor in self._rest.items()}
 
     def buffer_tensors(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-        """``arrays`` as fresh tensors on the device, for ``torch.func.functional_call``."""
+        """``arrays`` as fresh tensors on the device, for ``forward_at``."""
         return {name: as_tensor(array).clone().to(self.compute.device) for name, array in arrays.items()}
 
     def tensor(self, vector: Vector) -> Tensor:
@@ -114,7 +142,7 @@ class BoundNetwork:
 
 
 def _kind(values: Tensor | np.ndarray) -> str:
-    """The number format, the same name for both."""
+    """The number format, by the same name for tensors and arrays."""
     return str(values.dtype).removeprefix("torch.")
 
 
@@ -130,37 +158,17 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
     return tensor.detach().to("cpu", copy=True).numpy()
 
 
-def not_finite(vector: Tensor, space: FlatSpace) -> str:
-    """The shallowest parameter tensor in which ``vector`` (P,) is not finite, for people; "" if it is.
+def not_finite(space: FlatSpace, vector: Tensor, buffers: Mapping[str, np.ndarray] | None = None) -> str:
+    """The first parameter tensor of ``vector`` (P,), or buffer, that is not finite; "" if all are.
 
     ``stages.0.conv.weight (12 of 432 values), the first of 7 tensors``
     """
-    if torch.isfinite(vector.sum(dtype=torch.float64)):  # the usual case, one pass over the memory
-        return ""
-    parts = torch.split(vector, [slot.stop - slot.start for slot in space.slots])
-    counts = [int((~torch.isfinite(part)).sum()) for part in parts]
-    entries = zip(space.names, counts, map(len, parts), strict=True)
-    return _said([entry for entry in entries if entry[1]])
-
-
-def buffers_not_finite(buffers: Mapping[str, NDArray[Any]]) -> str:
-    """As ``not_finite``, for the buffers of a network: running statistics of BatchNorm."""
-    tensors = {name: as_tensor(array) for name, array in buffers.items()}
+    tensors = {name: as_tensor(array) for name, array in (buffers or {}).items()}
+    if not torch.isfinite(vector.sum(dtype=torch.float64)):  # in the usual case one pass over the memory
+        tensors = {**space.views(vector), **tensors}
     counts = {name: int((~torch.isfinite(tensor)).sum()) for name, tensor in tensors.items()}
-    return _said([(name, count, tensors[name].numel()) for name, count in counts.items() if count])
-
-
-def _said(bad: list[tuple[str, int, int]]) -> str:
+    bad = [name for name, count in counts.items() if count]
     if not bad:
         return ""
-    name, count, size = bad[0]
     more = f", the first of {len(bad)} tensors" if len(bad) > 1 else ""
-    return f"{name} ({count} of {size} values){more}"
-
-
-def check_restored(bound: BoundNetwork, state: NetworkState) -> None:
-    """Raise CheckpointError unless ``state`` belongs to the network of ``bound`` and is finite throughout."""
-    bound.check(state)
-    where = not_finite(as_tensor(state.vector), bound.space) or buffers_not_finite(state.buffers)
-    if where:
-        raise CheckpointError(f"the checkpoint's weights are not finite: {where}; take an earlier checkpoint")
+    return f"{bad[0]} ({counts[bad[0]]} of {tensors[bad[0]].numel()} values){more}"

@@ -1,4 +1,4 @@
-"""The workers that train one network together: what they exchange, over torch.distributed.
+"""The workers that train one network together: what they exchange, and their shares of every batch.
 
 All of them call the same methods in the same order; a call returns when all have come to it.
 """
@@ -35,10 +35,6 @@ class Peers:
         """``tensor``, overwritten by its sum over all workers: the same bits on every one of them."""
         return tensor
 
-    def average_(self, tensor: Tensor) -> Tensor:
-        """``tensor``, overwritten by its mean over all workers."""
-        return self.sum_(tensor).div_(self.count)
-
     def first_(self, tensor: Tensor) -> Tensor:
         """``tensor``, overwritten by the first worker's."""
         return tensor
@@ -62,24 +58,21 @@ class TorchPeers(Peers):
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """See ``Peers.sum_``."""
         dist.all_reduce(tensor)
         return tensor
 
     def first_(self, tensor: Tensor) -> Tensor:
-        """See ``Peers.first_``."""
         dist.broadcast(tensor, src=0)
         return tensor
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """See ``Peers.from_first``; an error of ``make`` is the first worker's alone: it has to end all."""
+        """As alone; an error of ``make`` is raised on the first worker only, which has to end all."""
         box: list[T | None] = [make() if self.first else None]
         device = torch.device("cuda") if dist.get_backend() == "nccl" else None
         dist.broadcast_object_list(box, src=0, device=device)
         return box[0]  # type: ignore[return-value]
 
     def same(self, vector: Tensor) -> bool:
-        """See ``Peers.same``."""
         bits = vector.view(torch.int32).sum(dtype=torch.int64)
         extremes = torch.stack([bits, -bits])
         dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
@@ -95,7 +88,7 @@ def average_buffers(buffers: list[Tensor], peers: Peers) -> None:
     floats = [buffer for buffer in buffers if buffer.is_floating_point()]
     if peers.count == 1 or not floats:
         return
-    flat = peers.average_(torch.cat([buffer.double().flatten() for buffer in floats]))
+    flat = peers.sum_(torch.cat([buffer.double().flatten() for buffer in floats])).div_(peers.count)
     for buffer, mean in zip(floats, torch.split(flat, [buffer.numel() for buffer in floats]), strict=True):
         buffer.copy_(mean.view_as(buffer))
 

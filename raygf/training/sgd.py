@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,12 +24,42 @@ are to be summed over ``bound.peers``, and the direction is the same on all.
 """
 
 
-@dataclass(frozen=True)
-class EpochResult:
-    """Training-mode scores of every exit, means over the epoch's images, and the number of steps."""
+def train_epoch(
+    bound: BoundNetwork,
+    optimizer: FlatSGD,
+    batches: Iterable[Batch],
+    backward: Backward,
+    where: str,
+    losses_of: ExitLosses = exit_losses,
+) -> ExitScore:
+    """Run ``batches`` through the network in train mode, one update each; return the exits' mean scores.
 
-    score: ExitScore
-    steps: int
+    Losses stay on the device until the end of the epoch, so that no step waits for the one before. Where
+    ``bound`` is trained by several workers, each runs its share of every batch. Scores, and so errors, are
+    those of all workers together.
+
+    Args:
+        backward: turns the losses of a batch into an update direction.
+        where: names the training in errors, such as "metagf, exit 2, round 7".
+        losses_of: what the exits train on.
+
+    Raises:
+        NonFiniteError: a loss, a gradient or the final vector is not finite; names the step.
+    """
+    bound.network.train()
+    tally = Tally(bound.peers)
+    for batch in batches:
+        share = share_of(batch, bound.peers)
+        optimizer.zero_grad()
+        logits = bound.forward(share.images)
+        loss = losses_of(logits, share.labels) * share.weight
+        try:
+            backward(loss)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{where}, step {len(tally) + 1}: {error}; lower optim.lr") from None
+        optimizer.step()
+        tally.add(loss, exit_hits(logits, share.labels) * (share.weight > 0), len(batch[1]))
+    return tally.finite_score(where, not_finite(bound.space, bound.vector))
 
 
 class FlatSGD:
@@ -40,11 +69,14 @@ class FlatSGD:
     for PyTorch then loads its compiler, and every exit actor would wait for that.
     """
 
-    def __init__(self, bound: BoundNetwork, optim: OptimConfig, lr: float) -> None:
+    def __init__(
+        self, bound: BoundNetwork, optim: OptimConfig, lr: float, momentum: Tensor | None = None
+    ) -> None:
+        """``momentum`` (P,): the buffer to start from, which is copied; by default it starts from zero."""
         self._bound = bound
         self._optim = optim
         self._lr = lr
-        self._buffers: list[Tensor | None] = [None] if optim.momentum else []
+        self._buffers = [None if momentum is None else momentum.clone()] if optim.momentum else []
 
     def zero_grad(self) -> None:
         """Clear the gradients, keeping their memory."""
@@ -70,46 +102,3 @@ class FlatSGD:
     def momentum(self) -> Tensor | None:
         """The momentum buffer (P,); None before the first step or without momentum."""
         return self._buffers[0] if self._buffers else None
-
-    @momentum.setter
-    def momentum(self, buffer: Tensor) -> None:
-        self._buffers = [buffer.clone()]
-
-
-def train_epoch(
-    bound: BoundNetwork,
-    optimizer: FlatSGD,
-    batches: Iterable[Batch],
-    backward: Backward,
-    where: str,
-    losses_of: ExitLosses = exit_losses,
-) -> EpochResult:
-    """Run ``batches`` through the network in train mode, one update each.
-
-    Losses stay on the device until the end of the epoch, so that no step waits for the one before. Where
-    ``bound`` is trained by several workers, each runs its share of every batch; ``backward`` has to add up
-    what comes of it. Scores, and so errors, are those of all workers together.
-
-    Args:
-        backward: see ``Backward``.
-        where: names the training in errors, such as "metagf, exit 2, round 7".
-        losses_of: what the exits train on.
-
-    Raises:
-        NonFiniteError: a loss, a gradient or the final vector is not finite; names the step.
-    """
-    bound.network.train()
-    tally = Tally(bound.peers)
-    for batch in batches:
-        share = share_of(batch, bound.peers)
-        optimizer.zero_grad()
-        with bound.compute.autocast():
-            logits = bound.network(share.images)
-        loss = losses_of(logits, share.labels) * share.weight
-        try:
-            backward(loss)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{where}, step {len(tally) + 1}: {error}; lower optim.lr") from None
-        optimizer.step()
-        tally.add(loss, exit_hits(logits, share.labels) * (share.weight > 0), len(batch[1]))
-    return EpochResult(tally.finite_score(not_finite(bound.vector, bound.space), where), len(tally))

@@ -1,10 +1,15 @@
-"""Segments: the pieces of the flat vector that get one fusion weight per exit."""
+"""The trainable parameters as one flat float32 vector, shallow to deep: names, segments, ownership.
+
+A segment is a piece of the vector that gets one fusion weight per exit. An exit owns what its output
+depends on.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -89,14 +94,17 @@ class Block:
 
 
 class Segments:
-    """All segments of a flat space (``count`` = S) and the blocks that cover it."""
+    """All segments of a flat space (``count`` = S), those of each tensor, and the blocks that cover it."""
 
     def __init__(self, kind: SegmentKind, space: FlatSpace) -> None:
         self.kind = kind
         self.space = space
         self._per_slot = [slot.shape[0] if kind == "channel" and slot.shape else 1 for slot in space.slots]
-        self.count = 1 if kind == "network" else sum(self._per_slot)
-        self.of_slots = self._number()
+        ends = list(accumulate(self._per_slot))
+        self.of_slots = [slice(end - parts, end) for end, parts in zip(ends, self._per_slot, strict=True)]
+        self.count = ends[-1]
+        if kind == "network":
+            self.of_slots, self.count = [slice(0, 1)] * len(space.slots), 1
         self.blocks = tuple(self._cut())
         self._moved: dict[torch.device, Tensor] = {}
 
@@ -136,13 +144,6 @@ class Segments:
     def slot_means(self, per_segment: Tensor) -> Tensor:
         """Values per segment (n, S) → their mean over each tensor's segments (n, T)."""
         return torch.stack([per_segment[:, part].mean(dim=1) for part in self.of_slots], dim=1)
-
-    def _number(self) -> list[slice]:
-        """For every tensor of the space the segments that cover it."""
-        if self.kind == "network":
-            return [slice(0, 1)] * len(self.space.slots)
-        ends = torch.tensor(self._per_slot).cumsum(0).tolist()
-        return [slice(end - parts, end) for end, parts in zip(ends, self._per_slot, strict=True)]
 
     def _cut(self) -> Iterator[Block]:
         for slot, numbers in zip(self.space.slots, self.of_slots, strict=True):

@@ -130,7 +130,7 @@ def assert_same_bits(trained: Trained, expected: Trained) -> None:
         assert mine.buffers.keys() == theirs.buffers.keys()
         for name, array in theirs.buffers.items():
             assert mine.buffers[name].tobytes() == array.tobytes(), name
-        assert (mine.loss, mine.accuracy, mine.steps) == (theirs.loss, theirs.accuracy, theirs.steps)
+        assert (mine.loss, mine.accuracy) == (theirs.loss, theirs.accuracy)
         assert np.abs(mine.delta).max() > 0
 
 

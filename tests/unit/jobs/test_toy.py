@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from torch.testing import assert_close
+from torchjd.aggregation import PCGradWeighting
 from toy import (
     ANGLES,
     LR,
@@ -33,15 +34,12 @@ from toy import (
     trajectory_figure,
 )
 
-from raygf.config.run import MethodConfig
-from raygf.methods import torchjd
-
 BEGIN = torch.tensor(START, dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
 def runs():
-    weighting = torchjd.pcgrad(MethodConfig())
+    weighting = PCGradWeighting()
     methods = [train_sgd(40), train_weighted("PCGrad", weighting, 40), train_metagf(40)]
     return methods, [train_alone(task, 40) for task in (0, 1)]
 
@@ -92,7 +90,7 @@ def test_pcgrads_weights_give_equation_3():
     hat_1 = g_1 - (g_1 @ g_2) / (g_2 @ g_2) * g_2
     hat_2 = g_2 - (g_1 @ g_2) / (g_1 @ g_1) * g_1
     rows = torch.stack([g_1, g_2])
-    weights = torchjd.pcgrad(MethodConfig())(rows @ rows.T).double()
+    weights = PCGradWeighting()(rows @ rows.T).double()
     assert_close(weights @ rows, hat_1 + hat_2, rtol=1e-5, atol=1e-6)
     assert abs(float(hat_1 @ g_2)) < 1e-9 and abs(float(hat_2 @ g_1)) < 1e-9
 
