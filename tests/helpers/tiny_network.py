@@ -14,6 +14,7 @@ from raygf.compute import Compute, seeded_globals
 from raygf.config.run import (
     ComputeConfig,
     DataConfig,
+    MethodConfig,
     ModelConfig,
     OptimConfig,
     ResourceConfig,
@@ -24,9 +25,10 @@ from raygf.config.run import (
 from raygf.data.base import ChannelStatistics, InputSpec
 from raygf.data.in_memory import ImageSet
 from raygf.data.splits import Split
+from raygf.methods.base import Setting
 from raygf.models.multi_exit import MultiExitNetwork
 from raygf.training.network import BoundNetwork
-from raygf.training.space import FlatSpace
+from raygf.training.space import FlatSpace, find_ownership
 
 torch.set_num_threads(1)
 
@@ -88,6 +90,16 @@ def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
 def bind(build: Callable[[], nn.Module] = three_exits, seed: int = 0) -> BoundNetwork:
     """A bound network on the CPU."""
     return BoundNetwork(seeded(build, seed), CPU)
+
+
+def owners_of(bound: BoundNetwork) -> Tensor:
+    """Which exit depends on which tensor (n, T)."""
+    return find_ownership(bound.network, torch.zeros(2, 1, 4, 4), bound.space)
+
+
+def setting_of(bound: BoundNetwork, **methods: Any) -> Setting:
+    """What a method may know of ``bound``."""
+    return Setting(MethodConfig(**methods), bound.network, owners_of(bound), bound.space)
 
 
 def space_of(*shapes: tuple[int, ...]) -> FlatSpace:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from tiny_network import CPU, SPEC, dataset, run_config, seeded
+from tiny_network import CPU, SPEC, dataset, owners_of, run_config, seeded
 from torch import Tensor, nn
 
 from raygf.data.base import InputSpec
@@ -21,8 +21,7 @@ from raygf.methods.registry import STEP_METHODS
 from raygf.models.multi_exit import MultiExitNetwork
 from raygf.rounds.step import StepRound
 from raygf.training.network import BoundNetwork
-from raygf.training.peers import ALONE, Peers, TorchPeers, average_buffers, share_of
-from raygf.training.space import find_ownership
+from raygf.training.peers import ALONE, Peers, TorchPeers, average_buffers
 
 UNEVEN = 23
 """Training images: batches of 5, and 3 in the last, which are too few for two workers."""
@@ -70,7 +69,7 @@ def train(method: str, peers: Peers, build: Any = plain, rounds: int = 2) -> dic
     """The weights, buffers and scores after two rounds, in batches of 5."""
     config = run_config(method=method, batch_size=5)
     bound = BoundNetwork(seeded(build), CPU, peers)
-    owned = find_ownership(bound.network, torch.zeros(2, 1, 4, 4), bound.space)
+    owned = owners_of(bound)
     step = StepRound(config, bound, dataset(train=UNEVEN).open(CPU, 5, 5), owned)
     state = bound.state()
     for round in range(1, rounds + 1):
@@ -91,7 +90,7 @@ def train_with_a_nan(peers: Peers) -> str:
                 yield batch, labels
 
     bound = BoundNetwork(seeded(plain), CPU, peers)
-    owned = find_ownership(bound.network, torch.zeros(2, 1, 4, 4), bound.space)
+    owned = owners_of(bound)
     state, errors = bound.state(), []
     for method in ("sgd", "pcgrad"):
         step = StepRound(run_config(method=method), bound, Broken(), owned)
@@ -109,17 +108,13 @@ def exchange(peers: Peers) -> dict[str, Any]:
     average_buffers(buffers, peers)
     calls: list[int] = []
     made = peers.from_first(lambda: calls.append(peers.rank) or {"from": peers.rank})
-    batch = (torch.arange(5.0)[:, None], torch.arange(5))
-    small = (torch.arange(3.0)[:, None], torch.arange(3))
     return {
         "rank": (peers.rank, peers.count, peers.first),
         "sum": peers.sum_(mine.clone()).tolist(),
-        "average": peers.average_(mine.clone()).tolist(),
         "first": peers.first_(mine.clone()).tolist(),
         "made": (made, calls),
         "same": (peers.same(torch.ones(3)), peers.same(torch.ones(3) + peers.rank * 1e-6)),
         "buffers": [buffer.tolist() for buffer in buffers],
-        "shares": [share_of(batch, peers), share_of(small, peers)],
     }
 
 

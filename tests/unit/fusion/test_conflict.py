@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from tiny_network import bind, random_vectors, space_of
+from tiny_network import CPU, bind, dataset, owners_of, random_vectors, run_config, space_of
 from torch.testing import assert_close
 
+from raygf.config.run import FusionConfig
 from raygf.fusion.conflict import (
     delta_norms,
     segment_gramians,
@@ -15,13 +17,18 @@ from raygf.fusion.conflict import (
     shared_cosine,
     slot_gramians,
     tensor_cosines,
-    tensor_gramians,
 )
+from raygf.rounds.delta import DeltaRound
 from raygf.training import space as segments
-from raygf.training.space import Segments
+from raygf.training.exit_trainer import ExitTrainer, LocalExecutor
+from raygf.training.space import FlatSpace, Segments
 
 SPACE = space_of((2, 3), (4,), (5,))
 ALL = torch.ones(2, 3, dtype=torch.bool)
+
+
+def tensor_gramians(deltas: list[torch.Tensor], space: FlatSpace) -> torch.Tensor:
+    return segment_gramians(deltas, Segments("tensor", space))
 
 
 @pytest.mark.parametrize("block", [3, 1 << 16])
@@ -33,27 +40,6 @@ def test_gramians_equal_the_naive_ones(block, monkeypatch):
     grams = tensor_gramians(deltas, SPACE)
     assert grams.dtype == torch.float64
     assert_close(grams, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_gramians_of_a_network_add_up():
-    space = bind().space
-    deltas = random_vectors(2, space.size)
-    total = tensor_gramians(deltas, space).sum(dim=0)
-    assert total[0, 1].item() == pytest.approx((deltas[0] @ deltas[1]).item(), rel=1e-4)
-
-
-def test_equal_deltas_have_cosine_one_and_opposite_ones_minus_one():
-    (delta,) = random_vectors(1, SPACE.size)
-    cosine = shared_cosine(tensor_gramians([delta, 3 * delta], SPACE), ALL)
-    assert_close(cosine, torch.ones(2, 2, dtype=torch.float64))
-    cosine = shared_cosine(tensor_gramians([delta, -0.5 * delta], SPACE), ALL)
-    assert_close(cosine, torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64))
-
-
-def test_orthogonal_deltas_have_cosine_zero():
-    one, two = torch.zeros(15), torch.zeros(15)
-    one[0] = two[1] = 2.0
-    assert shared_cosine(tensor_gramians([one, two], SPACE), ALL)[0, 1] == 0
 
 
 def test_only_what_both_own_counts():
@@ -74,17 +60,11 @@ def test_cosine_by_hand():
     assert cosine[0, 1].item() == pytest.approx(3 / (5 * 5**0.5))
 
 
-def test_nothing_in_common_is_nan():
-    owned = torch.tensor([[True, False, False], [False, True, True]])
-    cosine = shared_cosine(tensor_gramians(random_vectors(2, SPACE.size), SPACE), owned)
-    assert cosine[0, 1].isnan() and cosine[1, 0].isnan()
-    assert_close(cosine.diagonal(), torch.ones(2, dtype=torch.float64))
-
-
-def test_a_zero_delta_is_nan():
-    (delta,) = random_vectors(1, SPACE.size)
-    cosine = shared_cosine(tensor_gramians([delta, torch.zeros(15)], SPACE), ALL)
-    assert cosine[0, 1].isnan() and cosine[1, 1].isnan()
+def test_nothing_in_common_or_a_zero_delta_has_no_cosine():
+    deltas = random_vectors(2, SPACE.size)
+    owned = torch.tensor([[True, True, False], [False, False, True]])
+    assert shared_cosine(tensor_gramians(deltas, SPACE), owned)[0, 1].isnan()
+    assert shared_cosine(tensor_gramians([deltas[0], torch.zeros(15)], SPACE), ALL)[0, 1].isnan()
 
 
 def test_permuting_the_exits_permutes_the_cosines():
@@ -166,3 +146,33 @@ def test_weights_per_channel_are_each_taken_for_their_own_channel():
     assert share_after(grams, alpha, channels, owned) == 0.5
     mean = torch.full((2, 2), 0.5)  # the update is zero: against nobody
     assert share_after(grams, mean, channels, owned) == 0
+
+
+def cosine_of(one, two) -> float:
+    return float(one @ two / (np.linalg.norm(one) * np.linalg.norm(two)))
+
+
+@pytest.mark.parametrize("kind", ["tensor", "channel", "network"])
+def test_reported_conflict_is_the_naive_one(kind):
+    """The fused update is what the merge really added."""
+    config = run_config(fusion=FusionConfig(segments=kind, epsilon=0.5))
+    data, bound = dataset(), bind()
+    state, space, trainer = bound.state(), bound.space, ExitTrainer(config, data)
+    step = DeltaRound(config, bound, data.open(CPU, 4, 5), LocalExecutor(config, data), owners_of(bound))
+    outcome = step.run(state, 1)
+    deltas = [trainer.train(state, exit, 3, 1).delta.astype(np.float64) for exit in range(3)]
+    update = outcome.state.vector.astype(np.float64) - state.vector
+    owned = owners_of(bound).numpy()
+    before, after, means = [], [], []
+    for t, slot in enumerate(space.slots):
+        part = slice(slot.start, slot.stop)
+        owners = np.flatnonzero(owned[:, t])
+        pairs = [cosine_of(deltas[i][part], deltas[j][part]) for i in owners for j in owners if i < j]
+        means.append(np.mean(pairs) if pairs else np.nan)
+        before += pairs
+        after += [cosine_of(deltas[i][part], update[part]) for i in owners] if len(owners) > 1 else []
+    report = outcome.fusion
+    assert report.conflict_before == pytest.approx(np.mean(np.array(before) < 0))
+    assert report.conflict_after == pytest.approx(np.mean(np.array(after) < 0))
+    assert report.tensor_cosine == pytest.approx(np.array(means), abs=1e-4, nan_ok=True)
+    assert 0 < report.conflict_before < 1  # the tiny network does show conflict

@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_network import CPU, bind, dataset, random_batches, random_vectors, run_config
+from tiny_network import CPU, bind, dataset, owners_of, random_batches, random_vectors, run_config, setting_of
 from torch.testing import assert_close
 
-from raygf.config.run import FusionConfig, MethodConfig
+from raygf.config.run import FusionConfig
 from raygf.errors import NonFiniteError
+from raygf.fusion.fuse import FusionTask
 from raygf.fusion.weighed import WeighedFusion, owner_shares
-from raygf.methods.base import Setting
 from raygf.methods.registry import ROUND_METHODS, WEIGHTINGS, make_weighting
 from raygf.rounds.delta import DeltaRound
 from raygf.training.exit_trainer import LocalExecutor
-from raygf.training.losses import exit_losses
-from raygf.training.space import Segments, find_ownership
+from raygf.training.space import Segments
 
-OWNED = find_ownership(bind().network, torch.zeros(2, 1, 4, 4), bind().space)
+OWNED = owners_of(bind())
 BATCHES = random_batches()
 
 
 def fuse(name: str, deltas, kind: str = "tensor", epsilon: float = 1.0):
     bound = bind()
-    segments = Segments(kind, bound.space)
-    setting = Setting(MethodConfig(), bound.network, OWNED, bound.space)
-    weighting = make_weighting(name, setting)
-    rule = WeighedFusion(weighting, bound, segments, OWNED, epsilon, exit_losses)
+    config = run_config(fusion=FusionConfig(epsilon=epsilon))
+    weighting = make_weighting(name, setting_of(bound))
+    rule = WeighedFusion(config, bound, Segments(kind, bound.space), OWNED, weighting)
     torch.manual_seed(0)
     buffers = bound.buffer_tensors(bound.buffer_arrays())
-    return bound, segments, rule.fuse(bound.vector.clone(), deltas, buffers, BATCHES, 0.1, "test")
+    return bound, rule.fuse(FusionTask(bound.vector.clone(), deltas, buffers, BATCHES, 0.1, "test"))
 
 
 def test_shares_sum_to_one_over_the_owners():
@@ -47,7 +45,7 @@ def test_where_weights_cancel_the_owners_mean_is_taken(weights):
 
 def test_the_mean_is_the_mean_of_the_owners_deltas():
     deltas = random_vectors(3, bind().space.size)
-    bound, _, fused = fuse("mean", deltas)
+    bound, fused = fuse("mean", deltas)
     for slot, owners in zip(bound.space.slots, OWNED.T, strict=True):
         owning = [d[slot.start : slot.stop] for d, owns in zip(deltas, owners, strict=True) if owns]
         expected = bound.vector[slot.start : slot.stop] + torch.stack(owning).mean(dim=0)
@@ -58,7 +56,7 @@ def test_the_mean_is_the_mean_of_the_owners_deltas():
 def test_equal_deltas_give_that_delta(name):
     """Of tensors that all own; where fewer do, what non-owners changed does not count."""
     delta = 0.01 * random_vectors(1, bind().space.size)[0]
-    bound, _, fused = fuse(name, [delta.clone() for _ in range(3)])
+    bound, fused = fuse(name, [delta.clone() for _ in range(3)])
     assert_close(fused.vector, bound.vector + delta, rtol=1e-4, atol=1e-6)
 
 
@@ -66,8 +64,8 @@ def test_equal_deltas_give_that_delta(name):
 @pytest.mark.parametrize("kind", ["tensor", "channel"])
 def test_epsilon_scales_the_step(name, kind):
     deltas = random_vectors(3, bind().space.size)
-    bound, _, whole = fuse(name, deltas, kind)
-    _, _, half = fuse(name, deltas, kind, epsilon=0.5)
+    bound, whole = fuse(name, deltas, kind)
+    _, half = fuse(name, deltas, kind, epsilon=0.5)
     assert_close(half.vector - bound.vector, (whole.vector - bound.vector) / 2)
 
 
@@ -76,12 +74,12 @@ def test_a_larger_conflicting_delta_does_not_win_under_mgda():
     size = bind().space.size
     short, long = random_vectors(2, size)
     deltas = [short, -10 * short + long, short]
-    _, _, fused = fuse("mgda", deltas)
+    _, fused = fuse("mgda", deltas)
     assert fused.alpha[0, 0] + fused.alpha[2, 0] > 0.8
 
 
 def test_statistics_are_those_of_a_pass_in_train_mode():
-    _, _, fused = fuse("mean", random_vectors(3, bind().space.size, scale=0.01))
+    _, fused = fuse("mean", random_vectors(3, bind().space.size, scale=0.01))
     other = bind()
     other.vector.copy_(fused.vector)
     other.network.train()
@@ -102,7 +100,7 @@ def test_a_round_learns_and_repeats_bit_for_bit(name, batchnorm):
         executor = LocalExecutor(config, data)
         step = DeltaRound(config, bound, data.open(CPU, 4, 5), executor, OWNED)
         state, losses = executor._trainer._bound.state(), []
-        for round in (1, 2, 3):
+        for round in (1, 2):
             outcome = step.run(state, round)
             state = outcome.state
             losses.append(outcome.fusion.loss)

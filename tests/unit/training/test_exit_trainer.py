@@ -10,9 +10,9 @@ from torch.testing import assert_close
 
 from raygf.config.run import LossConfig, OptimConfig
 from raygf.errors import NonFiniteError
-from raygf.training.exit_trainer import ExitTrainer, ExitUpdate
+from raygf.training.exit_trainer import ExitTrainer, ExitUpdate, LocalExecutor
 from raygf.training.losses import exit_losses
-from raygf.training.network import NetworkState, to_numpy
+from raygf.training.network import NetworkState
 
 STATE = bind().state()
 PLAIN = OptimConfig(weight_decay=0.0)
@@ -27,7 +27,7 @@ def same(one: ExitUpdate, two: ExitUpdate) -> bool:
         np.array_equal(one.delta, two.delta)
         and one.buffers.keys() == two.buffers.keys()
         and all(np.array_equal(one.buffers[name], two.buffers[name]) for name in one.buffers)
-        and (one.loss, one.accuracy, one.steps) == (two.loss, two.accuracy, two.steps)
+        and (one.loss, one.accuracy) == (two.loss, two.accuracy)
     )
 
 
@@ -87,27 +87,21 @@ def test_delta_is_trained_minus_start():
     buffers = dict(network.network.named_buffers())
     for name, array in update.buffers.items():
         assert_close(torch.from_numpy(array), buffers[name])
-    assert update.steps == 5
-    assert update.exit == 1
+    assert update.exit == 1 and update.momentum is None
 
 
-def test_the_state_is_not_written():
-    state = bind(seed=4).state()
+def test_arguments_are_only_read_and_the_update_owns_its_memory():
+    state, momentum = bind(seed=4).state(), np.ones(393, np.float32)
     before = state.sha256()
-    for array in (state.vector, *state.buffers.values()):
+    for array in (momentum, state.vector, *state.buffers.values()):
         array.flags.writeable = False
-    trainer().train(state, 0, 3, 1)
-    assert state.sha256() == before
-
-
-def test_the_update_owns_its_memory():
-    one = trainer()
-    first = one.train(STATE, 0, 3, 1)
-    delta = first.delta.copy()
-    mean = first.buffers["stages.0.1.running_mean"].copy()
-    one.train(STATE, 1, 3, 1)
-    assert np.array_equal(first.delta, delta)
-    assert np.array_equal(first.buffers["stages.0.1.running_mean"], mean)
+    one = trainer(optim=OptimConfig(carry_momentum=True))
+    first = one.train(state, 0, 3, 1, momentum)
+    kept = [array.copy() for array in (first.delta, first.momentum, *first.buffers.values())]
+    one.train(state, 1, 3, 1, momentum)
+    assert state.sha256() == before and (momentum == 1).all()
+    now = (first.delta, first.momentum, *first.buffers.values())
+    assert all(np.array_equal(a, b) for a, b in zip(kept, now, strict=True))
 
 
 def test_without_aux_the_other_heads_and_deeper_stages_do_not_move():
@@ -118,29 +112,16 @@ def test_without_aux_the_other_heads_and_deeper_stages_do_not_move():
         assert moved is not unused, name
 
 
-def test_with_aux_everything_moves_a_little():
-    """One small step without momentum: the other heads move λ times as far as when they are trained."""
-    optim = OptimConfig(lr=1e-3, momentum=0.0, weight_decay=0.0)
-    data, config = dataset(train=8), {"batch_size": 8, "optim": optim}
-    own = trainer(data=data, **config).train(STATE, 2, 3, 1)
-    other = trainer(data=data, **config).train(STATE, 0, 3, 1)
-    head = "heads.2.2.weight"
-    assert_close(part(other.delta, head), 0.1 * part(own.delta, head), atol=1e-7, rtol=1e-3)
-
-
-def test_sdn_coefficients_scale_the_losses():
+def test_losses_are_weighed_by_lambda_and_sdns_coefficients():
+    """One small step without momentum: a head moves as far as its loss counts."""
     optim = OptimConfig(lr=1e-2, momentum=0.0, weight_decay=0.0)
-    data, head = dataset(train=8), "heads.0.2.weight"
-    moved = [
-        part(
-            trainer(data=data, batch_size=8, optim=optim, loss=LossConfig(0.0, kind))
-            .train(STATE, 0, 3, 1)
-            .delta,
-            head,
-        )
-        for kind in ("ones", "sdn")
-    ]
-    assert_close(moved[1], 0.01 * moved[0], atol=1e-6, rtol=1e-2)
+
+    def moved(exit, head, **loss):
+        one = trainer(data=dataset(train=8), batch_size=8, optim=optim, loss=LossConfig(**loss))
+        return part(one.train(STATE, exit, 3, 1).delta, f"heads.{head}.2.weight")
+
+    assert_close(moved(0, 2), 0.1 * moved(2, 2), atol=1e-7, rtol=1e-3)
+    assert_close(moved(0, 0, coefficients="sdn"), 0.01 * moved(0, 0), atol=1e-6, rtol=1e-2)
 
 
 def test_the_learning_rate_decays_with_the_rounds():
@@ -160,10 +141,6 @@ def test_score_is_that_of_the_trained_exit():
     expected = exit_losses(network(images), labels)
     update = trainer(data=data, batch_size=8, optim=optim).train(STATE, 2, 3, 1)
     assert update.loss == pytest.approx(expected[2].item(), rel=1e-5)
-
-
-def test_momentum_starts_from_zero_and_is_not_kept():
-    assert trainer().train(STATE, 0, 3, 1).momentum is None
 
 
 def test_carried_momentum_continues_the_run():
@@ -187,26 +164,24 @@ def test_carried_momentum_continues_the_run():
     assert not np.allclose(second.delta, one.train(middle, 0, 1, 2).delta, atol=1e-3)
 
 
-def test_handing_momentum_in_writes_nothing():
-    momentum = to_numpy(torch.ones(393))
-    momentum.flags.writeable = False
-    update = trainer(optim=OptimConfig(carry_momentum=True)).train(STATE, 0, 3, 1, momentum)
-    assert (momentum == 1).all()
-    assert update.momentum is not None and not np.array_equal(update.momentum, momentum)
-
-
-def test_a_loss_that_is_not_finite_names_exit_round_and_step():
-    vector = STATE.vector.copy()
+def test_a_loss_that_is_not_finite_is_named_and_leaves_the_trainer_as_good_as_new():
+    vector, one = STATE.vector.copy(), trainer(rounds=9)
     vector[-1] = np.nan  # the bias of the last head
     with pytest.raises(
         NonFiniteError, match=r"^metagf, exit 2, round 7: the loss of exit 3 became nan at step 1;"
     ):
-        trainer(rounds=9).train(replace(STATE, vector=vector), 1, 3, 7)
+        one.train(replace(STATE, vector=vector), 1, 3, 7)
+    assert same(one.train(STATE, 1, 3, 1), trainer(rounds=9).train(STATE, 1, 3, 1))
 
 
-def test_after_a_failed_training_the_trainer_is_as_good_as_new():
-    one, vector = trainer(), STATE.vector.copy()
-    vector[:] = np.nan
-    with pytest.raises(NonFiniteError):
-        one.train(replace(STATE, vector=vector), 1, 3, 1)
-    assert same(one.train(STATE, 1, 3, 1), trainer().train(STATE, 1, 3, 1))
+def test_the_local_executor_trains_exits_in_order_each_with_its_own_momentum():
+    config = run_config(optim=OptimConfig(carry_momentum=True))
+    executor, reference = LocalExecutor(config, dataset()), ExitTrainer(config, dataset())
+    momenta = [update.momentum for update in executor.train(STATE, 1, [None] * 3).updates]
+    trained = executor.train(STATE, 2, momenta)
+    executor.close()
+    assert [update.exit for update in trained.updates] == [0, 1, 2]
+    for exit, update in enumerate(trained.updates):
+        assert same(update, reference.train(STATE, exit, 3, 2, momenta[exit]))
+    assert trained.train_s == sum(update.seconds for update in trained.updates) > 0
+    assert (trained.broadcast_s, trained.wait_s, trained.notes) == (0, 0, ())

@@ -1,13 +1,36 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
+import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from raygf.config.run import LossConfig
-from raygf.training.losses import distilled_losses, exit_hits, exit_losses, make_losses
+from raygf.config.run import LossConfig, OptimConfig
+from raygf.errors import ConfigError, NonFiniteError
+from raygf.records import ExitScore
+from raygf.training.losses import (
+    Tally,
+    decay_factor,
+    distilled_losses,
+    exit_hits,
+    exit_loss_weights,
+    exit_losses,
+    loss_coefficients,
+    make_losses,
+)
+from raygf.training.peers import Peers
+
+SDN = LossConfig(coefficients="sdn")
+BATCHES = [
+    (torch.tensor([1.0, 2.0]), torch.tensor([3, 0]), 3),
+    (torch.tensor([4.0, 8.0]), torch.tensor([1, 1]), 1),
+]
+MEAN = ExitScore((1.75, 3.5), (1.0, 0.25))
 
 
 def example(dtype=torch.float32):
@@ -19,12 +42,6 @@ def test_losses_are_mean_cross_entropies_of_each_exit():
     logits, labels = example()
     expected = torch.stack([F.cross_entropy(part, labels) for part in logits])
     assert_close(exit_losses(logits, labels), expected)
-
-
-def test_pinned_loss():
-    logits = [torch.zeros(2, 4), torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]]).repeat(1, 2)]
-    losses = exit_losses([logits[0], logits[1]], torch.tensor([0, 1]))
-    assert_close(losses, torch.tensor([math.log(4), (math.log(8 / 3) + math.log(4)) / 2]))
 
 
 def test_gradient_of_one_loss_reaches_its_exit_alone():
@@ -44,11 +61,6 @@ def test_half_precision_logits_give_float32_losses():
     assert_close(losses, exit_losses([part.float() for part in logits], labels))
 
 
-def test_losses_need_no_single_list_type():
-    logits, labels = example()
-    assert torch.equal(exit_losses(tuple(logits), labels), exit_losses(logits, labels))
-
-
 def test_hits():
     one = torch.tensor([[2.0, 1.0], [0.0, 1.0], [5.0, 1.0]])
     two = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
@@ -58,14 +70,6 @@ def test_hits():
     assert exit_hits([one, two], torch.tensor([1, 1, 1])).tolist() == [1, 3]
 
 
-def test_permuting_images_changes_nothing():
-    logits, labels = example()
-    order = torch.tensor([4, 2, 0, 1, 3])
-    turned = [part[order] for part in logits]
-    assert_close(exit_losses(turned, labels[order]), exit_losses(logits, labels))
-    assert torch.equal(exit_hits(turned, labels[order]), exit_hits(logits, labels))
-
-
 def test_distilled_losses_by_hand():
     shallow = torch.tensor([[2.0, 0.0, -1.0]], requires_grad=True)
     deep = torch.tensor([[0.5, 1.5, 0.0]], requires_grad=True)
@@ -73,29 +77,104 @@ def test_distilled_losses_by_hand():
     found = distilled_losses([shallow, deep], labels, gamma=0.9, temperature=3.0)
     teacher, student = (deep / 3).softmax(1), (shallow / 3).softmax(1)
     divergence = (teacher * (teacher.log() - student.log())).sum()
-    plain = torch.nn.functional.cross_entropy(shallow, labels)
-    torch.testing.assert_close(found[0], 0.1 * plain + 0.9 * 9 * divergence)
-    torch.testing.assert_close(found[1], torch.nn.functional.cross_entropy(deep, labels))
-
-
-def test_the_teacher_gets_no_gradient():
-    shallow = torch.randn(4, 3, requires_grad=True)
-    deep = torch.randn(4, 3, requires_grad=True)
-    distilled_losses([shallow, deep], torch.tensor([0, 1, 2, 0]), 0.9, 3.0)[0].backward()
-    assert not deep.grad.any() and shallow.grad.any()
+    plain = F.cross_entropy(shallow, labels)
+    assert_close(found[0], 0.1 * plain + 0.9 * 9 * divergence)
+    assert_close(found[1], F.cross_entropy(deep, labels))
+    found[0].backward()
+    assert shallow.grad.any() and not deep.grad.any()  # the teacher learns nothing from it
 
 
 def test_distillation_without_softened_share_is_plain():
     logits = [torch.randn(5, 3) for _ in range(3)]
     labels = torch.tensor([0, 1, 2, 0, 1])
-    torch.testing.assert_close(distilled_losses(logits, labels, 0.0, 3.0), exit_losses(logits, labels))
-    torch.testing.assert_close(
-        distilled_losses(logits[:1], labels, 0.9, 3.0), exit_losses(logits[:1], labels)
-    )
+    assert_close(distilled_losses(logits, labels, 0.0, 3.0), exit_losses(logits, labels))
+    assert_close(distilled_losses(logits[:1], labels, 0.9, 3.0), exit_losses(logits[:1], labels))
 
 
 def test_the_configuration_chooses_the_losses():
     assert make_losses(LossConfig()) is exit_losses
     logits, labels = [torch.randn(2, 3) for _ in range(2)], torch.tensor([0, 2])
     chosen = make_losses(LossConfig(distill=True, gamma=0.5, temperature=2.0))
-    torch.testing.assert_close(chosen(logits, labels), distilled_losses(logits, labels, 0.5, 2.0))
+    assert_close(chosen(logits, labels), distilled_losses(logits, labels, 0.5, 2.0))
+
+
+@pytest.mark.parametrize("rounds", [4, 40, 90, 100, 160, 300])
+def test_rates_decay_at_the_first_round_that_starts_after_a_milestone(rounds):
+    """In whole numbers, without rounding: 0.55 · 100 is a little more than 55."""
+    for percent in range(0, 101, 5):
+        optim = OptimConfig(milestones=(percent / 100,), decay=0.5)
+        for round in range(1, rounds + 1):
+            decayed = (round - 1) * 100 >= percent * rounds
+            assert decay_factor(round, rounds, optim) == (0.5 if decayed else 1.0), (percent, round)
+    factors = [decay_factor(round, rounds, OptimConfig()) for round in range(1, rounds + 1)]
+    assert factors[: math.ceil(rounds / 2)] == [1.0] * math.ceil(rounds / 2)
+    assert factors[-1] == pytest.approx(0.01)
+
+
+@given(st.integers(1, 50), st.lists(st.floats(0, 1), max_size=4))
+def test_the_rate_never_grows(rounds, milestones):
+    optim = OptimConfig(milestones=tuple(milestones))
+    factors = [decay_factor(round, rounds, optim) for round in range(1, rounds + 1)]
+    assert all(later <= earlier for earlier, later in pairwise(factors))
+
+
+@given(st.integers(1, 100), st.integers(1, 7))
+def test_sdn_coefficients_ramp_linearly_to_the_published_values(round, exits):
+    """From 0.01 in the first of 100 rounds; the final exit keeps 1."""
+    last = (0.15, 0.30, 0.45, 0.60, 0.75, 0.90)[: exits - 1]
+    expected = [0.01 + (end - 0.01) * (round - 1) / 99 for end in last]
+    assert loss_coefficients(round, 100, exits, SDN) == pytest.approx((*expected, 1.0))
+    assert loss_coefficients(round, 100, exits, LossConfig()) == (1.0,) * exits
+
+
+def test_sdn_coefficients_at_their_limits():
+    assert loss_coefficients(1, 1, 3, SDN) == (0.01, 0.01, 1.0)
+    with pytest.raises(ConfigError, match="supports at most 6 inner exits; this network has 7"):
+        loss_coefficients(1, 9, 8, SDN)
+
+
+def test_exit_loss_weights():
+    assert exit_loss_weights(1, (0.2, 0.4, 1.0), 0.1) == pytest.approx((0.02, 0.4, 0.1))
+    assert exit_loss_weights(2, (0.2, 0.4, 1.0), 0.0) == (0.0, 0.0, 1.0)
+    assert exit_loss_weights(0, (0.2, 0.4, 1.0), 1.0) == (0.2, 0.4, 1.0)
+
+
+def tally(batches, *peers: Peers) -> Tally:
+    made = Tally(*peers)
+    for batch in batches:
+        made.add(*batch)
+    return made
+
+
+def test_scores_are_means_over_images():
+    assert tally(BATCHES).score() == tally(BATCHES).finite_score("here") == MEAN
+    assert len(tally(BATCHES)) == 2
+    weight = torch.ones(2, requires_grad=True)
+    assert tally([(weight * losses, hits, size) for losses, hits, size in BATCHES]).score() == MEAN
+
+
+def test_with_peers_it_is_the_sum_of_all():
+    """Two workers that see the same, each with half the weight."""
+
+    class Two(Peers):
+        count = 2
+
+        def sum_(self, tensor):
+            return tensor.mul_(2)
+
+    halves = [(losses / 2, hits, size) for losses, hits, size in BATCHES]
+    found = tally(halves, Two()).score()
+    assert found == ExitScore(MEAN.loss, (2.0, 0.5))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_loss_or_weight_that_is_not_finite_is_named(value):
+    bad = [*BATCHES, (torch.tensor([0.0, value]), torch.tensor([0, 0]), 2)]
+    bad += [(torch.tensor([value, value]), torch.tensor([0, 0]), 2)]
+    with pytest.raises(NonFiniteError, match=rf"^here: the loss of exit 2 became {value:g} at step 3; lower"):
+        tally(bad).finite_score("here")
+    with pytest.raises(NonFiniteError, match="step 3; not finite after the last step: stem; lower"):
+        tally(bad).finite_score("here", "stem")
+    with pytest.raises(NonFiniteError, match=r"^here: a weight became infinite .* step, 2: stem; "):
+        tally(BATCHES).finite_score("here", "stem")
+    assert not math.isfinite(tally(bad).score().loss[1])

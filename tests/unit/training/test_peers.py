@@ -29,54 +29,33 @@ def both(pair: list[dict[str, Any]], name: str) -> list[Any]:
     return [told["exchange"][name] for told in pair]
 
 
-def test_who_is_who(pair):
-    assert both(pair, "rank") == [(0, 2, True), (1, 2, False)]
-
-
-def test_sums_means_and_the_first_ones(pair):
-    assert both(pair, "sum") == [[3.0, 21.0]] * 2
-    assert both(pair, "average") == [[1.5, 10.5]] * 2
-    assert both(pair, "first") == [[1.0, 10.0]] * 2
-
-
-def test_the_first_one_alone_makes_what_all_get(pair):
-    assert both(pair, "made") == [({"from": 0}, [0]), ({"from": 0}, [])]
-
-
-def test_vectors_that_differ_in_a_bit_are_told_apart(pair):
-    assert both(pair, "same") == [(True, False)] * 2
-
-
-def test_buffers_are_averaged_and_counters_left(pair):
+def test_what_two_workers_exchange(pair):
     tenth = torch.tensor(0.1).item()
-    assert both(pair, "buffers") == [[[tenth, 1.5], 7], [[tenth, 1.5], 8]]
+    assert both(pair, "rank") == [(0, 2, True), (1, 2, False)]
+    assert both(pair, "sum") == [[3.0, 21.0]] * 2
+    assert both(pair, "first") == [[1.0, 10.0]] * 2
+    assert both(pair, "made") == [({"from": 0}, [0]), ({"from": 0}, [])]  # made by the first alone
+    assert both(pair, "same") == [(True, False)] * 2  # the others differ in a bit
+    assert both(pair, "buffers") == [[[tenth, 1.5], 7], [[tenth, 1.5], 8]]  # counters are left
 
 
-def test_shares_cover_a_batch_exactly_once(pair):
-    shares = [told[0] for told in both(pair, "shares")]
-    assert torch.cat([share.labels for share in shares]).tolist() == [0, 1, 2, 3, 4]
-    assert torch.cat([share.images for share in shares]).flatten().tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
-    assert [share.weight for share in shares] == [3 / 5, 2 / 5]
-
-
-def test_a_batch_that_is_too_small_counts_once(pair):
-    shares = [told[1] for told in both(pair, "shares")]
-    assert [share.labels.tolist() for share in shares] == [[0, 1, 2]] * 2
-    assert [share.weight for share in shares] == [1.0, 0.0]
-
-
-@pytest.mark.parametrize("size", range(1, 12))
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_means_of_shares_add_up_to_the_batchs(count, size):
-    values = torch.rand(size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
-    shares = []
-    for rank in range(count):
-        peers = Peers()
-        peers.rank, peers.count = rank, count
-        shares.append(share_of((values, torch.arange(size)), peers))
-    assert all(len(share.labels) >= min(size, 2) for share in shares)
-    total = sum(share.images.mean() * share.weight for share in shares)
-    assert total.item() == pytest.approx(values.mean().item(), rel=1e-12)
+def test_shares_cover_a_batch_and_their_means_add_up_to_its_mean(count):
+    """A batch too small for all is run whole by every worker, and counts once."""
+    for size in range(1, 12):
+        values = torch.rand(size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
+        shares = []
+        for rank in range(count):
+            peers = Peers()
+            peers.rank, peers.count = rank, count
+            shares.append(share_of((values, torch.arange(size)), peers))
+        assert all(len(share.labels) >= min(size, 2) for share in shares)
+        if size >= 2 * count:
+            assert torch.cat([share.labels for share in shares]).tolist() == list(range(size))
+        else:
+            assert [share.weight for share in shares] == [1.0] + [0.0] * (count - 1)
+        total = sum(share.images.mean() * share.weight for share in shares)
+        assert total.item() == pytest.approx(values.mean().item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", STEP_METHODS)

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny_network
 import torch
@@ -14,19 +12,12 @@ from raygf.cli import parse
 from raygf.config.run import LossConfig, OptimConfig, RunConfig
 from raygf.errors import CheckpointError, ConfigError, NonFiniteError, StorageError
 from raygf.evaluation.outputs import evaluate
-from raygf.records import ExitScore, RoundRecord, RunEnd, RunStart, read_history
-from raygf.rounds.base import RoundOutcome
+from raygf.records import RoundRecord, RunEnd, RunStart, read_history
 from raygf.rounds.driver import Driver
 from raygf.storage.checkpoint import load_checkpoint
 from raygf.training.exit_trainer import LocalExecutor
-from raygf.training.network import NetworkState
 
 ROUNDS = 3
-
-
-@pytest.fixture(autouse=True)
-def tiny_data(monkeypatch):
-    monkeypatch.setattr("raygf.rounds.driver.load_data", lambda config, seed: dataset(val=config.val))
 
 
 def config(path: Path, method: str = "metagf", **changes) -> RunConfig:
@@ -55,11 +46,9 @@ def drive(run: RunConfig) -> tuple[RunStart, list[RoundRecord], RunEnd]:
 def undisturbed(tmp_path_factory):
     """SHA-256 of the weights after all rounds, by method and carried momentum."""
     found = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raygf.rounds.driver.load_data", lambda config, seed: dataset(val=config.val))
-        for method, carry in (("metagf", False), ("metagf", True), ("sgd", False)):
-            run = config(tmp_path_factory.mktemp("x"), method, optim=OptimConfig(carry_momentum=carry))
-            found[method, carry] = drive(run)[2].weights_sha256
+    for method, carry in (("metagf", False), ("metagf", True), ("sgd", False)):
+        run = config(tmp_path_factory.mktemp("x"), method, optim=OptimConfig(carry_momentum=carry))
+        found[method, carry] = drive(run)[2].weights_sha256
     return found
 
 
@@ -72,6 +61,8 @@ def test_a_whole_run(tmp_path):
     assert [record.round for record in records] == [1, 2, 3]
     assert [record.training_passes for record in records] == [4, 8, 12]
     assert all(record.fusion is not None and len(record.val.accuracy) == 3 for record in records)
+    phases = {"broadcast", "train", "wait", "fuse", "evaluate", "checkpoint"}
+    assert all(set(record.seconds) == phases for record in records)
     assert (end.rounds, end.training_passes, end.finished) == (3, 12, True)
     assert end.checkpoint == records[-1].checkpoint == f"{tmp_path}/run/round-000003.npz"
 
@@ -97,8 +88,7 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path, undisturbed, method,
 
 
 def test_a_finished_run_resumed_does_nothing_and_says_the_same(tmp_path, undisturbed):
-    run = config(tmp_path)
-    run = replace(run, optim=OptimConfig())
+    run = replace(config(tmp_path), optim=OptimConfig())
     first = drive(run)[2]
     start, records, end = drive(resumed(run))
     assert start.round == 3 and records == []
@@ -110,6 +100,7 @@ def test_a_finished_run_resumed_does_nothing_and_says_the_same(tmp_path, undistu
 def test_a_damaged_newest_checkpoint_costs_one_round(tmp_path, undisturbed, damage):
     run = replace(config(tmp_path), optim=OptimConfig())
     path = Path(drive(replace(run, stop_after=2))[2].checkpoint)
+    path.with_name("round-000003.npz.part").write_bytes(b"half")  # ignored
     content = path.read_bytes()
     path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "garbage": b"x" * 999}[damage])
     start, records, end = drive(resumed(run))
@@ -119,29 +110,14 @@ def test_a_damaged_newest_checkpoint_costs_one_round(tmp_path, undisturbed, dama
     assert end.weights_sha256 == undisturbed["metagf", False]
 
 
-def test_leftover_parts_are_ignored(tmp_path, undisturbed):
-    run = replace(config(tmp_path), optim=OptimConfig())
-    drive(replace(run, stop_after=2))
-    (tmp_path / "run" / "round-000003.npz.part").write_bytes(b"half")
-    assert drive(resumed(run))[2].weights_sha256 == undisturbed["metagf", False]
-
-
 def test_a_folder_with_checkpoints_is_refused_without_resume(tmp_path):
     run = config(tmp_path, stop_after=1)
     drive(run)
-    with pytest.raises(StorageError, match=r"run holds checkpoints already: .*--storage\.resume"):
+    with pytest.raises(StorageError, match=r"run holds checkpoints already: .*--storage\.resume") as error:
         drive(run)
+    words = next(word for word in str(error.value).split() if word.startswith("--storage.resume"))
+    assert parse("", "digits", [words, "True"])[1].storage.resume is True  # what people are told to type
     drive(resumed(run))
-
-
-def test_the_hint_about_resuming_is_a_flag_that_works(tmp_path):
-    """What the error tells people to type must be understood by the command line."""
-    run = config(tmp_path, stop_after=1)
-    drive(run)
-    with pytest.raises(StorageError) as error:
-        drive(run)
-    words = str(error.value).split("go on from them with ")[1].split(" or ")[0].split()
-    assert parse("", "digits", words)[1].storage.resume is True
 
 
 def test_resuming_where_there_is_nothing_starts_from_the_first_round(tmp_path):
@@ -154,8 +130,6 @@ def test_resuming_where_there_is_nothing_starts_from_the_first_round(tmp_path):
     ("changes", "message"),
     [
         ({"optim": OptimConfig(lr=0.2)}, r"optim\.lr was 0\.1, is now 0\.2"),
-        ({"seed": 5}, r"seed was 0, is now 5"),
-        ({"rounds": 9}, r"rounds was 3, is now 9"),
         ({"method": "sgd"}, r"method was 'metagf', is now 'sgd'"),
         ({"optim": OptimConfig(milestones=(0.5,))}, r"optim\.milestones was \[0\.5, 0\.75\]"),
     ],
@@ -179,28 +153,12 @@ def test_what_does_not_change_the_result_may_change_on_resume(tmp_path, undistur
     assert drive(other)[2].weights_sha256 == undisturbed["metagf", False]
 
 
-@pytest.mark.parametrize("keep", [1, 2, 9])
-def test_newest_checkpoints_are_kept(tmp_path, keep):
-    drive(storage(config(tmp_path, "sgd"), keep=keep))
-    names = sorted(path.name for path in (tmp_path / "run").iterdir())
-    assert names == [f"round-00000{r}.npz" for r in range(max(1, ROUNDS + 1 - keep), ROUNDS + 1)]
-
-
-def test_stop_after_keeps_the_schedule_of_the_whole_run(tmp_path):
-    records = drive(replace(config(tmp_path, "sgd"), rounds=4, stop_after=3))[1]
-    assert [record.rounds for record in records] == [4, 4, 4]
-    assert [record.lr for record in records] == pytest.approx([0.1, 0.1, 0.01])
-
-
-def test_stop_after_the_end_changes_nothing(tmp_path):
-    end = drive(config(tmp_path, "sgd", stop_after=99))[2]
-    assert end.rounds == 3 and end.finished
-
-
 def test_both_rates_decay(tmp_path):
     run = replace(config(tmp_path), rounds=4, fusion=replace(run_config().fusion, lr=0.5))
     records = drive(run)[1]
-    assert [record.lr for record in records] == pytest.approx([0.1, 0.1, 0.01, 0.001])
+    assert [(record.rounds, record.lr) for record in records] == [
+        (4, pytest.approx(rate)) for rate in (0.1, 0.1, 0.01, 0.001)
+    ]
     assert [record.fusion_lr for record in records] == pytest.approx([0.5, 0.5, 0.05, 0.005])
 
 
@@ -224,31 +182,21 @@ def test_a_checkpoint_is_complete(tmp_path):
     assert [Path(record.checkpoint).name for record in records] == ["round-000001.npz", "round-000002.npz"]
 
 
-def test_every_checkpoint_holds_the_history_up_to_its_round(tmp_path):
-    run = config(tmp_path)
-    run = storage(run, keep=3)
-    _, records, _ = drive(run)
-    for record in records:
-        history = load_checkpoint(record.checkpoint).meta["history"]
-        assert [entry["round"] for entry in history] == list(range(1, record.round + 1))
-        assert history[-1]["training_passes"] == 4 * record.round
-        assert history[-1]["val"]["accuracy"] == pytest.approx(record.val.accuracy, rel=1e-5)
-        assert history[-1]["fusion"]["conflict_before"] == pytest.approx(
-            record.fusion.conflict_before, rel=1e-5
-        )
-        written = ["checkpoint" in entry["seconds"] for entry in history]
-        assert written == [True] * (record.round - 1) + [False]  # it can't time its own writing
-
-
 @pytest.mark.parametrize("method", ["metagf", "sgd"])
-def test_history_goes_on_after_a_resume(tmp_path, method):
-    run = config(tmp_path, method)
-    drive(replace(run, stop_after=2))
-    before = read_history(load_checkpoint(f"{tmp_path}/run/round-000002.npz").meta)
-    _, _, end = drive(resumed(run))
-    after = read_history(load_checkpoint(end.checkpoint).meta)
-    assert [entry["round"] for entry in after] == [1, 2, 3]
-    assert after[:2] == before
+def test_every_checkpoint_holds_the_history_up_to_its_round(tmp_path, method):
+    """The rounds before a resume included."""
+    run = storage(config(tmp_path, method), keep=3)
+    records = drive(replace(run, stop_after=2))[1] + drive(resumed(run))[1]
+    for record in records:
+        history = read_history(load_checkpoint(record.checkpoint).meta)
+        assert [entry["round"] for entry in history] == list(range(1, record.round + 1))
+        assert history[-1]["training_passes"] == record.training_passes
+        assert history[-1]["val"]["accuracy"] == pytest.approx(record.val.accuracy, rel=1e-5)
+        if record.fusion:
+            before = record.fusion.conflict_before
+            assert history[-1]["fusion"]["conflict_before"] == pytest.approx(before, rel=1e-5)
+        untimed = [entry["round"] for entry in history if "checkpoint" not in entry["seconds"]]
+        assert untimed == {1: [1], 2: [2], 3: [2, 3]}[record.round]  # a file can't time its own writing
 
 
 def test_scores_are_those_of_the_stored_network(tmp_path):
@@ -266,41 +214,12 @@ def test_without_validation_images_there_is_no_score(tmp_path):
     assert records[0].val is None
 
 
-def test_seconds_of_all_phases(tmp_path):
-    record = drive(config(tmp_path, stop_after=1))[1][0]
-    assert set(record.seconds) == {"broadcast", "train", "wait", "fuse", "evaluate", "checkpoint"}
-    assert record.total_seconds == sum(record.seconds.values())
-
-
 def test_training_learns(tmp_path):
     """Brightness tells the class: well above a third after a few rounds."""
     run = replace(config(tmp_path), rounds=12, optim=OptimConfig(lr=0.05))
     _, records, end = drive(run)
     assert records[-1].fusion.loss < records[0].fusion.loss
     assert max(end.test.accuracy) > 0.6
-
-
-def test_an_exploding_run_ends_with_its_last_checkpoint_standing(tmp_path):
-    run = config(tmp_path, "sgd", optim=OptimConfig(lr=1e30, milestones=()))
-    driver = Driver(run, lambda *args: LocalExecutor(*args[:2]))
-    driver.prepare()
-    with pytest.raises(NonFiniteError, match=r"sgd, round 1: .*optim\.lr"):
-        list(driver.rounds("id"))
-    driver.close()
-    assert not list((tmp_path / "run").glob("*.npz"))
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_weights_that_are_not_finite_are_never_stored(tmp_path, bad):
-    driver = Driver(config(tmp_path, "sgd"), lambda *args: pytest.fail("not needed"))
-    driver.prepare()
-    vector = bind().state().vector
-    vector[7] = bad
-    outcome = RoundOutcome(NetworkState(vector, bind().state().buffers), ExitScore((), ()), {})
-    driver._method.run = lambda state, round: outcome
-    with pytest.raises(NonFiniteError, match="round 1: the weights became infinite or NaN"):
-        list(driver.rounds("id"))
-    assert not list((tmp_path / "run").glob("*.npz"))
 
 
 def test_a_lost_exit_merges_nothing(tmp_path):
@@ -321,45 +240,12 @@ def test_a_lost_exit_merges_nothing(tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["round-000001.npz"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"method": "sgdd"}, "method = 'sgdd': must be one of"),
-        ({"model": replace(run_config().model, name="nonet")}, r"model\.name = 'nonet'"),
-    ],
-)
-def test_what_cannot_work_is_refused_before_training(tmp_path, changes, message):
-    driver = Driver(config(tmp_path, **changes), lambda *args: pytest.fail("too late"))
-    with pytest.raises(ConfigError, match=message):
-        driver.prepare()
-    driver.close()
-
-
 def test_sdn_coefficients_need_exits_that_they_know(tmp_path, monkeypatch):
     monkeypatch.setattr(tiny_network, "eight", lambda spec: tiny_network._network(8, spec), raising=False)
     run = config(tmp_path, loss=LossConfig(coefficients="sdn"))
     run = replace(run, model=replace(run.model, name="tiny_network:eight"))
-    with pytest.raises(ConfigError, match="6 inner exits, not 7"):
+    with pytest.raises(ConfigError, match="supports at most 6 inner exits; this network has 7"):
         Driver(run, lambda *args: pytest.fail("too late")).prepare()
-
-
-def test_the_executor_gets_the_number_of_exits(tmp_path):
-    asked = []
-
-    def make(run, data, exits):
-        asked.append((run.method, data.name, exits))
-        return LocalExecutor(run, data)
-
-    driver = Driver(config(tmp_path), make)
-    driver.prepare()
-    driver.close()
-    assert asked == [("metagf", "tiny", 3)]
-
-
-def test_joint_training_needs_no_executor(tmp_path):
-    driver = Driver(config(tmp_path, "sgd"), lambda *args: pytest.fail("not needed"))
-    driver.prepare()
-    driver.close()
 
 
 def test_threads_of_this_process_are_left_alone(tmp_path, monkeypatch):
@@ -384,15 +270,3 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, monkeypatch):
     driver = Driver(resumed(run), lambda *args: pytest.fail("not needed"))
     with pytest.raises(CheckpointError, match="another network"):
         driver.prepare()
-
-
-def test_a_checkpoint_without_configuration_is_refused(tmp_path):
-    run = config(tmp_path, "sgd", stop_after=1)
-    path = Path(drive(run)[2].checkpoint)
-    with np.load(path) as archive:
-        members = dict(archive)
-    meta = json.loads(members["meta"].item())
-    members["meta"] = np.array(json.dumps({name: meta[name] for name in meta if name != "config"}))
-    np.savez(path, **members)
-    with pytest.raises(CheckpointError, match="configuration"):
-        drive(resumed(run))

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from tiny_network import (
+    Tied,
+    bind,
+    dense_fuse,
+    owners_of,
+    random_batches,
+    random_vectors,
+    run_config,
+    segment_numbers,
+    three_exits,
+)
+from torch.func import functional_call
+from torch.testing import assert_close
+
+from raygf.config.run import FusionConfig
+from raygf.errors import CheckpointError, NonFiniteError
+from raygf.fusion.fuse import FusionTask, fuse, fusion_weights
+from raygf.fusion.learned import LearnedFusion, carry
+from raygf.records import ExitScore
+from raygf.training.losses import exit_losses
+from raygf.training.network import as_tensor
+from raygf.training.space import Segments
+
+KINDS = ("tensor", "channel", "network")
+BATCHES = random_batches(3)
+
+
+class Case:
+    """A rule for a tiny network, and random deltas."""
+
+    def __init__(self, build: Callable = three_exits, owned: torch.Tensor | None = None, **fusion) -> None:
+        self.bound = bind(build)
+        self.config = FusionConfig(**fusion)
+        self.segments = Segments(self.config.segments, self.bound.space)
+        tensors = owners_of(self.bound) if owned is None else owned
+        self.owned = self.segments.spread(tensors)
+        self.rule = LearnedFusion(run_config(fusion=self.config), self.bound, self.segments, tensors)
+        self.base = self.bound.vector.clone()
+        self.deltas = random_vectors(len(tensors), self.bound.space.size, 0.3, seed=5)
+
+    def buffers(self) -> dict[str, torch.Tensor]:
+        return self.bound.buffer_tensors(self.bound.buffer_arrays())
+
+    def task(self, batches=BATCHES, lr: float = 0.1) -> FusionTask:
+        return FusionTask(self.base, self.deltas, self.buffers(), batches, lr, "fusion pass, round 3")
+
+    def fit(self, batches=BATCHES, lr: float = 0.1) -> ExitScore:
+        return self.rule.fit(self.task(batches, lr))
+
+    def dense(self, eta: torch.Tensor) -> torch.Tensor:
+        """The fused vector, every step written out."""
+        shapes = [slot.shape for slot in self.bound.space.slots]
+        alpha = self.config.epsilon * fusion_weights(eta, self.owned, self.config.normalise)
+        return dense_fuse(self.base, self.deltas, alpha, segment_numbers(self.config.segments, shapes))
+
+    def loss(self, vector: torch.Tensor, batch) -> torch.Tensor:
+        """F at ``vector``."""
+        self.bound.network.train()
+        named = {**self.bound.space.views(vector), **self.buffers()}
+        return exit_losses(functional_call(self.bound.network, named, (batch[0],)), batch[1]).sum()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("normalise", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("epsilon", [1.0, 0.3])
+def test_gradient_equals_that_of_the_dense_formula(kind, normalise, epsilon):
+    case = Case(segments=kind, normalise=normalise, epsilon=epsilon)
+    case.fit(batches=BATCHES[:1])
+    gradient = case.rule.first / 0.1  # Adam's first moment after one step
+    eta = torch.ones(3, case.segments.count, requires_grad=True)
+    case.loss(case.dense(eta), BATCHES[0]).backward()
+    assert eta.grad.abs().max() > 1e-3
+    assert_close(gradient, eta.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_two_passes_are_one_run_of_adam():
+    case, other = Case(), random_batches(3, seed=1)
+    case.fit()
+    case.fit(other)
+    eta = torch.nn.Parameter(torch.ones(3, case.segments.count))
+    adam = torch.optim.Adam([eta], 0.1)
+    for batch in [*BATCHES, *other]:
+        adam.zero_grad()
+        alpha = fusion_weights(eta, case.owned)
+        case.loss(fuse(case.base, case.deltas, alpha, case.segments), batch).backward()
+        adam.step()
+    assert_close(case.rule.eta, eta.detach())
+    assert_close(case.rule.first, adam.state[eta]["exp_avg"])
+    assert_close(case.rule.second, adam.state[eta]["exp_avg_sq"])
+    assert case.rule.steps == 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("normalise", ["softmax", "sigmoid"])
+def test_a_useful_delta_outweighs_a_harmful_one(kind, normalise):
+    """Exit 1 brings a step downhill, exit 2 the same step uphill, exit 3 nothing."""
+    case = Case(owned=torch.ones(3, 15, dtype=torch.bool), segments=kind, normalise=normalise)
+    vector = case.base.clone().requires_grad_()
+    case.loss(vector, BATCHES[0]).backward()
+    downhill = -0.03 * vector.grad
+    case.deltas = [downhill, -downhill, torch.zeros_like(downhill)]
+    case.fit(batches=BATCHES[:1])
+    alpha = case.rule.weights(case.rule.eta)
+    moved = case.segments.slot_means(alpha)
+    assert (alpha[0] >= alpha[1]).all()
+    assert (moved[0] > moved[2]).all() and (moved[2] > moved[1]).all()
+
+
+@pytest.mark.parametrize("normalise", ["softmax", "sigmoid"])
+def test_logits_that_change_nothing_stay(normalise):
+    """η of exits that don't own a segment, and of a segment's only owner, has no gradient: it stays 1."""
+    case = Case(normalise=normalise)
+    case.fit(batches=BATCHES * 3)
+    stays = ~case.owned | (case.owned.sum(dim=0) == 1)
+    assert (case.rule.eta[stays] == 1).all()
+    assert (case.rule.eta[~stays] != 1).any()
+
+
+def test_a_merge_uses_the_fitted_weights_and_the_next_round_their_average():
+    case, plain = Case(epsilon=0.25, ema=0.9), Case(epsilon=0.25)
+    plain.fit()
+    fitted, fused = plain.rule.eta, case.rule.fuse(case.task())
+    assert torch.equal(case.rule.fitted, fitted)
+    assert_close(case.rule.eta, 0.9 + 0.1 * fitted)
+    assert_close(fused.alpha, fusion_weights(fitted, case.owned))
+    assert_close(fused.vector, case.dense(fitted))
+    assert not fused.vector.requires_grad
+    ends = [carry(torch.tensor(1.0), torch.tensor(2.0), ema).item() for ema in (1.0, 0.75, 0.0)]
+    assert ends == [1.0, 1.25, 2.0]
+
+
+def test_statistics_and_scores_are_those_of_a_train_mode_pass_of_the_fused_network():
+    """Without a learning rate the weights stay equal, so the pass can be repeated by hand."""
+    case = Case()
+    batches = [BATCHES[0], (BATCHES[1][0][:2], BATCHES[1][1][:2])]
+    fused = case.rule.fuse(case.task(batches, lr=0.0))
+    by_hand, hits = bind(), 0
+    by_hand.vector.copy_(fused.vector)
+    by_hand.network.train()
+    with torch.no_grad():
+        for images, labels in batches:
+            hits = hits + (torch.stack(by_hand.network(images)).argmax(dim=2) == labels).sum(dim=1)
+    assert fused.buffers.keys() == dict(by_hand.network.named_buffers()).keys()
+    for name, value in by_hand.network.named_buffers():
+        assert torch.equal(fused.buffers[name], value), name
+    total = [case.loss(fused.vector, batch).item() for batch in batches]
+    assert sum(fused.score.loss) == pytest.approx((6 * total[0] + 2 * total[1]) / 8, rel=1e-5)
+    assert fused.score.accuracy == pytest.approx((hits / 8).tolist())
+    assert torch.equal(case.rule.eta, torch.ones(3, 15)) and case.rule.steps == 2
+
+
+def test_inputs_are_only_read():
+    case = Case()
+    arrays = [vector.numpy().copy() for vector in (case.base, *case.deltas)]
+    for array in arrays:
+        array.flags.writeable = False
+    case.base, *case.deltas = (as_tensor(array) for array in arrays)
+    state, grad = case.bound.state(), case.bound.grad.clone()
+    before = case.rule.arrays()
+    kept = {name: array.copy() for name, array in before.items()}
+    case.rule.fuse(case.task())
+    assert case.bound.state().sha256() == state.sha256() and torch.equal(case.bound.grad, grad)
+    assert all(np.array_equal(before[name], kept[name]) for name in kept)  # a checkpoint may be on its way
+
+
+def test_a_pass_that_is_not_finite_changes_nothing_and_is_named():
+    case = Case()
+    with pytest.raises(NonFiniteError, match=r"^fusion pass, round 3: the loss of exit 1 .* at step 2"):
+        case.fit(batches=[BATCHES[0], (BATCHES[1][0] * float("nan"), BATCHES[1][1])])
+    assert torch.equal(case.rule.eta, torch.ones(3, 15)) and case.rule.steps == 0
+    with pytest.raises(NonFiniteError, match=r"step, 1: the fusion weight of exit 1 in stages\.0\.0\.weight"):
+        case.fit(batches=BATCHES[:1], lr=float("inf"))
+
+
+def test_arrays_of_another_network_are_refused():
+    with pytest.raises(CheckpointError, match=r"array eta is float32 \(3, 15\), not float32 \(3, 1\)"):
+        Case(segments="network").rule.restore(Case().rule.arrays())
+
+
+def test_frozen_parameters_travel_with_the_buffers():
+    def frozen():
+        network = three_exits()
+        network.stages[1][0].weight.requires_grad_(False)
+        return network
+
+    case = Case(frozen)
+    fused = case.rule.fuse(case.task())
+    assert torch.equal(fused.buffers["stages.1.0.weight"], case.bound.network.stages[1][0].weight)
+
+
+def test_tied_weights_can_be_fused():
+    case, by_hand = Case(Tied), bind(Tied)
+    fused = case.rule.fuse(case.task(lr=0.0))
+    by_hand.vector.copy_(fused.vector)
+    losses = [exit_losses(by_hand.network(images), labels) for images, labels in BATCHES]
+    assert_close(torch.tensor(fused.score.loss), torch.stack(losses).mean(0).detach(), check_dtype=False)

@@ -1,0 +1,178 @@
+"""The table of methods, and what every method in it must do."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import pytest
+import torch
+from tiny_network import CPU, bind, dataset, one_exit, owners_of, random_batches, run_config, setting_of
+from torch.testing import assert_close
+
+from raygf.config.run import LossConfig
+from raygf.errors import ConfigError, NonFiniteError
+from raygf.methods import registry
+from raygf.methods.base import JointSGD, weigh
+from raygf.methods.registry import (
+    ROUND_METHODS,
+    STEP_METHODS,
+    WEIGHTINGS,
+    check_method,
+    is_step_method,
+    make_step_method,
+    make_weighting,
+    method_names,
+)
+from raygf.rounds.step import StepRound
+from raygf.training.losses import exit_losses
+
+IMAGES, LABELS = random_batches(1, size=8)[0]
+EQUAL_SCALE = {"pcgrad": 3, "gradvac": 3, "config": 3, "cagrad": 1.4, "fairgrad": math.sqrt(3)}
+"""What the weights of three equal unit gradients sum to; 1 where nothing stands here."""
+
+
+def test_the_table_knows_all_methods_and_names_them_to_who_asks_for_another():
+    assert set(method_names()) == {*ROUND_METHODS, *STEP_METHODS} >= {"metagf", "sgd", "delta-mean"}
+    for name in method_names():
+        check_method(name)
+        assert is_step_method(name) is (name in STEP_METHODS)
+    assert is_step_method("mine:by_length") and not is_step_method("delta-mine:by_length")
+    with pytest.raises(ConfigError, match=r"method = 'sgdd': must be one of .*metagf.*sgd"):
+        check_method("sgdd")
+
+
+def direction(name: str, build=None, scale: float = 1.0) -> torch.Tensor:
+    bound = bind(build) if build else bind()
+    method = make_step_method(name, setting_of(bound))
+    bound.network.eval()  # so that exits don't share batch statistics
+    torch.manual_seed(0)
+    method.backward(scale * exit_losses(bound.network(IMAGES), LABELS), bound)
+    method.close()
+    return bound.grad
+
+
+def step_round(bound, **changes) -> StepRound:
+    data = dataset(train=40).open(CPU, 4, 5)
+    return StepRound(run_config(**changes), bound, data, owners_of(bound))
+
+
+@pytest.mark.parametrize("name", STEP_METHODS)
+def test_one_exit_alone_is_sgd(name):
+    assert_close(direction(name, one_exit), direction("sgd", one_exit), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", STEP_METHODS)
+def test_a_head_gets_its_exits_plain_gradient(name):
+    """In Gradient Equilibrium too: the scaling starts at what goes into the head."""
+    views, plain = (bind().space.views(direction(n)) for n in (name, "sgd"))
+    for exit in range(3):
+        assert_close(views[f"heads.{exit}.2.weight"], plain[f"heads.{exit}.2.weight"])
+
+
+@pytest.mark.parametrize("name", STEP_METHODS)
+def test_a_round_learns_and_repeats_bit_for_bit(name):
+    def train():
+        bound = bind()
+        step = step_round(bound, method=name)
+        state, losses = bound.state(), []
+        for round in (1, 2):
+            outcome = step.run(state, round)
+            state = outcome.state
+            losses.append(sum(outcome.train.loss))
+        return losses, state.sha256()
+
+    losses, digest = train()
+    assert losses[-1] < losses[0]
+    assert train()[1] == digest
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_weightings_keep_the_direction_of_gradients_that_agree(name):
+    """Equal ones at the documented scale; with all products positive the update goes along every one."""
+    torch.manual_seed(0)
+    weights = weigh(make_weighting(name, setting_of(bind())), torch.ones(3, 3))
+    assert weights.sum().item() == pytest.approx(EQUAL_SCALE.get(name, 1), rel=2e-3)
+    rows = torch.rand(3, 6, generator=torch.Generator().manual_seed(0))
+    base = rows @ rows.T
+    assert (base @ weigh(make_weighting(name, setting_of(bind())), base) > 0).all()
+
+
+@pytest.mark.parametrize("name", [name for name in WEIGHTINGS if name not in ("pcgrad", "gradvac")])
+def test_the_order_of_the_exits_does_not_matter(name):
+    """PCGrad and GradVac project in random order."""
+    order = torch.tensor([2, 0, 1])
+    rows = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    base = rows @ rows.T
+    one, two = (
+        weigh(make_weighting(name, setting_of(bind())), gramian) for gramian in (base, base[order][:, order])
+    )
+    assert_close(one[order], two, rtol=5e-3, atol=5e-3)
+
+
+def test_a_broken_step_names_method_round_step_and_exit():
+    bound = bind()
+    state = bound.state()
+    slot = next(slot for slot in bound.space.slots if slot.name == "heads.0.2.weight")
+    vector = state.vector.copy()
+    vector[slot.start : slot.stop] = float("nan")
+    with pytest.raises(NonFiniteError, match="pcgrad, round 4, step 1: the gradient of exit 1 is not finite"):
+        step_round(bound, method="pcgrad").run(type(state)(vector, state.buffers), 4)
+
+
+def test_a_missing_solver_names_the_command_that_brings_it(monkeypatch):
+    def make(setting):
+        raise ImportError("no module named cvxpy")
+
+    monkeypatch.setitem(registry.METHODS, "cagrad", make)
+    with pytest.raises(ConfigError, match=r"method = 'cagrad'.*pip install 'raygf\[methods\]'"):
+        make_step_method("cagrad", setting_of(bind()))
+
+
+def joint(setting):
+    return JointSGD(setting)
+
+
+def wrong(setting):
+    return (lambda gramian: 7) if setting.config.cagrad_c else 3
+
+
+def fails(setting):
+    raise ImportError("no module named cvxpy")
+
+
+def weighting_fails(setting):
+    return lambda gramian: gramian / 0 + 1 / 0
+
+
+@pytest.mark.parametrize(
+    ("name", "cagrad_c", "message"),
+    [
+        ("wrong", 0.4, r"must return one weight per exit, a tensor \(3,\), not 7"),
+        ("wrong", 0.0, "must return a weighting, itself a function, or a StepMethod, not int"),
+        ("fails", 0.4, "the function failed: .*no module named cvxpy"),
+        ("weighting_fails", 0.4, "the weighting failed: .*division by zero"),
+        ("missing", 0.4, "can't be imported"),
+    ],
+)
+def test_a_function_of_the_users_own_is_checked_by_name(monkeypatch, name, cagrad_c, message):
+    monkeypatch.setitem(sys.modules, "mine", sys.modules[__name__])
+    setting = setting_of(bind(), cagrad_c=cagrad_c)
+    with pytest.raises(ConfigError, match=f"method = 'mine:{name}': .*{message}"):
+        make_step_method(f"mine:{name}", setting)
+
+
+def test_a_step_method_of_the_users_own_can_not_weigh_deltas(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mine", sys.modules[__name__])
+    assert isinstance(make_step_method("mine:joint", setting_of(bind())), JointSGD)
+    with pytest.raises(ConfigError, match="a step method can't weigh deltas; leave out 'delta-'"):
+        make_weighting("mine:joint", setting_of(bind()))
+
+
+def test_distillation_goes_with_a_gramian_method():
+    state = bind().state()
+    plain, distilled = (
+        step_round(bind(), method="cagrad", loss=LossConfig(distill=distill)).run(state, 1)
+        for distill in (False, True)
+    )
+    assert plain.state.sha256() != distilled.state.sha256()

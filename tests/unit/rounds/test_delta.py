@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from tiny_network import CPU, bind, dataset, one_exit, owners_of, run_config, three_exits, with_dropout
+from torch import nn
+from torch.testing import assert_close
+
+from raygf.config.run import FusionConfig, OptimConfig, RunConfig
+from raygf.errors import ConfigError
+from raygf.fusion.batchnorm import weighted_statistics
+from raygf.fusion.fuse import fusion_weights
+from raygf.rounds.delta import DeltaRound
+from raygf.training.exit_trainer import ExitTrainer, LocalExecutor
+from raygf.training.losses import exit_losses
+from raygf.training.network import as_tensor
+from raygf.training.space import Segments
+
+DATA = dataset()
+STATE = bind().state()
+
+
+def make(config: RunConfig, build=three_exits) -> DeltaRound:
+    bound, batches = bind(build), DATA.open(CPU, config.batch_size, 5)
+    return DeltaRound(config, bound, batches, LocalExecutor(config, DATA), owners_of(bound))
+
+
+def with_fusion(**fusion) -> RunConfig:
+    return run_config(fusion=FusionConfig(**fusion))
+
+
+@pytest.mark.parametrize("kind", ["tensor", "channel", "network"])
+@pytest.mark.parametrize("normalise", ["softmax", "sigmoid"])
+def test_one_exit_alone_is_plain_sgd(kind, normalise):
+    config = run_config("one_exit", fusion=FusionConfig(segments=kind, normalise=normalise))
+    state = bind(one_exit).state()
+    outcome = make(config, one_exit).run(state, 1)
+    delta = ExitTrainer(config, DATA).train(state, 0, 1, 1).delta
+    assert np.array_equal(outcome.state.vector, state.vector + delta)
+    reference = bind(one_exit)
+    sgd = torch.optim.SGD(reference.network.parameters(), 0.1, 0.9, weight_decay=1e-3)
+    reference.network.train()
+    for images, labels in DATA.open(CPU, 4, 5).train(0, "exit", 1, 0):
+        sgd.zero_grad()
+        exit_losses(reference.network(images), labels).sum().backward()
+        sgd.step()
+    expected = torch.cat([p.detach().flatten() for p in reference.network.parameters()])
+    assert_close(torch.from_numpy(outcome.state.vector), expected)
+    assert outcome.fusion.weights.tolist() == [[1.0] * 5]
+
+
+def test_weights_learn_in_every_round():
+    """In the published program they dropped out of the optimizer after the first."""
+    round, state, seen = make(run_config()), STATE, []
+    for number in (1, 2, 3):
+        outcome = round.run(state, number)
+        state = outcome.state
+        seen.append(copy.deepcopy(round.arrays()))
+        assert seen[-1]["adam_steps"] == 5 * number
+    assert np.abs(seen[0]["eta"] - 1).max() > 1e-3
+    for before, after in pairwise(seen):
+        assert np.abs(after["eta"] - before["eta"]).max() > 1e-4
+        assert not np.array_equal(after["adam_second"], before["adam_second"])
+
+
+@pytest.mark.parametrize("carry", [False, True])
+def test_arrays_and_restore_continue_the_run(carry):
+    config = run_config(optim=OptimConfig(carry_momentum=carry))
+    whole = make(config)
+    middle = whole.run(STATE, 1).state
+    arrays = whole.arrays()
+    before = copy.deepcopy(arrays)
+    expected = whole.run(middle, 2).state
+    second = make(config)
+    for array in (*arrays.values(), middle.vector, *middle.buffers.values()):
+        array.flags.writeable = False
+    second.restore(arrays)
+    assert second.run(middle, 2).state.sha256() == expected.sha256()
+    one, two = whole.arrays(), second.arrays()
+    assert one.keys() == two.keys()
+    assert ("momentum_2" in one) is carry
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    assert all(np.array_equal(before[name], arrays[name]) for name in before)  # nothing was written into
+    fresh = make(config).run(middle, 2).state
+    assert fresh.sha256() != expected.sha256()  # what is stored matters
+
+
+def test_dropout_in_the_fusion_pass_is_seeded():
+    config, seen = run_config("with_dropout"), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.random.get_rng_state()
+        seen.append(make(config, with_dropout).run(STATE, 1).state.sha256())
+        assert torch.equal(torch.random.get_rng_state(), before)
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("kind", ["tensor", "channel"])
+def test_weighted_statistics_are_the_exits_averaged(kind):
+    config = with_fusion(segments=kind, batchnorm="weighted")
+    round = make(config)
+    outcome = round.run(STATE, 1)
+    trainer, bound = ExitTrainer(config, DATA), bind()
+    buffers = [
+        {name: torch.from_numpy(a) for name, a in trainer.train(STATE, exit, 3, 1).buffers.items()}
+        for exit in range(3)
+    ]
+    segments = Segments(kind, bound.space)
+    owned = segments.spread(owners_of(bound))
+    alpha = fusion_weights(as_tensor(round.arrays()["eta_fitted"]), owned)
+    expected = weighted_statistics(bound.network, buffers, alpha, segments)
+    for name, value in expected.items():
+        assert_close(torch.from_numpy(outcome.state.buffers[name]), value)
+    deepest = outcome.state.buffers["stages.2.1.running_var"]
+    assert_close(torch.from_numpy(deepest), buffers[2]["stages.2.1.running_var"])
+
+
+def test_weighted_statistics_without_a_scale_are_refused_early():
+    def plain(spec=None):
+        network = three_exits()
+        network.stages[1][1] = nn.BatchNorm2d(4, affine=False)
+        return network
+
+    with pytest.raises(ConfigError, match=r"fusion\.batchnorm = 'weighted': stages\.1\.1 has no"):
+        make(with_fusion(batchnorm="weighted"), plain)
+
+
+def test_report():
+    outcome = make(run_config()).run(STATE, 1)
+    report, names = outcome.fusion, bind().space.names
+    owned = ~np.isnan(report.weights)
+    expected = owners_of(bind()).numpy()
+    assert np.array_equal(owned, expected)
+    assert np.nansum(report.weights, axis=0) == pytest.approx(np.ones(len(names)))
+    shared = [t for t, name in enumerate(names) if name.startswith(("stages.0", "stages.1"))]
+    own = [[t for t in shared if owned[exit, t]] for exit in range(3)]
+    means = [report.weights[exit, own[exit]].mean() for exit in range(3)]
+    assert report.mean_weight == pytest.approx(means)
+    deltas = [ExitTrainer(run_config(), DATA).train(STATE, exit, 3, 1).delta for exit in range(3)]
+    assert report.delta_norm[2] != pytest.approx(np.linalg.norm(deltas[2]))  # not over what it doesn't own
+    views = [bind().space.views(torch.from_numpy(delta)) for delta in deltas]
+    stem = [torch.cat([v[name].flatten() for name in names if name.startswith("stages.0")]) for v in views]
+    cosine = nn.functional.cosine_similarity(stem[0], stem[2], dim=0).item()
+    assert report.cosine[0, 2] == report.cosine[2, 0] == pytest.approx(cosine, abs=1e-5)
+    assert np.diag(report.cosine) == pytest.approx(np.ones(3))
+
+
+def test_scores_and_times():
+    one = make(run_config())
+    outcome = one.run(STATE, 1)
+    trainer = ExitTrainer(run_config(), DATA)
+    updates = [trainer.train(STATE, exit, 3, 1) for exit in range(3)]
+    assert outcome.train.loss == tuple(update.loss for update in updates)
+    assert outcome.train.accuracy == tuple(update.accuracy for update in updates)
+    assert set(outcome.seconds) == {"broadcast", "train", "wait", "fuse"}
+    assert one.passes == 4
+    assert min(outcome.seconds.values()) >= 0
