@@ -57,7 +57,8 @@ def drive(run: RunConfig, bad: tuple[int, ...] = (), jump: tuple[int, ...] = ())
         driver.prepare()
         spoil(driver, bad)
         records = []
-        driver._round = int(1 in jump)
+        if 1 in jump:
+            driver._round = 1
         for record in driver.rounds("id"):
             records.append(record)
             if record.round + 1 in jump:
