@@ -1,14 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from tiny_network import dataset
 
 
-@pytest.fixture(autouse=True, scope="package")
-def tiny_data() -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def tiny_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drivers load the tiny data set."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raygf.rounds.driver.load_data", lambda config, seed: dataset(val=config.val))
-        yield
+    monkeypatch.setattr("raygf.rounds.driver.load_data", lambda config, seed: dataset(val=config.val))
