@@ -1,4 +1,4 @@
-"""What the trainers need of a data set, whatever it is made of."""
+"""What the trainers need of a data set, whatever it is made of: batches of normalised images with labels."""
 
 from __future__ import annotations
 
@@ -11,42 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from raygf.compute import Compute
-
-CHUNK = 1024  # Images counted at once: bincount widens its input eightfold.
-
-
-@dataclass(frozen=True)
-class ChannelStatistics:
-    """Mean and standard deviation of every channel, with pixels scaled to 0 … 1."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-def channel_statistics(images: NDArray[np.uint8]) -> ChannelStatistics:
-    """The statistics of ``images`` uint8 (N, C, H, W), N ≥ 1.
-
-    They come from counts of the 256 values, so they don't depend on the order of the images. A channel of
-    one value only has the standard deviation 1, so that it can be divided by.
-    """
-    counts = _value_counts(images)
-    values = np.arange(256) / 255
-    total = counts.sum(axis=1)
-    mean = counts @ values / total
-    variance = (counts * (values - mean[:, None]) ** 2).sum(axis=1) / total
-    flat = (counts > 0).sum(axis=1) == 1
-    std = np.where(flat, 1.0, np.sqrt(variance))
-    return ChannelStatistics(tuple(mean.tolist()), tuple(std.tolist()))
-
-
-def _value_counts(images: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """How often every channel has every value: (C, 256)."""
-    counts = np.zeros((images.shape[1], 256), np.int64)
-    for start in range(0, len(images), CHUNK):
-        for channel, count in enumerate(counts):
-            count += np.bincount(images[start : start + CHUNK, channel].ravel(), minlength=256)
-    return counts
-
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 SplitName = Literal["train", "val", "test"]
@@ -99,12 +63,46 @@ class Dataset(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Mean and standard deviation of every channel, with pixels scaled to 0 … 1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def channel_statistics(images: NDArray[np.uint8]) -> ChannelStatistics:
+    """The statistics of ``images`` uint8 (N, C, H, W), N ≥ 1.
+
+    They come from counts of the 256 values, so they don't depend on the order of the images. A channel of
+    one value only has the standard deviation 1, so that it can be divided by.
+    """
+    counts = _value_counts(images)
+    values = np.arange(256) / 255
+    total = counts.sum(axis=1)
+    mean = counts @ values / total
+    variance = (counts * (values - mean[:, None]) ** 2).sum(axis=1) / total
+    flat = (counts > 0).sum(axis=1) == 1
+    std = np.where(flat, 1.0, np.sqrt(variance))
+    return ChannelStatistics(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def _value_counts(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How often every channel has every value: (C, 256)."""
+    counts = np.zeros((images.shape[1], 256), np.int64)
+    chunk = 1024  # bincount widens its input eightfold
+    for start in range(0, len(images), chunk):
+        for channel, count in enumerate(counts):
+            count += np.bincount(images[start : start + chunk, channel].ravel(), minlength=256)
+    return counts
+
+
 class Normaliser:
     """``(x / 255 − mean) / std`` for images on ``compute.device``."""
 
     def __init__(self, statistics: ChannelStatistics, compute: Compute) -> None:
         self._layout = compute.layout
-        # (x / 255 − mean) / std, written for pixels of 0 … 255: (x − 255·mean) · 1 / (255·std).
+        # Written for pixels of 0 … 255: (x − 255·mean) · 1 / (255·std).
         pixels = torch.tensor([statistics.mean, statistics.std], dtype=torch.float64) * 255
         self._mean = pixels[0].float().view(-1, 1, 1).to(compute.device)
         self._inverse_std = pixels[1].reciprocal().float().view(-1, 1, 1).to(compute.device)

@@ -1,8 +1,8 @@
-"""What a network sees of a large image: a random part while training, the centre in evaluation.
+"""From image files to what a network sees of them: a random part while training, the centre in evaluation.
 
-Both work on decoded images, uint8 (3, H, W), with torchvision's own kernels, so the pixels are those of
-``torchvision.transforms.v2``. JPEGs are always decoded at full size: libjpeg could halve them on the way,
-which is faster, but that is another filter and gives other pixels.
+Views are made with torchvision's own kernels, so the pixels are those of ``torchvision.transforms.v2``. JPEGs
+are always decoded at full size: libjpeg could halve them on the way, which is faster, but that is another
+filter and gives other pixels.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import io
 import math
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,15 +24,10 @@ SCALE = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 """Width over height of a random part."""
 TRIES = 10
+JPEG = b"\xff\xd8\xff"
 
-
-class Box(NamedTuple):
-    """A part of an image, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
+Box = tuple[int, int, int, int]
+"""A part of an image in pixels: top, left, height, width."""
 
 
 def training_view(image: torch.Tensor, size: int, flip: bool, stream: random.Random) -> torch.Tensor:
@@ -84,7 +79,7 @@ def draw_box(height: int, width: int, stream: random.Random) -> Box:
         if 0 < box_width <= width and 0 < box_height <= height:
             top = stream.randint(0, height - box_height)
             left = stream.randint(0, width - box_width)
-            return Box(top, left, box_height, box_width)
+            return top, left, box_height, box_width
     return central_box(height, width)
 
 
@@ -95,7 +90,7 @@ def central_box(height: int, width: int) -> Box:
         box_height = round(width / RATIO[0])
     elif width / height > RATIO[1]:
         box_width = round(height * RATIO[1])
-    return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
 def decode_rgb(file: bytes) -> NDArray[np.uint8]:
@@ -118,14 +113,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
-JPEG = b"\xff\xd8\xff"
-
-
 def decode_tensor(file: NDArray[np.uint8]) -> torch.Tensor:
     """The pixels of an image file as RGB: uint8 (3, H, W).
 
     Torchvision's decoder takes two thirds of Pillow's time and gives the same pixels (both wrap
-    libjpeg-turbo). What it refuses, Pillow decides: a file that one of them can read is an image.
+    libjpeg-turbo). What it refuses, Pillow decides: a file that one of them can read is an image. So does
+    Pillow with JPEGs in CMYK, whose conversion is its own.
 
     Args:
         file: uint8 (bytes,), writable.
@@ -133,25 +126,13 @@ def decode_tensor(file: NDArray[np.uint8]) -> torch.Tensor:
     Raises:
         ValueError: the bytes are no whole image.
     """
-    if file[: len(JPEG)].tobytes() == JPEG:
-        pixels = _decode_jpeg(file)
-        if pixels is not None:
-            return pixels
+    decode_jpeg = _torchvision_decoder()
+    if decode_jpeg is not None and file[: len(JPEG)].tobytes() == JPEG:
+        with suppress(RuntimeError):  # it is damaged
+            pixels = decode_jpeg(torch.from_numpy(file))
+            if len(pixels) in (1, 3):
+                return pixels if len(pixels) == 3 else pixels.repeat(3, 1, 1)
     return torch.tensor(decode_rgb(file.tobytes()))
-
-
-def _decode_jpeg(file: NDArray[np.uint8]) -> torch.Tensor | None:
-    """Colour and grey JPEGs; None for those in CMYK, whose conversion is Pillow's, and for damaged ones."""
-    decode = _torchvision_decoder()
-    if decode is None:
-        return None
-    try:
-        pixels = decode(torch.from_numpy(file))
-    except RuntimeError:
-        return None
-    if len(pixels) == 1:
-        return pixels.repeat(3, 1, 1)
-    return pixels if len(pixels) == 3 else None
 
 
 @cache

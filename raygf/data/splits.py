@@ -1,8 +1,9 @@
-"""One split's images and labels, and how a run's seed divides the training images."""
+"""Labelled images, and how a run's configuration and seed divide them into training, validation and test."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -11,9 +12,65 @@ from numpy.typing import NDArray
 from raygf.compute import generator
 from raygf.config.run import DataConfig
 from raygf.data.base import ChannelStatistics
+from raygf.data.stores import Part
 from raygf.errors import DataError
 
 Indices = NDArray[np.int64]
+TEST_SEED = 0  # Not the run's: runs of different seeds are compared on the same test images.
+
+
+T = TypeVar("T", "Split", Part)
+"""Images in memory, or on disk."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source(Generic[T]):
+    """What a data set comes with, before a run divides it."""
+
+    name: str
+    class_names: tuple[str, ...]
+    train: T
+    test: T | None = None
+    """None where it has to be held out of ``train``."""
+    val: T | None = None
+    """A validation split beside the test split; None where it is to be held out of ``train``."""
+    statistics: ChannelStatistics | None = None
+    """Published channel statistics; None where they are to be computed of the training images."""
+
+    def divide(self, config: DataConfig, seed: int) -> tuple[T, T, T]:
+        """Training, validation and test images of run ``seed``; the test images don't depend on the seed.
+
+        Raises:
+            DataError: more images are asked for than there are, less than two are left to train on, or a
+                split is to be held out that the set brings, or the other way round.
+        """
+        if self.val is not None and config.val:
+            raise DataError(
+                f"data.val = {config.val}: {self.name} has a validation split of its own; "
+                "set --data.val 0 to use it"
+            )
+        rest, test = self._hold_out_test(config.test)
+        train, val = divide(self.train.labels[rest], self.class_names, config, seed)
+        own_val = self.val if self.val is not None else self.train.take(rest[val])
+        kept = self.train if len(train) == len(self.train.labels) else self.train.take(rest[train])
+        return kept, own_val, test
+
+    def _hold_out_test(self, count: int | None) -> tuple[Indices, T]:
+        """The training images that are left, as indices, and the test images."""
+        total = len(self.train.labels)
+        if self.test is not None:
+            if count is not None:
+                raise DataError(
+                    f"data.test = {count}: {self.name} has test images of its own; leave --data.test out"
+                )
+            return np.arange(total), self.test
+        if count is None:
+            raise DataError(
+                f"{self.name} has no test images (a folder val, or files val*.parquet or test*.parquet); "
+                "hold some training images out with --data.test"
+            )
+        rest, test = _hold_out("test", count, total, TEST_SEED)
+        return rest, self.train.take(test)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +111,16 @@ def divide(
     Raises:
         DataError: more images are asked for than there are, or less than two are left to train on.
     """
-    train, val = hold_out(len(labels), config.val, seed)
+    train, val = _hold_out("val", config.val, len(labels), seed)
     if config.per_class is not None:
-        train = train[keep_per_class(labels[train], class_names, config.per_class, seed)]
+        train = train[_keep_per_class(labels[train], class_names, config.per_class, seed)]
     if config.train_limit is not None:
-        train = train[keep_limit(len(train), config.train_limit, seed)]
+        if config.train_limit > len(train):
+            raise DataError(
+                f"data.train_limit = {config.train_limit}: only {len(train)} training images are left; "
+                "lower --data.train-limit"
+            )
+        train = train[np.sort(_permutation(len(train), seed, "train_limit")[: config.train_limit])]
     if len(train) < 2:
         raise DataError(
             f"{len(train)} training image is left: at least 2 are needed to train; lower --data.val, raise "
@@ -67,18 +129,18 @@ def divide(
     return train, val
 
 
-def hold_out(count: int, val: int, seed: int) -> tuple[Indices, Indices]:
-    """``count`` indices divided by a seeded permutation: (training, ``val`` for validation), increasing."""
-    if val >= count:
+def _hold_out(split: str, count: int, total: int, seed: int) -> tuple[Indices, Indices]:
+    """``total`` indices divided by a seeded permutation, increasing: the rest, and ``count`` held out."""
+    if count >= total:
         raise DataError(
-            f"data.val = {val}: there are only {count} training images, so none would be left to train; "
-            "lower --data.val"
+            f"data.{split} = {count}: there are only {total} training images, so none would be left to "
+            f"train; lower --data.{split}"
         )
-    order = _permutation(count, seed, "val")
-    return np.sort(order[val:]), np.sort(order[:val])
+    order = _permutation(total, seed, split)
+    return np.sort(order[count:]), np.sort(order[:count])
 
 
-def keep_per_class(
+def _keep_per_class(
     labels: NDArray[np.int64], class_names: tuple[str, ...], per_class: int, seed: int
 ) -> Indices:
     """Increasing indices into ``labels`` (N,) of ``per_class`` images of every class, chosen by seed."""
@@ -96,29 +158,6 @@ def keep_per_class(
     return np.sort(np.concatenate(kept))
 
 
-def keep_limit(count: int, limit: int, seed: int) -> Indices:
-    """``limit`` of ``count`` indices, chosen by seed, increasing."""
-    if limit > count:
-        raise DataError(
-            f"data.train_limit = {limit}: only {count} training images are left; lower --data.train-limit"
-        )
-    return np.sort(_permutation(count, seed, "train_limit")[:limit])
-
-
 def _permutation(count: int, seed: int, purpose: str) -> Indices:
     permutation: Indices = torch.randperm(count, generator=generator(seed, "data", purpose)).numpy()
     return permutation
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """The splits that a data set comes with; all images have one size."""
-
-    name: str
-    class_names: tuple[str, ...]
-    train: Split
-    test: Split
-    val: Split | None = None
-    """A validation split of its own; None where it is to be held out of ``train``."""
-    statistics: ChannelStatistics | None = None
-    """Published channel statistics; None where they are to be computed of the training images."""

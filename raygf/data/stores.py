@@ -1,4 +1,9 @@
-"""Images in Parquet shards of any size: labels are read once, images by row group when they are needed."""
+"""Encoded images on disk: files in class folders, or rows of Parquet files as on the Hugging Face hub.
+
+A *store* says which images there are and holds their labels; it is plain values, to be sent to other
+processes. A *reader* in each process reads the images when they are needed: files one by one, rows by row
+group.
+"""
 
 from __future__ import annotations
 
@@ -11,126 +16,67 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raygf.errors import DataError
+from raygf.errors import DataError, one_line
+
+ENDINGS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+"""Files that are taken for images, in upper or lower case."""
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "fine_label")
 
 
-def refuse_copies(files: Sequence[Path]) -> None:
-    """Raise DataError if two of the ``files`` of one split are the same, byte by byte.
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some images of a store."""
 
-    Their images would count twice, and the same image could be trained on and held out. Only files of equal
-    size are read, and those up to the first difference.
-    """
-    by_size: dict[int, list[Path]] = {}
-    for file in files:
-        by_size.setdefault(file.stat().st_size, []).append(file)
-    for alike in by_size.values():
-        for one, other in combinations(alike, 2):
-            if filecmp.cmp(one, other, shallow=False):
-                raise DataError(
-                    f"{other}: the same file as {one.name}: its images would count twice; remove one of them"
-                )
+    store: FolderStore | ShardStore
+    images: NDArray[np.int64]
+    """Indices in the store, increasing (N,)."""
 
+    @classmethod
+    def of(cls, store: FolderStore | ShardStore) -> Part:
+        """All images of ``store``."""
+        return cls(store, np.arange(len(store.labels)))
 
-class ImageStore(Protocol):
-    """Which encoded images there are, and how to get at them. Plain values: it is sent to other processes."""
+    def __len__(self) -> int:
+        return len(self.images)
 
     @property
     def labels(self) -> NDArray[np.int64]:
         """The label of every image (N,)."""
-        ...
+        return self.store.labels[self.images]
 
     @property
     def units(self) -> NDArray[np.int64] | None:
-        """Which unit every image lies in (N,): units are read as a whole. None: images are read singly."""
-        ...
+        """The unit of every image (N,), where the store is read by units."""
+        return None if self.store.units is None else self.store.units[self.images]
 
-    @property
-    def bytes_per_image(self) -> float:
-        """Mean size of an image in memory; only asked for where there are units."""
-        ...
-
-    def where(self, image: int) -> str:
-        """What to call an image in messages."""
-        ...
-
-    def check(self) -> None:
-        """Raise DataError if the files can't be seen from this machine."""
-        ...
-
-    def open(self) -> ImageReader:
-        """A reader, for one process."""
-        ...
-
-
-class ImageReader(Protocol):
-    """Reads encoded images, keeping the units of those visits that are under way."""
-
-    def read(self, image: int, visit: int) -> NDArray[np.uint8] | None:
-        """An encoded image as a writable array of its bytes, or None where there is none.
-
-        Args:
-            image: index in the store.
-            visit: the stretch of a pass in which the image's unit is kept; see ``raygf.data.workers``.
-
-        Raises:
-            DataError: a file is gone or damaged.
-        """
-        ...
-
-    def leave(self, visits: Iterable[int]) -> None:
-        """Forget the units of visits that are over."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class NameTable:
-    """File names as two arrays. As Python strings, ImageNet's would take 100 MB in every process."""
-
-    text: NDArray[np.uint8]
-    """All names, one after the other."""
-    ends: NDArray[np.int64]
-    """Where each one ends (N,)."""
-
-    @classmethod
-    def of(cls, names: Iterable[str]) -> NameTable:
-        """The table of ``names``, in order."""
-        encoded = [os.fsencode(name) for name in names]
-        lengths = np.array([len(name) for name in encoded], np.int64)
-        return cls(np.frombuffer(b"".join(encoded), np.uint8), lengths.cumsum())
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, index: int) -> str:
-        start = self.ends[index - 1] if index else 0
-        return os.fsdecode(self.text[start : self.ends[index]].tobytes())
-
-
-ENDINGS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
-"""Files that are taken for images, in upper or lower case."""
+    def take(self, indices: NDArray[np.int64]) -> Part:
+        """The images at ``indices`` (K,), increasing."""
+        return Part(self.store, self.images[indices])
 
 
 @dataclass(frozen=True, eq=False)
 class FolderStore:
-    """The image files of one split. An ``raygf.data.stores.ImageStore``."""
+    """The image files of one split in class folders: a store, and its own reader."""
 
     folder: str
     """The split's folder."""
     class_names: tuple[str, ...]
     """Names of the class folders; the label is the place in this list."""
-    files: NameTable
+    files: NDArray[np.bytes_]
+    """Names of the files (N,). As Python strings, ImageNet's would take 100 MB in every process."""
     labels: NDArray[np.int64]
+    """The label of every image (N,)."""
     units: None = None
-    bytes_per_image: float = 0.0
 
     def where(self, image: int) -> str:
         """The file's path."""
-        return f"{self.folder}/{self.class_names[self.labels[image]]}/{self.files[image]}"
+        return f"{self.folder}/{self.class_names[self.labels[image]]}/{os.fsdecode(self.files[image])}"
 
     def check(self) -> None:
         """Raise DataError if the folder can't be seen from this machine."""
@@ -139,20 +85,13 @@ class FolderStore:
                 f"{self.folder}: no such folder on {platform.node()}; every node must see the images there"
             )
 
-    def open(self) -> FolderReader:
-        """A reader, for one process."""
-        return FolderReader(self)
-
-
-class FolderReader:
-    """Reads single files."""
-
-    def __init__(self, store: FolderStore) -> None:
-        self._store = store
+    def open(self) -> FolderStore:
+        """Itself: there is nothing to keep between images."""
+        return self
 
     def read(self, image: int, visit: int) -> NDArray[np.uint8]:
-        """The file's bytes; ``visit`` does not matter."""
-        path = self._store.where(image)
+        """The file as a writable array of its bytes; ``visit`` does not matter."""
+        path = self.where(image)
         try:
             return np.fromfile(path, np.uint8)
         except OSError as error:
@@ -167,6 +106,8 @@ def index_folder(root: str, split: str, class_names: tuple[str, ...] | None = No
     """The images of ``root``/``split``, by class in the order of the names, by file name within a class.
 
     Args:
+        root: the set's folder.
+        split: a folder in it, which holds one folder a class.
         class_names: the classes; None: the folders that are there, sorted.
 
     Raises:
@@ -189,7 +130,8 @@ def index_folder(root: str, split: str, class_names: tuple[str, ...] | None = No
         labels.append(np.full(len(inside), label, np.int64))
     if not files:
         raise DataError(f"{folder}: no images; expected files ending in {', '.join(ENDINGS)}")
-    return FolderStore(str(folder), names, NameTable.of(files), np.concatenate(labels))
+    encoded = np.array([os.fsencode(file) for file in files])
+    return FolderStore(str(folder), names, encoded, np.concatenate(labels))
 
 
 def _folders(folder: Path) -> Iterator[str]:
@@ -202,104 +144,14 @@ def _folders(folder: Path) -> Iterator[str]:
 
 def _images(folder: Path) -> Iterator[str]:
     with os.scandir(folder) as entries:
-        yield from (entry.name for entry in entries if _is_image(entry.name))
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(ENDINGS) and not name.startswith(".")
-
-
-IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMNS = ("label", "fine_label")
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns to read of one file."""
-
-    image: str
-    """Dotted where the encoded file is the field ``bytes`` of a struct."""
-    label: str
-    class_names: tuple[str, ...]
-    """Empty where the schema gives none."""
-
-
-def find_columns(schema: Any, file: Path) -> Columns:
-    """The columns of ``file``, which has the Arrow ``schema``.
-
-    Raises:
-        DataError: the file has no such columns, or more than one that could be the label.
-    """
-    label = _label_column(schema, file)
-    return Columns(_image_column(schema, file), label, _class_names(schema, label, file))
-
-
-def _image_column(schema: Any, file: Path) -> str:
-    from pyarrow import types
-
-    for name in IMAGE_COLUMNS:
-        if name in schema.names:
-            kind = schema.field(name).type
-            if _is_binary(kind):
-                return name
-            if types.is_struct(kind) and any(f.name == "bytes" and _is_binary(f.type) for f in kind):
-                return f"{name}.bytes"
-            raise DataError(
-                f"{file}: column {name!r} is {kind}; expected binary, or a struct with binary 'bytes'"
-            )
-    raise DataError(
-        f"{file}: no column 'image' or 'img'; it has {_listing(schema.names)}: rename the one with the images"
-    )
-
-
-def _label_column(schema: Any, file: Path) -> str:
-    from pyarrow import types
-
-    whole = [field.name for field in schema if types.is_integer(field.type)]
-    for name in LABEL_COLUMNS:
-        if name in whole:
-            return name
-    if len(whole) == 1:
-        return str(whole[0])
-    found = "no column of whole numbers" if not whole else f"several that could be it ({_listing(whole)})"
-    raise DataError(
-        f"{file}: no label column 'label' or 'fine_label', and {found}; it has {_listing(schema.names)}"
-    )
-
-
-def _is_binary(kind: Any) -> bool:
-    from pyarrow import types
-
-    return bool(types.is_binary(kind) or types.is_large_binary(kind))
-
-
-def _class_names(schema: Any, label: str, file: Path) -> tuple[str, ...]:
-    metadata = schema.metadata or {}
-    if b"class_names" in metadata:
-        return tuple(name.strip() for name in _text(metadata[b"class_names"], file).split(","))
-    try:
-        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-        return tuple(str(name) for name in features.get(label, {}).get("names", ()))
-    except (ValueError, AttributeError) as error:
-        raise DataError(
-            f"{file}: its 'huggingface' metadata can't be understood; write the file anew"
-        ) from error
-
-
-def _text(value: bytes, file: Path) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        raise DataError(f"{file}: its 'class_names' are not UTF-8 text; write the file anew") from None
-
-
-def _listing(names: list[str]) -> str:
-    return ", ".join(repr(name) for name in names) or "none"
+        for entry in entries:
+            if entry.name.lower().endswith(ENDINGS) and not entry.name.startswith("."):
+                yield entry.name
 
 
 @dataclass(frozen=True, eq=False)
 class ShardStore:
-    """The rows of some Parquet files. An ``raygf.data.stores.ImageStore`` whose units are row groups."""
+    """The rows of some Parquet files: a store that is read by *units*, the row groups."""
 
     files: tuple[str, ...]
     image_columns: tuple[str, ...]
@@ -313,6 +165,7 @@ class ShardStore:
     size: int
     """All row groups' bytes, decompressed."""
     labels: NDArray[np.int64]
+    """The label of every row (N,)."""
     class_names: tuple[str, ...]
     """As the files have them; empty where they have none."""
 
@@ -321,15 +174,15 @@ class ShardStore:
         """The row group of every row (N,)."""
         return np.repeat(np.arange(len(self.unit_rows)), self.unit_rows)
 
-    @property
-    def bytes_per_image(self) -> float:
-        """Mean size of a row in memory."""
-        return self.size / max(1, len(self.labels))
-
     @cached_property
     def unit_starts(self) -> NDArray[np.int64]:
         """Index of every row group's first row (U,)."""
         return self.unit_rows.cumsum() - self.unit_rows
+
+    @property
+    def bytes_per_image(self) -> float:
+        """Mean size of a row in memory."""
+        return self.size / max(1, len(self.labels))
 
     def where(self, image: int) -> str:
         """The file and the row in it, counted from 0."""
@@ -359,25 +212,27 @@ class ShardReader:
 
     def __init__(self, store: ShardStore) -> None:
         self._store = store
-        self._open: dict[int, Any] = {}
+        self._kept: dict[int, Any] = {}
 
     def read(self, image: int, visit: int) -> NDArray[np.uint8] | None:
-        """A copy of the bytes in the image's row; None where the row has no image."""
+        """A copy of the bytes in the image's row; None where the row has no image.
+
+        ``visit`` names the stretch of a pass in which the row group is kept: any number that is not in use
+        begins a new one.
+
+        Raises:
+            DataError: the file is gone or damaged.
+        """
         unit = int(self._store.units[image])
-        if visit not in self._open:
-            self._open[visit] = self._read_unit(unit)
-        cell = self._open[visit][image - int(self._store.unit_starts[unit])].as_buffer()
+        if visit not in self._kept:
+            self._kept[visit] = self._read_unit(unit)
+        cell = self._kept[visit][image - int(self._store.unit_starts[unit])].as_buffer()
         return None if cell is None else np.frombuffer(cell, np.uint8).copy()
 
     def leave(self, visits: Iterable[int]) -> None:
         """Forget the row groups of visits that are over."""
         for visit in visits:
-            self._open.pop(visit, None)
-
-    @property
-    def kept(self) -> int:
-        """Row groups in memory."""
-        return len(self._open)
+            self._kept.pop(visit, None)
 
     def _read_unit(self, unit: int) -> Any:
         """The image column of a row group: a chunked Arrow array of binary values."""
@@ -395,11 +250,15 @@ class ShardReader:
             name, _, field = column.partition(".")
             return pc.struct_field(table.column(name), field) if field else table.column(name)
 
-        return _damage_named(f"{path}: row group {group}", read)
+        return _naming_damage(f"{path}: row group {group}", read)
 
 
 def index_shards(files: Sequence[Path]) -> ShardStore:
     """The rows of ``files``, in order: their labels are read, their images are not.
+
+    A file needs a column ``image`` or ``img``, binary or a struct with binary ``bytes``, and a column
+    ``label`` or ``fine_label``, or one other column, of whole numbers. Class names are taken from the
+    schema's metadata: those of the Hugging Face hub, or a list ``class_names``.
 
     Raises:
         DataError: a file is damaged or has not the columns, has a row without label, there are no rows, or
@@ -409,14 +268,14 @@ def index_shards(files: Sequence[Path]) -> ShardStore:
     if not any(len(shard.labels) for shard in shards):
         raise DataError(f"{files[0]}: the split has no rows; fetch it again")
     return ShardStore(
-        tuple(str(file) for file in files),
-        tuple(shard.image_column for shard in shards),
-        np.repeat(np.arange(len(shards)), [len(shard.rows) for shard in shards]),
-        np.concatenate([np.arange(len(shard.rows)) for shard in shards]),
-        np.concatenate([shard.rows for shard in shards]),
-        sum(shard.size for shard in shards),
-        np.concatenate([shard.labels for shard in shards]),
-        common_names([(str(f), s.class_names) for f, s in zip(files, shards, strict=True)]),
+        files=tuple(str(file) for file in files),
+        image_columns=tuple(shard.image_columns[0] for shard in shards),
+        unit_file=np.repeat(np.arange(len(shards)), [len(shard.unit_rows) for shard in shards]),
+        unit_group=np.concatenate([shard.unit_group for shard in shards]),
+        unit_rows=np.concatenate([shard.unit_rows for shard in shards]),
+        size=sum(shard.size for shard in shards),
+        labels=np.concatenate([shard.labels for shard in shards]),
+        class_names=common_names((shard.files[0], shard.class_names) for shard in shards),
     )
 
 
@@ -433,41 +292,109 @@ def common_names(named: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[str, ...
     return with_names[0][1] if with_names else ()
 
 
-@dataclass(frozen=True, eq=False)
-class _Shard:
-    image_column: str
-    rows: NDArray[np.int64]
-    size: int
-    labels: NDArray[np.int64]
-    class_names: tuple[str, ...]
+def refuse_copies(files: Sequence[Path]) -> None:
+    """Raise DataError if two of the ``files`` of one split are the same, byte by byte.
+
+    Their images would count twice, and the same image could be trained on and held out. Only files of equal
+    size are read, and those up to the first difference.
+    """
+    by_size: dict[int, list[Path]] = {}
+    for file in files:
+        by_size.setdefault(file.stat().st_size, []).append(file)
+    for alike in by_size.values():
+        for one, other in combinations(alike, 2):
+            if filecmp.cmp(one, other, shallow=False):
+                raise DataError(
+                    f"{other}: the same file as {one.name}: its images would count twice; remove one of them"
+                )
 
 
-def _index_file(path: Path) -> _Shard:
+def _index_file(path: Path) -> ShardStore:
     import pyarrow.parquet as pq
 
-    with _damage_named(str(path), lambda: pq.ParquetFile(path)) as parquet:
-        columns = find_columns(parquet.schema_arrow, path)
-        metadata = parquet.metadata
+    with _naming_damage(str(path), lambda: pq.ParquetFile(path)) as parquet:
+        schema, metadata = parquet.schema_arrow, parquet.metadata
+        label = _label_column(schema, path)
+        image = _image_column(schema, path)
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-        values = _damage_named(str(path), lambda: parquet.read(columns=[columns.label])).column(columns.label)
+        values = _naming_damage(str(path), lambda: parquet.read(columns=[label])).column(label)
     if values.null_count:
         row = int(values.is_null().to_numpy().argmax())
         raise DataError(f"{path}: row {row} has no label; every row needs one")
-    return _Shard(
-        columns.image,
-        np.array([group.num_rows for group in groups], np.int64),
-        sum(group.total_byte_size for group in groups),
-        values.to_numpy().astype(np.int64),
-        columns.class_names,
+    return ShardStore(
+        files=(str(path),),
+        image_columns=(image,),
+        unit_file=np.zeros(len(groups), np.int64),
+        unit_group=np.arange(len(groups)),
+        unit_rows=np.array([group.num_rows for group in groups], np.int64),
+        size=sum(group.total_byte_size for group in groups),
+        labels=values.to_numpy().astype(np.int64),
+        class_names=_class_names(schema.metadata or {}, label, path),
     )
 
 
-def _damage_named(what: str, read: Callable[[], Any]) -> Any:
+def _image_column(schema: Any, file: Path) -> str:
+    from pyarrow import types
+
+    def is_binary(kind: Any) -> bool:
+        return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+    for name in IMAGE_COLUMNS:
+        if name in schema.names:
+            kind = schema.field(name).type
+            if is_binary(kind):
+                return name
+            if types.is_struct(kind) and any(f.name == "bytes" and is_binary(f.type) for f in kind):
+                return f"{name}.bytes"
+            raise DataError(
+                f"{file}: column {name!r} is {kind}; expected binary, or a struct with binary 'bytes'"
+            )
+    raise DataError(
+        f"{file}: no column 'image' or 'img'; it has {_listing(schema.names)}: rename the one with the images"
+    )
+
+
+def _label_column(schema: Any, file: Path) -> str:
+    from pyarrow import types
+
+    whole = [str(field.name) for field in schema if types.is_integer(field.type)]
+    for name in LABEL_COLUMNS:
+        if name in whole:
+            return name
+    if len(whole) == 1:
+        return whole[0]
+    found = "no column of whole numbers" if not whole else f"several that could be it ({_listing(whole)})"
+    raise DataError(
+        f"{file}: no label column 'label' or 'fine_label', and {found}; it has {_listing(schema.names)}"
+    )
+
+
+def _class_names(metadata: dict[bytes, bytes], label: str, file: Path) -> tuple[str, ...]:
+    """What the schema's ``metadata`` calls the classes of the column ``label``; () if nothing."""
+    if b"class_names" in metadata:
+        try:
+            return tuple(name.strip() for name in metadata[b"class_names"].decode().split(","))
+        except UnicodeDecodeError:
+            raise DataError(f"{file}: its 'class_names' are not UTF-8 text; write the file anew") from None
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        return tuple(str(name) for name in features.get(label, {}).get("names", ()))
+    except (ValueError, AttributeError) as error:
+        raise DataError(
+            f"{file}: its 'huggingface' metadata can't be understood; write the file anew"
+        ) from error
+
+
+def _listing(names: list[str]) -> str:
+    return ", ".join(repr(name) for name in names) or "none"
+
+
+def _naming_damage(what: str, read: Callable[[], Any]) -> Any:
     """What ``read`` returns; Arrow's complaints become one line that names ``what``."""
     import pyarrow as pa
 
     try:
         return read()
     except (pa.ArrowException, OSError) as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        cause = one_line(error, kind=False)
         raise DataError(f"{what}: not a whole Parquet file ({cause}); fetch it again") from error

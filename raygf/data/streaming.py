@@ -1,20 +1,21 @@
-"""Batches of images that are read from disk when they are needed."""
+"""A data set of images that stay on disk, such as ImageNet, and its batches, read when they are needed."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from raygf.compute import Compute, generator
+from raygf.compute import Compute, derive_seed, generator
 from raygf.data.base import Batch, ChannelStatistics, InputSpec, Normaliser, SplitName
 from raygf.data.in_memory import batch_edges
-from raygf.data.stores import ImageStore
-from raygf.data.workers import Failure, MadeBatch, Pass, ViewMaker, ViewSizes, WorkerPool, in_order, shuffled
+from raygf.data.pixels import evaluation_view, training_view
+from raygf.data.stores import FolderStore, Part
+from raygf.data.workers import Failure, Key, Pass, WorkerPool, in_order, shuffled
 from raygf.errors import DataError
 
 STATISTICS = ChannelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -25,148 +26,6 @@ BUFFER_BYTES = 512 * 2**20
 shuffled, so changing it changes the order."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """One split: some images of a store."""
-
-    store: ImageStore
-    images: NDArray[np.int64]
-    """Indices in the store, increasing (N,)."""
-
-    @property
-    def units(self) -> NDArray[np.int64] | None:
-        """The unit of every image (N,), if the store has units."""
-        return None if self.store.units is None else self.store.units[self.images]
-
-    @property
-    def window(self) -> int:
-        """Images of this split among ``BUFFER_BYTES`` of its units."""
-        units = self.store.units
-        if units is None:
-            return len(self.images)
-        touched = int(np.isin(units, np.unique(units[self.images])).sum())
-        share = BUFFER_BYTES / max(1.0, touched * self.store.bytes_per_image)
-        return max(1, int(min(1.0, share) * len(self.images)))
-
-
-class StreamedBatches:
-    """A ``raygf.data.base.BatchSource`` of images on disk, made by worker processes.
-
-    An image that can't be decoded is left out of its batch, named in a warning, and counted: more than the
-    limit in one pass is an error. Its place is not filled, so a batch may be smaller; a training batch with
-    less than two images left is left out as a whole, because BatchNorm can't normalise one value.
-    """
-
-    def __init__(
-        self,
-        parts: Mapping[SplitName, Part],
-        sizes: ViewSizes,
-        workers: int,
-        max_undecodable: int,
-        compute: Compute,
-        batch_size: int,
-        eval_batch_size: int,
-    ) -> None:
-        self._parts = parts
-        self._sizes = sizes
-        self._workers = workers
-        self._limit = max_undecodable
-        self._compute = compute
-        self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
-        self._normalise = Normaliser(STATISTICS, compute)
-        self._idle: list[WorkerPool] = []
-        self.undecodable: set[str] = set()
-        """All images that were left out so far, as they are named in the warnings."""
-
-    def train(self, seed: int, *key: str | int) -> Iterator[Batch]:
-        """One epoch of the training split, shuffled and augmented by the stream ``key`` of run ``seed``.
-
-        Every image comes exactly once, and the same bits with any number of workers. A last batch of a
-        single image joins the one before it.
-
-        Raises:
-            DataError: there are fewer than two training images; and while it runs, see ``evaluate``.
-        """
-        part = self._parts["train"]
-        count = len(part.images)
-        if count < 2:
-            raise DataError(f"the training split has {count} images: at least 2 are needed to train")
-        order = shuffled(part.images, part.units, part.window, generator(seed, *key))
-        return self._run(Pass("train", order, batch_edges(count, self._batch_size), (seed, *key)))
-
-    def evaluate(self, split: SplitName) -> Iterator[Batch]:
-        """One pass over a split in its own order, without augmentation; nothing if the split is empty.
-
-        Raises:
-            DataError: a file is gone or damaged, or more images than allowed can't be decoded.
-            RunFailed: a worker process was lost.
-        """
-        part = self._parts[split]
-        starts = range(0, len(part.images), self._eval_batch_size)
-        edges = [(start, min(start + self._eval_batch_size, len(part.images))) for start in starts]
-        return self._run(Pass(split, in_order(part.images, part.units), edges, None))
-
-    def close(self) -> None:
-        """End the workers now; otherwise they end with this object or with this process.
-
-        Those of a pass that is not over yet end with the pass.
-        """
-        while self._idle:
-            self._idle.pop().close()
-
-    def _run(self, whole: Pass) -> Iterator[Batch]:
-        if not whole.edges:
-            return
-        store = self._parts[whole.split].store
-        pool = self._idle.pop() if self._idle else self._make_pool()
-        left_out = used = 0
-        try:
-            for (start, stop), made in zip(whole.edges, pool.batches(whole), strict=True):
-                left_out += len(made.failures)
-                self._judge(made.failures, left_out)
-                labels = torch.from_numpy(store.labels[whole.order.images[start:stop]])
-                images, labels = _without_failures(made, labels)
-                if len(labels) < (1 if whole.key is None else 2):
-                    continue
-                used += 1
-                images = images.to(self._compute.device)
-                yield self._normalise(images), labels.to(self._compute.device)
-        except BaseException:
-            pool.close()  # its workers are in the midst of a pass
-            raise
-        self._idle.append(pool)
-        if not used:
-            raise DataError(f"of the {whole.split} images too few can be decoded to make a single batch")
-
-    def _judge(self, failures: tuple[Failure, ...], left_out: int) -> None:
-        for failure in failures:
-            if failure.where not in self.undecodable:
-                self.undecodable.add(failure.where)
-                _log.warning("%s: %s; it is left out", failure.where, failure.why)
-        if failures and left_out > self._limit:
-            last = failures[-1]
-            raise DataError(
-                f"{last.where}: {last.why}; {left_out} such image(s) in this pass, data.max_undecodable = "
-                f"{self._limit} allowed: mend the data set or raise --data.max-undecodable"
-            )
-
-    def _make_pool(self) -> WorkerPool:
-        stores = {name: part.store for name, part in self._parts.items()}
-        capacity = max(self._batch_size + 1, self._eval_batch_size)  # one may join the last batch
-        return WorkerPool(
-            lambda slots: ViewMaker(stores, self._sizes, slots), self._workers, capacity, self._sizes.crop
-        )
-
-
-def _without_failures(made: MadeBatch, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The images (B, C, H, W) and labels (B,) of a batch that are whole."""
-    if not made.failures:
-        return made.images, labels
-    whole = torch.ones(len(labels), dtype=torch.bool)
-    whole[[failure.place for failure in made.failures]] = False
-    return made.images[whole], labels[whole]
 
 
 @dataclass(eq=False)
@@ -183,34 +42,16 @@ class StreamedSet:
     train: Part
     val: Part
     test: Part
-    sizes: ViewSizes
+    crop: int
+    """Pixels a side of what the network sees."""
+    resize: int
+    """Pixels of the shorter side before the centre is cut out."""
+    flip: bool
+    """Whether half of the training images are mirrored."""
     workers: int
     """Processes that read and decode, for each that opens the set."""
     max_undecodable: int
     """Images of one pass that may be left out because they can't be decoded."""
-
-    def count(self, split: SplitName) -> int:
-        """Images in a split."""
-        return len(self.parts[split].images)
-
-    def open(self, compute: Compute, batch_size: int, eval_batch_size: int) -> StreamedBatches:
-        """The data set's batches on ``compute.device``.
-
-        Raises:
-            DataError: the files can't be seen from this machine.
-        """
-        for part in self.parts.values():
-            if len(part.images):
-                part.store.check()
-        return StreamedBatches(
-            self.parts,
-            self.sizes,
-            self.workers,
-            self.max_undecodable,
-            compute,
-            batch_size,
-            eval_batch_size,
-        )
 
     @property
     def statistics(self) -> ChannelStatistics:
@@ -218,6 +59,145 @@ class StreamedSet:
         return STATISTICS
 
     @property
-    def parts(self) -> dict[SplitName, Part]:
+    def splits(self) -> dict[SplitName, Part]:
         """The three splits by name."""
         return {"train": self.train, "val": self.val, "test": self.test}
+
+    def count(self, split: SplitName) -> int:
+        """Images in a split."""
+        return len(self.splits[split])
+
+    def open(self, compute: Compute, batch_size: int, eval_batch_size: int) -> StreamedBatches:
+        """The data set's batches on ``compute.device``.
+
+        Raises:
+            DataError: the files can't be seen from this machine.
+        """
+        for part in self.splits.values():
+            if len(part):
+                part.store.check()
+        return StreamedBatches(self, compute, batch_size, eval_batch_size)
+
+    def view(self, image: torch.Tensor, index: int, key: Key | None) -> torch.Tensor:
+        """What the network sees of a decoded image: a random part of it with a ``key``, else the centre.
+
+        Args:
+            image: uint8 (3, H, W).
+            index: of the image in its store.
+            key: seed and names of the random streams of this pass.
+
+        Returns:
+            uint8 (3, crop, crop).
+        """
+        if key is None:
+            return evaluation_view(image, self.resize, self.crop)
+        seed, *names = key
+        # Of its own for every image: nothing depends on who does which image in which order.
+        stream = random.Random(derive_seed(int(seed), *names, "image", index))
+        return training_view(image, self.crop, self.flip, stream)
+
+
+class StreamedBatches:
+    """The batches of a ``StreamedSet``, made by worker processes. A ``raygf.data.base.BatchSource``.
+
+    An image that can't be decoded is left out of its batch, named in a warning, and counted: more than the
+    limit in one pass is an error. Its place is not filled, so a batch may be smaller; a training batch with
+    less than two images left is left out as a whole, because BatchNorm can't normalise one value.
+    """
+
+    def __init__(self, data: StreamedSet, compute: Compute, batch_size: int, eval_batch_size: int) -> None:
+        self._data = data
+        self._compute = compute
+        self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
+        self._normalise = Normaliser(data.statistics, compute)
+        self._idle: list[WorkerPool] = []
+        self.undecodable: set[str] = set()
+        """All images that were left out so far, as they are named in the warnings."""
+
+    def train(self, seed: int, *key: str | int) -> Iterator[Batch]:
+        """One epoch of the training split, shuffled and augmented by the stream ``key`` of run ``seed``.
+
+        Every image comes exactly once, and the same bits with any number of workers. A last batch of a
+        single image joins the one before it.
+
+        Raises:
+            DataError: there are fewer than two training images; and while it runs, see ``evaluate``.
+        """
+        part = self._data.train
+        edges = batch_edges(len(part), self._batch_size)
+        order = shuffled(part.images, part.units, _window(part), generator(seed, *key))
+        return self._run(Pass("train", order, edges, (seed, *key)))
+
+    def evaluate(self, split: SplitName) -> Iterator[Batch]:
+        """One pass over a split in its own order, without augmentation; nothing if the split is empty.
+
+        Raises:
+            DataError: a file is gone or damaged, or more images than allowed can't be decoded.
+            RunFailed: a worker process was lost.
+        """
+        part, size = self._data.splits[split], self._eval_batch_size
+        edges = [(start, min(start + size, len(part))) for start in range(0, len(part), size)]
+        return self._run(Pass(split, in_order(part.images, part.units), edges, None))
+
+    def close(self) -> None:
+        """End the workers now; otherwise they end with this object or with this process.
+
+        Those of a pass that is not over yet end with the pass.
+        """
+        while self._idle:
+            self._idle.pop().close()
+
+    def _run(self, whole: Pass) -> Iterator[Batch]:
+        if not whole.edges:
+            return
+        store = self._data.splits[whole.split].store
+        pool = self._idle.pop() if self._idle else self._make_pool()
+        left_out = used = 0
+        try:
+            for (start, stop), (images, failures) in zip(whole.edges, pool.batches(whole), strict=True):
+                left_out += len(failures)
+                self._judge(failures, left_out)
+                labels = torch.from_numpy(store.labels[whole.order.images[start:stop]])
+                if failures:
+                    whole_ones = torch.ones(len(labels), dtype=torch.bool)
+                    whole_ones[[failure.place for failure in failures]] = False
+                    images, labels = images[whole_ones], labels[whole_ones]
+                if len(labels) < (1 if whole.key is None else 2):
+                    continue
+                used += 1
+                device = self._compute.device
+                yield self._normalise(images.to(device)), labels.to(device)
+        except BaseException:
+            pool.close()  # its workers are in the midst of a pass
+            raise
+        self._idle.append(pool)
+        if not used:
+            raise DataError(f"of the {whole.split} images too few can be decoded to make a single batch")
+
+    def _judge(self, failures: Sequence[Failure], left_out: int) -> None:
+        """Warn of each of the ``failures`` once; raise if ``left_out``, those of this pass, are too many."""
+        for failure in failures:
+            if failure.where not in self.undecodable:
+                self.undecodable.add(failure.where)
+                _log.warning("%s: %s; it is left out", failure.where, failure.why)
+        if failures and left_out > self._data.max_undecodable:
+            last = failures[-1]
+            raise DataError(
+                f"{last.where}: {last.why}; {left_out} such image(s) in this pass, data.max_undecodable = "
+                f"{self._data.max_undecodable} allowed: mend the data set or raise --data.max-undecodable"
+            )
+
+    def _make_pool(self) -> WorkerPool:
+        data = self._data
+        stores = {name: part.store for name, part in data.splits.items()}
+        capacity = max(self._batch_size + 1, self._eval_batch_size)  # one may join the last batch
+        return WorkerPool(stores, data.view, data.workers, capacity, data.crop)
+
+
+def _window(part: Part) -> int:
+    """Images of ``part`` among ``BUFFER_BYTES`` of its row groups; all where there are none."""
+    if isinstance(part.store, FolderStore):
+        return len(part)
+    touched = int(np.isin(part.store.units, part.store.units[part.images]).sum())
+    share = BUFFER_BYTES / max(1.0, touched * part.store.bytes_per_image)
+    return max(1, int(min(1.0, share) * len(part)))

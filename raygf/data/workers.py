@@ -1,48 +1,68 @@
-"""Processes that put batches together in memory which they share with this one."""
+"""Processes that put batches of images from disk together, in memory that they share with this one.
+
+A pass over a split (``Pass``) is cut into tasks, one for every batch and worker. All workers work on every
+batch, each on the images of certain units (Parquet row groups), so that no unit is read by two of them unless
+there are too few units to go round. Which worker does what depends on their number, what is done does not.
+"""
 
 from __future__ import annotations
 
 import math
 import mmap
 import multiprocessing
-import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
-from raygf.compute import derive_seed, torch_threads
+from raygf.compute import torch_threads
 from raygf.data.base import SplitName
-from raygf.data.pixels import decode_tensor, evaluation_view, training_view
-from raygf.data.stores import ImageReader, ImageStore
+from raygf.data.pixels import decode_tensor
+from raygf.data.stores import FolderStore, ShardReader, ShardStore
 from raygf.errors import DataError, RunFailed
 
+IMAGES_AHEAD = 1024
+"""Images that are made before they are asked for, at least two batches of them."""
+SPREAD = 4
+"""Shares of units per worker that a unit may be cut into so that workers have alike much to do."""
+
 Indices = NDArray[np.int64]
+Key = tuple[str | int, ...]
+"""Names the random streams of the augmentation, together with an image's index."""
+Stores = Mapping[SplitName, FolderStore | ShardStore]
+View = Callable[[torch.Tensor, int, Key | None], torch.Tensor]
+"""What the network sees of an image uint8 (3, H, W), given its index in the store and the key of the pass."""
 
 
-@dataclass(frozen=True, eq=False)
-class EpochOrder:
-    """One pass over a split."""
+class Order(NamedTuple):
+    """In which order a pass visits the images of a split."""
 
     images: Indices
-    """Indices in the store, in order (N,)."""
-    visits: Indices | None
+    """Indices in the store (N,)."""
+    visits: Indices
     """For every image a number for the stretch of the pass in which its unit is kept (N,): twice the unit's
-    place in the pass, one more where it is read again. None: no units."""
+    place in the pass, one more where it is read again. All 0 where there are no units."""
 
 
-def in_order(images: Indices, units: Indices | None) -> EpochOrder:
-    """The ``images`` as they stand; ``units`` (N,) are those of these images."""
-    return EpochOrder(images, None if units is None else 2 * units)
+def in_order(images: Indices, units: Indices | None) -> Order:
+    """The ``images`` (N,) as they stand; ``units`` (N,) are those of these images."""
+    return Order(images, np.zeros_like(images) if units is None else 2 * units)
 
 
-def shuffled(images: Indices, units: Indices | None, window: int, stream: torch.Generator) -> EpochOrder:
-    """The ``images`` (N,) in random order, as the module describes.
+def shuffled(images: Indices, units: Indices | None, window: int, stream: torch.Generator) -> Order:
+    """The ``images`` (N,) in random order, so that few of their units have to be kept at a time.
+
+    The units are shuffled and laid end to end on a circle, and every image is moved forward from the
+    beginning of its unit by a random stretch of up to ``window`` places. The images sorted by where they come
+    to stand are the epoch. Then every image comes exactly once, all parts of the epoch are alike, and at any
+    time only the units of the last ``window`` places are needed. Units near the end of the circle reach over
+    its beginning; those are read twice. If the window holds all images, the order is a plain random
+    permutation.
 
     Args:
         images: indices in the store.
@@ -52,21 +72,21 @@ def shuffled(images: Indices, units: Indices | None, window: int, stream: torch.
     """
     count = len(images)
     if units is None:
-        return EpochOrder(images[_permutation(count, stream)], None)
+        return in_order(images[_permutation(count, stream)], None)
     _, unit, sizes = np.unique(units, return_inverse=True, return_counts=True)
     turn = _permutation(len(sizes), stream)  # the units in the order of this epoch
     rank = np.empty_like(turn)
     rank[turn] = np.arange(len(turn))
     if window >= count:
         order = _permutation(count, stream)
-        return EpochOrder(images[order], 2 * rank[unit[order]])
+        return Order(images[order], 2 * rank[unit[order]])
     starts = np.empty_like(turn)
     starts[turn] = sizes[turn].cumsum() - sizes[turn]
     moved = torch.rand(count, generator=stream, dtype=torch.float64).numpy() * window
     places = starts[unit] + moved
     again = places >= count  # beyond the end: at the beginning, where the unit is read for itself
     order = np.argsort(np.where(again, places - count, places), kind="stable")
-    return EpochOrder(images[order], (2 * rank[unit] + again)[order])
+    return Order(images[order], (2 * rank[unit] + again)[order])
 
 
 def _permutation(count: int, stream: torch.Generator) -> Indices:
@@ -74,8 +94,16 @@ def _permutation(count: int, stream: torch.Generator) -> Indices:
     return permutation
 
 
-SPREAD = 4
-"""Shares of units per worker that a unit may be cut into so that workers have alike much to do."""
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One pass over a split: its order, its batches, its augmentation."""
+
+    split: SplitName
+    order: Order
+    edges: Sequence[tuple[int, int]]
+    """Where in the order every batch begins and ends."""
+    key: Key | None
+    """None: no augmentation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,23 +118,10 @@ class Task:
     images: Indices
     """Indices in the split's store (K,)."""
     visits: Indices
-    """Of every image (K,); see ``raygf.data.workers``."""
+    """Of every image (K,); see ``Order``."""
     over: Indices
     """Visits that end with this batch, on whichever worker."""
-    key: tuple[str | int, ...] | None
-    """Names the random streams of the augmentation, together with an image's index. None: no augmentation."""
-
-
-@dataclass(frozen=True, eq=False)
-class Pass:
-    """One pass over a split: its order, its batches, its augmentation."""
-
-    split: SplitName
-    order: EpochOrder
-    edges: Sequence[tuple[int, int]]
-    """Where in the order every batch begins and ends."""
-    key: tuple[str | int, ...] | None
-    """See ``Task.key``."""
+    key: Key | None
 
 
 def cut(whole: Pass, workers: int, slots: int, ahead: int) -> Iterator[Task]:
@@ -118,67 +133,40 @@ def cut(whole: Pass, workers: int, slots: int, ahead: int) -> Iterator[Task]:
         slots: memory slots, which the batches use in turn.
         ahead: batches that are under way at a time.
     """
-    order = whole.order
+    images, visits = whole.order
     lanes = _lanes(whole, workers, ahead)
-    visits = np.zeros(len(order.images), np.int64) if order.visits is None else order.visits
     over = _ending(whole)
     for number, (start, stop) in enumerate(whole.edges):
         for worker in range(workers):
             places = np.flatnonzero(lanes[start:stop] == worker)
-            yield Task(
-                whole.split,
-                number % slots,
-                places,
-                order.images[start + places],
-                visits[start + places],
-                over[number],
-                whole.key,
-            )
+            at = start + places
+            yield Task(whole.split, number % slots, places, images[at], visits[at], over[number], whole.key)
 
 
 def _lanes(whole: Pass, workers: int, ahead: int) -> Indices:
     """Which worker does every image of the pass (N,)."""
-    count = len(whole.order.images)
     visits = whole.order.visits
-    if visits is None or workers == 1:
-        return np.arange(count) % workers
     together = len(np.unique(visits[: whole.edges[: ahead + 1][-1][1]]))  # units in use at a time
     parts = math.ceil(SPREAD * workers / together)
-    return (visits // 2 * parts + np.arange(count) % parts) % workers
+    return (visits // 2 * parts + np.arange(len(visits)) % parts) % workers
 
 
 def _ending(whole: Pass) -> list[Indices]:
     """The visits that end with every batch."""
-    visits = whole.order.visits
     batches = len(whole.edges)
-    if visits is None:
-        return [np.empty(0, np.int64)] * batches
     batch = np.repeat(np.arange(batches), [stop - start for start, stop in whole.edges])
-    names, place = np.unique(visits, return_inverse=True)
+    names, place = np.unique(whole.order.visits, return_inverse=True)
     last = np.zeros(len(names), np.int64)
     np.maximum.at(last, place, batch)
     by_batch = np.argsort(last, kind="stable")
     return np.split(names[by_batch], np.searchsorted(last[by_batch], np.arange(1, batches)))
 
 
-@dataclass(frozen=True)
-class ViewSizes:
-    """How images are cut."""
-
-    crop: int
-    """Pixels a side of what the network sees."""
-    resize: int
-    """Pixels of the shorter side before the centre is cut out."""
-    flip: bool
-    """Whether half of the training images are mirrored."""
-
-
-@dataclass(frozen=True)
-class Failure:
+class Failure(NamedTuple):
     """An image that could not be decoded."""
 
     place: int
-    """Its row of the slot."""
+    """Its row of the batch."""
     where: str
     why: str
 
@@ -187,7 +175,7 @@ class Failure:
 class Done:
     """How a task went."""
 
-    failures: tuple[Failure, ...] = ()
+    failures: Sequence[Failure] = ()
     error: str = ""
     """Why the whole task could not be done. A text: exceptions change on their way out of a worker."""
 
@@ -195,13 +183,11 @@ class Done:
 class ViewMaker:
     """Does tasks, putting the images into ``slots`` (S, B, H, W, 3); one for each process."""
 
-    def __init__(
-        self, stores: Mapping[SplitName, ImageStore], sizes: ViewSizes, slots: NDArray[np.uint8]
-    ) -> None:
+    def __init__(self, stores: Stores, view: View, slots: NDArray[np.uint8]) -> None:
         self._stores = stores
-        self._sizes = sizes
+        self._view = view
         self._slots = torch.from_numpy(slots).permute(0, 1, 4, 2, 3)
-        self._readers: dict[SplitName, ImageReader] = {}
+        self._readers: dict[SplitName, FolderStore | ShardReader] = {}
 
     def __getitem__(self, task: Task) -> Done:
         """Do ``task``; under this name because torch's DataLoader asks for it so."""
@@ -211,51 +197,25 @@ class ViewMaker:
             return Done(error=str(error))
 
     def _do(self, task: Task) -> Done:
-        reader = self._reader(task.split)
+        store = self._stores[task.split]
+        if task.split not in self._readers:
+            self._readers[task.split] = store.open()
+        reader = self._readers[task.split]
         failures = []
-        for place, image, visit in zip(task.places, task.images, task.visits, strict=True):
-            file = reader.read(int(image), int(visit))
+        for place, image, visit in zip(
+            *map(np.ndarray.tolist, (task.places, task.images, task.visits)), strict=True
+        ):
+            file = reader.read(image, visit)
             try:
                 if file is None:
                     raise ValueError("there are no image bytes; images must be stored inside the file")
-                view = self._view(decode_tensor(file), int(image), task.key)
+                view = self._view(decode_tensor(file), image, task.key)
             except ValueError as error:
-                where = self._stores[task.split].where(int(image))
-                failures.append(Failure(int(place), where, str(error)))
+                failures.append(Failure(place, store.where(image), str(error)))
             else:
                 self._slots[task.slot, place].copy_(view)
         reader.leave(task.over.tolist())
-        return Done(tuple(failures))
-
-    def _view(self, image: torch.Tensor, index: int, key: tuple[str | int, ...] | None) -> torch.Tensor:
-        sizes = self._sizes
-        if key is None:
-            return evaluation_view(image, sizes.resize, sizes.crop)
-        seed, *names = key
-        # Of its own for every image: nothing depends on who does which image in which order.
-        stream = random.Random(derive_seed(int(seed), *names, "image", index))
-        return training_view(image, sizes.crop, sizes.flip, stream)
-
-    def _reader(self, split: SplitName) -> ImageReader:
-        if split not in self._readers:
-            self._readers[split] = self._stores[split].open()
-        return self._readers[split]
-
-
-IMAGES_AHEAD = 1024
-"""Images that are made before they are asked for, at least two batches of them."""
-
-MakeViewMaker = Callable[[NDArray[np.uint8]], ViewMaker]
-
-
-@dataclass(frozen=True, eq=False)
-class MadeBatch:
-    """One batch as it came from the workers."""
-
-    images: torch.Tensor
-    """uint8 (B, 3, H, W): a view of memory that the workers use again once the next batch is asked for."""
-    failures: tuple[Failure, ...]
-    """Rows of ``images`` that hold no image."""
+        return Done(failures)
 
 
 class WorkerPool:
@@ -267,10 +227,11 @@ class WorkerPool:
     used.
     """
 
-    def __init__(self, make: MakeViewMaker, workers: int, capacity: int, size: int) -> None:
+    def __init__(self, stores: Stores, view: View, workers: int, capacity: int, size: int) -> None:
         """
         Args:
-            make: makes what does the tasks, given the memory slots.
+            stores: where the encoded images of every split are.
+            view: cuts decoded images to ``size``.
             workers: processes.
             capacity: images in the largest batch.
             size: pixels a side of an image.
@@ -283,39 +244,39 @@ class WorkerPool:
         self._workers = workers
         self._ahead = min(32, max(2, -(-IMAGES_AHEAD // capacity))) if workers else 0
         # One slot is with the consumer, one is done while it asks for the next, the others are ahead.
-        self._slots = _shared_array((self._ahead + 2, capacity, size, size, 3))
-        self._maker = make(self._slots)
+        shape = (self._ahead + 2, capacity, size, size, 3)
+        self._slots = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
+        self._maker = ViewMaker(stores, view, self._slots)
         self._tasks = _Tasks()
         self._loader: Any = None
         self._iterator: Any = None
 
-    def batches(self, whole: Pass) -> Iterator[MadeBatch]:
+    def batches(self, whole: Pass) -> Iterator[tuple[torch.Tensor, list[Failure]]]:
         """The batches of one pass. Only after the last one may another pass begin.
+
+        Yields:
+            Images uint8 (B, 3, H, W), a view of memory that the workers use again once the next batch is
+            asked for; and those rows of it that hold no image.
 
         Raises:
             DataError: files are gone or damaged.
             RunFailed: a worker process was lost.
         """
         lanes = max(1, self._workers)
-        tasks = cut(whole, lanes, len(self._slots), max(1, self._ahead))
-        done = self._done(tasks)
+        done = self._done(cut(whole, lanes, len(self._slots), max(1, self._ahead)))
         for number, (start, stop) in enumerate(whole.edges):
             results = [next(done) for _ in range(lanes)]
             for result in results:
                 if result.error:
                     raise DataError(result.error)
-            failures = [failure for result in results for failure in result.failures]
             images = torch.from_numpy(self._slots[number % len(self._slots), : stop - start])
-            yield MadeBatch(
-                images.permute(0, 3, 1, 2), tuple(sorted(failures, key=lambda failure: failure.place))
-            )
+            failures = sorted(failure for result in results for failure in result.failures)
+            yield images.permute(0, 3, 1, 2), failures
         for _ in done:  # lets the loader notice that the pass is over
             raise AssertionError("there are no tasks left")
 
     def close(self) -> None:
-        """End the workers."""
-        if self._iterator is not None:
-            self._iterator._shutdown_workers()  # DataLoader has no public way; its __del__ does the same
+        """End the workers: DataLoader does so when its iterator is garbage collected."""
         self._iterator = self._loader = None
 
     def _done(self, tasks: Iterator[Task]) -> Iterator[Done]:
@@ -352,7 +313,6 @@ class WorkerPool:
             sampler=self._tasks,
             num_workers=self._workers,
             prefetch_factor=self._ahead,
-            collate_fn=_as_it_is,
             persistent_workers=True,
             multiprocessing_context="fork",
             generator=torch.Generator(),  # or it would draw from the global one, which dropout uses
@@ -367,13 +327,3 @@ class _Tasks(Sampler[Task]):
 
     def __iter__(self) -> Iterator[Task]:
         return self.coming
-
-
-def _as_it_is(done: Any) -> Any:
-    return done
-
-
-def _shared_array(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Zeros in memory that forked processes share."""
-    size = int(np.prod(shape))
-    return np.frombuffer(mmap.mmap(-1, size), np.uint8).reshape(shape)
