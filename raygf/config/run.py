@@ -72,8 +72,8 @@ class DataConfig(Section, name="data"):
     val: Natural = 0
     """Training images held out for validation, chosen by seed and never augmented."""
     test: Count | None = None
-    """imagefolder, shards without test images: hold out this many training images as the test set, the same
-    ones whatever the seed. By default a set must bring its own."""
+    """imagefolder, shards, parquet without test images: hold out this many training images as the test set,
+    the same ones whatever the seed. By default a set must bring its own."""
     per_class: Count | None = None
     """Keep this many training images of every class (after the validation split); by default all."""
     train_limit: Count | None = None

@@ -1,19 +1,45 @@
-"""Small made-up images and data sets."""
+"""Small made-up images: in memory, as files, and as sets on disk in every layout that is read."""
 
 from __future__ import annotations
 
 import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
 from raygf.compute import Compute
-from raygf.data.base import ChannelStatistics, InputSpec
+from raygf.config.run import DataConfig
+from raygf.data.base import Batch, ChannelStatistics, InputSpec
 from raygf.data.in_memory import ImageSet
+from raygf.data.load import load_data
 from raygf.data.splits import Split
+from raygf.data.streaming import StreamedSet
+from raygf.errors import DataError
 
 CPU = Compute("cpu", "fp32", "contiguous")
+NAMES = ("n01", "n02", "n03")
+BROKEN = b"\xff\xd8\xff no image"
+REAL = Path(os.environ.get("RAYGF_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
+"""Where there may be real images."""
+
+
+@contextmanager
+def refused(*parts: str) -> Iterator[pytest.ExceptionInfo[DataError]]:
+    """What is inside must raise a DataError of one line that has all ``parts``."""
+    with pytest.raises(DataError) as caught:
+        yield caught
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
 
 
 def make_split(count: int, shape: tuple[int, ...] = (3, 6, 6), seed: int = 0) -> Split:
@@ -22,30 +48,107 @@ def make_split(count: int, shape: tuple[int, ...] = (3, 6, 6), seed: int = 0) ->
     return Split(images, np.arange(count, dtype=np.int64) % 10)
 
 
-def make_set(train: int = 20, val: int = 5, test: int = 7, **fields: Any) -> ImageSet:
-    """An image set of random 6x6 images; without augmentation unless ``fields`` say otherwise."""
-    values: dict[str, Any] = {
-        "name": "made up",
-        "spec": InputSpec(3, 6, 6, 10),
-        "class_names": tuple("abcdefghij"),
-        "train": make_split(train, seed=1),
-        "val": make_split(val, seed=2),
-        "test": make_split(test, seed=3),
-        "statistics": ChannelStatistics((0.5, 0.4, 0.3), (0.2, 0.25, 0.5)),
-        "pad": 0,
-        "flip": False,
-    }
-    return ImageSet(**{**values, **fields})
+def make_set(train: int = 20, val: int = 5, test: int = 7, pad: int = 0, flip: bool = False) -> ImageSet:
+    """An image set of random 6x6 images."""
+    return ImageSet(
+        "made up",
+        InputSpec(3, 6, 6, 10),
+        tuple("abcdefghij"),
+        *(make_split(count, seed=seed) for seed, count in enumerate((train, val, test), 1)),
+        ChannelStatistics((0.5, 0.4, 0.3), (0.2, 0.25, 0.5)),
+        pad,
+        flip,
+    )
 
 
-def encode(pixels: np.ndarray, format: str = "PNG", mode: str | None = None) -> bytes:
-    """Pixels uint8 (H, W, 3) or (H, W) as an image file, converted to ``mode`` first."""
-    image = Image.fromarray(pixels)
-    file = io.BytesIO()
-    (image.convert(mode) if mode else image).save(file, format)
-    return file.getvalue()
+def bits(batches: Iterable[Batch]) -> list[tuple[bytes, list[int]]]:
+    """Images and labels of every batch, to be compared."""
+    return [(images.contiguous().numpy().tobytes(), labels.tolist()) for images, labels in batches]
 
 
 def random_pixels(count: int, size: int = 5, seed: int = 0) -> list[np.ndarray]:
     """``count`` RGB images uint8 (size, size, 3)."""
     return list(np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8))
+
+
+def encode(pixels: np.ndarray, format: str = "PNG", mode: str | None = None, **options: Any) -> bytes:
+    """Pixels uint8 (H, W, 3) or (H, W) as an image file, converted to ``mode`` first."""
+    image = Image.fromarray(pixels)
+    file = io.BytesIO()
+    (image.convert(mode) if mode else image).save(file, format, **options)
+    return file.getvalue()
+
+
+def photograph(seed: int, width: int = 0, height: int = 0) -> bytes:
+    """A smooth colour JPEG of some 24 to 47 pixels a side; no two seeds look alike."""
+    rng = np.random.default_rng(seed)
+    size = (width or int(rng.integers(24, 48)), height or int(rng.integers(24, 48)))
+    small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+    return encode(np.asarray(small.resize(size, Image.Resampling.BICUBIC)), "JPEG", quality=92)
+
+
+def photographs(count: int, first: int = 0) -> list[bytes]:
+    return [photograph(seed) for seed in range(first, first + count)]
+
+
+def write_parquet(
+    path: Path,
+    files: Sequence[bytes | None],
+    labels: Any,
+    columns: tuple[str, str] = ("image", "label"),
+    names: str | None = None,
+    hub_names: dict[str, list[str]] | None = None,
+    plain: bool = False,
+    group: int = 2,
+    **more: Any,
+) -> Path:
+    """One Parquet file with row groups of ``group`` rows, its images in structs or ``plain``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = pa.binary() if plain else pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = files if plain else [{"bytes": file, "path": f"{row}.JPEG"} for row, file in enumerate(files)]
+    labels = pa.array(labels, None if len(labels) else pa.int64())
+    metadata = {} if names is None else {"class_names": names}
+    if hub_names is not None:
+        features = {name: {"names": value, "_type": "ClassLabel"} for name, value in hub_names.items()}
+        metadata["huggingface"] = json.dumps({"info": {"features": features}})
+    table = pa.table({columns[0]: pa.array(rows, kind), columns[1]: labels, **more})
+    pq.write_table(table.replace_schema_metadata(metadata), path, row_group_size=group)
+    return path
+
+
+def write_shards(folder: Path, train: int = 30, test: int = 7, broken: Sequence[int] = ()) -> Path:
+    """Two training shards and one of test images; the training images ``broken`` can't be decoded."""
+    half = train // 2
+    for split, start, stop, first in (
+        ("train-00000-of-00002", 0, half, 0),
+        ("train-00001-of-00002", half, train, 0),
+        ("validation-00000-of-00001", 0, test, 1000),
+    ):
+        files = [
+            BROKEN if not first and row in broken else photograph(first + row) for row in range(start, stop)
+        ]
+        labels = [row % 3 for row in range(start, stop)]
+        if files:
+            write_parquet(folder / f"{split}.parquet", files, labels, names=",".join(NAMES), group=4)
+    return folder
+
+
+def write_folders(folder: Path, train: int = 30, test: int = 7, broken: Sequence[int] = ()) -> Path:
+    """The same images as class folders; in this layout they are ordered by class."""
+    for split, count, first in (("train", train, 0), ("val", test, 1000)):
+        for row, file in enumerate(photographs(count, first)):
+            path = folder / split / NAMES[row % 3] / f"{row:04d}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(BROKEN if split == "train" and row in broken else file)
+    return folder
+
+
+WRITE = {"shards": write_shards, "imagefolder": write_folders}
+
+
+def load_streamed(path: Path, seed: int = 0, **fields: Any) -> StreamedSet:
+    """A small streamed set: crops of 16 pixels, no workers."""
+    values = {"source": "shards", "path": str(path), "crop": 16, "resize": 20, "workers": 0, **fields}
+    data = load_data(DataConfig(**values), seed)
+    assert isinstance(data, StreamedSet)
+    return data

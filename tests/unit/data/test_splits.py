@@ -2,83 +2,116 @@
 
 from __future__ import annotations
 
+from itertools import chain
+from typing import Any
+
 import numpy as np
 import pytest
-from made_up_images import make_split
+from made_up_images import make_split, refused
 
 from raygf.config.run import DataConfig
-from raygf.data.splits import Split, divide
+from raygf.data.splits import Source, Split, divide
 from raygf.errors import DataError
 
 NAMES = tuple("abcdefghij")
 LABELS = np.arange(200, dtype=np.int64) % 10
 
 
-def test_validation_and_training_are_disjoint_and_complete() -> None:
-    train, val = divide(LABELS, NAMES, DataConfig(val=30), 0)
-    assert len(val) == 30
+def divided(seed: int = 0, **fields: Any) -> tuple[np.ndarray, np.ndarray]:
+    return divide(LABELS, NAMES, DataConfig(**fields), seed)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"val": 30}, {"val": 198, "train_limit": 2}, {"per_class": 20, "train_limit": 200}],
+)
+def test_training_and_validation_images_are_disjoint_complete_and_in_order(fields: dict[str, int]) -> None:
+    train, val = divided(**fields)
+    assert len(val) == fields.get("val", 0)
     assert np.array_equal(np.sort(np.concatenate([train, val])), np.arange(200))
+    assert (np.diff(train) > 0).all() and (np.diff(val) > 0).all()
 
 
-def test_without_any_limit_every_image_is_trained_on_in_order() -> None:
-    train, val = divide(LABELS, NAMES, DataConfig(), 0)
-    assert np.array_equal(train, np.arange(200)) and len(val) == 0
-
-
-@pytest.mark.parametrize("config", [DataConfig(val=30), DataConfig(per_class=3), DataConfig(train_limit=17)])
-def test_the_seed_decides(config: DataConfig) -> None:
-    first, again, other = (divide(LABELS, NAMES, config, seed) for seed in (0, 0, 1))
+@pytest.mark.parametrize("fields", [{"val": 30}, {"per_class": 3}, {"train_limit": 17}])
+def test_the_seed_decides(fields: dict[str, int]) -> None:
+    first, again, other = (divided(seed, **fields) for seed in (0, 0, 1))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[0], other[0])
 
 
-def test_per_class_is_exact_and_after_the_validation_split() -> None:
-    train, val = divide(LABELS, NAMES, DataConfig(val=30, per_class=7), 0)
-    assert np.array_equal(np.bincount(LABELS[train]), np.full(10, 7))
-    assert not set(train) & set(val)
-    assert np.array_equal(val, divide(LABELS, NAMES, DataConfig(val=30), 0)[1])
-
-
-def test_train_limit_comes_last() -> None:
-    per_class, _ = divide(LABELS, NAMES, DataConfig(val=30, per_class=7), 0)
-    limited, _ = divide(LABELS, NAMES, DataConfig(val=30, per_class=7, train_limit=41), 0)
+def test_classes_and_limit_are_cut_from_what_is_left_by_the_draws_before() -> None:
+    _, held_out = divided(val=30)
+    per_class, val = divided(val=30, per_class=7)
+    assert np.array_equal(np.bincount(LABELS[per_class]), np.full(10, 7))
+    assert np.array_equal(val, held_out) and not set(per_class) & set(val)
+    limited, _ = divided(val=30, per_class=7, train_limit=41)
     assert len(limited) == 41 and set(limited) <= set(per_class)
 
 
 @pytest.mark.parametrize("field", ["per_class", "train_limit"])
 def test_a_smaller_subset_lies_within_a_larger_one(field: str) -> None:
-    small, large = (divide(LABELS, NAMES, DataConfig(**{field: count}), 0)[0] for count in (4, 9))
+    small, large = (divided(**{field: count})[0] for count in (4, 9))
     assert set(small) < set(large)
 
 
-def test_all_images_may_be_asked_for() -> None:
-    train, _ = divide(LABELS, NAMES, DataConfig(val=198, train_limit=2), 0)
-    assert len(train) == 2
-    train, _ = divide(LABELS, NAMES, DataConfig(per_class=20, train_limit=200), 0)
-    assert np.array_equal(train, np.arange(200))
-
-
 @pytest.mark.parametrize(
-    ("config", "text"),
+    ("fields", "text"),
     [
-        (DataConfig(val=200), "data.val = 200: there are only 200 training images.*lower --data.val"),
-        (DataConfig(val=300), "data.val = 300"),
-        (DataConfig(train_limit=201), "data.train_limit = 201: only 200.*lower --data.train-limit"),
-        (DataConfig(val=10, train_limit=191), "only 190 training images"),
-        (DataConfig(per_class=21), "data.per_class = 21: class 'a' has only 20.*lower --data.per-class"),
-        (DataConfig(per_class=2, train_limit=21), "only 20 training images"),
-        (DataConfig(val=199), "1 training image is left: at least 2 are needed to train.*lower --data.val"),
-        (DataConfig(train_limit=1), "1 training image is left.*--data.train-limit"),
+        ({"val": 200}, "data.val = 200: there are only 200 training images.*lower --data.val"),
+        ({"val": 300}, "data.val = 300"),
+        ({"train_limit": 201}, "data.train_limit = 201: only 200.*lower --data.train-limit"),
+        ({"val": 10, "train_limit": 191}, "only 190 training images"),
+        ({"per_class": 21}, "data.per_class = 21: class 'a' has only 20.*lower --data.per-class"),
+        ({"per_class": 2, "train_limit": 21}, "only 20 training images"),
+        ({"val": 199}, "1 training image is left: at least 2 are needed to train.*lower --data.val"),
+        ({"train_limit": 1}, "1 training image is left.*--data.train-limit"),
     ],
 )
-def test_more_than_there_are_is_refused(config: DataConfig, text: str) -> None:
+def test_more_than_there_are_is_refused(fields: dict[str, int], text: str) -> None:
     with pytest.raises(DataError, match=text):
-        divide(LABELS, NAMES, config, 0)
+        divided(**fields)
 
 
 def test_a_class_without_images_is_named() -> None:
-    with pytest.raises(DataError, match="class 'k' has only 0 training images"):
+    with refused("class 'k' has only 0 training images"):
         divide(LABELS, (*NAMES, "k"), DataConfig(per_class=1), 0)
+
+
+def source(**fields: Any) -> Source[Split]:
+    return Source("set", NAMES, make_split(30), **fields)
+
+
+def brightness(split: Split) -> list[int]:
+    """A number for each image, by which it can be told from the others."""
+    return split.images.sum(axis=(1, 2, 3), dtype=np.int64).tolist()
+
+
+def test_a_test_set_that_is_held_out_is_the_same_whatever_the_seed() -> None:
+    whole = source()
+    first, again, other = (whole.divide(DataConfig(val=6, test=5), seed) for seed in (0, 0, 1))
+    assert [len(split) for split in first] == [19, 6, 5]
+    assert sorted(chain(*map(brightness, first))) == sorted(brightness(whole.train))
+    assert list(map(brightness, first)) == list(map(brightness, again))
+    assert brightness(first[1]) != brightness(other[1]) and brightness(first[2]) == brightness(other[2])
+
+
+def test_splits_that_the_set_brings_are_kept_as_they_are() -> None:
+    own = source(test=make_split(7, seed=1), val=make_split(4, seed=2))
+    train, val, test = own.divide(DataConfig(), 0)
+    assert train is own.train and val is own.val and test is own.test
+    with refused("data.val = 3: set has a validation split of its own", "--data.val 0"):
+        own.divide(DataConfig(val=3), 0)
+    with refused("data.test = 5: set has test images of its own", "leave --data.test out"):
+        own.divide(DataConfig(test=5), 0)
+
+
+def test_test_images_must_come_from_somewhere() -> None:
+    with refused("set has no test images", "--data.test"):
+        source().divide(DataConfig(), 0)
+    with refused("data.test = 30: there are only 30 training images", "lower --data.test"):
+        source().divide(DataConfig(test=30), 0)
+    with refused("data.val = 25: there are only 25 training images"):
+        source().divide(DataConfig(test=5, val=25), 0)
 
 
 def test_take_copies() -> None:
@@ -90,7 +123,7 @@ def test_take_copies() -> None:
 
 def test_wrong_arrays_are_refused() -> None:
     good = make_split(4)
-    with pytest.raises(DataError, match="images must be uint8"):
+    with refused("images must be uint8"):
         Split(good.images.astype(np.float32), good.labels)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"labels must be int64 \(4,\)"):
+    with refused("labels must be int64 (4,)"):
         Split(good.images, good.labels[:3])

@@ -1,0 +1,41 @@
+"""Channel statistics are NumPy's; images are normalised by the formula."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from made_up_images import make_split
+
+from raygf.compute import Compute
+from raygf.data.base import ChannelStatistics, Normaliser, channel_statistics
+
+STATISTICS = ChannelStatistics((0.4914, 0.5, 0.1), (0.2470, 0.25, 1.0))
+ALL = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
+
+
+@pytest.mark.parametrize("count", [1, 3, 1500])
+def test_statistics_are_numpys(count: int) -> None:
+    images = make_split(count, (3, 4, 5)).images
+    statistics = channel_statistics(images)
+    np.testing.assert_allclose(statistics.mean, (images / 255).mean(axis=(0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(statistics.std, (images / 255).std(axis=(0, 2, 3)), rtol=1e-12)
+    assert channel_statistics(images[::-1]) == statistics
+
+
+def test_a_channel_of_one_value_can_be_divided_by() -> None:
+    statistics = channel_statistics(np.full((3, 1, 4, 4), 51, np.uint8))
+    assert statistics.std == (1.0,) and statistics.mean == pytest.approx((0.2,))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_images_are_normalised_by_the_formula_and_back(layout: str) -> None:
+    compute = Compute("cpu", "fp32", layout)
+    normalise = Normaliser(STATISTICS, compute)
+    images = normalise(ALL)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (STATISTICS.mean, STATISTICS.std))
+    torch.testing.assert_close(images, (ALL.float() / 255 - mean) / std, rtol=1e-5, atol=1e-5)
+    assert images.dtype == torch.float32
+    assert images.is_contiguous(memory_format=compute.layout)
+    assert ALL[0, 0, 0, :3].tolist() == [0, 1, 2]  # left as it was
+    assert torch.equal(normalise.pixels(images), ALL)

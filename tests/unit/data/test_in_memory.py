@@ -1,0 +1,158 @@
+"""Batches from memory: every image once, equal for equal keys, exact pixels."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from made_up_images import CPU, bits, make_set, make_split, refused
+from torch.nn import functional
+
+from raygf.compute import Compute, generator
+from raygf.data.base import Batch, SplitName
+from raygf.data.in_memory import ImageSet, batch_edges, crop, draw_epoch, mirror
+
+
+def random_images(count: int, height: int, width: int) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator(0, "test"))
+
+
+@pytest.mark.parametrize(("height", "width", "pad"), [(6, 6, 1), (6, 6, 4), (5, 9, 2), (3, 3, 5)])
+def test_crop_is_pad_and_slice(height: int, width: int, pad: int) -> None:
+    side = torch.arange(2 * pad + 1)
+    corners = torch.cartesian_prod(side, side)
+    images = random_images(len(corners), height, width)
+    padded = functional.pad(images, (pad, pad, pad, pad))
+    expected = [
+        image[:, top : top + height, left : left + width]
+        for image, (top, left) in zip(padded, corners.tolist(), strict=True)
+    ]
+    assert torch.equal(crop(images, corners, pad), torch.stack(expected))
+
+
+def test_mirror_is_its_own_inverse_and_touches_only_what_it_should() -> None:
+    images, flips = random_images(4, 5, 6), torch.tensor([True, False, True, False])
+    flipped = mirror(images, flips)
+    assert torch.equal(flipped[flips], images[flips].flip(3))
+    assert torch.equal(flipped[~flips], images[~flips])
+    assert torch.equal(mirror(flipped, flips), images)
+
+
+def test_draws_cover_their_range_and_nothing_else() -> None:
+    draws = draw_epoch(2000, 3, True, generator(0, "x"))
+    assert torch.equal(draws.order.sort().values, torch.arange(2000))
+    assert draws.corners is not None and draws.flips is not None
+    assert draws.corners.shape == (2000, 2)
+    for edge in draws.corners.unbind(1):
+        assert torch.equal(edge.unique(), torch.arange(7))
+    assert 900 < int(draws.flips.sum()) < 1100
+    off = draw_epoch(2000, 0, False, generator(0, "x"))
+    assert off.corners is None and off.flips is None and torch.equal(off.order, draws.order)
+
+
+def epoch(data: ImageSet, *key: str | int, compute: Compute = CPU) -> list[Batch]:
+    return list(data.open(compute, 8, 4).train(0, *key))
+
+
+def joined(batches: list[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def normalised(data: ImageSet, images: np.ndarray) -> torch.Tensor:
+    """The textbook formula, in float64."""
+    pixels, mean, std = map(torch.tensor, (images / 255, data.statistics.mean, data.statistics.std))
+    return (pixels - mean.double().view(-1, 1, 1)) / std.double().view(-1, 1, 1)
+
+
+def test_equal_keys_give_equal_batches_in_every_open_and_others_do_not() -> None:
+    data = make_set(pad=2, flip=True)
+    first = bits(epoch(data, "exit", 3, 1))
+    assert bits(epoch(data, "exit", 3, 1)) == first
+    for seed, *key in ((0, "exit", 4, 1), (0, "exit", 3, 2), (0, "fusion", 3), (1, "exit", 3, 1)):
+        assert bits(data.open(CPU, 8, 4).train(seed, *key)) != first
+
+
+def test_an_epoch_is_its_draws_applied_image_by_image() -> None:
+    data = make_set(train=0, pad=2, flip=True)
+    data.train = make_split(21, (3, 6, 8))
+    draws = draw_epoch(21, 2, True, generator(0, "exit", 5, 2))
+    assert draws.corners is not None and draws.flips is not None
+    expected = []
+    for index, (top, left), flip in zip(draws.order, draws.corners, draws.flips, strict=True):
+        padded = np.pad(data.train.images[index], ((0, 0), (2, 2), (2, 2)))
+        cut = padded[:, top : top + 6, left : left + 8]
+        expected.append(cut[:, :, ::-1] if flip else cut)
+    images, labels = joined(epoch(data, "exit", 5, 2))
+    torch.testing.assert_close(images.double(), normalised(data, np.stack(expected)), rtol=0, atol=1e-6)
+    assert torch.equal(labels, torch.tensor(data.train.labels)[draws.order])
+
+
+@pytest.mark.parametrize(
+    ("split", "sizes"), [("train", [4, 4, 1]), ("val", [4, 1]), ("test", [4, 3])], ids=str
+)
+def test_evaluation_keeps_order_and_pixels_whatever_the_augmentation(
+    split: SplitName, sizes: list[int]
+) -> None:
+    data = make_set(train=9, pad=4, flip=True)
+    batches = list(data.open(CPU, 8, 4).evaluate(split))
+    images, labels = joined(batches)
+    assert [len(batch) for _, batch in batches] == sizes and data.count(split) == sum(sizes)
+    expected = normalised(data, data.splits[split].images)
+    torch.testing.assert_close(images.double(), expected, rtol=0, atol=1e-6)
+    assert torch.equal(labels, torch.tensor(data.splits[split].labels))
+    assert list(make_set(val=0).open(CPU, 8, 4).evaluate("val")) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [(2, [2]), (8, [8]), (9, [9]), (10, [8, 2]), (16, [8, 8]), (17, [8, 9]), (7, [7])],
+)
+def test_a_last_batch_of_one_joins_the_one_before(count: int, sizes: list[int]) -> None:
+    assert [len(labels) for _, labels in epoch(make_set(train=count), "x")] == sizes
+    assert [stop - start for start, stop in batch_edges(count, 8)] == sizes
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_training_images_are_refused_at_once(count: int) -> None:
+    source = make_set(train=count).open(CPU, 8, 4)
+    with refused(f"training split has {count} images: at least 2"):
+        source.train(0, "x")
+
+
+@pytest.mark.parametrize(("pad", "flip"), [(0, False), (0, True), (2, False), (2, True)])
+def test_type_and_layout(pad: int, flip: bool) -> None:
+    data = make_set(pad=pad, flip=flip)
+    for compute in (CPU, Compute("cpu", "fp32", "channels_last")):
+        source = data.open(compute, 8, 4)
+        for images, labels in [*source.train(0, "x"), *source.evaluate("test")]:
+            assert images.dtype == torch.float32 and images.shape[1:] == (3, 6, 6)
+            assert images.is_contiguous(memory_format=compute.layout)
+            assert labels.dtype == torch.int64
+        assert bits(source.train(0, "x")) == bits(epoch(data, "x"))
+
+
+def test_read_only_arrays_serve_without_a_warning_and_stay_as_they_are() -> None:
+    original = make_set(pad=2, flip=True)
+    buffers: list[pickle.PickleBuffer] = []
+    stream = pickle.dumps(original, protocol=5, buffer_callback=buffers.append)
+    received = pickle.loads(stream, buffers=[bytes(buffer) for buffer in buffers])
+    assert not received.train.images.flags.writeable
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batches = epoch(received, "x")
+        tested = list(received.open(CPU, 8, 4).evaluate("test"))
+    for images, _ in [*batches, *tested]:
+        images.zero_()
+    assert np.array_equal(received.train.images, original.train.images)
+    assert bits(epoch(received, "x")) == bits(epoch(original, "x"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_same_batches() -> None:
+    data = make_set(pad=2, flip=True)
+    on_gpu = epoch(data, "x", compute=Compute("cuda", "fp32", "channels_last"))
+    assert bits((images.cpu(), labels.cpu()) for images, labels in on_gpu) == bits(epoch(data, "x"))

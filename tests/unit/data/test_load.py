@@ -1,0 +1,198 @@
+"""From configuration to data set: which images are in which split, and what a set lacks."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_up_images import (
+    CPU,
+    NAMES,
+    REAL,
+    WRITE,
+    bits,
+    encode,
+    load_streamed,
+    photographs,
+    random_pixels,
+    refused,
+    write_parquet,
+    write_shards,
+)
+
+from raygf.config.run import DataConfig
+from raygf.data.base import InputSpec, channel_statistics
+from raygf.data.in_memory import ImageSet
+from raygf.data.load import load_data
+
+layouts = pytest.mark.parametrize("source", sorted(WRITE))
+PIXELS = random_pixels(7)
+FILES = [encode(pixels) for pixels in PIXELS]
+LABELS = [0, 1, 2, 0, 1, 2, 2]
+CHW = np.stack(PIXELS).transpose(0, 3, 1, 2)
+
+
+def load(path: Path | None = None, **fields: Any) -> ImageSet:
+    """The digits, or the Parquet set in ``path``, in memory."""
+    source = {} if path is None else {"source": "parquet", "path": str(path)}
+    data = load_data(DataConfig(**{**source, **fields}), fields.pop("seed", 0))
+    assert isinstance(data, ImageSet)
+    return data
+
+
+def test_statistics_are_those_of_the_training_images_that_are_kept() -> None:
+    data = load(val=100, per_class=20)
+    assert data.statistics == channel_statistics(data.train.images)
+    assert np.array_equal(np.bincount(data.train.labels), np.full(10, 20))
+    assert data.spec == InputSpec(1, 8, 8, 10) and (data.pad, data.flip) == (4, True)
+    other = load_data(DataConfig(val=100, pad=2, flip=False, image_size=32), 1)
+    assert isinstance(other, ImageSet) and (other.pad, other.flip) == (2, False)
+    assert other.spec == InputSpec(1, 32, 32, 10)
+    assert [other.count(name) for name in ("train", "val", "test")] == [1200, 100, 497]
+
+
+def test_padding_must_leave_something_of_the_image() -> None:
+    with refused("data.pad = 8: of images of 8x8 pixels", "--data.image-size"):
+        load(pad=8)
+
+
+def test_a_parquet_set_in_memory(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "data" / "train-00001-of-00002.parquet", FILES[4:], LABELS[4:], names="a,b,c")
+    write_parquet(tmp_path / "data" / "train-00000-of-00002.parquet", FILES[:4], LABELS[:4])
+    write_parquet(tmp_path / "data" / "test.parquet", FILES[:3], LABELS[:3])
+    data = load(tmp_path)
+    assert data.name == tmp_path.name and data.class_names == ("a", "b", "c")
+    assert data.spec == InputSpec(3, 5, 5, 3) and data.statistics == channel_statistics(CHW)
+    assert np.array_equal(data.train.images, CHW) and data.train.labels.tolist() == LABELS
+    assert np.array_equal(data.test.images, CHW[:3]) and data.test.labels.tolist() == LABELS[:3]
+    assert data.count("val") == 0
+    write_parquet(tmp_path / "data" / "validation.parquet", FILES[:2], LABELS[:2])
+    assert np.array_equal(load(tmp_path).val.images, CHW[:2])
+
+
+@layouts
+def test_a_streamed_set_as_it_comes(tmp_path: Path, source: str) -> None:
+    WRITE[source](tmp_path)
+    data = load_streamed(tmp_path, source=source)
+    assert [data.count(name) for name in ("train", "val", "test")] == [30, 0, 7]
+    assert data.class_names == NAMES and data.name == tmp_path.name
+    assert data.spec == InputSpec(3, 16, 16, 3)
+    assert data.statistics.mean == (0.485, 0.456, 0.406) and data.statistics.std == (0.229, 0.224, 0.225)
+    assert np.bincount(data.train.labels).tolist() == [10, 10, 10]
+    assert data.test.store is not data.train.store
+
+
+@layouts
+def test_a_streamed_set_is_divided_as_one_in_memory(tmp_path: Path, source: str) -> None:
+    WRITE[source](tmp_path, test=0)
+    data = load_streamed(tmp_path, source=source, val=6, test=5)
+    parts = [set(part.images.tolist()) for part in data.splits.values()]
+    assert [len(part) for part in parts] == [19, 6, 5] and set.union(*parts) == set(range(30))
+    few = load_streamed(tmp_path, source=source, val=6, test=5, per_class=3, train_limit=8)
+    assert len(few.train) == 8 and np.bincount(few.train.labels).max() <= 3
+    assert set(few.train.images) <= parts[0] and np.array_equal(few.test.images, data.test.images)
+
+
+def test_a_set_sent_to_another_process_is_small_and_the_same(tmp_path: Path) -> None:
+    data = load_streamed(write_shards(tmp_path), val=6)
+    ours = bits(data.open(CPU, 8, 8).train(0, "a"))  # derives what need not be sent
+    sent = pickle.dumps(data)
+    assert len(sent) < 5000
+    assert bits(pickle.loads(sent).open(CPU, 8, 8).train(0, "a")) == ours
+
+
+def test_test_shards_count_if_they_have_labels(tmp_path: Path) -> None:
+    """ImageNet's have none: there the public validation images are the test set."""
+    write_shards(tmp_path)
+    write_parquet(tmp_path / "test-00000-of-00001.parquet", photographs(5), [-1] * 5)
+    data = load_streamed(tmp_path)
+    assert (data.count("test"), data.count("val")) == (7, 0)
+    write_parquet(tmp_path / "test-00000-of-00001.parquet", photographs(5), [0, 1, 2, 0, 1])
+    data = load_streamed(tmp_path)
+    assert (data.count("test"), data.count("val"), data.count("train")) == (5, 7, 30)
+    with refused("data.val = 3", "validation split of its own"):
+        load_streamed(tmp_path, val=3)
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "text"),
+    [
+        (None, [0, 2, 1, 9], "labels go up to 9 with only 8 images"),
+        (None, [0, 2, -1, 3], "test.parquet: row 2: label -1 is out of range; labels must be from 0 to 3"),
+        ("a,b,c", [0, 0, 1, 3], "test.parquet: row 3: label 3 is out of range; labels must be from 0 to 2"),
+        ("a,b,d", [0, 0, 1, 2], "test.parquet: its class names differ from those of "),
+    ],
+)
+@pytest.mark.parametrize("source", ["parquet", "shards"])
+def test_labels_fit_the_class_names_or_number_the_classes(
+    tmp_path: Path, source: str, names: str | None, labels: list[int], text: str
+) -> None:
+    config = DataConfig(source=source, path=str(tmp_path), pad=0)
+    train = None if names is None else "a,b,c"
+    write_parquet(tmp_path / "train.parquet", FILES[:4], [0, 1, 2, 2], names=train)
+    write_parquet(tmp_path / "test.parquet", FILES[:4], [0, 1, 2, 0], names=train)
+    assert load_data(config, 0).class_names == (tuple("abc") if names else tuple("012"))
+    write_parquet(tmp_path / "test.parquet", FILES[:4], labels, names=names)
+    with refused(text):
+        load_data(config, 0)
+
+
+def test_where_nothing_is(tmp_path: Path) -> None:
+    for source in ("parquet", "shards", "imagefolder"):
+        with refused(f"data.path is empty: {source} needs", "--data.path"):
+            load_data(DataConfig(source=source), 0)
+        with refused("none: no such folder", "--data.path"):
+            load_data(DataConfig(source=source, path=str(tmp_path / "none")), 0)
+    (tmp_path / "other.parquet").touch()
+    with refused("no files train*.parquet here or in its subfolder data"):
+        load(tmp_path)
+    with refused("no folder train in it; expected", "train/CLASS/*.JPEG"):
+        load_streamed(tmp_path, source="imagefolder")
+
+
+@pytest.mark.parametrize("source", ["parquet", *sorted(WRITE)])
+def test_test_images_must_come_from_somewhere(tmp_path: Path, source: str) -> None:
+    WRITE.get(source, write_shards)(tmp_path, test=0)
+    with refused(f"{tmp_path.name} has no test images", "--data.test"):
+        load_data(DataConfig(source=source, path=str(tmp_path)), 0)
+
+
+def test_sizes_of_streamed_images_are_not_those_of_small_ones(tmp_path: Path) -> None:
+    with refused("data.image_size = 32: not for shards; set --data.crop, --data.resize"):
+        load_streamed(write_shards(tmp_path), image_size=32)
+
+
+@layouts
+def test_the_files_must_be_where_the_set_is_opened(tmp_path: Path, source: str) -> None:
+    data = load_streamed(WRITE[source](tmp_path / "here"), source=source)
+    (tmp_path / "here").rename(tmp_path / "there")
+    with refused("every node must see the images there"):
+        data.open(CPU, 8, 8)
+
+
+@pytest.mark.skipif(not (REAL / "cifar10").is_dir(), reason="no real images: set RAYGF_DATA")
+def test_real_images(tmp_path: Path) -> None:
+    # One file of each split is enough, and quick.
+    for name in ("train", "test"):
+        found = min((REAL / "cifar10").resolve().glob(f"{name}*.parquet"))
+        (tmp_path / f"{name}.parquet").symlink_to(found)
+    data = load(tmp_path, val=1000, train_limit=4000)
+    assert (data.count("train"), data.count("val")) == (4000, 1000)
+    assert data.spec.height == data.spec.width == 32 and data.class_names[0] == "airplane"
+    assert data.statistics.mean == pytest.approx((0.49, 0.48, 0.45), abs=0.02)
+    assert data.statistics.std == pytest.approx((0.25, 0.24, 0.26), abs=0.02)
+    assert np.bincount(data.train.labels).min() > 300
+
+
+@pytest.mark.skipif(not (REAL / "imagenet-sample").is_dir(), reason="no real photographs: set RAYGF_DATA")
+def test_real_photographs() -> None:
+    sample = REAL / "imagenet-sample"
+    data = load_streamed(sample, val=50, test=50, crop=64, resize=72, workers=2)
+    assert [data.count(name) for name in ("train", "val", "test")] == [400, 50, 50]
+    assert data.spec.classes == 1000 and data.class_names[0] == "n01440764"
+    images, labels = next(iter(data.open(CPU, 32, 32).train(0, "a")))
+    assert images.shape == (32, 3, 64, 64) and len(set(labels.tolist())) == 32
+    assert abs(float(images.mean())) < 0.4 and 0.6 < float(images.std()) < 1.5

@@ -1,0 +1,174 @@
+"""Small sets: the digits, CIFAR with a made-up archive, rows of Parquet files, and scaling."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_up_images import encode, make_split, random_pixels, refused, write_parquet
+from PIL import Image
+from sklearn import datasets, model_selection
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from raygf.data import small_sets
+from raygf.data.small_sets import decode_parts, load_cifar, load_digits, resize
+from raygf.data.splits import Split
+from raygf.data.stores import Part, index_shards
+
+PIXELS = random_pixels(7)
+FILES = [encode(pixels) for pixels in PIXELS]
+CHW = np.stack(PIXELS).transpose(0, 3, 1, 2)
+
+
+def test_digits_are_those_of_the_library_split_as_it_splits_them() -> None:
+    source, original = load_digits(None), datasets.load_digits()
+    assert source.class_names == tuple("0123456789") and source.test is not None
+    parts = model_selection.train_test_split(
+        np.arange(1797), test_size=497, random_state=0, stratify=original.target
+    )
+    for split, indices in zip((source.train, source.test), map(np.sort, parts), strict=True):
+        expected = np.rint(original.images[indices] * (255 / 16)).astype(np.uint8)
+        assert np.array_equal(split.images, expected[:, None])
+        assert np.array_equal(split.labels, original.target[indices])
+    assert load_digits(32).train.images.shape == (1300, 1, 32, 32)
+
+
+def test_digits_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small_sets, "find_spec", lambda name: None)
+    with refused("pip install scikit-learn"):
+        load_digits(None)
+
+
+def store(path: Path, content: dict[str, Any]) -> str:
+    path.write_bytes(pickle.dumps(content))
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def make_archive(folder: Path, kind: type[CIFAR10], key: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An archive of 20 images a file, whose checksums torchvision is told to expect."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for part in ("train_list", "test_list"):
+        files = []
+        for name, _ in getattr(kind, part):
+            data = random.integers(0, 256, (20, 3072), dtype=np.uint8)
+            files.append([name, store(folder / name, {"data": data, key: [*range(10), *range(10)]})])
+        monkeypatch.setattr(kind, part, files)
+    md5 = store(folder / kind.meta["filename"], {kind.meta["key"]: list("abcdefghij")})
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": md5})
+    return folder
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The unpacked archive of CIFAR-10."""
+    return make_archive(tmp_path / "cifar-10-batches-py", CIFAR10, "labels", monkeypatch)
+
+
+def test_cifar10(archive: Path) -> None:
+    source = load_cifar("cifar10", str(archive.parent), None)
+    raw = pickle.loads((archive / "data_batch_1").read_bytes())["data"]
+    assert source.train.images.shape == (100, 3, 32, 32)
+    assert np.array_equal(source.train.images[:20], raw.reshape(20, 3, 32, 32))
+    assert source.train.labels[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+    assert source.name == "cifar10" and source.class_names == tuple("abcdefghij")
+    assert source.statistics is not None and source.statistics.mean == (0.4914, 0.4824, 0.4467)
+    small = load_cifar("cifar10", str(archive.parent), 16)
+    assert small.test is not None and small.test.images.shape == (20, 3, 16, 16)
+
+
+def test_cifar100_uses_the_fine_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_archive(tmp_path / "cifar-100-python", CIFAR100, "fine_labels", monkeypatch)
+    source = load_cifar("cifar100", str(tmp_path), None)
+    assert source.name == "cifar100" and source.train.labels.tolist() == [*range(10), *range(10)]
+    assert source.statistics is not None and source.statistics.std == (0.2675, 0.2565, 0.2761)
+
+
+def test_an_archive_that_is_missing_or_damaged_is_named(archive: Path) -> None:
+    root = archive.parent
+    with refused(f"{root}/none: no such folder", "cifar-10-batches-py", "--data.path"):
+        load_cifar("cifar10", f"{root}/none", None)
+    for name in ("data_batch_2", "test_batch", "batches.meta"):
+        whole = (archive / name).read_bytes()
+        (archive / name).write_bytes(whole[:-1])
+        with refused(f"{name}: damaged", "MD5", "unpack http", "anew"):
+            load_cifar("cifar10", str(root), None)
+        (archive / name).write_bytes(whole)
+    (archive / "data_batch_3").unlink()
+    with refused("data_batch_3: no such file", "unpack http"):
+        load_cifar("cifar10", str(root), None)
+    archive.rename(root / "moved")
+    with refused("cifar-10-batches-py: no such folder", "unpack http", "--data.path"):
+        load_cifar("cifar10", str(root), None)
+
+
+def test_published_checksums_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    store(tmp_path / "cifar-10-batches-py" / "data_batch_1", {"data": [], "labels": []})
+    with refused("data_batch_1: damaged"):
+        load_cifar("cifar10", str(tmp_path), None)
+
+
+def decoded(path: Path, files: list[bytes | None], *parts: list[int], size: int | None = None) -> list[Split]:
+    """Those of ``files`` that the three ``parts`` name, out of one Parquet file."""
+    stored = index_shards([write_parquet(path / "train.parquet", files, [*range(len(files))])])
+    train, val, test = (Part(stored, np.array(part, np.int64)) for part in parts)
+    return list(decode_parts((train, val, test), size))
+
+
+def test_rows_are_decoded_into_arrays(tmp_path: Path) -> None:
+    parts = ([0, 1, 2, 5], [], [3, 6])
+    splits = decoded(tmp_path, FILES, *parts)
+    for split, part in zip(splits, parts, strict=True):
+        assert np.array_equal(split.images, CHW[part]) and split.labels.tolist() == part
+        assert split.images.shape[1:] == (3, 5, 5)
+
+
+def test_rows_that_are_not_needed_may_be_anything(tmp_path: Path) -> None:
+    other = encode(random_pixels(1, 9)[0])
+    files = [*FILES[:3], b"no image", None, other]
+    assert np.array_equal(decoded(tmp_path, files, [0], [1], [2])[2].images, CHW[2:3])
+    with refused("train.parquet: row 3: the image can't be decoded"):
+        decoded(tmp_path, files, [0], [1], [2, 3])
+    with refused("train.parquet: row 4 has no image bytes"):
+        decoded(tmp_path, files, [0], [1, 4], [2])
+    with refused("train.parquet: row 5: image sizes differ: 9x9 here, 5x5 in", "--data.image-size"):
+        decoded(tmp_path, files, [0, 5], [1], [2])
+    assert decoded(tmp_path, files, [0, 5], [1], [2], size=6)[0].images.shape == (2, 3, 6, 6)
+
+
+def test_too_large_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small_sets, "MAX_BYTES", 6 * 75)
+    assert len(decoded(tmp_path, FILES, [0, 1, 2], [3], [4, 5])[0]) == 3
+    with refused("7 images of 5x5 pixels", "GiB", "--data.image-size"):
+        decoded(tmp_path, FILES, [0, 1, 2], [3], [4, 5, 6])
+    with refused("1 images of 50x50 pixels"):
+        decoded(tmp_path, FILES, [0], [], [], size=50)
+
+
+def test_a_size_that_images_have_changes_nothing() -> None:
+    images = make_split(3).images
+    assert resize(images, None) is images
+    assert np.array_equal(resize(images, 6), images)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [4, 13, 32])
+def test_scaling_is_pillows_bilinear(size: int) -> None:
+    images = make_split(2, (1, 8, 8)).images
+    images.flags.writeable = False  # as in Ray's object store
+    expected = [
+        np.asarray(Image.fromarray(image[0]).resize((size, size), Image.Resampling.BILINEAR))
+        for image in images
+    ]
+    assert np.abs(resize(images, size)[:, 0].astype(int) - np.stack(expected)).max() <= 1
+
+
+def test_scaling_cuts_the_central_square_first() -> None:
+    images = make_split(2, (3, 6, 10)).images
+    assert np.array_equal(resize(images, 6), images[..., 2:8])
+    assert np.array_equal(resize(images, 12), resize(images[..., 2:8], 12))

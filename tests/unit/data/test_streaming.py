@@ -1,0 +1,334 @@
+"""Batches from disk: every image once, the same bits however many workers, and what can't be decoded."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from made_up_images import (
+    CPU,
+    WRITE,
+    bits,
+    load_streamed,
+    photographs,
+    refused,
+    write_folders,
+    write_parquet,
+    write_shards,
+)
+
+from raygf.compute import Compute, derive_seed
+from raygf.data import streaming, workers
+from raygf.data.base import Batch, Normaliser
+from raygf.data.pixels import decode_tensor, evaluation_view, training_view
+from raygf.data.stores import ShardReader
+from raygf.data.streaming import STATISTICS, StreamedBatches
+from raygf.errors import DataError, RunFailed
+
+torch.set_num_threads(1)
+layouts = pytest.mark.parametrize("source", sorted(WRITE))
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """30 training and 7 test images in both layouts."""
+    return {name: write(tmp_path_factory.mktemp(name)) for name, write in WRITE.items()}
+
+
+@pytest.fixture(autouse=True)
+def small_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for about 12 of the 30 training images, so that shards are not fully shuffled."""
+    size = 12 * sum(map(len, photographs(30))) // 30
+    monkeypatch.setattr(streaming, "BUFFER_BYTES", size)
+
+
+def open_set(path: Path, batch: int = 8, eval_batch: int = 8, **fields: Any) -> StreamedBatches:
+    """The batches of a small streamed set on the CPU."""
+    return load_streamed(path, **fields).open(CPU, batch, eval_batch)
+
+
+def joined(batches: Iterable[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
+    """All images and labels of a pass."""
+    made = list(batches)
+    return torch.cat([images for images, _ in made]), torch.cat([labels for _, labels in made])
+
+
+def views(files: Iterable[bytes], view: Callable[[int, torch.Tensor], torch.Tensor]) -> list[bytes]:
+    """What the network should see of ``files``."""
+    decoded = [decode_tensor(np.frombuffer(file, np.uint8).copy()) for file in files]
+    return [view(number, image).contiguous().numpy().tobytes() for number, image in enumerate(decoded)]
+
+
+def seen(images: torch.Tensor) -> list[bytes]:
+    """The pixels of normalised images."""
+    pixels = Normaliser(STATISTICS, CPU).pixels(images)
+    return [image.contiguous().numpy().tobytes() for image in pixels]
+
+
+def test_evaluation_is_every_image_in_order(sets: dict[str, Path]) -> None:
+    images, labels = joined(open_set(sets["shards"], eval_batch=3).evaluate("test"))
+    assert labels.tolist() == [0, 1, 2, 0, 1, 2, 0] and labels.dtype == torch.int64
+    assert images.dtype == torch.float32 and images.shape == (7, 3, 16, 16)
+    assert seen(images) == views(photographs(7, 1000), lambda _, image: evaluation_view(image, 20, 16))
+    assert list(open_set(sets["shards"]).evaluate("val")) == []
+
+
+@layouts
+@pytest.mark.parametrize("flip", [True, False])
+def test_an_epoch_is_every_image_once_augmented_by_seed_key_and_index(
+    sets: dict[str, Path], source: str, flip: bool
+) -> None:
+    data = load_streamed(sets[source], source=source, flip=flip)
+    layout = Compute("cpu", "fp32", "channels_last")
+    images, labels = joined(data.open(layout, 8, 8).train(3, "exit", 2))
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    order = list(range(30)) if source == "shards" else sorted(range(30), key=lambda row: row % 3)
+    files = photographs(30)
+
+    def view(index: int, image: torch.Tensor) -> torch.Tensor:
+        return training_view(image, 16, flip, random.Random(derive_seed(3, "exit", 2, "image", index)))
+
+    expected = views([files[row] for row in order], view)
+    assert len(set(expected)) == 30
+    assert sorted(seen(images)) == sorted(expected)
+    assert [order[expected.index(view)] % 3 for view in seen(images)] == labels.tolist()
+    assert seen(images) != expected  # shuffled
+
+
+@layouts
+def test_the_same_bits_with_any_number_of_workers(sets: dict[str, Path], source: str) -> None:
+    made = []
+    for count in (0, 1, 2, 3):
+        batches = open_set(sets[source], batch=7, eval_batch=4, source=source, val=6, workers=count)
+        passes = [batches.train(0, "exit", 1), batches.evaluate("val"), batches.train(0, "exit", 2)]
+        # Listed first: batches stay as they are when their memory is used again.
+        made.append([bits(list(one)) for one in passes])
+        batches.close()
+    assert [len(labels) for _, labels in made[0][0]] == [7, 7, 7, 3]
+    assert made[0] == made[1] == made[2] == made[3]
+
+
+@layouts
+def test_seed_and_key_decide_the_order_and_the_augmentation(sets: dict[str, Path], source: str) -> None:
+    batches = open_set(sets[source], source=source)
+    first, again = (bits(batches.train(0, "a", 1)) for _ in range(2))
+    assert first == again
+    for key in ((1, "a", 1), (0, "b", 1), (0, "a", 2)):
+        other = bits(batches.train(*key))
+        assert other != first
+        assert [labels for _, labels in other] != [labels for _, labels in first]
+
+
+def test_a_last_batch_of_one_joins_the_one_before(sets: dict[str, Path]) -> None:
+    batches = open_set(sets["shards"], batch=29, workers=1)
+    assert [len(labels) for _, labels in batches.train(0, "a")] == [30]
+    sizes = [len(labels) for _, labels in open_set(sets["shards"], batch=4, train_limit=21).train(0, "a")]
+    assert sizes == [4, 4, 4, 4, 5]
+
+
+def test_global_random_numbers_are_left_alone(sets: dict[str, Path]) -> None:
+    for count in (0, 1):
+        torch.manual_seed(0)
+        random.seed(0)
+        list(open_set(sets["shards"], workers=count).train(0, "a"))
+        assert torch.rand(1).item() == torch.rand(1, generator=torch.Generator().manual_seed(0)).item()
+        assert random.random() == random.Random(0).random()
+
+
+def test_few_row_groups_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 50 row groups, those of the window, one that is on its way out, and one at the seam; each read once,
+    but for those at the seam."""
+    write_parquet(tmp_path / "train.parquet", photographs(10) * 20, [0] * 200, group=4)
+    write_parquet(tmp_path / "val.parquet", photographs(2), [0, 0])
+    kept, read = [], []
+    original = ShardReader._read_unit
+
+    def counted(self: ShardReader, unit: int) -> object:
+        kept.append(len(self._kept))
+        read.append(unit)
+        return original(self, unit)
+
+    monkeypatch.setattr(ShardReader, "_read_unit", counted)
+    batches = open_set(tmp_path, batch=5)
+    assert len(joined(batches.train(0, "a"))[1]) == 200
+    assert max(kept) <= 12 / 4 + 4  # a batch may end a unit and need the next
+    assert sorted(set(read)) == list(range(50)) and len(read) <= 50 + 12 / 4 + 1
+    kept.clear()
+    joined(batches.evaluate("train"))
+    assert max(kept) <= 2
+
+
+def children() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
+def test_workers_stay_from_pass_to_pass_until_they_are_closed(sets: dict[str, Path]) -> None:
+    before = children()
+    batches = open_set(sets["shards"], workers=2)
+    pids = []
+    for number in range(2):
+        list(batches.train(0, number))
+        pids.append(children() - before)
+    assert pids[0] == pids[1] and len(pids[0]) == 2
+    batches.close()
+    assert not children() - before
+
+
+def test_a_pass_that_is_given_up_or_fails_ends_its_workers_and_the_next_one_works(
+    sets: dict[str, Path], tmp_path: Path
+) -> None:
+    before = children()
+    batches = open_set(sets["shards"], batch=2, workers=2)
+    given_up = batches.train(0, "a")
+    next(given_up)
+    assert len(children() - before) == 2
+    given_up.close()
+    assert not children() - before
+    assert bits(batches.train(0, "b")) == bits(open_set(sets["shards"], batch=2).train(0, "b"))
+    batches.close()
+    failing = open_set(write_folders(tmp_path), source="imagefolder", workers=2)
+    (tmp_path / "train" / "n02" / "0004.JPEG").unlink()
+    with pytest.raises(DataError) as caught:
+        list(failing.train(0, "a"))
+    assert caught.value and not children() - before
+
+
+def test_two_passes_at_a_time(sets: dict[str, Path]) -> None:
+    batches = open_set(sets["shards"], batch=4, eval_batch=4, workers=1)
+    training = batches.train(0, "a")
+    first = next(training)
+    assert len(joined(batches.evaluate("test"))[1]) == 7
+    assert bits([first, *training]) == bits(open_set(sets["shards"], batch=4).train(0, "a"))
+    batches.close()
+
+
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+import psutil
+from torch.utils.data._utils import worker
+from made_up_images import CPU, load_streamed
+worker.MP_STATUS_CHECK_INTERVAL = 0.2  # workers look for their parent that often
+batches = load_streamed(Path(sys.argv[1]), workers=2).open(CPU, 8, 8)
+list(batches.train(0, "a"))
+print(*[child.pid for child in psutil.Process().children()], flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_workers_end_with_a_process_that_is_killed(sets: dict[str, Path]) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    program = [sys.executable, "-c", PROGRAM, str(sets["shards"])]
+    done = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=60)
+    pids = [int(word) for word in done.stdout.split()]
+    assert done.returncode == -signal.SIGKILL and len(pids) == 2, done.stderr
+    limit = time.monotonic() + 30
+    while any(lives(pid) for pid in pids):
+        assert time.monotonic() < limit, "a worker outlived its process"
+        time.sleep(0.05)
+
+
+def test_a_lost_worker_ends_the_pass_in_one_line(
+    sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        time.sleep(0.5)  # by then the process waits for it
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(ShardReader, "_read_unit", die)
+    with pytest.raises(RunFailed, match=r"^a worker process of the data was lost .*data\.workers") as caught:
+        list(open_set(sets["shards"], workers=1).train(0, "a"))
+    assert "\n" not in str(caught.value)
+
+
+def test_without_fork_there_are_no_workers(sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    with refused("data.workers = 1:", "--data.workers 0"):
+        list(open_set(sets["shards"], workers=1).train(0, "a"))
+
+
+# Images that can't be decoded.
+
+PLACES = {
+    "shards": ("train-00000-of-00002.parquet: row 4", "train-00001-of-00002.parquet: row 3"),
+    "imagefolder": ("train/n02/0004.JPEG", "train/n01/0018.JPEG"),
+}
+
+
+@pytest.fixture(params=sorted(WRITE))
+def damaged(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
+    """A set of which the training images 4 and 18 can't be decoded."""
+    return request.param, WRITE[request.param](tmp_path, broken=(4, 18))
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_more_undecodable_images_than_the_limit_are_an_error_that_names_the_last(
+    damaged: tuple[str, Path], count: int
+) -> None:
+    source, path = damaged
+    for limit in (0, 1):
+        batches = open_set(path, source=source, workers=count, max_undecodable=limit)
+        for one_pass in (batches.train(0, "a"), batches.evaluate("train")):
+            text = f"such image(s) in this pass, data.max_undecodable = {limit} allowed"
+            with refused("can't be decoded", text, "--data.max-undecodable") as caught:
+                list(one_pass)
+            assert any(place in str(caught.value) for place in PLACES[source])
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_up_to_the_limit_they_are_left_out_named_and_counted(
+    damaged: tuple[str, Path], count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, path = damaged
+    batches = open_set(path, source=source, workers=count, max_undecodable=2)
+    expected = bits(open_set(path, source=source, max_undecodable=2).train(0, "a"))
+    caplog.clear()
+    made = list(batches.train(0, "a"))
+    assert bits(made) == bits(batches.train(0, "a")) == expected
+    sizes = [len(labels) for _, labels in made]
+    assert sum(sizes) == 28 and sum(8 - size for size in sizes[:-1]) <= 2
+    assert len(batches.undecodable) == 2
+    for place in PLACES[source]:
+        named = [record.message for record in caplog.records if place in record.message]
+        assert len(named) == 1 and named[0].endswith("it is left out")
+    labels = torch.cat([labels for _, labels in made])
+    assert torch.bincount(labels).tolist() == [9, 9, 10]  # 18 is of class 0, 4 of class 1
+    batches.close()
+
+
+def test_a_training_batch_with_one_image_left_is_left_out(tmp_path: Path) -> None:
+    write_shards(tmp_path, broken=range(28))
+    batches = open_set(tmp_path, batch=30, max_undecodable=28)
+    assert [len(labels) for _, labels in batches.train(0, "a")] == [2]
+    write_shards(tmp_path, broken=range(29))
+    batches = open_set(tmp_path, batch=30, max_undecodable=29)
+    with refused("of the train images too few can be decoded"):
+        list(batches.train(0, "a"))
+    assert [len(labels) for _, labels in batches.evaluate("train")] == [1]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_file_that_is_gone_is_an_error_whatever_the_limit(tmp_path: Path, count: int) -> None:
+    write_folders(tmp_path)
+    batches = open_set(tmp_path, source="imagefolder", workers=count, max_undecodable=30)
+    (tmp_path / "train" / "n02" / "0004.JPEG").unlink()
+    with refused("n02/0004.JPEG: can't be read"):
+        list(batches.train(0, "a"))
