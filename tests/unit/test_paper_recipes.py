@@ -68,6 +68,15 @@ def test_data_and_length_on_cifar(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", TABLES[2])
+def test_data_and_length_on_imagenet(name: str) -> None:
+    """50 000 images are held out; five exits; batches of 512."""
+    run = get_recipe(name)
+    assert run.data == DataConfig("imagefolder", "data/imagenet", val=50_000, crop=224, resize=256, flip=True)
+    assert (run.rounds, run.batch_size) == (90, 512)
+    assert run.model.msdnet == MSDNetConfig("conv7", 5, 4, 4, 32, 16, (1, 2, 4, 4), 0.5, None)
+
+
 @pytest.mark.parametrize("table", TABLES)
 def test_the_columns_of_a_table_differ_in_method_data_and_distillation_alone(table: int) -> None:
     first, *others = (get_recipe(name) for name in TABLES[table])
