@@ -62,7 +62,7 @@ class MLflowRun:
         self.id = str(run.info.run_id)
 
     def reopen(self, run_id: str) -> None:
-        """Go on with the run ``run_id``, as if it had not ended.
+        """Continue the run ``run_id``, as if it had not ended.
 
         Raises:
             TrackingError: the store does not have it.
@@ -172,13 +172,8 @@ class MLflowRun:
 
 def start_params(start: RunStart) -> dict[str, str | int]:
     """Sizes of the data, and what the run computes on."""
-    return {
-        "classes": start.classes,
-        "train_images": start.train_images,
-        "val_images": start.val_images,
-        "test_images": start.test_images,
-        "setting": start.setting,
-    }
+    names = ("classes", "train_images", "val_images", "test_images", "setting")
+    return {name: getattr(start, name) for name in names}
 
 
 def start_metrics(start: RunStart) -> dict[str, float]:

@@ -17,7 +17,7 @@ from raygf.evaluation.tables import ResultColumn, ResultTable, to_csv, to_markdo
 from raygf.records import History, RoundRecord, RunEnd, RunStart
 from raygf.tracking.delivery import Parcel
 from raygf.tracking.mlflow_run import MLflowRun, top5_metrics
-from raygf.tracking.store import check_uri, reason, resolve_uri, sqlite_path
+from raygf.tracking.store import answering, resolve_uri, sqlite_path
 
 _HEADING = "### raygf results"
 
@@ -123,24 +123,14 @@ def log_evaluation(
         TrackingError: the store can't be reached, or does not have the run.
     """
     uri = resolve_uri(config, folder)
-    _require_store(uri)
+    path, _ = sqlite_path(uri)
+    if path is not None and not path.is_file():  # an empty new one would not have the run
+        raise TrackingError(f"there is no tracking database {path}")
     run = MLflowRun(uri)
-    try:
+    with answering(uri):
         run.attach(run_id)
         if top5:
             run.log_metrics(top5_metrics(top5), round, int(time.time() * 1000))
         for file in files:
             run.log_file(FOLDER, file)
-    except TrackingError:
-        raise
-    except Exception as error:
-        raise TrackingError(f"{without_password(uri)}: {reason(error)}") from error
     return without_password(uri)
-
-
-def _require_store(uri: str) -> None:
-    """As ``check_uri``; a database file must be there already: an empty new one would not have the run."""
-    path, _ = sqlite_path(uri)
-    if path is not None and not path.is_file():
-        raise TrackingError(f"there is no tracking database {path}")
-    check_uri(uri)

@@ -1,4 +1,7 @@
-"""Finding out in seconds, not in MLflow's minutes, whether a store can be used."""
+"""The MLflow store behind a URI: where it is, whether it can be used, and what went wrong with it.
+
+Whether it can be used is found out in seconds, not in MLflow's minutes.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,10 @@ from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from raygf.config.run import TrackingConfig
-from raygf.errors import TrackingError
-from raygf.errors import without_password as without_password
+from raygf.errors import TrackingError, one_line, without_password
 
 
 def resolve_uri(config: TrackingConfig, folder: Path) -> str:
@@ -119,28 +121,41 @@ def one_at_a_time(uri: str) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """One short line: what went wrong at the bottom of the libraries' stacked messages."""
-    text = str(error).strip() or type(error).__name__
+    """One line: what went wrong at the bottom of the libraries' stacked messages, and what may help."""
+    text = str(error)
     if found := re.search(r"\[Errno -?\d+\] ([^'\"()\]]+)", text):
         return found[1].strip()
     if re.search(r"timed? ?out", text, re.IGNORECASE):
         return "no answer in time"
-    return without_password(text.splitlines()[0])[:200]
+    return one_line(error, kind=False) + next((hint for sign, hint in _HINTS if re.search(sign, text)), "")
+
+
+_HINTS = (
+    (r"\b403\b", " (an MLflow server behind a DNS name needs --allowed-hosts)"),
+    (r"No module named '(psycopg|pymysql|MySQLdb|pyodbc)", " (install the database's Python driver)"),
+    (r"\b401\b", " (set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN)"),
+)
 
 
 def start_error(error: Exception, uri: str) -> TrackingError:
     """``error``, which came while a run was opened at ``uri``, for the user."""
-    return TrackingError(f"can't track to {without_password(uri)}: {reason(error)}{_hint(str(error))}")
+    return TrackingError(f"can't track to {without_password(uri)}: {reason(error)}")
 
 
-def _hint(text: str) -> str:
-    if re.search(r"\b403\b", text):
-        return " (an MLflow server behind a DNS name needs --allowed-hosts)"
-    if re.search(r"No module named '(psycopg|pymysql|MySQLdb|pyodbc)", text):
-        return " (install the database's Python driver)"
-    if re.search(r"\b401\b", text):
-        return " (set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN)"
-    return ""
+@contextlib.contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Find out first, in seconds, whether the store answers; errors inside become one line.
+
+    Raises:
+        TrackingError: instead of any other error.
+    """
+    check_uri(uri)
+    try:
+        yield
+    except TrackingError:
+        raise
+    except Exception as error:
+        raise TrackingError(f"{without_password(uri)}: {reason(error)}") from error
 
 
 PROBE_S = 5.0
@@ -150,8 +165,8 @@ _DATABASE_PORTS = {"postgresql": 5432, "postgres": 5432, "mysql": 3306, "mssql":
 _OURS = "experiments"
 """A table that every database of MLflow's has."""
 _ANOTHER = "set another --tracking.uri"
-_REMEDY = f"start it, {_ANOTHER}, or --tracking.enabled False"
 _KNOWN_SCHEMES = ("http", "https", "sqlite", *_DATABASE_PORTS, "databricks")
+_PLUGINS = "mlflow.tracking_store"
 
 
 def check_uri(uri: str) -> None:
@@ -161,40 +176,44 @@ def check_uri(uri: str) -> None:
         TrackingError: a kind of store that MLflow does not take, a server that does not answer, or a database
             file that can't be written or is not MLflow's.
     """
-    scheme = "databricks" if uri == "databricks" else _split(uri).scheme.partition("+")[0]
-    _check_scheme(scheme, uri)
-    if scheme == "sqlite":
-        _check_sqlite_file(uri)
-    elif scheme in ("http", "https"):
-        _check_server(uri)
-    elif scheme in _DATABASE_PORTS:
-        _check_database_host(uri, _DATABASE_PORTS[scheme])
-
-
-def _split(uri: str) -> SplitResult:
     try:
         parts = urlsplit(uri)
         _ = parts.port  # looked at only now
     except ValueError as error:
         raise _refuse(uri, str(error)) from None
-    return parts
+    scheme = uri if uri == "databricks" else parts.scheme.partition("+")[0]
+    if scheme in ("", "file"):
+        raise _refuse(
+            uri,
+            f"MLflow no longer tracks to plain folders; use sqlite:///{parts.path.rstrip('/')}/mlflow.db, a "
+            "server (http://...), or --tracking.enabled False",
+        )
+    if scheme == "sqlite":
+        _check_sqlite_file(uri)
+    elif scheme in ("http", "https"):
+        _check_server(uri, parts.hostname)
+    elif scheme in _DATABASE_PORTS and parts.hostname:
+        with _answer_from("database", uri):
+            address = parts.hostname, parts.port or _DATABASE_PORTS[scheme]
+            socket.create_connection(address, PROBE_S).close()
+    elif scheme not in (*_KNOWN_SCHEMES, *(entry.name for entry in entry_points(group=_PLUGINS))):
+        raise _refuse(uri, f"unknown kind of store; known are {', '.join(_KNOWN_SCHEMES)}")
 
 
 def _refuse(uri: str, why: str) -> TrackingError:
     return TrackingError(f"tracking.uri = {without_password(uri)!r}: {why}")
 
 
-def _check_scheme(scheme: str, uri: str) -> None:
-    if scheme in ("", "file"):
-        folder = urlsplit(uri).path.rstrip("/")
-        raise _refuse(
-            uri,
-            f"MLflow no longer tracks to plain folders; use sqlite:///{folder}/mlflow.db, a server "
-            "(http://...), or --tracking.enabled False",
-        )
-    plugins = {entry.name for entry in entry_points(group="mlflow.tracking_store")}
-    if scheme not in (*_KNOWN_SCHEMES, *plugins):
-        raise _refuse(uri, f"unknown kind of store; known are {', '.join(_KNOWN_SCHEMES)}")
+@contextlib.contextmanager
+def _answer_from(what: str, uri: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        where = without_password(uri)
+        raise TrackingError(
+            f"no {what} answers at {where}: {reason(error)}; "
+            f"start it, {_ANOTHER}, or --tracking.enabled False"
+        ) from error
 
 
 def _check_sqlite_file(uri: str) -> None:
@@ -230,28 +249,14 @@ def _tables(path: Path) -> set[str]:
     return {name for (name,) in rows if not name.startswith("sqlite_")}
 
 
-def _check_server(uri: str) -> None:
+def _check_server(uri: str, host: str | None) -> None:
     """Any answer will do: whether the server takes our calls shows when the run is opened."""
-    if not urlsplit(uri).hostname:
+    if not host:
         raise _refuse(uri, "names no server; use http://HOST:PORT")
     set_environment()
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    try:
+    with _answer_from("MLflow server", uri):
         credentials = get_default_host_creds(uri)
         http_request(credentials, "/health", "GET", timeout=PROBE_S, max_retries=0, raise_on_status=False)
-    except Exception as error:
-        where = without_password(uri)
-        raise TrackingError(f"no MLflow server answers at {where}: {reason(error)}; {_REMEDY}") from error
-
-
-def _check_database_host(uri: str, default_port: int) -> None:
-    parts = urlsplit(uri)
-    if not parts.hostname:
-        return
-    try:
-        socket.create_connection((parts.hostname, parts.port or default_port), PROBE_S).close()
-    except OSError as error:
-        where = without_password(uri)
-        raise TrackingError(f"no database answers at {where}: {reason(error)}; {_REMEDY}") from error

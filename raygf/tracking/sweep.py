@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
 from raygf.config.run import RunConfig
-from raygf.errors import TrackingError, without_password
+from raygf.errors import TrackingError
 from raygf.records import Notify, RoundRecord, RunEnd, RunStart
 from raygf.tracking.delivery import Delivery, Parcel, Worker
 from raygf.tracking.mlflow_run import FAILURE_TAG, MLflowRun, version_tag
-from raygf.tracking.store import check_uri, connect, reason, start_error
+from raygf.tracking.store import answering, connect
 from raygf.tracking.tracker import FAIL_S, FINISH_S, START_S, Tracker
 
 CLOSE_S = 300.0
@@ -165,16 +164,13 @@ class SweepTrials:
             call(state.tracker)
 
 
-_PAGE = 1000
-
-
 def child_statuses(uri: str, parent: str) -> dict[str, str]:
     """Status of every run under ``parent``, by its id.
 
     Raises:
         TrackingError: the store does not answer.
     """
-    with _in_time(uri):
+    with answering(uri):
         return {run.info.run_id: run.info.status for run in _children(connect(uri), parent)}
 
 
@@ -184,7 +180,7 @@ def end_running(uri: str, parent: str, status: str, why: str) -> None:
     Raises:
         TrackingError: the store does not answer.
     """
-    with _in_time(uri):
+    with answering(uri):
         client = connect(uri)
         running = [run.info.run_id for run in _children(client, parent) if run.info.status == "RUNNING"]
         for run_id in (parent, *running):
@@ -192,28 +188,14 @@ def end_running(uri: str, parent: str, status: str, why: str) -> None:
             client.set_tag(run_id, FAILURE_TAG, why)
 
 
-@contextmanager
-def _in_time(uri: str) -> Iterator[None]:
-    """A store that is gone is noticed in seconds; its errors are one line."""
-    check_uri(uri)
-    try:
-        yield
-    except Exception as error:
-        raise TrackingError(f"{without_password(uri)}: {reason(error)}") from error
-
-
 def _children(client: Any, parent: str) -> list[Any]:
-    found: list[Any] = []
-    token = None
     experiment = client.get_run(parent).info.experiment_id
-    while True:
-        page = client.search_runs(
-            [experiment], f"tags.`mlflow.parentRunId` = '{parent}'", max_results=_PAGE, page_token=token
-        )
-        found += page
-        token = page.token
-        if not token:
-            return found
+    filters = f"tags.`mlflow.parentRunId` = '{parent}'"
+    found = page = client.search_runs([experiment], filters, max_results=1000)
+    while page.token:
+        page = client.search_runs([experiment], filters, max_results=1000, page_token=page.token)
+        found = [*found, *page]
+    return list(found)
 
 
 HEADING = "### raygf sweep"
@@ -241,7 +223,7 @@ class SweepRun:
     def __init__(self, uri: str, experiment: str, notify: Notify) -> None:
         self._uri, self._experiment = uri, experiment
         self._run = MLflowRun(uri)
-        self._delivery = Delivery(without_password(uri), lambda: check_uri(uri), notify)
+        self._delivery = Delivery(uri, notify)
 
     def start(
         self,
@@ -269,13 +251,7 @@ class SweepRun:
             self._run.log_config(config)
             self._run.log_params(params)
 
-        try:
-            check_uri(self._uri)
-            self._delivery.open(open_run, START_S)
-        except TrackingError:
-            raise
-        except Exception as error:
-            raise start_error(error, self._uri) from error
+        self._delivery.open(open_run, START_S)
         return self._run.id
 
     def finish(self, report: SweepReport) -> None:

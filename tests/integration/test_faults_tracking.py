@@ -83,7 +83,7 @@ def test_what_was_not_delivered_is_kept_and_sent_by_a_resume(
     assert said[-1].startswith(
         f"tracking: not delivered to {store} (Connection refused): rounds 2-3, a remark, "
     )
-    assert f"; kept in {file}, sent when the run is gone on with: --storage.name one" in said[-1]
+    assert f"; kept in {file}, sent when the run is resumed with: --storage.name one" in said[-1]
     assert len(file.read_text().splitlines()) == 5  # two rounds, a remark, results, tags
     assert steps(store, run_id, "lr") == [1]
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
-
 from raygf.config.recipes import get_recipe
 from raygf.errors import TrackingError
 from raygf.tracking import sweep as sweep_trials
@@ -75,6 +73,7 @@ def test_a_resumed_sweep_opens_the_runs_that_it_knows():
     trials.start("a", RUN)
     trials.fail("a", "FAILED", "gone")
     trials.fail("a", "FAILED", "again")  # is closed
+    trials.stop("unknown", 1, "asha")
     trials.close()
     assert store.opened == [("a", "old")]
     assert store.calls["old"] == ["fail FAILED gone"]
@@ -115,10 +114,3 @@ def test_a_store_that_is_not_tried_too_often_and_gets_a_last_chance(monkeypatch)
     trials.close()
     assert store.calls == {"run-of-a": ["log_round 1", "log_round 2", "stop 2 asha"]}
     assert store.said[-1] == "tracking: trial b is not in MLflow"
-
-
-@pytest.mark.parametrize("call", ["finish", "fail", "stop"])
-def test_ends_of_unknown_trials_are_ignored(call):
-    trials = Store().trials()
-    getattr(trials, call)("nobody", *(["x", "y"] if call != "finish" else ["x"]))
-    trials.close()

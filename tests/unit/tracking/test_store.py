@@ -1,0 +1,79 @@
+"""Where to track, and what went wrong with a store, in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raygf.config.run import TrackingConfig
+from raygf.errors import TrackingError
+from raygf.tracking.store import answering, reason, resolve_uri, sqlite_path, start_error
+
+
+def test_uri_from_flag_environment_or_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert resolve_uri(TrackingConfig(), tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert resolve_uri(TrackingConfig(), tmp_path) == "http://server:5000"
+    assert resolve_uri(TrackingConfig(uri="sqlite:///a/b.db?timeout=9"), tmp_path) == (
+        f"sqlite:///{tmp_path}/a/b.db?timeout=9"
+    )
+    assert resolve_uri(TrackingConfig(uri="sqlite:////abs.db"), tmp_path) == "sqlite:////abs.db"
+
+
+@pytest.mark.parametrize(
+    ("uri", "path", "options"),
+    [
+        ("sqlite:////a/b.db", "/a/b.db", ""),
+        ("sqlite+pysqlite:///b.db?timeout=9", "b.db", "?timeout=9"),
+        ("sqlite:///:memory:", None, ""),
+        ("sqlite://", None, ""),
+        ("http://a/b.db", None, ""),
+    ],
+)
+def test_file_of_a_sqlite_uri(uri, path, options):
+    assert sqlite_path(uri) == (None if path is None else Path(path), options)
+
+
+STACKED = "Max retries exceeded (Caused by NewConnectionError('x: [Errno 111] Connection refused'))"
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(STACKED), "Connection refused"),
+        (OSError("HTTPConnectionPool(host='h'): Read timed out. (read timeout=5)"), "no answer in time"),
+        (TimeoutError("timeout"), "no answer in time"),
+        (ValueError("first\nsecond"), "first"),
+        (ValueError(""), "ValueError"),
+        (ValueError("at http://me:secret@host"), "at http://me:***@host"),
+    ],
+)
+def test_the_reason_is_at_the_bottom(error, text):
+    assert reason(error) == text
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        ("API request failed with error code 403", "--allowed-hosts"),
+        ("API request failed with error code 401", "MLFLOW_TRACKING_USERNAME"),
+        ("No module named 'psycopg2'", "install the database's Python driver"),
+        ("broken", "can't track to http://me:***@host: broken"),
+    ],
+)
+def test_an_error_at_the_start_says_what_to_do_about_it(error, text):
+    message = str(start_error(OSError(error), "http://me:secret@host"))
+    assert text in message
+    assert "secret" not in message and "\n" not in message
+
+
+def test_errors_of_a_store_that_answers_are_one_line_with_its_name(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    with pytest.raises(TrackingError, match=r"mlflow\.db: first$"), answering(uri):
+        raise ValueError("first\nsecond")
+    with pytest.raises(TrackingError, match=r"^as it is$"), answering(uri):
+        raise TrackingError("as it is")
+    with pytest.raises(TrackingError, match="unknown kind of store"), answering("gopher://host"):
+        raise AssertionError("is not reached")
