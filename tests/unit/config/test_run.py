@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from raygf.cli import parse
+from raygf.config.fields import flatten, from_dict, to_dict
 from raygf.config.run import (
     DataConfig,
     FusionConfig,
@@ -115,3 +121,70 @@ def test_defaults_are_the_papers() -> None:
     assert run.fusion == FusionConfig("tensor", "softmax", 0.1, 0.9, 1.0, "recalibrated")
     assert (run.loss.aux, run.loss.coefficients) == (0.1, "ones")
     assert (run.batch_size, run.data.pad, run.data.flip) == (64, 4, True)
+
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), min_size=1, max_size=8)
+NAMES = st.text("abcXYZ 0189-_.=,'é", min_size=1, max_size=8).filter(lambda name: name.strip(". "))
+OTHERS = {  # what a field allows beyond what its type says
+    "storage.name": st.just("") | NAMES,
+    "method": NAMES,
+    "model.name": NAMES,
+    "storage.path": NAMES,
+    "tracking.experiment": NAMES,
+    "data.path": st.just("") | WORDS,
+    "tracking.uri": st.just("") | WORDS,
+    "model.weights": st.just("") | WORDS,
+    "resources.address": st.just("") | WORDS,
+    "data.crop": st.integers(4, 64),
+    "data.resize": st.integers(64, 999),
+    "resources.gpus_per_exit": st.none() | st.sampled_from([0.0, 0.25, 1.0, 2.0]),
+    "resources.driver_gpus": st.none() | st.sampled_from([0.0, 0.25, 1.0, 2.0]),
+}
+
+
+def leaf(hint: Any) -> st.SearchStrategy[Any]:
+    """Values of one type that are allowed wherever it stands."""
+    if typing.get_origin(hint) is typing.Literal:
+        return st.sampled_from(typing.get_args(hint))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return st.one_of([st.none() if part is type(None) else leaf(part) for part in typing.get_args(hint)])
+    if typing.get_origin(hint) is tuple:
+        return st.lists(leaf(typing.get_args(hint)[0]), min_size=1, max_size=4).map(tuple)
+    return {bool: st.booleans(), int: st.integers(4, 64), float: st.floats(1e-4, 1)}[hint]
+
+
+def configs(cls: Any, where: str = "") -> st.SearchStrategy[Any]:
+    """Any ``cls`` with all its fields made up, those of its sections too."""
+    fields = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        place = f"{where}{name}"
+        if place in OTHERS:
+            fields[name] = OTHERS[place]
+        else:
+            fields[name] = configs(hint, f"{place}.") if dataclasses.is_dataclass(hint) else leaf(hint)
+    return st.builds(cls, **fields)
+
+
+RUNS = configs(RunConfig)
+
+
+def to_flags(values: Mapping[str, Any]) -> list[str]:
+    """The flags that set every field of a configuration, which ``to_dict`` gave."""
+    flags = []
+    for name, value in flatten(values).items():
+        flag = f"--{name.replace('_', '-')}"
+        flags += [flag, *map(str, value)] if isinstance(value, list) else [f"{flag}={value}"]
+    return flags
+
+
+@settings(deadline=None, derandomize=True, max_examples=20)
+@given(RUNS)
+def test_a_run_survives_json(run: RunConfig) -> None:
+    again = from_dict(RunConfig, json.loads(json.dumps(to_dict(run))))
+    assert again == run and hash(again) == hash(run)
+
+
+@settings(deadline=None, derandomize=True, max_examples=12)
+@given(RUNS)
+def test_a_run_survives_its_flags(run: RunConfig) -> None:
+    assert parse("", "digits", to_flags(to_dict(run)))[1] == run

@@ -6,11 +6,13 @@ import pickle
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
 from raygf.errors import CheckpointError, StorageError
 from raygf.storage.checkpoint import Checkpoint, CheckpointStore, load_checkpoint, read_archive, write_archive
@@ -358,3 +360,89 @@ def test_a_reader_never_sees_a_part(tmp_path, monkeypatch):
     found.save(make(2))
     assert seen == [[1]]
     assert found.rounds() == [1, 2]
+
+
+DTYPES = st.sampled_from(["?", "i1", "u1", "i2", "i4", "i8", "u8", "f2", "f4", "f8", "c8", ">f4", ">i8"])
+ARRAYS = DTYPES.flatmap(
+    lambda kind: arrays.arrays(kind, arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+TAGS = st.text("abc./0é-", min_size=1, max_size=6)
+FREE = st.text(max_size=5).filter(lambda name: name not in ("format", "round", "arrays"))
+
+
+@st.composite
+def checkpoints(draw: st.DrawFn) -> Checkpoint:
+    vector = draw(arrays.arrays("f4", st.integers(0, 30)))
+    named = st.dictionaries(TAGS, ARRAYS | ARRAYS.map(np.asfortranarray), max_size=3)
+    meta = draw(st.dictionaries(FREE, JSON, max_size=3))
+    return Checkpoint(draw(st.integers(0, 999_999)), NetworkState(vector, draw(named)), draw(named), meta)
+
+
+def written(checkpoint: Checkpoint) -> bytes:
+    stream = io.BytesIO()
+    write_archive(stream, checkpoint)
+    return stream.getvalue()
+
+
+def read(content: bytes) -> Checkpoint:
+    return read_archive(io.BytesIO(content))
+
+
+def listed(checkpoint: Checkpoint) -> dict[str, tuple[Any, ...]]:
+    """All arrays of ``checkpoint`` down to their bits."""
+    parts = {"vector": checkpoint.network.vector}
+    parts |= {f"b/{name}": array for name, array in checkpoint.network.buffers.items()}
+    parts |= {f"m/{name}": array for name, array in checkpoint.method.items()}
+    return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in parts.items()}
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(checkpoints())
+def test_an_archive_comes_back_bit_by_bit(checkpoint: Checkpoint) -> None:
+    again = read(written(checkpoint))
+    assert again.round == checkpoint.round
+    assert listed(again) == listed(checkpoint)
+    assert {name: again.meta[name] for name in checkpoint.meta} == checkpoint.meta
+
+
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(checkpoints(), st.floats(0, 1, exclude_max=True), st.integers(1, 255), st.booleans())
+def test_one_changed_byte_is_noticed_or_harmless(
+    checkpoint: Checkpoint, place: float, mask: int, late: bool
+) -> None:
+    """Half of the changes hit the directory at the end, which has no checksum of its own."""
+    content = bytearray(written(checkpoint))
+    start = content.index(b"PK\x01\x02") if late else 0
+    content[start + int(place * (len(content) - start))] ^= mask
+    assert_noticed_or_harmless(bytes(content), checkpoint)
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(checkpoints(), st.floats(0, 1), st.floats(0, 1))
+def test_missing_bytes_are_noticed_or_harmless(checkpoint: Checkpoint, one: float, other: float) -> None:
+    content = written(checkpoint)
+    first, last = sorted((int(one * len(content)), int(other * len(content))))
+    assert_noticed_or_harmless(content[:first] + content[last:], checkpoint)
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(checkpoints(), st.floats(0, 1, exclude_max=True))
+def test_a_shorter_file_is_always_noticed(checkpoint: Checkpoint, share: float) -> None:
+    content = written(checkpoint)
+    with pytest.raises(CheckpointError):
+        read(content[: int(share * len(content))])
+
+
+def assert_noticed_or_harmless(content: bytes, checkpoint: Checkpoint) -> None:
+    """Nothing but CheckpointError, and no other numbers."""
+    try:
+        again = read(content)
+    except CheckpointError as error:
+        assert "\n" not in str(error)
+        return
+    assert listed(again) == listed(checkpoint) and again.round == checkpoint.round
