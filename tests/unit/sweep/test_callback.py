@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections import defaultdict
+from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 from ray.tune.experiment import Trial
@@ -20,70 +20,32 @@ from raygf.sweep.plan import SweepFolder
 from raygf.sweep.trial import END, FAILURE, RECORD, START, VALUES
 
 
-@dataclass
-class FakeTrial:
+def trial_named(name, status=Trial.RUNNING, last_result=None, error=None):
     """As much of Tune's trial as the callback reads."""
-
-    trial_id: str
-    status: str = Trial.RUNNING
-    last_result: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=lambda: {VALUES: {"fusion.lr": 0.3}})
-    num_failures: int = 1
-    pickled_error_file: str = "/nowhere"
-    error: object = None
-
-    def is_finished(self) -> bool:
-        return self.status in (Trial.TERMINATED, Trial.ERROR)
-
-    def get_pickled_error(self) -> object:
-        return self.error
-
-
-@dataclass
-class Log:
-    """Calls of trackers by trial; the runs that they opened; the states of runs in the store."""
-
-    calls: dict[str, list[str]] = field(default_factory=dict)
-    opened: dict[str, str | None] = field(default_factory=dict)
-    statuses: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class FakeTracker:
-    log: Log
-    trial: str
-
-    def start(self, config: Any, name: str, run_id: str | None, **rest: Any) -> str:
-        assert (name, config.fusion.lr, config.storage.name) == (self.trial, 0.3, self.trial)
-        self.log.opened[name] = run_id
-        self.log.calls.setdefault(name, [])
-        return run_id or f"run-of-{name}"
-
-    def log_round(self, made: Any) -> None:
-        self.log.calls[self.trial].append(f"round {made.round} {Path(made.checkpoint).parent.name}")
-
-    def finish(self, made: Any) -> None:
-        self.log.calls[self.trial].append(f"finish {made.rounds} {made.checkpoint}")
-
-    def stop(self, last: Any, reason: str) -> None:
-        self.log.calls[self.trial].append(f"stop {last.round} {reason}")
-
-    def __getattr__(self, call: str) -> Any:
-        return lambda *args: self.log.calls[self.trial].append(" ".join([call, *map(str, args)]))
-
-
-@pytest.fixture
-def log(monkeypatch):
-    made = Log()
-    monkeypatch.setattr(
-        module, "make_tracker", lambda config, folder, notify, storage: FakeTracker(made, storage.name)
-    )
-    monkeypatch.setattr(module, "child_statuses", lambda uri, parent: made.statuses)
+    made = Mock(trial_id=name, status=status, last_result=last_result, config={VALUES: {"fusion.lr": 0.3}})
+    made.is_finished.return_value = status in (Trial.TERMINATED, Trial.ERROR)
+    made.get_pickled_error.return_value = error
+    made.configure_mock(num_failures=1, pickled_error_file="/nowhere")
     return made
 
 
 @pytest.fixture
-def started(tmp_path, log):
+def trackers(monkeypatch):
+    """The trackers of trials, by name; their runs are called after them."""
+
+    def tracker() -> Mock:
+        made = Mock()
+        made.start.side_effect = lambda config, name, run_id, **rest: run_id or f"run-of-{name}"
+        return made
+
+    made: defaultdict[str, Mock] = defaultdict(tracker)
+    monkeypatch.setattr(module, "make_tracker", lambda config, folder, notify, storage: made[storage.name])
+    monkeypatch.setattr(module, "child_statuses", lambda uri, parent: {})
+    return made
+
+
+@pytest.fixture
+def started(tmp_path, trackers):
     """A callback whose sweep has started, with the given trials known from before."""
 
     def start(**known: str) -> SweepCallback:
@@ -100,18 +62,24 @@ def started(tmp_path, log):
     return start
 
 
-def result(round: int, **more: Any) -> dict[str, Any]:
+def result(round, **more):
+    """What Tune has of a round, each with a checkpoint."""
     metrics = {"val_accuracy/average": 0.6, "training_passes": 4.0 * round}
     return {**metrics, RECORD: record(round), "checkpoint_dir_name": f"checkpoint_{round:06d}", **more}
 
 
-def report(callback: SweepCallback, trial: FakeTrial, made: dict[str, Any]) -> None:
+def report(callback, trial, made):
     trial.last_result = made
     callback.on_trial_result(0, [trial], trial, made)
 
 
-def test_a_trial_from_its_start_to_its_end(started, log, capsys, tmp_path):
-    callback, trial = started(), FakeTrial("ab_00000")
+def calls(tracker):
+    """The names of the calls after the start."""
+    return [name for name, *_ in tracker.method_calls if name != "start"]
+
+
+def test_a_trial_from_its_start_to_its_end(started, trackers, capsys, tmp_path):
+    callback, trial = started(), trial_named("ab_00000")
     callback.on_trial_start(0, [trial], trial)
     assert SweepFolder(plan(path=str(tmp_path)).run.storage).read_trials() == {"ab_00000": "run-of-ab_00000"}
     start = RunStart(0, 10, 48, 50, 497, (1, 2), (1, 2), ("a",), "cpu", notes=("careful",))
@@ -119,10 +87,13 @@ def test_a_trial_from_its_start_to_its_end(started, log, capsys, tmp_path):
     report(callback, trial, result(2, **{END: end(2)}))
     callback.on_trial_complete(0, [trial], trial)
     callback.on_experiment_end([trial])
-    first, *calls = log.calls["ab_00000"]
+    tracker = trackers["ab_00000"]
+    config, name, run_id = tracker.start.call_args.args
+    assert (config.fusion.lr, config.storage.name, name, run_id) == (0.3, "ab_00000", "ab_00000", None)
+    assert calls(tracker) == ["log_start", "log_round", "log_round", "finish"]
     checkpoint = f"{tmp_path}/sweep/ab_00000/checkpoint_000002/checkpoint.npz"
-    assert first.startswith("log_start ")
-    assert calls == ["round 1 checkpoint_000001", "round 2 checkpoint_000002", f"finish 2 {checkpoint}"]
+    assert tracker.log_round.call_args.args[0] == replace(record(2), checkpoint=checkpoint)
+    tracker.finish.assert_called_once_with(replace(end(2), checkpoint=checkpoint))
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.splitlines() == [
@@ -131,21 +102,22 @@ def test_a_trial_from_its_start_to_its_end(started, log, capsys, tmp_path):
     ]
 
 
-def test_a_trial_that_the_scheduler_stops(started, log, capsys):
-    callback, trial = started(), FakeTrial("a")
+def test_a_trial_that_the_scheduler_stops(started, trackers, capsys):
+    callback, trial = started(), trial_named("a")
     callback.on_trial_start(0, [trial], trial)
     report(callback, trial, result(3))
     callback.on_trial_complete(0, [trial], trial)
     callback.on_experiment_end([trial])
-    assert log.calls["a"][-1] == "stop 3 asha"
+    last, reason = trackers["a"].stop.call_args.args
+    assert (last.round, reason) == (3, "asha")
     shown = "trial a stopped early: val_accuracy/average 60.00 % after 12 training passes"
     assert shown in capsys.readouterr().err
 
 
-def test_trials_that_fail(started, log, capsys):
+def test_trials_that_fail(started, trackers, capsys):
     """One reports itself that it can't succeed, one crashes; its error has been written down."""
     callback = started()
-    doomed, crashed = FakeTrial("doomed"), FakeTrial("crashed", error=RunFailed("the driver was lost"))
+    doomed, crashed = trial_named("doomed"), trial_named("crashed", error=RunFailed("the driver was lost"))
     for trial in (doomed, crashed):
         callback.on_trial_start(0, [], trial)
     report(callback, doomed, {FAILURE: "round 1: the weights are NaN", "done": True})
@@ -154,15 +126,15 @@ def test_trials_that_fail(started, log, capsys):
     callback.on_trial_start(0, [], crashed)
     callback.on_trial_error(0, [], crashed)
     callback.on_experiment_end([])
-    assert log.calls["doomed"] == ["fail FAILED round 1: the weights are NaN"]
-    assert log.calls["crashed"] == ["fail FAILED the driver was lost"]
+    trackers["doomed"].fail.assert_called_once_with("FAILED", "round 1: the weights are NaN")
+    trackers["crashed"].fail.assert_called_once_with("FAILED", "the driver was lost")
     lines = capsys.readouterr().err.splitlines()
     assert "note: trial crashed crashed, trying again (1 of 2): the driver was lost" in lines
     assert lines[-1] == "note: trial crashed failed: the driver was lost"
 
 
-def test_other_values_are_noted_with_the_first_round_that_has_them(started, log, capsys):
-    callback, trial = started(), FakeTrial("a")
+def test_other_values_are_noted_with_the_first_round_that_has_them(started, trackers, capsys):
+    callback, trial = started(), trial_named("a")
     callback.on_trial_start(0, [trial], trial)
     report(callback, trial, result(1))
     trial.config = {VALUES: {"fusion.lr": 0.24}}
@@ -171,23 +143,24 @@ def test_other_values_are_noted_with_the_first_round_that_has_them(started, log,
     trial.status = Trial.RUNNING
     report(callback, trial, result(3))
     report(callback, trial, result(4))
-    tags = [text for text in log.calls["a"] if text.startswith("log_tags")]
-    assert tags == ["log_tags {'raygf.values_from_round_3': '--fusion.lr 0.24'}"]
+    trackers["a"].log_tags.assert_called_once_with({"raygf.values_from_round_3": "--fusion.lr 0.24"})
     assert "trial a goes on from another's checkpoint, with --fusion.lr 0.24" in capsys.readouterr().err
 
 
-def test_a_resumed_sweep_closes_the_runs_of_trials_that_had_ended_once(started, log):
+def test_a_resumed_sweep_closes_the_runs_of_trials_that_had_ended_once(started, trackers, monkeypatch):
     callback = started(done="r1", failed="r2", running="r3", closed="r4")
-    log.statuses = {"r1": "RUNNING", "r2": "KILLED", "r3": "RUNNING", "r4": "FINISHED"}
+    statuses = {"r1": "RUNNING", "r2": "KILLED", "r3": "RUNNING", "r4": "FINISHED"}
+    monkeypatch.setattr(module, "child_statuses", lambda uri, parent: statuses)
     trials = [
-        FakeTrial("done", Trial.TERMINATED, result(4, **{END: end(4)})),
-        FakeTrial("failed", Trial.ERROR, error=RunFailed("gone")),
-        FakeTrial("running", Trial.PENDING),
-        FakeTrial("closed", Trial.TERMINATED, result(4, **{END: end(4)})),
+        trial_named("done", Trial.TERMINATED, result(4, **{END: end(4)})),
+        trial_named("failed", Trial.ERROR, error=RunFailed("gone")),
+        trial_named("running", Trial.PENDING),
+        trial_named("closed", Trial.TERMINATED, result(4, **{END: end(4)})),
     ]
     for _ in range(2):
         callback.on_step_begin(0, trials)
     callback.on_experiment_end(trials)
-    assert log.opened == {"done": "r1", "failed": "r2"}
-    assert [text.split()[0] for text in log.calls["done"]] == ["finish"]
-    assert log.calls["failed"] == ["fail FAILED gone"]
+    closed = {name: calls(tracker) for name, tracker in trackers.items()}
+    assert closed == {"done": ["finish"], "failed": ["fail"]}
+    assert [trackers[name].start.call_args.args[2] for name in ("done", "failed")] == ["r1", "r2"]
+    trackers["failed"].fail.assert_called_once_with("FAILED", "gone")

@@ -51,24 +51,20 @@ def test_no_trial_gets_more_than_the_budget_or_a_round_less(method, rounds):
     assert made.budget - cost < spent <= made.budget
 
 
-def test_joint_sgd_gets_the_rounds_of_the_recipe_at_equal_compute():
+def test_a_trials_run_has_equal_compute_its_values_and_a_place_of_its_own():
     made = plan()
     assert (made.budget, made.trial_run("a", {}).rounds) == (160, 40)
     assert made.trial_run("a", {"method": "sgd"}).rounds == at_equal_compute(RUN, 3).rounds == 160
+    run = made.trial_run("ab_00001", {"fusion.lr": 0.3}, "/scratch")
+    assert (run.fusion.lr, run.resources.actors) == (0.3, 2)
+    assert run.storage == StorageConfig("/scratch", "ab_00001")
+    assert made.trial_run("ab_00001", {}).storage.path == "/runs"
 
 
 def test_only_trials_that_train_exits_have_actors():
     made = plan()
     assert made.exit_bundles({}) == made.exit_bundles({"method": "delta-pcgrad"}) == 2
     assert made.exit_bundles({"method": "pcgrad"}) == 0
-    assert made.trial_run("a", {}).resources.actors == 2
-
-
-def test_a_trials_run_has_its_values_and_a_place_of_its_own():
-    run = plan().trial_run("ab_00001", {"fusion.lr": 0.3}, "/scratch")
-    assert run.fusion.lr == 0.3
-    assert (run.storage.path, run.storage.name, run.storage.resume) == ("/scratch", "ab_00001", False)
-    assert plan().trial_run("ab_00001", {}).storage.path == "/runs"
 
 
 def test_metrics_are_those_that_mlflow_shows():

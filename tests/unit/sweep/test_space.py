@@ -81,9 +81,11 @@ def test_draws_grid_points_and_ends_are_values_of_the_domain(domain):
         assert set(drawn) == set(every)
 
 
-def test_the_upper_bound_of_integers_is_left_out_as_by_ray_tune():
-    assert read_axis("a", tune.randint(2, 5)).ends == (2, 4)
+def test_values_are_read_as_ray_tune_takes_them():
+    assert read_axis("a", tune.randint(2, 5)).ends == (2, 4)  # the upper bound is left out
     assert read_axis("a", tune.qrandint(4, 20, 4)).ends == (4, 20)  # but not of quantized ones
+    assert read_axis("a", [0.5, 0.75]) == Choice(((0.5, 0.75),))
+    assert read_axis("a", tune.grid_search([1, 2])) == Choice((1, 2))
 
 
 def test_logarithmic_draws_are_uniform_in_the_logarithm_and_have_few_digits():
@@ -101,12 +103,6 @@ def test_cut_keeps_to_the_range_and_its_steps():
     assert Range(0.2, 0.8, step=0.2).cut(0.31) == pytest.approx(0.4)
     assert Range(0.2, 0.8, step=0.2).cut(2.0) == pytest.approx(0.8)
     assert Range(1, 9, whole=True).cut(3.6) == 4
-
-
-def test_a_plain_value_and_a_grid_search_are_choices():
-    assert read_axis("a", 0.3) == Choice((0.3,))
-    assert read_axis("a", [0.5, 0.75]) == Choice(((0.5, 0.75),))
-    assert read_axis("a", tune.grid_search([1, 2])) == Choice((1, 2))
 
 
 @pytest.mark.parametrize(
@@ -189,22 +185,15 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_spaces_here_count_before_the_shipped_ones(here):
-    (here / "tune_spaces" / "mine.py").write_text(MINE)
-    (here / "tune_spaces" / "fusion.py").write_text(MINE.replace("mine", "fusion"))
-    assert load_space("mine", RUN).variables["optim.lr"].lower == RUN.optim.lr
-    assert load_space("fusion", RUN).fields == ("optim.lr",)
+def test_spaces_are_found_here_before_the_shipped_ones_in_files_and_in_modules(here, monkeypatch):
+    for file in ("tune_spaces/mine.py", "elsewhere.py", "my_module_of_spaces.py"):
+        (here / file).write_text(MINE.replace("def mine", f"def {Path(file).stem}"))
+    (here / "tune_spaces" / "fusion.py").write_text(MINE.replace("def mine", "def fusion"))
+    monkeypatch.syspath_prepend(here)
+    for name in ("mine", "fusion", "elsewhere.py", "my_module_of_spaces:my_module_of_spaces"):
+        assert load_space(name, RUN).variables["optim.lr"].lower == RUN.optim.lr
     assert load_space("fusion_lr", RUN).fields == ("fusion.lr", "fusion.ema", "loss.aux")
     assert "  mine       Mine, in a line." in describe_spaces().splitlines()
-
-
-def test_a_file_anywhere_and_a_function_in_a_module(here, monkeypatch):
-    (here / "elsewhere").mkdir()
-    (here / "elsewhere" / "mine.py").write_text(MINE)
-    assert load_space("elsewhere/mine.py", RUN).fields == ("optim.lr",)
-    (here / "my_module_of_spaces.py").write_text(MINE)
-    monkeypatch.syspath_prepend(here)
-    assert load_space("my_module_of_spaces:mine", RUN).fields == ("optim.lr",)
     sys.modules.pop("my_module_of_spaces")
 
 
