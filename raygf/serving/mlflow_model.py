@@ -29,7 +29,7 @@ from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec  # 
 
 NAME = "early-exit-classifier"
 EXAMPLES = 2
-_DEFINITION = Path(__file__).with_name("serving_definition.py")
+_DEFINITION = Path(__file__).with_name("definition.py")
 
 
 class EarlyExitModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]

@@ -315,12 +315,6 @@ def object_array(bench: Bench) -> None:
     (bench.folder / NEWEST).write_bytes(stream.getvalue())
 
 
-def other_exits(content: bytes) -> bytes:
-    """Thresholds for an exit more than there are."""
-    table = json.loads(content)
-    return json.dumps([{**row, "thresholds": [*row["thresholds"], 0.5]} for row in table]).encode()
-
-
 # Databases, networks, weights -------------------------------------------------------------------------------
 
 

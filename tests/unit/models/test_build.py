@@ -1,16 +1,15 @@
 """Networks by name: reproducible, checked, and the user's own."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from attached_networks import refusal
 from torch import nn
 
 from raygf.config.run import ModelConfig, MSDNetConfig
 from raygf.data.base import InputSpec
-from raygf.errors import ConfigError
 from raygf.models.build import build_model
 from raygf.models.msdnet import MSDNet
 from raygf.models.multi_exit import MultiExitNetwork
@@ -63,16 +62,9 @@ def equal_bits(one: nn.Module, other: nn.Module) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(ConfigError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
 def test_equal_seeds_give_equal_bits_and_other_seeds_other_weights() -> None:
     first = build_model(SMALL, DIGITS, seed=5)
+    assert isinstance(first, MSDNet) and len(first.heads) == 3 and first.training
     before = torch.random.get_rng_state()
     again, other = build_model(SMALL, DIGITS, seed=5), build_model(SMALL, DIGITS, seed=6)
     assert torch.equal(before, torch.random.get_rng_state())
@@ -82,48 +74,33 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_other_weights() -> None:
     assert not any(torch.equal(first.get_parameter(name), other.get_parameter(name)) for name in kernels)
 
 
-def test_msdnet_has_the_configured_exits() -> None:
-    network = build_model(SMALL, DIGITS, seed=0)
-    assert isinstance(network, MSDNet)
-    assert len(network(torch.zeros(2, 1, 8, 8))) == 3
-    assert network.training
-
-
 @pytest.mark.parametrize("function", ["two_exits", "lazy"])
 def test_a_network_of_the_users_own(user_module: str, function: str) -> None:
     config = ModelConfig(name=f"{user_module}:{function}")
     network = build_model(config, DIGITS, seed=0)
     assert isinstance(network, MultiExitNetwork)
-    assert [tuple(logits.shape) for logits in network(torch.zeros(4, 1, 8, 8))] == [(4, 10)] * len(
-        network.heads
-    )
+    shapes = [tuple(logits.shape) for logits in network(torch.zeros(4, 1, 8, 8))]
+    assert shapes == [(4, 10)] * len(network.heads)
     assert equal_bits(network, build_model(config, DIGITS, seed=0))
     assert not equal_bits(network, build_model(config, DIGITS, seed=1))
 
 
 def test_the_trial_leaves_batch_norm_alone(user_module: str) -> None:
     network = build_model(ModelConfig(name=f"{user_module}:with_batch_norm"), DIGITS, seed=0)
-    norm = network.get_submodule("stages.1")
-    assert norm.training
-    assert norm.get_buffer("num_batches_tracked") == 0
-    assert (norm.get_buffer("running_mean") == 0).all()
+    norm = network.stages[1]
+    assert norm.training and norm.num_batches_tracked == 0 and not norm.running_mean.any()
 
 
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
-        (
-            "one_tensor",
-            "the network must return a list of logits (batch, 10), one per exit; "
-            "for 2 images it returned a tensor (2, 10)",
-        ),
+        ("one_tensor", "the network must return a list of logits (batch, 10), one per exit; "
+         "for 2 images it returned a tensor (2, 10)"),
         ("wrong_size", "the network failed on 2 images of 1x8x8: RuntimeError: "),
         ("constant", "constant is not a function"),
     ],
-)
-def test_faults_of_a_users_network_are_told_in_one_line(
-    user_module: str, function: str, expected: str
-) -> None:
+)  # fmt: skip
+def test_faults_of_a_users_network_are_one_line(user_module: str, function: str, expected: str) -> None:
     name = f"{user_module}:{function}"
     message = refusal(lambda: build_model(ModelConfig(name=name), DIGITS, seed=0))
     assert message.startswith(f"model.name = '{name}': {expected}")

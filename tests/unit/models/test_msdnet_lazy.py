@@ -42,12 +42,14 @@ def walk(network: MSDNet, images: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 @torch.no_grad()
-def test_same_bits_as_the_forward_pass(config):
+def test_same_bits_as_the_forward_pass_and_nothing_computed_twice(config):
     network, images = build(config), torch.randn(3, 3, 16, 16)
     logits = walk(network, images)
     assert len(logits) == config.exits
     for lazy, plain in zip(logits, network(images), strict=True):
         assert torch.equal(lazy, plain)
+    names = calls_up_to(network, config.exits)
+    assert len(names) == len(set(names))
 
 
 def calls_up_to(network: MSDNet, exit: int) -> list[str]:
@@ -74,14 +76,6 @@ def test_the_first_exit_leaves_out_what_its_head_does_not_need():
     expected = ["1.0", "1.1", "1.2", "2.1", "2.2", "3.2"]
     assert sorted(calls_up_to(network, 1)) == [f"stages.0.{name}" for name in expected]
     assert len(calls_up_to(network, 2)) > 6 + 2  # what was left out is made up for
-
-
-@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
-@torch.no_grad()
-def test_nothing_is_computed_twice(config):
-    network = build(config)
-    names = calls_up_to(network, config.exits)
-    assert len(names) == len(set(names))
 
 
 @torch.no_grad()

@@ -69,22 +69,17 @@ def test_convolutions_start_with_the_published_spread(network: MultiExitNetwork)
     assert conv.weight.std().item() == pytest.approx(variance**0.5, rel=0.03), name
 
 
-def test_linear_layers_of_vgg_start_small_and_without_bias() -> None:
-    network = build_model(ModelConfig("vgg16-sdn"), CIFAR, seed=0)
-    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    assert len(layers) == 6 + 3
-    assert [module.p for module in network.modules() if isinstance(module, nn.Dropout)] == [0.5, 0.5]
-    for layer in layers:
-        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.1)
-        assert (layer.bias == 0).all()
-
-
-def test_wideresnet_has_its_dropout_and_linear_layers_without_bias() -> None:
-    network = build_model(ModelConfig("wideresnet32-4-sdn"), CIFAR, seed=0)
-    modules = list(network.modules())
-    assert [module.p for module in modules if isinstance(module, nn.Dropout)] == [0.3] * 15
-    biases = [module.bias for module in modules if isinstance(module, nn.Linear)]
-    assert len(biases) == 7 and all((bias == 0).all() for bias in biases)
+@pytest.mark.parametrize(
+    ("name", "linear", "dropout"), [("vgg16-sdn", 6 + 3, [0.5] * 2), ("wideresnet32-4-sdn", 7, [0.3] * 15)]
+)
+def test_dropout_and_linear_layers_start_as_published(name: str, linear: int, dropout: list[float]) -> None:
+    modules = list(build_model(ModelConfig(name), CIFAR, seed=0).modules())
+    assert [module.p for module in modules if isinstance(module, nn.Dropout)] == dropout
+    layers = [module for module in modules if isinstance(module, nn.Linear)]
+    assert len(layers) == linear and not any(layer.bias.any() for layer in layers)
+    if name == "vgg16-sdn":
+        for layer in layers:
+            assert layer.weight.std().item() == pytest.approx(0.01, rel=0.1)
 
 
 @pytest.mark.parametrize("spec", [InputSpec(1, 28, 28, 7), InputSpec(3, 64, 48, 7)])

@@ -1,4 +1,4 @@
-from __future__ import annotations
+"""A network that stops early: what it does is what the evaluation simulates, and what it refuses."""
 
 import math
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from raygf.compute import Compute
 from raygf.config.run import ModelConfig, MSDNetConfig
 from raygf.data.base import ChannelStatistics, InputSpec
-from raygf.errors import ConfigError, DataError
+from raygf.errors import ConfigError, UserError
 from raygf.evaluation.budgeted import calibrate, exits_taken
 from raygf.evaluation.loading import LoadedRun
 from raygf.evaluation.outputs import ExitOutputs, collect_outputs
@@ -26,7 +26,7 @@ TASK = ImageTask(SPEC, DATA.statistics, DATA.class_names)
 INF = math.inf
 
 
-def settled(network: nn.Module, images: Tensor) -> nn.Module:
+def spread(network: nn.Module, images: Tensor) -> nn.Module:
     """``network`` with BatchNorm statistics of ``images``, so that its confidences spread."""
     network.train()
     for _ in range(60):
@@ -47,12 +47,17 @@ def run_of(network: nn.Module, compute: Compute = CPU) -> LoadedRun:
 @pytest.fixture(scope="module")
 def run() -> LoadedRun:
     images = next(DATA.open(CPU, 4, 60).evaluate("test"))[0]
-    return run_of(settled(seeded(three_exits), images))
+    return run_of(spread(seeded(three_exits), images))
 
 
 @pytest.fixture(scope="module")
 def classifier(run: LoadedRun) -> AdaptiveClassifier:
     return AdaptiveClassifier.from_run(run)
+
+
+@pytest.fixture(scope="module")
+def outputs(run: LoadedRun) -> ExitOutputs:
+    return run.outputs("test")
 
 
 def quantiles(outputs: ExitOutputs, *shares: float) -> tuple[float, ...]:
@@ -78,15 +83,14 @@ def assert_simulated(
 
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (0.2, 0.8), (0.9, 0.1), (0.02, 0.02)])
 @pytest.mark.parametrize("batch_size", [7, 60])
-def test_agrees_with_the_simulation(run, classifier, shares, batch_size):
-    outputs = run.outputs("test")
+def test_agrees_with_the_simulation(run, classifier, outputs, shares, batch_size):
     made = AdaptiveClassifier(
         run.bound.network, TASK, classifier.operations, None, CPU, batch_size=batch_size
     )
     exits = assert_simulated(made, outputs, DATA.test.images, quantiles(outputs, *shares))
     assert len(set(exits)) >= 2  # otherwise there is nothing to see
-    nobody_early = assert_simulated(made, outputs, DATA.test.images, (INF, INF, INF))
-    assert set(nobody_early) == {2}
+    all_deep = assert_simulated(made, outputs, DATA.test.images, (INF, INF, INF))
+    assert set(all_deep) == {2}
 
 
 def test_budget_is_kept_on_the_images_that_it_was_calibrated_on(run, classifier):
@@ -101,27 +105,24 @@ def test_budget_is_kept_on_the_images_that_it_was_calibrated_on(run, classifier)
     assert len(set(taken)) > 1
 
 
-def test_deeper_stages_see_fewer_images(run):
+def test_deeper_stages_see_fewer_images(run, classifier, outputs):
     seen: list[int] = []
-    network = run.bound.network
     hooks = [
-        stage.register_forward_pre_hook(lambda _, args: seen.append(len(args[0]))) for stage in network.stages
+        stage.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+        for stage in run.bound.network.stages
     ]
-    outputs = run.outputs("test")
-    seen.clear()
-    classifier = AdaptiveClassifier(network, TASK, (1, 2, 3), None, CPU)
-    classifier.predict(DATA.test.images, thresholds=quantiles(outputs, 0.5, 0.5))
-    left_first = int((outputs.confidence[0] >= quantiles(outputs, 0.5, 0.5)[0]).sum())
+    thresholds = quantiles(outputs, 0.5, 0.5)
+    classifier.predict(DATA.test.images, thresholds=thresholds)
+    left_first = int((outputs.confidence[0] >= thresholds[0]).sum())
     assert seen[:2] == [60, 60 - left_first] and seen[2] < seen[1]
     seen.clear()
     classifier.predict(DATA.test.images, thresholds=(0.0, INF, INF))
-    assert seen == [60]  # nobody is left for the second stage
+    assert seen == [60]  # no image is left for the second stage
     for hook in hooks:
         hook.remove()
 
 
-def test_tensors_arrays_and_odd_memory(run, classifier):
-    outputs = run.outputs("test")
+def test_tensors_arrays_and_odd_memory(classifier, outputs):
     thresholds = quantiles(outputs, 0.5, 0.5)
     frozen = DATA.test.images.copy()
     frozen.flags.writeable = False
@@ -132,39 +133,30 @@ def test_tensors_arrays_and_odd_memory(run, classifier):
     assert none.label.shape == none.exit.shape == none.operations.shape == (0,)
 
 
-class Nested(MultiExitNetwork):
-    """States are tuples and lists of features; the second stage uses what the first one kept."""
+class Nesting(nn.Module):
+    """A stage whose state is features and a list; what the first one kept, the later ones read."""
 
-    class First(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(1, 4, 3, padding=1)
-
-        def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-            return self.conv(x).relu(), [x, x.flatten(1)]
-
-    class Second(nn.Module):
-        def forward(self, state: tuple[Tensor, list[Tensor]]) -> tuple[Tensor, list[Tensor]]:
-            features, (image, flat) = state
-            return features * (1 + image) + flat.mean(dim=1)[:, None, None, None], [image, flat]
-
-    class Head(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(64, 3)
-
-        def forward(self, state: tuple[Tensor, list[Tensor]]) -> Tensor:
-            return self.linear(state[0].flatten(1))
-
-    def __init__(self) -> None:
-        super().__init__([self.First(), self.Second(), self.Second()], [self.Head() for _ in range(3)])
+    def forward(self, state: Any) -> tuple[Tensor, list[Tensor]]:
+        if isinstance(state, Tensor):
+            return state.repeat(1, 4, 1, 1), [state, state.flatten(1)]
+        features, (image, flat) = state
+        return features * (1 + image) + flat.mean(dim=1)[:, None, None, None], [image, flat]
 
 
-def test_nested_states():
-    run = run_of(seeded(Nested).eval())
+class FlatHead(nn.Linear):
+    """Reads the features alone."""
+
+    def forward(self, state: tuple[Tensor, list[Tensor]]) -> Tensor:
+        return super().forward(state[0].flatten(1))
+
+
+def test_states_may_be_tuples_and_lists():
+    run = run_of(
+        seeded(lambda: MultiExitNetwork([Nesting() for _ in range(3)], [FlatHead(64, 3) for _ in range(3)]))
+    )
     outputs = run.outputs("test")
-    classifier = AdaptiveClassifier.from_run(run)
-    exits = assert_simulated(classifier, outputs, DATA.test.images, quantiles(outputs, 0.5, 0.5))
+    thresholds = quantiles(outputs, 0.5, 0.5)
+    exits = assert_simulated(AdaptiveClassifier.from_run(run), outputs, DATA.test.images, thresholds)
     assert set(exits) == {0, 1, 2}
 
 
@@ -185,7 +177,7 @@ def test_msdnet(compute):
     task = ImageTask(spec, ChannelStatistics((0.5,) * 3, (0.25,) * 3), tuple("abcdefghij"))
     classifier = AdaptiveClassifier(bound.network, task, (1, 2, 3), None, compute)
     pixels = classifier._normalise(torch.tensor(images))
-    settled(bound.network, pixels)
+    spread(bound.network, pixels)
     outputs = collect_outputs(bound, [(pixels, torch.zeros(64, dtype=torch.int64))])
     thresholds = quantiles(outputs, 0.6, 0.5)
     margin = np.abs(outputs.confidence[:2] - np.array(thresholds[:2])[:, None]).min(axis=0)
@@ -206,42 +198,36 @@ def test_modes_and_gradients_are_of_no_concern(run, classifier):
     assert run.bound.state().sha256() == before
 
 
+FITTING, BUDGET = DATA.test.images, {"budget": INF}
+
+
 @pytest.mark.parametrize(
-    "call, says",
+    "images, call, says",
     [
-        ({}, "either budget or thresholds"),
-        ({"budget": 1e9, "thresholds": (0, 0, 0)}, "either budget or thresholds"),
-        ({"thresholds": (0.5, 0.5)}, r"thresholds = \[0\.5, 0\.5\]: must be 3 numbers"),
-        ({"thresholds": (0.5, math.nan, 0)}, "must be 3 numbers"),
-        ({"budget": 1}, "those of the first exit"),
+        (FITTING, {}, "either budget or thresholds"),
+        (FITTING, {"budget": 1e9, "thresholds": (0, 0, 0)}, "either budget or thresholds"),
+        (FITTING, {"thresholds": (0.5, 0.5)}, r"thresholds = \[0\.5, 0\.5\]: must be 3 numbers"),
+        (FITTING, {"thresholds": (0.5, math.nan, 0)}, "must be 3 numbers"),
+        (FITTING, {"budget": 1}, r"budget = 1: must be at least .* those of the first exit"),
+        (FITTING, {"budget": math.nan}, "budget = nan: must be a finite number"),
+        (np.zeros((2, 1, 4, 4), np.float32), BUDGET, r"must be uint8 \(N, 1, 4, 4\), .* not float32"),
+        (torch.zeros(2, 1, 4, 4), BUDGET, "not float32"),
+        (np.zeros((2, 3, 4, 4), np.uint8), BUDGET, r"not uint8 \(2, 3, 4, 4\)"),
+        (np.zeros((1, 4, 4), np.uint8), BUDGET, r"not uint8 \(1, 4, 4\)"),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_what_can_not_be_done(classifier, call, says):
-    with pytest.raises(ConfigError, match=says):
-        classifier.predict(DATA.test.images, **call)
+def test_what_can_not_be_done_is_refused_in_one_line(classifier, images, call, says):
+    with pytest.raises(UserError, match=says) as caught:
+        classifier.predict(images, **call)
+    assert "\n" not in str(caught.value)
 
 
 def test_costs_and_thresholds_must_be_there(run):
     with pytest.raises(ConfigError, match="no table of thresholds"):
-        AdaptiveClassifier(run.bound.network, TASK, (1, 2, 3), None, CPU).predict(DATA.test.images, budget=2)
+        AdaptiveClassifier(run.bound.network, TASK, (1, 2, 3), None, CPU).predict(FITTING, budget=2)
     with pytest.raises(ConfigError, match="2 costs for a network of 3 exits"):
         AdaptiveClassifier(run.bound.network, TASK, (1, 2), None, CPU)
-
-
-@pytest.mark.parametrize(
-    "images, says",
-    [
-        (np.zeros((2, 1, 4, 4), np.float32), r"must be uint8 \(N, 1, 4, 4\), 0 black to 255, not float32"),
-        (torch.zeros(2, 1, 4, 4), "not float32"),
-        (np.zeros((2, 3, 4, 4), np.uint8), r"not uint8 \(2, 3, 4, 4\)"),
-        (np.zeros((1, 4, 4), np.uint8), r"not uint8 \(1, 4, 4\)"),
-    ],
-    ids=["floats", "tensor of floats", "colours", "one image"],
-)
-def test_other_images(classifier, images, says):
-    with pytest.raises(DataError, match=says):
-        classifier.predict(images, budget=INF)
 
 
 def test_networks_without_stages():
@@ -271,12 +257,11 @@ def test_rows_move_together_and_their_numbers_with_them():
 
 
 def test_rows_keep_layout_and_memory():
-    """The images that stay are not copied anew."""
     features = torch.randn(5, 8, 6, 6).to(memory_format=torch.channels_last)
     expected = features[[0, 4, 2]].clone()
     kept, _ = rows_after(features, 1, 0, 1, 0, 1)
     assert kept.is_contiguous(memory_format=torch.channels_last)
-    assert kept.data_ptr() == features.data_ptr()
+    assert kept.data_ptr() == features.data_ptr()  # the images that stay are not copied anew
     assert torch.equal(kept, expected)
 
 

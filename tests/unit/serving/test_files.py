@@ -1,13 +1,15 @@
 """A classifier in files, and a network exported exit by exit."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from attached_networks import Branches
+from bad_things import Bench, bloated, cut, flip, other_format, pickled, replaced
 from tiny_network import CPU, SPEC, Tied, bind, dataset, run_config, seeded
 from torch import Tensor, nn
 
@@ -45,28 +47,22 @@ def saved(run: LoadedRun, classifier: AdaptiveClassifier, tmp_path: Path) -> tup
 
 
 def test_the_same_answers(run, classifier, saved):
-    copy = load_classifier(*saved)
+    loaded = load_classifier(*saved)
     budget = float(np.median(classifier.table.operations))
-    one, two = (c.predict(run.dataset.test.images, budget=budget) for c in (classifier, copy))
+    one, two = (c.predict(run.dataset.test.images, budget=budget) for c in (classifier, loaded))
     for name in ("label", "probability", "exit", "operations"):
         assert np.array_equal(getattr(one, name), getattr(two, name))
-    assert copy.task == classifier.task
-    assert copy.operations == classifier.operations
-    assert copy.compute == classifier.compute
-
-
-def test_the_method_stays_behind(saved):
+    assert loaded.task == classifier.task
+    assert loaded.operations == classifier.operations
+    assert loaded.compute == classifier.compute
     checkpoint = load_checkpoint(saved[0])
-    assert checkpoint.method == {}
+    assert checkpoint.method == {}  # it is for training alone
     assert checkpoint.round == 4 and checkpoint.meta["run_id"] == "x"
 
 
-def test_without_thresholds_by_budget(run, classifier, tmp_path):
-    bare = AdaptiveClassifier(
-        run.bound.network, classifier.task, classifier.operations, None, classifier.compute
-    )
-    copy = load_classifier(*map(str, save_classifier(run, bare, tmp_path)))
-    assert copy.table is None
+def test_a_classifier_need_not_have_thresholds(run, classifier, tmp_path):
+    bare = AdaptiveClassifier(run.bound.network, classifier.task, classifier.operations, None, CPU)
+    assert load_classifier(*map(str, save_classifier(run, bare, tmp_path))).table is None
 
 
 def test_a_device_that_is_not_here(run, classifier, tmp_path, monkeypatch):
@@ -74,8 +70,8 @@ def test_a_device_that_is_not_here(run, classifier, tmp_path, monkeypatch):
     config = replace(run.config, compute=ComputeConfig("cuda", "fp32", "contiguous"))
     meta = {**run.checkpoint.meta, "config": to_dict(config)}
     trained = replace(run, checkpoint=replace(run.checkpoint, meta=meta))
-    copy = load_classifier(*map(str, save_classifier(trained, classifier, tmp_path)))
-    assert copy.compute.device == "cpu" and copy.compute.precision == "fp32"
+    loaded = load_classifier(*map(str, save_classifier(trained, classifier, tmp_path)))
+    assert loaded.compute.device == "cpu" and loaded.compute.precision == "fp32"
 
 
 def test_a_training_checkpoint_is_no_classifier(run, saved, tmp_path):
@@ -86,24 +82,49 @@ def test_a_training_checkpoint_is_no_classifier(run, saved, tmp_path):
         load_classifier(str(path), saved[1])
 
 
-@pytest.mark.parametrize("text", ["", "[", "3", "[]", '{"a": 1}', '[{"operations": 1}]'])
-def test_damaged_thresholds(saved, text):
-    Path(saved[1]).write_text(text)
+NETWORK, THRESHOLDS = 0, 1
+
+
+def other_exits(content: bytes) -> bytes:
+    """Thresholds for an exit more than there are."""
+    rows = json.loads(content)
+    return json.dumps([{**row, "thresholds": [*row["thresholds"], 0.5]} for row in rows]).encode()
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        (NETWORK, cut(0.5), "network.npz: not a whole checkpoint"),
+        (NETWORK, flip(b"vector.npy"), "network.npz: not a whole checkpoint"),
+        (NETWORK, replaced(b""), "network.npz: not a whole checkpoint"),
+        (NETWORK, bloated, "network.npz: not a whole checkpoint"),
+        (NETWORK, other_format, "network.npz: has format 2, this version reads format 1"),
+        (THRESHOLDS, replaced(b""), "thresholds.json: can't be read"),
+        (THRESHOLDS, cut(0.5), "thresholds.json: can't be read"),
+        (THRESHOLDS, replaced(b"\xff\xfe"), "thresholds.json: can't be read"),
+        (THRESHOLDS, replaced(b"3"), "thresholds.json: not a table of thresholds"),
+        (THRESHOLDS, replaced(b"[]"), "thresholds.json: not a table of thresholds"),
+        (THRESHOLDS, replaced(b'{"a": 1}'), "thresholds.json: not a table of thresholds"),
+        (THRESHOLDS, replaced(b'[{"operations": 1}]'), "thresholds.json: not a table of thresholds"),
+        (THRESHOLDS, other_exits, "thresholds.json: thresholds for 4 exits, but the network has 3"),
+    ],
+)
+def test_damaged_files_are_refused_in_one_line(saved, file, change, says):
+    path = Path(saved[file])
+    path.write_bytes(change(path.read_bytes()))
     with pytest.raises(CheckpointError) as caught:
         load_classifier(*saved)
-    assert "\n" not in str(caught.value)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_missing_files(saved, tmp_path):
-    for paths in ((str(tmp_path / "no.npz"), saved[1]), (saved[0], str(tmp_path / "no.json"))):
-        with pytest.raises(CheckpointError, match=r"no\."):
-            load_classifier(*paths)
-
-
-def test_thresholds_can_be_read_by_people(saved, classifier):
-    rows = json.loads(Path(saved[1]).read_text())
-    assert len(rows) == len(classifier.table.operations)
-    assert set(rows[0]) == {"operations", "accuracy", "thresholds"}
+def test_pickles_and_missing_files_are_refused_and_nothing_runs(saved, tmp_path):
+    bench = Bench(tmp_path, tmp_path)
+    pickled("pickle")(bench)
+    for other in ("pickle", "no.npz"):
+        for paths in ((str(tmp_path / other), saved[1]), (saved[0], str(tmp_path / other))):
+            with pytest.raises(CheckpointError, match=other):
+                load_classifier(*paths)
+    assert not bench.mark.exists()
 
 
 def follow(paths: list[Path], images: Tensor) -> list[Tensor]:
@@ -123,9 +144,12 @@ def assert_equal_to(network: nn.Module, paths: list[Path], images: Tensor) -> No
 
 
 def test_segments_in_turn_give_the_networks_logits(tmp_path):
-    network = bind().network
+    bound = bind()
+    network, before = bound.network.train(), bound.state().sha256()
     images = torch.randn(9, 1, 4, 4)
     paths = export_segments(network, images[:2], tmp_path / "segments")
+    assert network.training and bound.state().sha256() == before
+    assert all(parameter.requires_grad for parameter in network.parameters())
     assert [path.name for path in paths] == ["segment-1.pt2", "segment-2.pt2", "segment-3.pt2"]
     for count in (1, 9):  # other numbers of images than the example's
         assert_equal_to(network, paths, images[:count])
@@ -147,43 +171,19 @@ def test_states_of_several_scales(tmp_path):
             assert tensor.untyped_storage().nbytes() <= 4 * tensor.numel() + 64
 
 
-def test_the_network_is_left_as_it_was(tmp_path):
-    bound = bind()
-    bound.network.train()
-    before = bound.state().sha256()
-    export_segments(bound.network, torch.randn(2, 1, 4, 4), tmp_path)
-    assert bound.network.training and bound.state().sha256() == before
-    assert all(parameter.requires_grad for parameter in bound.network.parameters())
-
-
-def test_networks_without_stages(tmp_path):
+def test_networks_and_places_that_do_not_fit_are_refused(tmp_path):
+    (tmp_path / "file").write_text("in the way")
     with pytest.raises(ConfigError, match="Tied can't stop early"):
         export_segments(seeded(Tied), torch.randn(2, 1, 4, 4), tmp_path)
-
-
-def test_one_image_is_no_example(tmp_path):
     with pytest.raises(ConfigError, match="at least 2 images"):
         export_segments(bind().network, torch.randn(1, 1, 4, 4), tmp_path)
-
-
-def test_a_folder_that_can_not_be_written(tmp_path):
-    (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="can't write segments to"):
         export_segments(bind().network, torch.randn(2, 1, 4, 4), tmp_path / "file")
 
 
-class Branches(nn.Module):
-    """Control flow that depends on the data: no graph can hold it."""
-
-    def forward(self, x: Any) -> Any:
-        return x if x.sum() > 0 else -x
-
-
 def test_what_can_not_be_exported_is_named(tmp_path):
     head = nn.Sequential(nn.Flatten(), nn.Linear(SPEC.height * SPEC.width, 3))
-    network = MultiExitNetwork(
-        [nn.Identity(), Branches()], [head, nn.Sequential(nn.Flatten(), nn.Linear(16, 3))]
-    )
+    network = MultiExitNetwork([nn.Identity(), Branches()], [head, copy.deepcopy(head)])
     with pytest.raises(ConfigError, match="segment 2 can't be exported") as caught:
         export_segments(network, torch.randn(2, 1, 4, 4), tmp_path)
     assert "\n" not in str(caught.value)
