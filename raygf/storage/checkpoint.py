@@ -12,6 +12,7 @@ import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ _NAME = re.compile(r"round-(\d{6})\.npz")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run after ``round`` rounds: network, the method's arrays, JSON values that describe the run."""
+    """A run after ``round`` rounds: network, the method's arrays, and JSON values that describe the run."""
 
     round: int
     network: NetworkState
@@ -49,34 +50,24 @@ class CheckpointStore:
     """The checkpoints of one run, in the folder ``name`` of ``path`` (a local path or a URI)."""
 
     def __init__(self, path: str, name: str, keep: int, open_folder: OpenFolder = RunFolder) -> None:
-        self._files = open_folder(path, name)
+        self.files = open_folder(path, name)
         self._keep = keep
-        self.name = name
-        self.folder = self._files.shown
+        self.folder = self.files.shown
         self._shown = without_password(self.folder)
 
-    @property
-    def files(self) -> RunFolder:
-        """The folder that they are in."""
-        return self._files
-
     def check_writable(self) -> None:
-        """Create the folder and write a byte in it.
-
-        Raises:
-            StorageError: that doesn't work.
-        """
+        """Create the folder and write a byte in it, or raise StorageError."""
         try:
-            within(ANSWER_S, self._files.create)
+            within(ANSWER_S, self.files.create)
         except (OSError, ValueError) as error:
             raise StorageError(
                 f"storage.path: can't write to {self._shown}: {brief(error)}; set another --storage.path"
             ) from None
 
     def rounds(self) -> list[int]:
-        """The rounds that there are checkpoints of, oldest first."""
+        """The rounds of its checkpoints, oldest first."""
         try:
-            matches = [_NAME.fullmatch(name) for name in self._files.names()]
+            matches = [_NAME.fullmatch(name) for name in self.files.names()]
         except OSError as error:
             raise StorageError(f"storage.path: can't read {self._shown}: {brief(error)}") from None
         return sorted(int(match[1]) for match in matches if match)
@@ -91,7 +82,7 @@ class CheckpointStore:
         """
         name = _name(checkpoint.round)
         try:
-            with self._files.replacing(name) as stream:
+            with self.files.replacing(name) as stream:
                 write_archive(stream, checkpoint)
         except OSError as error:
             raise StorageLost(
@@ -101,18 +92,24 @@ class CheckpointStore:
         with suppress(OSError, StorageError):
             earlier = [round for round in self.rounds() if round <= checkpoint.round]
             for old in earlier[: -self._keep]:
-                self._files.delete(_name(old))
+                self.files.delete(_name(old))
         return self.path(checkpoint.round)
 
     def newest(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
-        """The newest checkpoint that is whole, and a line for every damaged one that was passed over."""
+        """The newest checkpoint that is whole (None if there are none), and a note on each one passed over.
+
+        Raises:
+            CheckpointError: there are checkpoints, and all of them are damaged.
+        """
         notes: list[str] = []
         for round in reversed(self.rounds()):
             try:
-                return self.load(round), tuple(notes)
+                return self.load(round), tuple(f"{note}; trying the one before" for note in notes)
             except CheckpointError as error:
-                notes.append(f"{error}; trying the one before")
-        return None, tuple(notes)
+                notes.append(str(error))
+        if notes:
+            raise CheckpointError(f"no checkpoint in {self._shown} can be read: {notes[0]}")
+        return None, ()
 
     def load(self, round: int) -> Checkpoint:
         """The checkpoint of ``round``.
@@ -120,17 +117,11 @@ class CheckpointStore:
         Raises:
             CheckpointError: it is missing, damaged, or not of this format.
         """
-        try:
-            with self._files.open(_name(round)) as stream:
-                return read_archive(stream)
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.path(round)}: {error}") from None
-        except OSError as error:
-            raise CheckpointError(f"{self.path(round)}: {brief(error)}") from None
+        return _load(lambda: self.files.open(_name(round)), self.path(round))
 
     def path(self, round: int) -> str:
-        """Where the checkpoint of ``round`` is."""
-        return self._files.path(_name(round))
+        """The file of the checkpoint of ``round``."""
+        return self.files.path(_name(round))
 
 
 def load_checkpoint(path: str) -> Checkpoint:
@@ -140,12 +131,40 @@ def load_checkpoint(path: str) -> Checkpoint:
         CheckpointError: it is missing, damaged, or not of this format.
     """
     system, inner = file_system(path, "checkpoint")
-    shown = without_password(path)
+    return _load(lambda: system.open_input_file(inner), without_password(path))
+
+
+def find_checkpoint(path: str) -> tuple[str, tuple[str, ...]]:
+    """The checkpoint file that ``path`` (local or a URI) means, and a note on each damaged one passed over.
+
+    A path that ends in .npz is a file; anything else is the folder of a run.
+
+    Raises:
+        CheckpointError: the folder holds no checkpoint that can be read.
+    """
+    place, mark, options = path.partition("?") if "://" in path else (path, "", "")
+    if place.endswith(".npz"):
+        return path, ()
+    whole = storage_path("checkpoint", place)
+    if "://" not in whole and Path(whole).is_file():
+        raise CheckpointError(
+            f"{path}: a file, but no checkpoint: those end in .npz; name one, or a run's folder"
+        )
+    parent, _, name = whole.rstrip("/").rpartition("/")
+    store = CheckpointStore(f"{parent or '/'}{mark}{options}", name, keep=1)
+    checkpoint, notes = store.newest()
+    if checkpoint is None:
+        what = "no checkpoint in it, or no such folder; name a run's folder or an .npz"
+        raise CheckpointError(f"{without_password(path)}: {what}")
+    return store.path(checkpoint.round), notes
+
+
+def _load(open_file: Callable[[], Any], shown: str) -> Checkpoint:
     try:
-        with system.open_input_file(inner) as stream:
+        with open_file() as stream:
             return read_archive(stream)
     except CheckpointError as error:
-        raise CheckpointError(f"{shown}: {error}; take another checkpoint") from None
+        raise CheckpointError(f"{shown}: {error}") from None
     except FileNotFoundError:
         raise CheckpointError(f"{shown}: there is no such file") from None
     except OSError as error:
@@ -218,35 +237,3 @@ def _checkpoint(meta: dict[str, Any], members: Arrays) -> Checkpoint:
     buffers = {n.removeprefix("buffer/"): a for n, a in members.items() if n.startswith("buffer/")}
     method = {n.removeprefix("method/"): a for n, a in members.items() if n.startswith("method/")}
     return Checkpoint(meta["round"], NetworkState(members["vector"], buffers), method, meta)
-
-
-def find_checkpoint(path: str) -> tuple[str, tuple[str, ...]]:
-    """The file that ``path`` (local or a URI) stands for, and a line for every damaged one passed over.
-
-    A path that ends in .npz is a file; anything else is the folder of a run.
-
-    Raises:
-        CheckpointError: the folder holds no checkpoint that can be read.
-    """
-    place, mark, options = path.partition("?") if "://" in path else (path, "", "")
-    if place.endswith(".npz"):
-        return path, ()
-    whole = storage_path("checkpoint", place)
-    if "://" not in whole and Path(whole).is_file():
-        raise CheckpointError(
-            f"{path}: a file, but no checkpoint: those end in .npz; name one, or a run's folder"
-        )
-    parent, _, name = whole.rstrip("/").rpartition("/")
-    store, notes = CheckpointStore(f"{parent or '/'}{mark}{options}", name, keep=1), []
-    for round in reversed(store.rounds()):
-        try:
-            store.load(round)
-        except CheckpointError as error:
-            notes.append(f"{error}; taking the one before")
-        else:
-            return store.path(round), tuple(notes)
-    if notes:
-        raise CheckpointError(notes[0].removesuffix("; taking the one before"))
-    raise CheckpointError(
-        f"{without_password(path)}: no checkpoint in it, or no such folder; name a run's folder or an .npz"
-    )

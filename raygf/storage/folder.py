@@ -11,8 +11,9 @@ from typing import Any
 from pyarrow import fs
 
 from raygf.config.fields import local_path
-from raygf.errors import StorageError, within, without_password
+from raygf.errors import StorageError, one_line, within, without_password
 
+_PROBE = ".probe"
 ANSWER_S = 60.0
 """Seconds that a storage may take to answer at first; left to itself, Google's tries for many minutes."""
 
@@ -42,15 +43,11 @@ def inside(uri: str, name: str) -> str:
 
 
 def brief(error: BaseException) -> str:
-    """The first line of what a file system says, without secrets and the details that Arrow adds."""
-    first = str(error).split("\n")[0].split(". Detail:")[0]
+    """A file system's error in one line, with its system's own reason but without Arrow's other details."""
+    shown = one_line(error, kind=False).split(". Detail:")[0]
     number = error.errno if isinstance(error, OSError) else None
     why = os.strerror(number) if number else ""  # which Arrow has among the details
-    shown = without_password(first) or type(error).__name__
     return shown if why.lower() in shown.lower() else f"{shown}: {why}"
-
-
-_PROBE = ".probe"
 
 
 class RunFolder:
@@ -76,7 +73,7 @@ class RunFolder:
         self.delete(_PROBE)
 
     def names(self) -> list[str]:
-        """What is in it; nothing if it does not exist."""
+        """Names of what is in it; none if it does not exist."""
         selector = fs.FileSelector(self._folder, allow_not_found=True)
         return [info.base_name for info in self._fs.get_file_info(selector)]
 
@@ -101,7 +98,7 @@ class RunFolder:
     def create_only(self, name: str, content: bytes) -> bool:
         """Write the file unless it is there; returns whether it was written.
 
-        Only on a local file system (NFS included) does nobody come between the look and the writing.
+        This is atomic on local file systems (NFS included) only.
         """
         if self.local:
             try:
@@ -128,7 +125,8 @@ class RunFolder:
             with self._output(part) as stream:
                 yield stream
             if force and self.local:
-                _force(self._path(part))
+                with Path(self._path(part)).open("rb") as written:
+                    os.fsync(written.fileno())
             self._fs.move(self._path(part), self._path(name))
         except BaseException:
             with suppress(OSError):
@@ -144,26 +142,19 @@ class RunFolder:
         self.write(_PROBE, b"1")
         old, new = self._fs.get_file_info([self._path(name), self._path(_PROBE)])
         self.delete(_PROBE)
-        if old.mtime_ns is None or new.mtime_ns is None:
-            return 0.0
-        return float(max(0, new.mtime_ns - old.mtime_ns)) / 1e9
+        return max(0.0, ((new.mtime_ns or 0) - (old.mtime_ns or new.mtime_ns or 0)) / 1e9)
 
     def path(self, name: str) -> str:
-        """The file's place, for people and for ``load_checkpoint``."""
+        """The file's path or URI, for people and for ``load_checkpoint``."""
         return inside(self.shown, name) if "://" in self.shown else f"{self.shown}/{name}"
 
     def _output(self, name: str) -> Any:
-        if self.local:  # if it is a link, what it points to is somebody else's
+        if self.local:  # if it is a link, what it points to is not ours
             Path(self._path(name)).unlink(missing_ok=True)
         return self._fs.open_output_stream(self._path(name))
 
     def _path(self, name: str) -> str:
         return f"{self._folder}/{name}"
-
-
-def _force(path: str) -> None:
-    with Path(path).open("rb") as stream:
-        os.fsync(stream.fileno())
 
 
 OpenFolder = Callable[[str, str], RunFolder]

@@ -2,31 +2,37 @@
 
 It works wherever files can be written and read. On a local file system (NFS included) only one can create
 the file. Elsewhere two may do so at once; each then looks again after a moment, and whoever finds the other's
-name gives way. An owner that has stopped is recognised by its process if it was on this machine, else by its
-silence. An owner that was silent and wakes up finds the other's name and stops before it writes a checkpoint.
+name gives way. An owner that has stopped is recognised by its processes if they were on this machine, else by
+a minute of silence. An owner that was silent and wakes up finds the other's name and stops before it writes
+a checkpoint.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from enum import Enum
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from raygf.errors import RunFailed, StorageError, without_password
-from raygf.records import Notify, ignore
 from raygf.storage.folder import RunFolder, brief
 
+NAME = "lock.json"
+BEAT_S = 5.0
+"""Seconds between two signs of life."""
+STALE_S = 60.0
+"""Seconds of silence after which an owner on another machine counts as dead."""
+MOMENT_S = 1.0
+"""Seconds in which an owner that was killed is gone, and whoever saw the folder free has written its name."""
+POLL_S = 0.25
 _CLOCK_S = 2.0
 """How far the start of a process, as told at different times, may be off when the clock is set."""
 
@@ -45,19 +51,9 @@ class Process:
 
     @classmethod
     def this(cls) -> Process:
-        """The one that asks."""
+        """The process that asks."""
         pid = os.getpid()
         return cls(socket.gethostname(), _space(), pid, psutil.Process(pid).create_time())
-
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> Process:
-        """From its fields.
-
-        Raises:
-            KeyError, TypeError, ValueError: they are not fields of a process.
-        """
-        host, space = str(values["host"]), str(values["space"])
-        return cls(host, space, int(values["pid"]), float(values["started"]))
 
     def alive(self) -> bool | None:
         """Whether it lives; None if that can't be seen from here."""
@@ -74,6 +70,14 @@ class Process:
         return f"process {self.pid} on {self.host}"
 
 
+def _space() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
 @dataclass(frozen=True)
 class Owner:
     """A started job. Its drivers, one after the other, share the ``token``."""
@@ -83,138 +87,70 @@ class Owner:
 
     @classmethod
     def new(cls) -> Owner:
-        """Of a run that is started in this process."""
+        """The owner of a run that is started in this process."""
         return cls(uuid.uuid4().hex, Process.this())
-
-
-def _space() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""
-
-
-NAME = "lock.json"
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Seconds of everything that has to do with time.
-
-    ``beat``: between two signs of life. ``stale``: of silence, after which an owner elsewhere counts as dead.
-    ``settle``: after which everybody who looked before has written. ``poll``: between two looks. ``grace``:
-    that an owner has to live on, for it may have been killed this moment.
-    """
-
-    beat: float = 5.0
-    stale: float = 60.0
-    settle: float = 1.0
-    poll: float = 0.25
-    grace: float = 1.0
 
 
 @dataclass(frozen=True)
 class Held:
-    """What the file says: the ``driver`` holds the folder for the ``owner``; ``id`` is this holding's own."""
+    """The content of the file: ``driver`` trains for the job ``owner``; ``id`` is this holding's own."""
 
     id: str
     owner: Owner
     driver: Process
-    beats: int = 0
 
     def json(self) -> bytes:
-        """As the file's content."""
+        """The file's bytes."""
         return json.dumps(asdict(self), indent=1).encode()
 
 
-class Verdict(Enum):
-    """Whether a folder that is held can be taken."""
-
-    FREE = "free"
-    HELD = "held"
-    UNSURE = "unsure"
-
-
-def judge(token: str, held: Held, beating: bool, silent_s: float, pace: Pace) -> Verdict:
-    """Whether the run ``token`` may take the folder from ``held``.
-
-    Args:
-        beating: the file has been written again while it was watched.
-        silent_s: seconds since it was written.
-    """
-    driver, job = held.driver.alive(), held.owner.job.alive()
-    if token == held.owner.token:
-        return Verdict.FREE  # an earlier driver of this run, which was lost
-    if job:
-        return Verdict.HELD  # a driver that it loses it starts again
-    if job is False and driver is not None:
-        return Verdict.UNSURE if driver else Verdict.FREE  # Ray ends a driver whose job has died
-    if driver or (beating and job is None):
-        return Verdict.HELD
-    return Verdict.FREE if silent_s >= pace.stale else Verdict.UNSURE
+def read_lock(folder: RunFolder) -> Held | None:
+    """Who holds ``folder``; None if there is no file, or one that can't be understood."""
+    try:
+        values = json.loads(folder.read(NAME))
+        owner = Owner(values["owner"]["token"], Process(**values["owner"]["job"]))
+        return Held(values["id"], owner, Process(**values["driver"]))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
-class _Watch:
-    """Looks at a lock again and again. Silence from before the first look counts, by the storage's clock."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
-        self._first = self._last = read_lock(folder)
-        self._started = time.monotonic()
-        self._written = self._started - folder.silence_s(NAME)
-
-    def look(self) -> Held | None:
-        """What the lock says now."""
-        held = read_lock(self._folder)
-        if held != self._last:
-            self._last, self._written = held, time.monotonic()
-        return held
-
-    @property
-    def beating(self) -> bool:
-        """Whether it has been written again since the first look."""
-        return self._first is not None and self._last != self._first
-
-    @property
-    def silent_s(self) -> float:
-        """Seconds since it was written."""
-        return time.monotonic() - self._written
-
-    @property
-    def seconds(self) -> float:
-        """Since the first look."""
-        return time.monotonic() - self._started
+def needed_silence_s(held: Held | None, token: str) -> float:
+    """Seconds of silence after which a run with ``token`` may take the folder; 0: at once, inf: never."""
+    if held is None:  # being written or deleted at this moment, or not a lock at all
+        return MOMENT_S / 2
+    if held.owner.token == token:  # an earlier driver of this run, which was lost
+        return 0.0
+    alive = (held.driver.alive(), held.owner.job.alive())
+    if any(alive):  # a job starts another driver when it loses one
+        return math.inf
+    return 0.0 if alive == (False, False) else STALE_S
 
 
 class RunLock:
     """The holding of ``folder`` for ``owner``, from ``acquire`` to ``release``."""
 
-    def __init__(
-        self, folder: RunFolder, owner: Owner, pace: Pace | None = None, notify: Notify = ignore
-    ) -> None:
-        """``notify`` is told when an owner is watched for more than a moment."""
+    def __init__(self, folder: RunFolder, owner: Owner) -> None:
         self._folder = folder
-        self._notify = notify
         self._shown = without_password(folder.shown)
-        self._pace = pace or Pace()
         self._mine = Held(uuid.uuid4().hex, owner, Process.this())
         self._over = threading.Event()
-        self._beats: threading.Thread | None = None
+        self._beats = threading.Thread(target=self._beat, name="raygf-lock", daemon=True)
 
     def acquire(self) -> tuple[str, ...]:
-        """Take the folder; returns remarks on whom it was taken from.
+        """Take the folder; returns notes on whom it was taken from.
 
         Raises:
             StorageError: another run holds it, or it can't be read or written.
         """
         try:
-            notes = self._take()
+            before = self._take()
+            again = before is not None and before.owner.token == self._mine.owner.token
+            if not again and (before or not self._folder.local):
+                self._give_way()
         except OSError as error:
             raise StorageError(f"storage.path: can't use {self._shown}: {brief(error)}") from None
-        self._beats = threading.Thread(target=self._beat, name="raygf-lock", daemon=True)
         self._beats.start()
-        return notes
+        return (f"took {self._shown} over: {before.driver} has ended",) if before and not again else ()
 
     def check(self) -> None:
         """Make sure that the folder is still held, before something is written to it.
@@ -225,86 +161,57 @@ class RunLock:
         held = None
         with suppress(OSError):  # if the storage is in trouble, what is written next will say so
             held = read_lock(self._folder)
-        if held is not None and held.id != self._mine.id:
+        if held and held.id != self._mine.id:
             raise RunFailed(
                 f"{self._shown} was taken over by another run ({held.driver}) while this one was not "
                 "heard of; this run stops, the checkpoints are the other's"
             )
 
     def release(self) -> None:
-        """Give the folder back."""
-        if self._beats is None:
+        """Give the folder back, if it is held."""
+        if self._over.is_set() or not self._beats.is_alive():
             return
         self._over.set()
-        self._beats.join(timeout=self._pace.beat)
-        self._beats = None
+        self._beats.join(timeout=BEAT_S)
         with suppress(OSError):
             held = read_lock(self._folder)
-            if held is not None and held.id == self._mine.id:
+            if held and held.id == self._mine.id:
                 self._folder.delete(NAME)
 
-    def _take(self) -> tuple[str, ...]:
-        if self._folder.create_only(NAME, self._mine.json()):
-            if not self._folder.local:
-                self._settle()
-            return ()
-        held = self._await_free()
-        self._folder.write(NAME, self._mine.json())
-        if held is not None and held.owner.token == self._mine.owner.token:
-            return ()
-        self._settle()  # others may have seen it free as well
-        return (f"took {self._shown} over: {held.driver} has ended",) if held else ()
+    def _take(self) -> Held | None:
+        """Write the file as soon as that is allowed; returns who held the folder before."""
+        started = time.monotonic()
+        while not self._folder.create_only(NAME, self._mine.json()):
+            held = read_lock(self._folder)
+            needed = needed_silence_s(held, self._mine.owner.token)
+            silent = self._folder.silence_s(NAME) if 0 < needed < math.inf else 0.0
+            if silent >= needed:
+                self._folder.write(NAME, self._mine.json())
+                return held
+            job_died = held is not None and held.owner.job.alive() is False  # Ray will end its driver
+            if time.monotonic() - started > (STALE_S + BEAT_S if job_died else MOMENT_S):
+                raise self._refusal(held, needed - silent)
+            time.sleep(POLL_S)
+        return None
 
-    def _settle(self) -> None:
-        time.sleep(self._pace.settle)
+    def _give_way(self) -> None:
+        """Raise StorageError if another run found the folder free at the same moment and wrote later."""
+        time.sleep(MOMENT_S)
         held = read_lock(self._folder)
         if held is None or held.id != self._mine.id:
-            raise self._refusal(held)
+            raise self._refusal(held, math.inf)
 
-    def _await_free(self) -> Held | None:
-        """Watch who holds the folder until it is free; at most as long as silence takes to count."""
-        watch, pace, said = _Watch(self._folder), self._pace, False
-        while True:
-            held = watch.look()
-            verdict = self._verdict(held, watch)
-            if verdict is Verdict.FREE:
-                return held
-            if watch.seconds > (pace.grace if verdict is Verdict.HELD else pace.stale + pace.beat):
-                raise self._refusal(held)
-            if held is not None and watch.seconds > 2 * pace.grace and not said:
-                said = True
-                self._notify(
-                    f"{self._shown} was held by {held.driver}: waiting to see whether it still lives"
-                )
-            time.sleep(pace.poll)
-
-    def _verdict(self, held: Held | None, watch: _Watch) -> Verdict:
-        if held is None:  # gone, or being written at this moment, or no lock at all
-            return Verdict.FREE if watch.silent_s >= self._pace.settle else Verdict.UNSURE
-        return judge(self._mine.owner.token, held, watch.beating, watch.silent_s, self._pace)
-
-    def _refusal(self, held: Held | None) -> StorageError:
-        who = "another run" if held is None else f"another run ({held.driver})"
+    def _refusal(self, held: Held | None, left_s: float) -> StorageError:
+        who = f"another run ({held.driver})" if held else "another run"
+        again = f" (if it has died, try again in {left_s:.0f} s)" if left_s < math.inf else ""
         return StorageError(
-            f"{self._shown} is in use by {who}: wait for its end, or choose another --storage.name"
+            f"{self._shown} is in use by {who}: wait for its end{again}, or choose another --storage.name"
         )
 
     def _beat(self) -> None:
-        beats = 0
-        while not self._over.wait(self._pace.beat):
+        while not self._over.wait(BEAT_S):
             with suppress(OSError):
                 held = read_lock(self._folder)
-                if held is not None and held.id != self._mine.id:
+                if held and held.id != self._mine.id:
                     return  # ``check`` will find it too
-                beats += 1
-                self._folder.write(NAME, replace(self._mine, beats=beats).json())
-
-
-def read_lock(folder: RunFolder) -> Held | None:
-    """Who holds ``folder``; None if nobody does, or the file says nothing that can be understood."""
-    try:
-        values: dict[str, Any] = json.loads(folder.read(NAME))
-        owner = Owner(str(values["owner"]["token"]), Process.read(values["owner"]["job"]))
-        return Held(str(values["id"]), owner, Process.read(values["driver"]), int(values["beats"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
+                self._folder.write(NAME, self._mine.json())

@@ -31,7 +31,7 @@ FREE_ON_RESUME = (
     *("data.workers", "data.max_undecodable"),
     *("on_divergence", "max_skipped_rounds"),  # a run that has got this far did so under either
 )
-"""Fields of a run that do not change its result."""
+"""Sections and fields of a run that do not change its result."""
 
 
 def binding(values: dict[str, Any]) -> dict[str, Any]:
@@ -54,17 +54,13 @@ def require_same_run(checkpoint: Checkpoint, config: RunConfig) -> None:
 
 
 class RunStorage:
-    """The checkpoints of the run ``config``, and the lock on their folder, which ``owner`` holds.
-
-    Args:
-        say: told of every write that failed and is tried again, and of an owner that may be dead.
-        open_folder: makes the folder.
-    """
+    """The checkpoints of the run ``config``, and the lock on their folder, which ``owner`` holds."""
 
     def __init__(
         self, config: RunConfig, owner: Owner, notify: Notify, open_folder: OpenFolder = RunFolder
     ) -> None:
-        """
+        """``notify`` is told of every write that failed and is tried again.
+
         Raises:
             StorageError: there is no such kind of storage.
         """
@@ -72,10 +68,10 @@ class RunStorage:
         self._config = config
         self._notify = notify
         self._store = CheckpointStore(storage.path, storage.name, storage.keep, open_folder)
-        self._lock = RunLock(self._store.files, owner, notify=notify)
+        self._lock = RunLock(self._store.files, owner)
 
     def open(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
-        """Take the folder; returns the checkpoint to go on from, if any, and remarks.
+        """Take the folder; returns the checkpoint to resume from, if any, and notes.
 
         Raises:
             StorageError: it can't be written, another run is in it, or it holds checkpoints and is not to be
@@ -92,11 +88,11 @@ class RunStorage:
         return checkpoint, (*taken, *notes)
 
     def path(self, round: int) -> str:
-        """Where the checkpoint of ``round`` is."""
+        """The file of the checkpoint of ``round``."""
         return self._store.path(round)
 
     def save(self, checkpoint: Checkpoint) -> tuple[str, ...]:
-        """Write ``checkpoint``; returns a remark for every try that failed.
+        """Write ``checkpoint``; returns a note on every try that failed.
 
         Raises:
             StorageLost: none of the tries worked; earlier checkpoints stand.
@@ -126,15 +122,13 @@ class RunStorage:
             if store.rounds():
                 raise StorageError(
                     f"{shown} holds checkpoints already: "
-                    "go on from them with --storage.resume True or choose another --storage.name"
+                    "resume them with --storage.resume True or choose another --storage.name"
                 )
             return None, ()
-        checkpoint, notes = store.newest()
-        if checkpoint is None and notes:
-            why = notes[0].removesuffix("; trying the one before")
-            raise CheckpointError(
-                f"no checkpoint in {shown} can be read: {why}; start anew under another --storage.name"
-            )
+        try:
+            checkpoint, notes = store.newest()
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; start anew under another --storage.name") from None
         if checkpoint is None:
             return None, (f"no checkpoint in {shown} yet: starting from the first round",)
         require_same_run(checkpoint, self._config)
