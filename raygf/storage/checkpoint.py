@@ -156,7 +156,7 @@ def find_checkpoint(path: str) -> tuple[str, tuple[str, ...]]:
     if checkpoint is None:
         what = "no checkpoint in it, or no such folder; name a run's folder or an .npz"
         raise CheckpointError(f"{without_password(path)}: {what}")
-    return store.path(checkpoint.round), notes
+    return store.path(store.rounds()[-1 - len(notes)]), notes  # there is a note on every later one
 
 
 def _load(open_file: Callable[[], Any], shown: str) -> Checkpoint:
