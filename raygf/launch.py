@@ -23,9 +23,8 @@ from raygf.console import Progress, print_table
 from raygf.errors import ConfigError
 from raygf.evaluation.tables import ResultColumn, ResultTable, to_rich
 from raygf.methods.registry import check_method, is_step_method
-from raygf.on_ray.restarts import DriverHandle
 from raygf.records import Notify
-from raygf.rounds.driver import Driver
+from raygf.rounds.driver import Driver, DriverHandle
 from raygf.training.exit_trainer import LocalExecutor
 from raygf.training.peers import LEAST
 
@@ -158,7 +157,7 @@ def _driver(config: RunConfig, notify: Notify) -> Iterator[tuple[DriverHandle, R
     with connected(config.resources) as (where, resources):
         notify(where)
         config = replace(config, resources=resources)
-        remote: RemoteDriver | TrainDriver
+        remote: DriverHandle
         if resources.workers:
             from raygf.on_ray.data_parallel import TrainDriver
 

@@ -1,35 +1,27 @@
-"""Joining or starting a Ray cluster, and settling what "by default" means on it."""
+"""Joining or starting a Ray cluster, its lost nodes, and the default shares of its GPUs."""
 
 from __future__ import annotations
 
 import math
 import os
 import socket
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from types import MappingProxyType
+from typing import Any
 
 import ray
 from ray._private import worker
+from ray.exceptions import RayTaskError
 
 from raygf.config.run import ResourceConfig
-from raygf.errors import ResourceError
+from raygf.errors import RaygfError, ResourceError, one_line
+from raygf.on_ray.placement import driver_bundle, fits, idle_nodes, size
 
-
-@contextmanager
-def silent_ray() -> Iterator[None]:
-    """Ray prints nothing of lost processes and nodes, inside.
-
-    Else a paragraph on each goes to standard output, where a job has its result, whatever ``log_to_driver``
-    is. raygf says in one line what was lost and why; Ray's logs have the rest. Ray has no setting for it.
-    """
-    before = worker._worker_logs_enabled
-    worker._worker_logs_enabled = False
-    try:
-        yield
-    finally:
-        worker._worker_logs_enabled = before
+_NODE_S = 20.0
+"""Seconds after which Ray knows for sure that a node is lost."""
+_PRINTING = "_worker_logs_enabled"
 
 
 @contextmanager
@@ -37,15 +29,26 @@ def connected(resources: ResourceConfig) -> Iterator[tuple[str, ResourceConfig]]
     """This process in a cluster, which it leaves in the end (and ends, if it was started here).
 
     Yields:
-        What was joined, for people, and ``resources`` settled for it.
+        What was joined, for people, and ``resources`` with their GPUs filled in.
 
     Raises:
         ResourceError: the cluster can't be reached, or could never hold the driver.
     """
     with joined(resources) as where:
-        resources = settle(resources)
+        resources = with_gpus(resources)
         check_driver_fits(resources)
         yield where, resources
+
+
+@contextmanager
+def swept_cluster(resources: ResourceConfig, concurrent: int) -> Iterator[tuple[str, ResourceConfig]]:
+    """As ``connected``, for ``concurrent`` trials, without a look at the driver.
+
+    A cluster that is started here has room for all their drivers beside its CPUs: as with a single run, they
+    sleep while their exits train.
+    """
+    with joined(replace(resources, driver_cpus=resources.driver_cpus * concurrent)) as where:
+        yield where, with_gpus(resources)
 
 
 @contextmanager
@@ -64,6 +67,29 @@ def joined(resources: ResourceConfig) -> Iterator[str]:
             yield where
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def silent_ray() -> Iterator[None]:
+    """Ray prints nothing of lost processes and nodes, inside.
+
+    Else a paragraph on each goes to standard output, where a job has its result, whatever ``log_to_driver``
+    is. raygf says in one line what was lost and why; Ray's logs have the rest. Ray has no setting for it.
+
+    Raises:
+        ResourceError: this version of Ray does it in another way.
+    """
+    if not hasattr(worker, _PRINTING):
+        raise ResourceError(
+            f"Ray {ray.__version__} has no ray._private.worker.{_PRINTING}, which raygf needs to keep a "
+            "job's output clean: install another version of Ray"
+        )
+    before = getattr(worker, _PRINTING)
+    setattr(worker, _PRINTING, False)
+    try:
+        yield
+    finally:
+        setattr(worker, _PRINTING, before)
 
 
 def connect(resources: ResourceConfig) -> str:
@@ -87,8 +113,8 @@ def connect(resources: ResourceConfig) -> str:
         return f"cluster {ray.get_runtime_context().gcs_address}"
     except (ConnectionError, ValueError, RuntimeError, AssertionError) as error:
         if named:
-            first = str(error).strip().split("\n")[0]
-            raise ResourceError(f"no Ray cluster answers at {named}: {first}") from None
+            why = one_line(error, kind=False)
+            raise ResourceError(f"no Ray cluster answers at {named}: {why}") from None
     return _start(resources)
 
 
@@ -127,8 +153,8 @@ def _start(resources: ResourceConfig) -> str:
     return f"Ray started on this machine with {cores} CPUs"
 
 
-def settle(resources: ResourceConfig) -> ResourceConfig:
-    """``resources`` with its GPUs settled for the cluster that this process is connected to.
+def with_gpus(resources: ResourceConfig) -> ResourceConfig:
+    """``resources`` with its GPUs filled in for the cluster that this process is connected to.
 
     Every exit actor and the driver get a GPU of their own; where the cluster has only one, half each. So do
     the workers of Ray Train; where there are too few, as many share each as need be.
@@ -144,47 +170,45 @@ def settle(resources: ResourceConfig) -> ResourceConfig:
 
 def check_driver_fits(resources: ResourceConfig) -> None:
     """Raise ResourceError if the nodes could never hold the driver or its workers, and none is awaited."""
-    cpus, gpus, needed = resources.driver_cpus, resources.driver_gpus or 0, resources.workers or 1
-    if resources.wait_for_resources_s > 0 or fitting(cpus, gpus) >= needed:
+    bundle = driver_bundle(resources)
+    if resources.wait_for_resources_s > 0 or fits([bundle] * (resources.workers or 1), idle_nodes()):
         return
-    each = f"{cpus:g} CPUs, {gpus:g} GPUs"
     if resources.workers is None:
         raise ResourceError(
-            f"no node of the cluster can hold the driver ({each}): lower resources.driver_cpus or "
+            f"no node of the cluster can hold the driver ({size(bundle)}): lower resources.driver_cpus or "
             "resources.driver_gpus"
         )
     raise ResourceError(
-        f"the nodes of the cluster can't hold {needed} workers ({each} each): lower resources.workers, "
-        "resources.driver_cpus or resources.driver_gpus, or add nodes and set resources.wait_for_resources_s"
+        f"the nodes of the cluster can't hold {resources.workers} workers ({size(bundle)} each): lower "
+        "resources.workers, resources.driver_cpus or resources.driver_gpus, or add nodes and set "
+        "resources.wait_for_resources_s"
     )
 
 
-_ROUNDING = 1e-6
-"""0.8 and 0.2 of a GPU fill it, though not as floating-point numbers; Ray counts in 1/10000."""
-
-
-def fitting(cpus: float, gpus: float, taken: Mapping[str, tuple[float, float]] = MappingProxyType({})) -> int:
-    """How many actors of this size the living nodes of the cluster can hold, were they idle.
+def dead_nodes(suspects: Collection[str] = ()) -> set[str]:
+    """The ids of the lost nodes; waits until ``suspects`` are among them, as long as that may come to light.
 
     Args:
-        taken: CPUs and GPUs that are not to be counted, by the node's id.
+        suspects: ids of nodes whose processes do not answer.
     """
-    fits = 0
-    for node in ray.nodes():
-        if not node["Alive"]:
-            continue
-        total = node["Resources"]
-        taken_cpus, taken_gpus = taken.get(node["NodeID"], (0.0, 0.0))
-        by_cpu = (total.get("CPU", 0) - taken_cpus) / cpus if cpus else math.inf
-        by_gpu = _on_gpus(total.get("GPU", 0), taken_gpus, gpus) if gpus else math.inf
-        fits += max(0, int(min(by_cpu, by_gpu, 1 << 16) + _ROUNDING))
-    return fits
+    until = time.monotonic() + _NODE_S
+    while True:
+        dead = {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
+        if dead.issuperset(suspects) or time.monotonic() > until:
+            return dead
+        time.sleep(1.0)
 
 
-def _on_gpus(total: float, taken: float, share: float) -> float:
-    """How many shares ``total`` GPUs hold beside ``taken``; none is spread over two GPUs but whole ones."""
-    free = total - math.ceil(taken - _ROUNDING)
-    if share >= 1:
-        return free // share
-    beside = math.ceil(taken - _ROUNDING) - taken
-    return free * int(1 / share + _ROUNDING) + int(beside / share + _ROUNDING)
+def fetch(ref: Any, limit: float) -> Any:
+    """The value of ``ref``, waited for ``limit`` seconds at most.
+
+    Raises:
+        RaygfError: the remote code raised it on purpose; it comes back as itself, not wrapped by Ray.
+        RayError: in one of its forms: the wait ran out, the process was lost, another error in the code.
+    """
+    try:
+        return ray.get(ref, timeout=limit)
+    except RayTaskError as error:
+        if isinstance(error.cause, RaygfError):
+            raise error.cause from None
+        raise

@@ -8,33 +8,27 @@ process group of torch.distributed and ends them all when one fails.
 from __future__ import annotations
 
 import os
-import queue
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable
 from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from raygf.config.run import RunConfig
-from raygf.errors import DriverLost, RaygfError, ResourceError, RunFailed
-from raygf.on_ray.cluster import fitting
-from raygf.on_ray.driver import lost_nodes
+from raygf.errors import DriverLost, RaygfError
+from raygf.on_ray.cluster import dead_nodes
+from raygf.on_ray.driver import CLOSE_S, PREPARE_S, Mailbox, Over, ProcessHandle, Started, drive, driver_lost
 from raygf.on_ray.executor import RayExecutor
-from raygf.on_ray.faults import cause_of, deadline_s, failure_of, fetch, node_of
-from raygf.on_ray.placement import START_S, Late, Waiting
+from raygf.on_ray.faults import deadline_s
+from raygf.on_ray.placement import driver_bundle, fits, idle_nodes, size
 from raygf.on_ray.restarts import RestartedDriver
-from raygf.records import Notify, RoundRecord, RunEnd, RunStart, ignore
+from raygf.records import Notify, ignore
 from raygf.rounds.driver import Driver
 from raygf.storage.lock import Owner
 from raygf.training.peers import TorchPeers
-
-PREPARE_S = 1800.0
-CLOSE_S = 30.0
 
 _ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -48,38 +42,18 @@ Loop = Callable[[dict[str, Any]], None]
 """What a worker runs; see ``work``."""
 
 
-@dataclass(frozen=True)
-class Joined:
-    """A worker runs; ``actor`` is its handle, by which it can be ended."""
-
-    rank: int
-    actor: Any
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a worker has to say to people, at once."""
-
-    text: str
-
-
-class TrainHost:
+class TrainHost(Mailbox):
     """Runs Ray Train, and holds the mail between the first worker and the submitting process.
 
-    An actor with several threads. With it end Ray Train's controller, which it owns, and the workers.
+    With it end Ray Train's controller, which it owns, and the workers.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         os.environ.update(_ENVIRONMENT)
-        self._mail: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._run_ids: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def ready(self) -> bool:
-        """Answered once the actor runs."""
-        return True
 
     def fit(self, config: RunConfig, loop: Loop, owner: Owner) -> None:
-        """Run the workers; returns when all of them are through.
+        """Run the workers; returns when all of them have ended.
 
         Raises:
             DriverLost: a worker was lost.
@@ -93,24 +67,8 @@ class TrainHost:
                 _trainer(loop, job, folder).fit()
         except WorkerGroupError as error:
             raise _lost(error.worker_failures) or error from None
-
-    def send(self, message: Any) -> None:
-        """Take a worker's message: Joined, Said, RunStart, RoundRecord, RunEnd, or an error to be raised."""
-        self._mail.put(message)
-
-    def receive(self, limit: float) -> list[Any]:
-        """The oldest message; nothing if none comes within ``limit`` seconds."""
-        with suppress(queue.Empty):
-            return [self._mail.get(timeout=limit)]
-        return []
-
-    def go(self, run_id: str) -> None:
-        """Let the first worker begin its rounds."""
-        self._run_ids.put(run_id)
-
-    def wait_for_run_id(self) -> str:
-        """What ``go`` was given, once it has been called."""
-        return self._run_ids.get()
+        finally:
+            self.send(Over())
 
 
 def _trainer(loop: Loop, job: dict[str, Any], folder: str) -> Any:
@@ -155,23 +113,17 @@ def work(job: dict[str, Any]) -> None:
         job: ``config``, the RunConfig, ``owner``, and ``host``, the TrainHost's handle.
     """
     host, peers = job["host"], TorchPeers()
-    _tell(host, Joined(peers.rank, ray.get_runtime_context().current_actor))
-    driver = Driver(
-        job["config"], RayExecutor, peers, owner=job["owner"], notify=lambda text: _tell(host, Said(text))
-    )
+    tell = partial(_tell, host)
+    tell(Started(actor=ray.get_runtime_context().current_actor))
+    driver = Driver(job["config"], RayExecutor, peers, owner=job["owner"], notify=tell)
     try:
-        start = driver.prepare()
-        run_id = ""
         if peers.first:
-            _tell(host, start)
-            run_id = ray.get(host.wait_for_run_id.remote(), timeout=PREPARE_S)
-        for record in driver.rounds(run_id):
-            if peers.first:
-                _tell(host, record)
-        if peers.first:
-            _tell(host, driver.end())
+            drive(driver, tell, lambda: str(ray.get(host.wait_for_run_id.remote(), timeout=PREPARE_S)))
+        else:
+            driver.prepare()
+            deque(driver.rounds(""), maxlen=0)
     except RaygfError as error:
-        _tell(host, error)  # before Ray Train has wrapped it and ended the others
+        tell(error)  # before Ray Train has wrapped it and ended the others
         raise
     finally:
         driver.close()
@@ -190,138 +142,45 @@ def _lost(failures: dict[int, Exception]) -> DriverLost | None:
     for rank, failure in sorted(failures.items()):
         cause = getattr(failure, "health_check_failure", failure)
         if isinstance(cause, RayError) and not isinstance(cause, RayTaskError):
-            return driver_lost(cause, f"worker {rank + 1} was lost")
+            return driver_lost(cause, f"worker {rank + 1} was lost: ")
     return None
 
 
-def driver_lost(error: RayError, what: str) -> DriverLost:
-    """``error`` as the loss of the driver; ``what`` begins the sentence."""
-    silent = isinstance(error, ActorUnavailableError)
-    return DriverLost(f"{what}: {cause_of(error)}", failure_of(error).name, node_of(error), silent)
-
-
-_TICK_S = 1.0
-
-
 class TrainDriver(RestartedDriver):
-    """Looks like ``Driver``. When a worker is lost, all are started again from the last checkpoint."""
+    """A run by workers of Ray Train. When one is lost, all are started again from the last checkpoint."""
 
     def __init__(self, config: RunConfig, loop: Loop = work, notify: Notify = ignore) -> None:
-        """Begin to start the workers; each runs ``loop``. ``notify`` is told at once of trouble."""
+        """Begin to start the workers; each runs ``loop``. ``notify`` is called at once in case of trouble."""
         start = partial(TrainWorkers, loop=loop, owner=Owner.new(), notify=notify)
-        super().__init__(start, config, notify, lost_nodes)
+        super().__init__(start, config, notify, dead_nodes)
 
 
-class TrainWorkers:
-    """The handle of one group of workers; waits have a limit, raygf's errors come back as themselves."""
+class TrainWorkers(ProcessHandle):
+    """One group of workers, from its start to its end. They train on while a record is read."""
+
+    who = "the workers"
+    lost = "Ray Train was lost: "
+    knob = "resources.workers"
 
     def __init__(self, config: RunConfig, loop: Loop, owner: Owner, notify: Notify) -> None:
         """Begin to start the workers."""
-        self._resources = config.resources
-        self._notify = notify
-        self._host = ray.remote(TrainHost).options(num_cpus=0, max_concurrency=8).remote()
-        self._fit = self._host.fit.remote(config, loop, owner)
-        self._workers: list[Any] = []
-        self._slowest: float | None = None
-
-    def prepare(self) -> RunStart:
-        """See ``Driver.prepare``.
-
-        Raises:
-            ResourceError: the workers could not start.
-            DriverLost: one of them was lost.
-        """
-        count, began = self._resources.workers or 1, time.monotonic()
-        _get(self._host.ready.remote(), "starting", START_S)
-        wait_s = self._resources.wait_for_resources_s
-        waiting = Waiting(f"{count} workers ({self._size()} each)", wait_s, self._fits, self._notify)
-        while len(self._workers) < count:
-            message = self._poll()
-            if isinstance(message, RunStart):
-                return message
-            if message is not None:
-                self._workers.append(message.actor)
-            elif late := waiting.late(began):
-                raise self._too_late(late)
-        waiting.over()
-        start: RunStart = self._next(PREPARE_S, _silent(PREPARE_S, "loading data and network"))
-        return start
-
-    def rounds(self, run_id: str) -> Iterator[RoundRecord]:
-        """See ``Driver.rounds``; the workers train on while a record is read."""
-        _get(self._host.go.remote(run_id), "starting the rounds")
-        while True:
-            limit = 2 * deadline_s(self._slowest, self._resources.exit_timeout_s)
-            text = f"no round ended within {limit:.0f} s; raise resources.exit_timeout_s"
-            message = self._next(limit, DriverLost(text, "STUCK"))
-            if isinstance(message, RunEnd):
-                break
-            self._slowest = max(self._slowest or 0.0, message.total_seconds)
-            yield message
-        self._end = message
-
-    def end(self) -> RunEnd:
-        """See ``Driver.end``; to be called after the last of ``rounds``."""
-        return self._end
+        self._bundles = [driver_bundle(config.resources)] * (config.resources.workers or 1)
+        host = ray.remote(TrainHost).options(num_cpus=0, max_concurrency=8).remote()
+        run = host.fit.remote(config, loop, owner)
+        what = f"{len(self._bundles)} workers ({size(self._bundles[0])} each)"
+        super().__init__(config, notify, host, run, what)
 
     def close(self) -> None:
         """End the workers, and let Ray Train take note of it and give its placement group back."""
-        if not hasattr(self, "_end"):
-            for actor in self._workers:
-                ray.kill(actor)
-        if self._workers:
-            ray.wait([self._fit], timeout=CLOSE_S)
-        ray.kill(self._host)
-
-    def _size(self) -> str:
-        return f"{self._resources.driver_cpus:g} CPUs, {self._resources.driver_gpus or 0:g} GPUs"
+        if self._end is None:
+            for worker in self._started:
+                ray.kill(worker.actor)
+        if self._started:
+            ray.wait([self._run], timeout=CLOSE_S)
+        ray.kill(self._mailbox)
 
     def _fits(self) -> bool:
-        resources = self._resources
-        return fitting(resources.driver_cpus, resources.driver_gpus or 0) >= (resources.workers or 1)
+        return fits(self._bundles, idle_nodes())
 
-    def _too_late(self, late: Late) -> ResourceError:
-        reason = "the nodes can't hold them" if late.lacking else "the cluster is busy; free it"
-        return ResourceError(
-            f"{self._resources.workers} workers ({self._size()} each) could not start within "
-            f"{late.limit:.0f} s: {reason}, lower resources.workers, or raise resources.wait_for_resources_s"
-        )
-
-    def _next(self, limit: float, late: RaygfError) -> Any:
-        """The next message; ``late`` is raised if none comes within ``limit`` seconds."""
-        until = time.monotonic() + limit
-        while time.monotonic() < until:
-            message = self._poll()
-            if message is not None:
-                return message
-        raise late
-
-    def _poll(self) -> Any:
-        """The next message if it comes within a second; an error is raised, what is said is passed on."""
-        over, _ = ray.wait([self._fit], timeout=0)  # asked first: no message is sent after the end
-        messages = _get(self._host.receive.remote(0.0 if over else _TICK_S), "training")
-        message = messages[0] if messages else None
-        if isinstance(message, RaygfError):
-            raise message
-        if isinstance(message, Said):
-            self._notify(message.text)
-            return None
-        if message is None and over:
-            _get(self._fit, "training")
-            raise RunFailed("the workers ended before the run; the last checkpoint stands")
-        return message
-
-
-def _silent(limit: float, doing: str) -> RunFailed:
-    return RunFailed(f"the workers did not answer within {limit:.0f} s while {doing}")
-
-
-def _get(ref: Any, doing: str, limit: float = CLOSE_S) -> Any:
-    try:
-        return fetch(ref, limit)
-    except RayTaskError:
-        raise
-    except GetTimeoutError:
-        raise _silent(limit, doing) from None
-    except RayError as error:
-        raise driver_lost(error, f"Ray Train was lost while {doing}") from None
+    def _round_limit(self) -> float:
+        return 2 * deadline_s(self._slowest, self._resources.exit_timeout_s)

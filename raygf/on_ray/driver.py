@@ -1,34 +1,109 @@
-"""The driver as a Ray actor with its own resources, seen from the submitting process."""
+"""The driver as a Ray actor with its own resources, and the handle of a run that goes on in other processes.
+
+A run sends its messages to a ``Mailbox`` in the order of ``DriverHandle``'s methods: a ``Started`` from every
+process, the ``RunStart``, a ``RoundRecord`` a round, the ``RunEnd``, and ``Over`` when no more will come.
+Between them come notes (plain text) for people.
+"""
 
 from __future__ import annotations
 
 import gc
 import queue
 import time
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 
 from raygf.compute import DRIVER_KNOBS
 from raygf.config.run import RunConfig
-from raygf.errors import DriverLost, ResourceError, RunFailed
-from raygf.on_ray.cluster import fitting
+from raygf.errors import DriverLost, RaygfError, ResourceError, RunFailed
+from raygf.on_ray.cluster import dead_nodes, fetch
 from raygf.on_ray.executor import RayExecutor
-from raygf.on_ray.faults import Failure, cause_of, dead_nodes, deadline_s, failure_of, fetch, node_of
-from raygf.on_ray.placement import START_S, Bundles, Late, Waiting
-from raygf.on_ray.pool import MakeTrainer, Place, this_place
+from raygf.on_ray.faults import Failure, cause_of, deadline_s, failure_of, node_of
+from raygf.on_ray.placement import START_S, Bundles, Waiting, driver_bundle, fits, idle_nodes, size
+from raygf.on_ray.pool import MakeTrainer
 from raygf.on_ray.restarts import RestartedDriver
 from raygf.records import Notify, RoundRecord, RunEnd, RunStart, ignore
-from raygf.rounds.driver import Driver
+from raygf.rounds.driver import Driver, DriverHandle
 from raygf.storage.folder import OpenFolder, RunFolder
 from raygf.storage.lock import Owner
 from raygf.storage.run_storage import pause_s
 from raygf.training.exit_trainer import ExitTrainer
+
+PREPARE_S = 1800.0
+"""Seconds for loading data and network, or for the test images."""
+CLOSE_S = 30.0
+_ABANDON_S = 5.0
+_TICK_S = 1.0
+_RECEIVE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Started:
+    """A process of the run has started on ``node`` (an id); ``actor``: what to kill to end it, if need be."""
+
+    node: str = ""
+    actor: Any = None
+
+
+class Over:
+    """No more messages will come: the run has ended, in one way or the other."""
+
+
+class Mailbox:
+    """Messages of a run to the submitting process. Of an actor whose calls have threads of their own."""
+
+    def __init__(self) -> None:
+        self._mail: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._taken: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._run_ids: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def send(self, message: Any) -> None:
+        """Add a message."""
+        self._mail.put(message)
+
+    def hand_over(self, message: Any) -> None:
+        """Add a message; returns when the submitting process has received it."""
+        self.send(message)
+        if isinstance(message, RoundRecord):
+            self._taken.get()
+
+    def receive(self, limit: float) -> list[Any]:
+        """The oldest message; nothing if none comes within ``limit`` seconds."""
+        with suppress(queue.Empty):
+            message = self._mail.get(timeout=limit)
+            if isinstance(message, RoundRecord):
+                self._taken.put(None)
+            return [message]
+        return []
+
+    def go(self, run_id: str) -> None:
+        """Let the rounds begin."""
+        self._run_ids.put(run_id)
+
+    def wait_for_run_id(self) -> str:
+        """The argument of ``go``, once that has been called."""
+        return self._run_ids.get()
+
+
+def drive(driver: DriverHandle, send: Callable[[Any], None], run_id: Callable[[], str]) -> None:
+    """The whole run of ``driver``, its results sent.
+
+    What a round leaves behind is collected at once. A full collection, which also empties Python's free
+    lists, comes by itself only after thousands of rounds; until then some 28 small blocks a round stay.
+    """
+    send(driver.prepare())
+    gc.freeze()  # what is there now stays, and need not be looked at again
+    for record in driver.rounds(run_id()):
+        gc.collect()
+        send(record)
+    send(driver.end())
 
 
 @dataclass(frozen=True)
@@ -39,227 +114,189 @@ class Parts:
     open_folder: OpenFolder = RunFolder
 
 
-class DriverActor:
-    """The plain driver with an Ray executor; ``news`` and ``abandon`` need a thread of their own."""
+class DriverActor(Mailbox):
+    """Runs the plain driver with a Ray executor, at most one round ahead of the reader of its records.
 
-    def __init__(self, config: RunConfig, bundles: Bundles | None, owner: Owner, parts: Parts) -> None:
-        self._config, self._bundles, self._owner, self._parts = config, bundles, owner, parts
-        self._news: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._driver: Driver | None = None
+    Sweeps need that: a trial hands every checkpoint to Ray Tune before the driver deletes it.
+    """
 
-    def place(self) -> Place:
-        """Where it runs; answered once it does."""
-        return this_place()
-
-    def prepare(self) -> RunStart:
-        """See ``Driver.prepare``; the driver is made here, as Ray does not hand a constructor's errors on."""
-        notify, parts = self._news.put, self._parts
-        self._driver = Driver(
-            self._config,
-            partial(RayExecutor, trainer=parts.trainer, bundles=self._bundles, notify=notify),
-            owner=self._owner,
-            notify=notify,
-            open_folder=parts.open_folder,
-        )
-        start = self._driver.prepare()
-        gc.freeze()  # what is there now stays: ``collect`` need not look at it
-        return start
-
-    def rounds(self, run_id: str) -> Iterator[RoundRecord]:
-        """See ``Driver.rounds``; called as a streaming generator.
-
-        What a round leaves behind goes at once. A full collection, which also empties Python's free lists,
-        comes by itself only after thousands of rounds; until then some 28 small blocks a round stay.
-        """
-        assert self._driver is not None
-        for record in self._driver.rounds(run_id):
-            gc.collect()
-            yield record
-
-    def end(self) -> RunEnd:
-        """See ``Driver.end``."""
-        assert self._driver is not None
-        return self._driver.end()
-
-    def close(self) -> None:
-        """See ``Driver.close``."""
-        if self._driver is not None:
-            self._driver.close()
-
-    def news(self, limit: float) -> list[str]:
-        """What the driver has to say, waited for ``limit`` seconds at most."""
-        with suppress(queue.Empty):
-            return [self._news.get(timeout=limit)]
-        return []
+    def run(self, config: RunConfig, bundles: Bundles | None, owner: Owner, parts: Parts) -> None:
+        """Run ``config`` from start to end."""
+        self.send(Started(ray.get_runtime_context().get_node_id()))
+        make = partial(RayExecutor, trainer=parts.trainer, bundles=bundles, notify=self.send)
+        try:
+            self._driver = Driver(config, make, owner=owner, notify=self.send, open_folder=parts.open_folder)
+            try:
+                drive(self._driver, self.hand_over, self.wait_for_run_id)
+            finally:
+                self._driver.close()
+        finally:
+            self.send(Over())
 
     def abandon(self) -> None:
-        """See ``Driver.abandon``."""
-        if self._driver is not None:
+        """Give the run's folder back, because this process is about to be killed."""
+        if hasattr(self, "_driver"):
             self._driver.abandon()
 
 
-_PREPARE_S = 1800.0
-_CLOSE_S = 30.0
-_ABANDON_S = 5.0
-_TICK_S = 1.0
-_NEWS_S = 60.0
-_CONTROL = "control"
-"""The threads of the actor that answer while another one trains: one for news, one for the rest."""
+class ProcessHandle(DriverHandle):
+    """One start of a run in other processes. Every wait has a limit, and raygf's errors come as themselves.
+
+    Any call may raise DriverLost (a process was lost) or RunFailed (no answer came in time).
+    """
+
+    who: ClassVar[str]
+    lost: ClassVar[str] = ""
+    """What the cause of a DriverLost begins with."""
+    knob: ClassVar[str]
+    """The setting to lower where the processes find no room."""
+
+    def __init__(self, config: RunConfig, notify: Notify, mailbox: Any, run: Any, what: str) -> None:
+        """
+        Args:
+            mailbox: the actor with a ``Mailbox``.
+            run: the reference of its call that runs ``config``.
+            what: the processes and their sizes, for people.
+        """
+        self._config, self._resources, self._notify = config, config.resources, notify
+        self._mailbox, self._run, self._what = mailbox, run, what
+        self._mail: Any = None
+        self._started: list[Started] = []
+        self._exits = 1
+        self._slowest: float | None = None
+        self._end: RunEnd | None = None
+
+    def prepare(self) -> RunStart:
+        """As ``Driver.prepare``; raises ResourceError if the processes could not start."""
+        waiting = Waiting(self._what, self._resources.wait_for_resources_s, self._fits, self._notify)
+        began, start = time.monotonic(), None
+        while start is None and len(self._started) < (self._resources.workers or 1):
+            if late := waiting.late(began):
+                raise ResourceError(late.text(self._what, self.knob))
+            start = self._poll(_TICK_S)
+        waiting.over()
+        start = start or self._next(PREPARE_S, self._silence(PREPARE_S, "loading data and network"))
+        self._exits = len(start.operations)
+        return start  # type: ignore[no-any-return]
+
+    def rounds(self, run_id: str) -> Iterator[RoundRecord]:
+        """As ``Driver.rounds``; ``end`` is known afterwards."""
+        self._get(self._mailbox.go.remote(run_id), "starting the rounds")
+        last = min(self._config.rounds, self._config.stop_after or self._config.rounds)
+        limit = self._round_limit()
+        while True:
+            late = f"no round ended within {limit:.0f} s; raise resources.exit_timeout_s"
+            message = self._next(limit, DriverLost(late, Failure.STUCK.name, self._node))
+            if isinstance(message, RunEnd):
+                self._end = message
+                return
+            self._slowest = max(self._slowest or 0.0, message.total_seconds)
+            yield message
+            limit = self._round_limit() if message.round < last else PREPARE_S
+
+    def end(self) -> RunEnd:
+        """As ``Driver.end``; to be called after the last of ``rounds``."""
+        assert self._end is not None
+        return self._end
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the processes."""
+
+    @abstractmethod
+    def _fits(self) -> bool:
+        """Whether the living nodes can hold the processes."""
+
+    @abstractmethod
+    def _round_limit(self) -> float:
+        """Seconds that a round may take at most."""
+
+    @property
+    def _node(self) -> str:
+        return self._started[0].node if self._started else ""
+
+    def _next(self, limit: float, late: RaygfError) -> Any:
+        """The next message; raises ``late`` if none comes within ``limit`` seconds."""
+        until = time.monotonic() + limit
+        while (left := until - time.monotonic()) > 0:
+            if (message := self._poll(left)) is not None:
+                return message
+        raise late
+
+    def _poll(self, limit: float) -> Any:
+        """The next RunStart, RoundRecord or RunEnd, waited for ``limit`` seconds; None if another came."""
+        self._mail = self._mail or self._mailbox.receive.remote(_RECEIVE_S)
+        if not ray.wait([self._mail], timeout=limit)[0]:
+            return None
+        mail, self._mail = self._mail, None
+        for message in self._get(mail, "training"):
+            if isinstance(message, RaygfError):
+                raise message
+            if isinstance(message, Over):
+                self._get(self._run, "ending")
+                raise RunFailed(f"{self.who} ended before the run; the last checkpoint stands")
+            if isinstance(message, Started):
+                self._started.append(message)
+            elif isinstance(message, str):
+                self._notify(message)
+            else:
+                return message
+        return None
+
+    def _get(self, ref: Any, doing: str) -> Any:
+        try:
+            return fetch(ref, CLOSE_S)
+        except RayTaskError:
+            raise
+        except GetTimeoutError:
+            raise self._silence(CLOSE_S, doing) from None
+        except RayError as error:
+            raise driver_lost(error, self.lost, self._node) from None
+
+    def _silence(self, limit: float, doing: str) -> RunFailed:
+        return RunFailed(f"{self.who} did not answer within {limit:.0f} s while {doing}")
 
 
-class DriverProcess:
-    """Looks like ``Driver``; every wait has a limit, and errors come back as the driver raised them."""
+def driver_lost(error: RayError, begin: str = "", node: str = "") -> DriverLost:
+    """``error`` as the loss of the driver on ``node``; its text begins with ``begin``."""
+    kind, cause = failure_of(error), cause_of(error)
+    if kind is Failure.MEMORY:
+        cause = f"{cause}; it was not started again: {DRIVER_KNOBS}"
+    silent = isinstance(error, ActorUnavailableError)
+    return DriverLost(f"{begin}{cause}", kind.name, node_of(error) or node, silent)
+
+
+class DriverProcess(ProcessHandle):
+    """One driver actor, from its start to its end."""
+
+    who = "the driver"
+    knob = "resources.driver_cpus"
 
     def __init__(
         self, config: RunConfig, bundles: Bundles | None, owner: Owner, notify: Notify, parts: Parts
     ) -> None:
         """Begin to start the actor; with ``bundles``, it and its exit actors go into those."""
-        resources = config.resources
-        self._config, self._resources, self._notify = config, resources, notify
         self._anywhere = bundles is None
+        self._bundle = driver_bundle(config.resources)
         placed = {} if bundles is None else bundles.options(bundles.driver)
-        remote = ray.remote(concurrency_groups={_CONTROL: 2})(DriverActor).options(
-            num_cpus=resources.driver_cpus, num_gpus=resources.driver_gpus or 0, max_restarts=0, **placed
-        )
-        self._actor = remote.remote(config, bundles, owner, parts)
-        self._asked = f"the driver ({resources.driver_cpus:g} CPUs, {resources.driver_gpus or 0:g} GPUs)"
-        self._news: Any = None
-        self._node = ""
-        self._exits = 1
-        self._slowest: float | None = None
-        self._training = False
-        self._asking = False
-
-    def prepare(self) -> RunStart:
-        """See ``Driver.prepare``.
-
-        Raises:
-            ResourceError: the actor could not start.
-            DriverLost: it was lost.
-        """
-        self._await_start()
-        start: RunStart = self._get(self._actor.prepare.remote(), _PREPARE_S, "loading data and network")
-        self._exits = len(start.operations)
-        return start
-
-    def rounds(self, run_id: str) -> Iterator[RoundRecord]:
-        """See ``Driver.rounds``."""
-        # One round ahead of its reader at most: a trial hands each checkpoint on before it is deleted.
-        ahead = {"num_returns": "streaming", "_generator_backpressure_num_objects": 1}
-        stream = self._actor.rounds.options(**ahead).remote(run_id)
-        self._training = True
-        while True:
-            limit = self._round_limit()
-            if not self._await(stream, limit):
-                knob = "raise resources.exit_timeout_s"
-                raise DriverLost(f"no round ended within {limit:.0f} s; {knob}", "STUCK", self._node)
-            try:
-                ref = next(stream)
-            except StopIteration:
-                self._training = False
-                return
-            record: RoundRecord = self._get(ref, _CLOSE_S, "fetching a record")
-            self._slowest = max(self._slowest or 0.0, record.total_seconds)
-            yield record
-
-    def end(self) -> RunEnd:
-        """See ``Driver.end``."""
-        end: RunEnd = self._get(self._actor.end.remote(), _PREPARE_S, "evaluating the test images")
-        return end
+        cpus, gpus = config.resources.driver_cpus, config.resources.driver_gpus or 0
+        remote = ray.remote(DriverActor).options(num_cpus=cpus, num_gpus=gpus, max_concurrency=4, **placed)
+        actor = remote.remote()
+        run = actor.run.remote(config, bundles, owner, parts)
+        super().__init__(config, notify, actor, run, f"the driver ({size(self._bundle)})")
 
     def close(self) -> None:
         """End the driver and its exit actors, at once if it is at work."""
         with suppress(RayError):
-            if self._training or self._asking:  # ``close`` would wait; exit actors end with their owner
-                ray.get(self._control("abandon").remote(), timeout=_ABANDON_S)
-            else:
-                ray.get(self._actor.close.remote(), timeout=_CLOSE_S)
-        ray.kill(self._actor)
-
-    def _await_start(self) -> None:
-        """Wait for the process to start.
-
-        Raises:
-            ResourceError: it has taken too long.
-        """
-        waiting = Waiting(self._asked, self._resources.wait_for_resources_s, self._fits, self._notify)
-        started, ref = time.monotonic(), self._actor.place.remote()
-        while not ray.wait([ref], timeout=_TICK_S)[0]:
-            if late := waiting.late(started):
-                raise self._too_late(late)
-        place: Place = self._get(ref, _CLOSE_S, "starting")
-        self._node = place.node
-        waiting.over()
+            if not ray.wait([self._run], timeout=CLOSE_S if self._end else 0)[0]:
+                ray.get(self._mailbox.abandon.remote(), timeout=_ABANDON_S)
+        ray.kill(self._mailbox)  # exit actors end with their owner
 
     def _fits(self) -> bool:
-        resources = self._resources
-        return not self._anywhere or fitting(resources.driver_cpus, resources.driver_gpus or 0) > 0
-
-    def _too_late(self, late: Late) -> ResourceError:
-        if late.lacking:
-            return ResourceError(
-                f"no node of the cluster can hold {self._asked}, and none came within {late.limit:.0f} s; "
-                "add one, or raise resources.wait_for_resources_s"
-            )
-        return ResourceError(
-            f"{self._asked} could not start within {late.limit:.0f} s: the cluster is busy; free it, lower "
-            "resources.driver_cpus, or raise resources.wait_for_resources_s"
-        )
-
-    def _get(self, ref: Any, limit: float, doing: str) -> Any:
-        """The value of ``ref``.
-
-        Raises:
-            RunFailed: none came within ``limit`` seconds.
-            DriverLost: the actor was lost.
-            RaygfError: the driver raised it.
-        """
-        self._asking = True
-        if not self._await(ref, limit):
-            raise RunFailed(f"the driver did not answer within {limit:.0f} s while {doing}")
-        self._asking = False
-        try:
-            return fetch(ref, _CLOSE_S)
-        except RayTaskError:
-            raise
-        except GetTimeoutError:
-            raise RunFailed(f"the driver's answer could not be fetched while {doing}") from None
-        except RayError as error:
-            raise self._lost(error) from None
-
-    def _await(self, ref: Any, limit: float) -> bool:
-        """Wait until ``ref`` (or the next of a stream) is there, passing on what the driver has to say."""
-        until = time.monotonic() + limit
-        while (left := until - time.monotonic()) > 0:
-            if self._news is None:
-                self._news = self._control("news").remote(_NEWS_S)
-            done, _ = ray.wait([ref, self._news], timeout=left)
-            if self._news in done:
-                self._pass_on()
-            if ref in done:
-                return True
-        return False
-
-    def _pass_on(self) -> None:
-        news, self._news = self._news, None
-        try:
-            for text in ray.get(news, timeout=_CLOSE_S):
-                self._notify(text)
-        except RayError:
-            time.sleep(_TICK_S / 10)  # the actor is gone; whoever waits for it will see it too
-
-    def _lost(self, error: RayError) -> DriverLost:
-        kind, cause = failure_of(error), cause_of(error)
-        if kind is Failure.MEMORY:
-            cause = f"{cause}; it was not started again: {DRIVER_KNOBS}"
-        silent = isinstance(error, ActorUnavailableError)
-        return DriverLost(cause, kind.name, node_of(error) or self._node, silent)
-
-    def _control(self, method: str) -> Any:
-        return getattr(self._actor, method).options(concurrency_group=_CONTROL)
+        return not self._anywhere or fits([self._bundle], idle_nodes())
 
     def _round_limit(self) -> float:
-        """Seconds that a round may take at most: all exits on one actor, all retries, the fusion pass."""
+        """All exits on one actor, all retries, the fusion pass."""
         resources, retries = self._resources, self._config.storage.retries
         trainings = self._exits + 2 + resources.max_failures
         starts = (1 + resources.max_failures) * (START_S + resources.wait_for_resources_s)
@@ -267,16 +304,8 @@ class DriverProcess:
         return trainings * deadline_s(self._slowest, resources.exit_timeout_s) + starts + pauses
 
 
-NODE_S = 20.0
-"""Seconds after which Ray knows for sure that a node is lost."""
-
-
 class RemoteDriver(RestartedDriver):
-    """Looks like ``Driver``. An actor that is lost is replaced, and goes on from the last checkpoint.
-
-    With ``bundles``, it and its exit actors go into those. ``notify`` is told at once of what is lost and
-    waited for. ``parts``: what the actor is made of.
-    """
+    """A run by a driver actor. One that is lost is replaced, and resumes from the last checkpoint."""
 
     def __init__(
         self,
@@ -285,17 +314,14 @@ class RemoteDriver(RestartedDriver):
         notify: Notify = ignore,
         parts: Parts | None = None,
     ) -> None:
-        """Begin to start the actor."""
+        """Begin to start the actor.
+
+        Args:
+            bundles: where it and its exit actors go; by default anywhere.
+            notify: called at once with what is lost and waited for.
+            parts: what the actor is made of.
+        """
         start = partial(
             DriverProcess, bundles=bundles, owner=Owner.new(), notify=notify, parts=parts or Parts()
         )
-        super().__init__(start, config, notify, lost_nodes)
-
-
-def lost_nodes(wait: bool) -> set[str]:
-    """The nodes that the cluster has lost; with ``wait``, after Ray has had the time to notice."""
-    dead = dead_nodes()
-    until = time.monotonic() + (NODE_S if wait else 0.0)
-    while time.monotonic() < until and not dead_nodes() - dead:
-        time.sleep(_TICK_S)
-    return dead_nodes()
+        super().__init__(start, config, notify, dead_nodes)

@@ -15,13 +15,13 @@ from raygf.compute import EXIT_KNOBS, sizes
 from raygf.config.run import RunConfig
 from raygf.data.base import Dataset
 from raygf.errors import ExitFailed, NonFiniteError, RunFailed
+from raygf.on_ray.cluster import dead_nodes
 from raygf.on_ray.faults import (
     Action,
     Failure,
     Loss,
     cause_of,
     count,
-    dead_nodes,
     deadline_s,
     decide,
     failure_of,
@@ -34,8 +34,6 @@ from raygf.training.exit_trainer import ExitTrainer, ExitUpdate, Trained
 from raygf.training.network import NetworkState, Vector
 
 _TICK_S = 1.0
-_NODE_S = 20.0
-"""Seconds after which Ray knows for sure that a node is lost."""
 _NO_EXIT = -1
 
 _KNOBS = {
@@ -146,7 +144,7 @@ class RayExecutor:
             if ref in starting:
                 self._admit(starting[ref], work)
             else:
-                self._settle(ref, work)
+                self._finish(ref, work)
         self._end_overdue(work)
         if work.running or self._pool.ready():
             self._pool.busy()
@@ -168,7 +166,7 @@ class RayExecutor:
         except RayError as error:
             self._fail_by(error, _Task(_NO_EXIT, worker, 0.0), work)
 
-    def _settle(self, ref: Any, work: _Round) -> None:
+    def _finish(self, ref: Any, work: _Round) -> None:
         """A training has ended: keep its update, or act on its failure."""
         task = work.running.pop(ref)
         try:
@@ -204,11 +202,9 @@ class RayExecutor:
 
     def _decide(self, failure: Failure, work: _Round) -> Action:
         """Before the run is ended, actors that do not answer get the time to turn out as one lost node."""
-        until = time.monotonic() + _NODE_S
-        while True:
-            failures = count(work.losses, dead_nodes())
-            action = decide(failure, failures, self._resources.max_failures)
-            unsure = failure is Failure.LOST and self._pool.unclear(work.silent)
-            if action is Action.RETRY or not unsure or time.monotonic() > until:
-                return action
-            time.sleep(_TICK_S)
+        most = self._resources.max_failures
+        action = decide(failure, count(work.losses, dead_nodes()), most)
+        if action is Action.STOP and failure is Failure.LOST:
+            suspects = work.silent - {self._pool.here}
+            action = decide(failure, count(work.losses, dead_nodes(suspects)), most)
+        return action

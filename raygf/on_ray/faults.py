@@ -1,4 +1,7 @@
-"""What Ray's errors mean: which kind of failure, on which node, for what cause."""
+"""What Ray's errors mean (which kind of failure, on which node, for what cause) and what to do about them.
+
+Everything here is a pure function; executors and drivers act on it.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
-import ray
 from ray.exceptions import (
     ActorUnavailableError,
     GetTimeoutError,
@@ -20,10 +21,10 @@ from ray.exceptions import (
 )
 
 from raygf.compute import is_out_of_memory, memory_cause
-from raygf.errors import RaygfError
+from raygf.errors import one_line
 
 FIRST_DEADLINE_S = 14400.0
-"""For a training of which no like has ended yet: four hours."""
+"""Seconds for the first training: four hours."""
 _FACTOR = 5.0
 _FLOOR_S = 60.0
 
@@ -95,28 +96,13 @@ _USED = re.compile(r"Memory on the node .*?\) was ([^(\n]+?limit)")
 _OWN = re.compile(r"pid=(\d+), actual memory used=([\d.]+ ?\w+)")
 
 
-def fetch(ref: Any, limit: float) -> Any:
-    """The value of ``ref``, waited for ``limit`` seconds at most.
-
-    Raises:
-        RaygfError: the remote code raised it on purpose; it comes back as itself, not wrapped by Ray.
-        RayError: in one of its forms: the wait ran out, the process was lost, another error in the code.
-    """
-    try:
-        return ray.get(ref, timeout=limit)
-    except RayTaskError as error:
-        if isinstance(error.cause, RaygfError):
-            raise error.cause from None
-        raise
-
-
 def failure_of(error: RayError) -> Failure:
     """Which kind of failure ``error`` is."""
     if isinstance(error, OutOfMemoryError | ObjectStoreFullError):
         return Failure.MEMORY
     if isinstance(error, GetTimeoutError):
         return Failure.STUCK
-    if _unborn(error):
+    if _failed_to_start(error):
         return Failure.RAISED
     if not isinstance(error, RayTaskError):
         return Failure.LOST
@@ -124,7 +110,7 @@ def failure_of(error: RayError) -> Failure:
 
 
 def cause_of(error: RayError, known: str = "") -> str:
-    """``error`` in one line for people; ``known`` sizes are told where memory ran out and it names none."""
+    """``error`` in one line for people, with the ``known`` sizes where memory ran out and it names none."""
     text = str(error)
     if isinstance(error, OutOfMemoryError):
         return f"OutOfMemoryError: Ray ended it because the node ran low on memory{_amounts(text)}"
@@ -133,37 +119,28 @@ def cause_of(error: RayError, known: str = "") -> str:
     if isinstance(error, ActorUnavailableError):
         why = _SILENT.search(text)
         return f"ActorUnavailableError: it does not answer{f' ({why[1]})' if why else ''}"
+    if _failed_to_start(error):
+        return text.strip().splitlines()[-1].strip()  # of the traceback of its constructor
     inner = error.cause if isinstance(error, RayTaskError) else error
-    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
-    if _unborn(error):
-        return lines[-1]  # of the traceback of its constructor
     if why := _WHY.search(text):
         detail = _DETAIL.search(text)
         return f"{type(inner).__name__}: {why[1]}{f' ({detail[1].strip()})' if detail else ''}"
-    return f"{type(inner).__name__}: {lines[0] if lines else ''}".rstrip(": ")
+    return one_line(inner)
 
 
 def node_of(error: RayError) -> str:
-    """The id of the node that ``error`` says has died; empty if it does not say that."""
+    """The id of the node that has died according to ``error``; empty if it names none."""
     found = _NODE.search(str(error))
     return found[1] if found else ""
 
 
-def dead_nodes() -> set[str]:
-    """The ids of the nodes that the cluster has lost."""
-    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
-
-
-def _unborn(error: RayError) -> bool:
+def _failed_to_start(error: RayError) -> bool:
     """Whether an actor's own constructor has failed, or what it is made of can't be imported."""
     return isinstance(error, RayActorError) and error.actor_init_failed
 
 
 def _amounts(text: str) -> str:
-    """``: 5.45GB used / 23.54GB limit on it, 0.81GB by pid 17411``, as far as Ray says so.
-
-    It may end several processes at once, and names all of them.
-    """
+    """``: 5.45GB used / 23.54GB limit on it, 0.81GB by pid 17411``, as far as Ray's text has the amounts."""
     used = _USED.search(text)
     parts = [f"{used[1]} on it"] if used else []
     parts += [f"{size} by pid {pid}" for pid, size in _OWN.findall(text)]

@@ -1,11 +1,12 @@
-"""What a trial reserves, and whether a cluster could ever hold it."""
+"""What fits where: actors and bundles on the nodes of a cluster, and waiting for a node or a process."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -14,89 +15,147 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raygf.config.run import ResourceConfig
 from raygf.errors import ResourceError
-from raygf.on_ray.cluster import joined, settle
 from raygf.records import Notify
 
 Bundle = dict[str, float]
 """Amounts by resource, such as ``{"CPU": 1, "GPU": 0.5}``; what is zero is left out."""
 
 _ROUNDING = 1e-6
+"""0.8 and 0.2 of a GPU fill it, though not as floating-point numbers; Ray counts in 1/10000."""
+
+
+def driver_bundle(resources: ResourceConfig) -> Bundle:
+    """What the driver takes, or each of the workers of Ray Train."""
+    return _bundle(resources.driver_cpus, resources.driver_gpus)
+
+
+def exit_bundle(resources: ResourceConfig) -> Bundle:
+    """What an exit actor takes."""
+    return _bundle(resources.cpus_per_exit, resources.gpus_per_exit)
 
 
 def trial_bundles(resources: ResourceConfig, actors: int) -> list[Bundle]:
     """The trial's own function, its driver, and ``actors`` exit actors, each in a bundle of its own.
 
     The function only waits and passes records on, so its bundle is empty: Ray Tune then places it beside the
-    driver. ``resources`` must be settled (``raygf.on_ray.cluster.settle``).
+    driver. ``resources`` must have their GPUs filled in (``raygf.on_ray.cluster.with_gpus``).
     """
-    driver = _bundle(resources.driver_cpus, resources.driver_gpus)
-    return [{}, driver, *(_bundle(resources.cpus_per_exit, resources.gpus_per_exit) for _ in range(actors))]
-
-
-def fits(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> bool:
-    """Whether idle ``nodes`` can hold all ``bundles`` at once, each on one node.
-
-    The largest go first, each onto the node that it leaves least room on; GPUs count before CPUs.
-    """
-    free = [dict(node) for node in nodes]
-    for bundle in sorted(bundles, key=_size, reverse=True):
-        able = [node for node in free if _holds(node, bundle)]
-        if not able:
-            return False
-        node = min(able, key=_size)
-        for name, amount in bundle.items():
-            node[name] = node.get(name, 0.0) - amount
-    return True
-
-
-def actors_that_fit(resources: ResourceConfig, wanted: int, concurrent: int, nodes: Sequence[Bundle]) -> int:
-    """Exit actors, ``wanted`` at most, with which ``concurrent`` trials fit on ``nodes`` side by side.
-
-    Raises:
-        ResourceError: they don't fit, not even with one each if any is wanted.
-    """
-    least = min(wanted, 1)
-    for actors in range(wanted, least - 1, -1):
-        if fits(trial_bundles(resources, actors) * concurrent, nodes):
-            return actors
-    raise _too_much(resources, least, concurrent)
-
-
-def check_fits(resources: ResourceConfig, actors: int, concurrent: int, nodes: Sequence[Bundle]) -> None:
-    """Raise ResourceError unless ``concurrent`` trials with ``actors`` exit actors each fit on ``nodes``."""
-    if not fits(trial_bundles(resources, actors) * concurrent, nodes):
-        raise _too_much(resources, actors, concurrent)
+    return [{}, driver_bundle(resources), *[exit_bundle(resources)] * actors]
 
 
 def _bundle(cpus: float, gpus: float | None) -> Bundle:
     return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus or 0.0)) if amount}
 
 
-def _holds(node: Bundle, bundle: Bundle) -> bool:
-    return all(node.get(name, 0.0) + _ROUNDING >= amount for name, amount in bundle.items())
+def size(bundle: Bundle) -> str:
+    """``bundle`` in words."""
+    return f"{bundle.get('CPU', 0):g} CPUs, {bundle.get('GPU', 0):g} GPUs"
 
 
-def _size(amounts: Bundle) -> tuple[float, float]:
-    return amounts.get("GPU", 0.0), amounts.get("CPU", 0.0)
+def idle_nodes(taken: Mapping[str, Bundle] = MappingProxyType({})) -> list[Bundle]:
+    """CPUs and GPUs of every living node, without those that are ``taken``, by the node's id."""
+    return [
+        {name: node["Resources"].get(name, 0.0) - _taken(taken, node, name) for name in ("CPU", "GPU")}
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def _taken(taken: Mapping[str, Bundle], node: Mapping[str, Any], name: str) -> float:
+    return taken.get(node["NodeID"], {}).get(name, 0.0)
+
+
+def fits(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> bool:
+    """Whether ``nodes`` can hold all ``bundles`` at once, each on one node.
+
+    The largest go first, each onto the node that has least; GPUs count before CPUs. A node with 1.4 GPUs has
+    a whole one and 0.4 of another: a share lies on one GPU, and more than one are whole ones.
+    """
+    free = [_Free(node) for node in nodes]
+    return all(
+        any(node.take(bundle) for node in sorted(free, key=_Free.amounts))
+        for bundle in sorted(
+            bundles, key=lambda each: (each.get("GPU", 0.0), each.get("CPU", 0.0)), reverse=True
+        )
+    )
+
+
+def count_fitting(bundle: Bundle, most: int, nodes: Sequence[Bundle]) -> int:
+    """How many of ``bundle``, ``most`` at most, ``nodes`` can hold."""
+    return next(count for count in range(most, -1, -1) if fits([bundle] * count, nodes))
+
+
+class _Free:
+    """What is left of a node."""
+
+    def __init__(self, node: Bundle) -> None:
+        gpus = max(0.0, node.get("GPU", 0.0))
+        whole = int(gpus + _ROUNDING)
+        self.cpus = node.get("CPU", 0.0)
+        self.gpus = [*[1.0] * whole, gpus - whole]
+
+    def amounts(self) -> tuple[float, float]:
+        return sum(self.gpus), self.cpus
+
+    def take(self, bundle: Bundle) -> bool:
+        """Take ``bundle`` from the fullest GPUs that can give it; False if there is no room."""
+        cpus, gpus = bundle.get("CPU", 0.0), bundle.get("GPU", 0.0)
+        each, count = min(gpus, 1.0), math.ceil(gpus - _ROUNDING)
+        able = [gpu for gpu in sorted(self.gpus) if gpu + _ROUNDING >= each][:count]
+        if self.cpus + _ROUNDING < cpus or len(able) < count:
+            return False
+        self.cpus -= cpus
+        for gpu in able:
+            self.gpus.remove(gpu)
+            self.gpus.append(gpu - each)
+        return True
+
+
+def check_fits(resources: ResourceConfig, actors: int, concurrent: int, nodes: Sequence[Bundle]) -> None:
+    """Raise ResourceError if ``concurrent`` trials with ``actors`` exit actors each don't fit on ``nodes``.
+
+    Nodes that are still awaited are taken to be large enough.
+    """
+    if resources.wait_for_resources_s == 0 and not fits(trial_bundles(resources, actors) * concurrent, nodes):
+        raise _too_much(resources, actors, concurrent)
+
+
+def actors_per_trial(
+    resources: ResourceConfig, exits: int, concurrent: int, nodes: Sequence[Bundle]
+) -> tuple[int, str]:
+    """How many exit actors a trial gets that trains ``exits`` exits, and a note if that is fewer.
+
+    ``resources.actors`` is taken at its word. Without it there is one an exit, fewer where the cluster is
+    smaller.
+
+    Raises:
+        ResourceError: ``nodes`` could never hold ``concurrent`` trials, and no others are awaited.
+    """
+    wanted = actors = min(exits, resources.actors or exits)
+    least = min(wanted, 1) if resources.actors is None else wanted
+    check_fits(resources, least, concurrent, nodes)
+    if resources.wait_for_resources_s == 0:
+        while actors > least and not fits(trial_bundles(resources, actors) * concurrent, nodes):
+            actors -= 1
+    count = f"{actors} exit actor{'s' * (actors != 1)}"
+    few = f"every trial has {count} for {exits} exits: the cluster has no room for more"
+    return actors, few if actors < wanted else ""
 
 
 def _too_much(resources: ResourceConfig, actors: int, concurrent: int) -> ResourceError:
-    driver, exit = _text(resources.driver_cpus, resources.driver_gpus), ""
+    exits = ""
     if actors:
-        each = _text(resources.cpus_per_exit, resources.gpus_per_exit)
-        exit = f" and {actors} exit actor{'s' * (actors > 1)} ({each}{' each' * (actors > 1)})"
+        each = size(exit_bundle(resources))
+        exits = f" and {actors} exit actor{'s' * (actors > 1)} ({each}{' each' * (actors > 1)})"
     if concurrent > 1:
         who, knob = f"{concurrent} trials side by side, each with", "lower concurrent, or "
     else:
         who, knob = "a trial with", "lower "
     return ResourceError(
-        f"the cluster could never hold {who} a driver ({driver}){exit}: {knob}cpus_per_exit, gpus_per_exit, "
-        "resources.actors or resources.driver_cpus, or add nodes and set resources.wait_for_resources_s"
+        f"the cluster could never hold {who} a driver ({size(driver_bundle(resources))}){exits}: {knob}"
+        "cpus_per_exit, gpus_per_exit, resources.actors or resources.driver_cpus, or add nodes and set "
+        "resources.wait_for_resources_s"
     )
-
-
-def _text(cpus: float, gpus: float | None) -> str:
-    return f"{cpus:g} CPUs, {gpus or 0:g} GPUs"
 
 
 @dataclass(frozen=True)
@@ -117,8 +176,8 @@ class Bundles:
 
 START_S = 300.0
 """Seconds in which a process that has room starts: it imports torch, and an exit's maps the data."""
-_SAY_AFTER_S = {True: 5.0, False: 30.0}
-"""Seconds after which it is said that a node is lacking, or that a process takes long to start."""
+_NOTE_AFTER_S = {True: 5.0, False: 30.0}
+"""Seconds after which people are told that a node is lacking, or that a process takes long to start."""
 
 
 @dataclass(frozen=True)
@@ -128,20 +187,28 @@ class Late:
     limit: float
     lacking: bool
 
+    def text(self, what: str, knob: str) -> str:
+        """The error for people; ``what`` was waited for, ``knob`` makes it smaller."""
+        if self.lacking:
+            begin = f"the cluster can't hold {what}, and no node came within {self.limit:.0f} s; add one"
+        else:
+            begin = f"{what} could not start within {self.limit:.0f} s: the cluster is busy; free it"
+        return f"{begin}, lower {knob}, or raise resources.wait_for_resources_s"
+
 
 class Waiting:
-    """For one kind of actor. ``late`` is called again and again while there is none, ``over`` when there is.
+    """For actors of one kind. ``late`` is called again and again while there are none, ``over`` afterwards.
 
     Args:
-        what: the actor and its size, for people.
+        what: the actors and their size, for people.
         wait_s: seconds to wait for nodes.
-        fits: whether a living node could hold one.
+        fits: whether the living nodes could hold them.
     """
 
     def __init__(self, what: str, wait_s: float, fits: Callable[[], bool], notify: Notify) -> None:
         self._what, self._wait_s, self._fits, self._notify = what, wait_s, fits, notify
         self._began: float | None = None
-        self._said = False
+        self._noted = False
 
     def late(self, started: float) -> Late | None:
         """None while there is still hope for the process that was asked for at ``started``."""
@@ -151,72 +218,14 @@ class Waiting:
         limit, since = (self._wait_s, self._began) if lacking else (START_S + self._wait_s, started)
         if now - since > limit:
             return Late(limit, lacking)
-        if not self._said and now - self._began > _SAY_AFTER_S[lacking]:
-            self._said = True
+        if not self._noted and now - self._began > _NOTE_AFTER_S[lacking]:
+            self._noted = True
             kind = "a node that can hold" if lacking else "the start of"
             self._notify(f"waiting up to {limit:.0f} s for {kind} {self._what}")
         return None
 
     def over(self) -> None:
         """There is one."""
-        if self._said and self._began is not None:
+        if self._noted and self._began is not None:
             self._notify(f"there is {self._what} after {time.monotonic() - self._began:.0f} s")
-        self._began, self._said = None, False
-
-
-@contextmanager
-def swept_cluster(resources: ResourceConfig, concurrent: int) -> Iterator[tuple[str, ResourceConfig]]:
-    """This process in a cluster, which it leaves in the end (and ends, if it was started here).
-
-    A cluster that is started here has room for the drivers of ``concurrent`` trials beside its CPUs: as with
-    a single run, they sleep while their exits train.
-
-    Yields:
-        What was joined, for people, and ``resources`` settled for it.
-
-    Raises:
-        ResourceError: the cluster can't be reached.
-    """
-    drivers = replace(resources, driver_cpus=resources.driver_cpus * concurrent)
-    with joined(drivers) as where:
-        yield where, settle(resources)
-
-
-def idle_nodes() -> list[Bundle]:
-    """CPUs and GPUs of every living node."""
-    return [
-        {name: float(node["Resources"].get(name, 0.0)) for name in ("CPU", "GPU")}
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-
-
-def settle_actors(
-    resources: ResourceConfig, exits: int, concurrent: int, nodes: Sequence[Bundle]
-) -> tuple[int, str]:
-    """How many exit actors a trial gets that trains ``exits`` exits, and a remark if that is fewer.
-
-    ``resources.actors`` is taken at its word. Without it there is one an exit, fewer where the cluster is
-    smaller. Nodes that are still awaited are taken to be large enough.
-
-    Raises:
-        ResourceError: ``nodes`` could never hold ``concurrent`` trials.
-    """
-    wanted = min(exits, resources.actors or exits)
-    if resources.wait_for_resources_s > 0:
-        return wanted, ""
-    if resources.actors is not None:
-        check_fits(resources, wanted, concurrent, nodes)
-        return wanted, ""
-    actors = actors_that_fit(resources, wanted, concurrent, nodes)
-    count = f"{actors} exit actor{'s' * (actors != 1)}"
-    few = f"every trial has {count} for {exits} exits: the cluster has no room for more"
-    return actors, few if actors < wanted else ""
-
-
-def check_trial_fits(
-    resources: ResourceConfig, trains_exits: bool, concurrent: int, nodes: Sequence[Bundle]
-) -> None:
-    """Raise ResourceError if ``nodes`` could not hold the trials even if their networks had one exit."""
-    if resources.wait_for_resources_s == 0:
-        check_fits(resources, int(trains_exits), concurrent, nodes)
+        self._began, self._noted = None, False

@@ -1,10 +1,10 @@
-"""The processes of the exit actors: starting, replacing and ending them, and waiting for room for them."""
+"""Exit actors: their processes are started, replaced and ended here, and room for them is waited for."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -15,9 +15,18 @@ from ray.exceptions import GetTimeoutError, RayError
 from raygf.config.run import ResourceConfig, RunConfig
 from raygf.data.base import Dataset
 from raygf.errors import ResourceError, RunFailed
-from raygf.on_ray.cluster import fitting
-from raygf.on_ray.faults import fetch
-from raygf.on_ray.placement import Bundles, Late, Waiting
+from raygf.on_ray.cluster import fetch
+from raygf.on_ray.placement import (
+    Bundles,
+    Late,
+    Waiting,
+    count_fitting,
+    driver_bundle,
+    exit_bundle,
+    fits,
+    idle_nodes,
+    size,
+)
 from raygf.records import Notify
 from raygf.training.exit_trainer import ExitUpdate
 from raygf.training.network import NetworkState, Vector
@@ -44,12 +53,6 @@ class Place:
     shown: str
 
 
-def this_place() -> Place:
-    """Where the actor that asks runs."""
-    node = ray.get_runtime_context().get_node_id()
-    return Place(node, f"{ray.util.get_node_ip_address()} (pid {os.getpid()})")
-
-
 class ExitActor:
     """Trains exits, one at a time."""
 
@@ -60,7 +63,8 @@ class ExitActor:
     def start(self) -> Place:
         """Build the trainer and say where; not in the constructor, whose errors Ray does not hand on."""
         self._trainer = self._make_trainer()
-        return this_place()
+        node = ray.get_runtime_context().get_node_id()
+        return Place(node, f"{ray.util.get_node_ip_address()} (pid {os.getpid()})")
 
     def train(
         self, state: NetworkState, exit: int, exits: int, round: int, momentum: Vector | None
@@ -84,13 +88,13 @@ class Worker:
 
 
 class ExitPool:
-    """``size`` actors, or as many as ``bundles`` has; a lost one is replaced by hand."""
+    """As many actors as there is room for, ``most`` at most; a lost one is replaced by hand."""
 
     def __init__(
         self,
         config: RunConfig,
         dataset: Dataset,
-        size: int,
+        most: int,
         trainer: MakeTrainer,
         bundles: Bundles | None,
         notify: Notify,
@@ -100,12 +104,12 @@ class ExitPool:
         self._bundles = bundles
         self._config = config
         self._resources = config.resources
-        self._here = ray.get_runtime_context().get_node_id()
-        what = f"an exit actor ({asked(config.resources)})"
-        self._waiting = Waiting(what, config.resources.wait_for_resources_s, self._fits, notify)
+        self.here = ray.get_runtime_context().get_node_id()
+        self._what = f"an exit actor ({size(exit_bundle(config.resources))})"
+        self._waiting = Waiting(self._what, config.resources.wait_for_resources_s, self._fits, notify)
         self.dataset = ray.put(dataset)
-        fit = room(config.resources, self._here) if bundles is None else len(bundles.exits)
-        self.workers = [self._start(slot) for slot in range(min(size, fit))]
+        count = room(config.resources, most, self.here) if bundles is None else min(most, len(bundles.exits))
+        self.workers = [self._start(slot) for slot in range(count)]
 
     def starting(self) -> dict[Any, Worker]:
         """The workers that are not ready yet, by the reference that tells when they are."""
@@ -140,11 +144,6 @@ class ExitPool:
         if late := self._waiting.late(max(worker.since for worker in self.workers)):
             raise self._too_late(late, round)
 
-    def unclear(self, nodes: Collection[str]) -> bool:
-        """Whether one of ``nodes`` may yet turn out to be lost; this one is not."""
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        return bool(alive.intersection(nodes) - {self._here})
-
     def _start(self, slot: int) -> Worker:
         resources = self._resources
         placed = {} if self._bundles is None else self._bundles.options(self._bundles.exits[slot])
@@ -160,25 +159,18 @@ class ExitPool:
     def _fits(self) -> bool:
         """Whether the living nodes can hold an actor beside the driver, which runs here."""
         resources = self._resources
-        size = resources.cpus_per_exit, resources.gpus_per_exit or 0
-        return self._bundles is not None or fitting(*size, beside(resources, self._here)) > 0
+        beside = {self.here: driver_bundle(resources)}
+        return self._bundles is not None or fits([exit_bundle(resources)], idle_nodes(beside))
 
     def _too_late(self, late: Late, round: int) -> ResourceError | RunFailed:
-        size, limit = asked(self._resources), f"{late.limit:.0f} s"
-        if not late.lacking:
-            text = f"no exit actor ({size}) could start within {limit}: the cluster is busy; free it, "
-        elif round:
-            text = f"the nodes that could hold an exit actor ({size}) were lost, none came within {limit}; "
-        else:
-            text = f"no node of the cluster can hold an exit actor ({size}) beside the driver; add one, "
-        text += "lower resources.cpus_per_exit, or raise resources.wait_for_resources_s"
+        text = late.text(self._what, "resources.cpus_per_exit")
         if not round:
             return ResourceError(text)
         return RunFailed(f"round {round}: {text}; the last checkpoint stands")
 
 
-def room(resources: ResourceConfig, here: str) -> int:
-    """How many exit actors the cluster's nodes can hold beside the driver; at least 1.
+def room(resources: ResourceConfig, most: int, here: str) -> int:
+    """How many exit actors, ``most`` at most, the cluster can hold beside the driver; at least 1.
 
     Args:
         here: id of the node that the driver runs on.
@@ -187,25 +179,14 @@ def room(resources: ResourceConfig, here: str) -> int:
         ResourceError: no node could ever hold one, and none is waited for.
     """
     if resources.wait_for_resources_s > 0:
-        return 1 << 16  # nodes may still come
-    size = resources.cpus_per_exit, resources.gpus_per_exit or 0
-    if not fitting(*size):
+        return most  # nodes may still come
+    bundle = exit_bundle(resources)
+    if not fits([bundle], idle_nodes()):
         raise ResourceError(
-            f"no node of the cluster can hold an exit actor ({asked(resources)}): lower "
-            "resources.cpus_per_exit or resources.gpus_per_exit, or add nodes and set "
-            "resources.wait_for_resources_s"
+            f"no node of the cluster can hold an exit actor ({size(bundle)}): lower resources.cpus_per_exit "
+            "or resources.gpus_per_exit, or add nodes and set resources.wait_for_resources_s"
         )
-    return max(1, fitting(*size, beside(resources, here)))
-
-
-def beside(resources: ResourceConfig, here: str) -> dict[str, tuple[float, float]]:
-    """What the driver takes on the node with the id ``here``; see ``fitting``."""
-    return {here: (resources.driver_cpus, resources.driver_gpus or 0)}
-
-
-def asked(resources: ResourceConfig) -> str:
-    """What an exit actor takes, for people."""
-    return f"{resources.cpus_per_exit:g} CPUs, {resources.gpus_per_exit or 0:g} GPUs"
+    return max(1, count_fitting(bundle, most, idle_nodes({here: driver_bundle(resources)})))
 
 
 def fetch_done(ref: Any) -> Any:

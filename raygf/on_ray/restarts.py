@@ -1,51 +1,31 @@
-"""A driver that is started again, from its last checkpoint, when it is lost. Knows nothing of Ray."""
+"""A driver that is started again, from its last checkpoint, when it is lost. Knows nothing of actors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import Protocol
 
 from raygf.config.run import RunConfig
 from raygf.errors import DriverLost, ResourceError, RunFailed
 from raygf.on_ray.faults import Action, Failure, Loss, count, decide
 from raygf.records import Notify, RoundRecord, RunEnd, RunStart
+from raygf.rounds.driver import DriverHandle
 
-
-class DriverHandle(Protocol):
-    """What a run needs of a driver, wherever it lives. Any call may raise DriverLost."""
-
-    def prepare(self) -> RunStart:
-        """See ``Driver.prepare``."""
-        ...
-
-    def rounds(self, run_id: str) -> Iterator[RoundRecord]:
-        """See ``Driver.rounds``."""
-        ...
-
-    def end(self) -> RunEnd:
-        """See ``Driver.end``."""
-        ...
-
-    def close(self) -> None:
-        """See ``Driver.close``."""
-        ...
-
-
+_MORE = "; allow more restarts in a row with resources.max_driver_restarts"
 _KNOBS = {
-    Failure.LOST: "; allow more restarts in a row with resources.max_driver_restarts",
-    Failure.STUCK: "; allow more restarts in a row with resources.max_driver_restarts",
+    Failure.LOST: _MORE,
+    Failure.STUCK: _MORE,
     Failure.MEMORY: "",
     Failure.RAISED: "; this would happen again, so it was not started again",
 }
 
-DeadNodes = Callable[[bool], set[str]]
-"""The nodes that are lost. With True: one may be about to be found lost, so wait until that is sure."""
+DeadNodes = Callable[[Collection[str]], set[str]]
+"""Gives the ids of the lost nodes; waits until it is clear whether the given ones are lost."""
 
 
-class RestartedDriver:
-    """Looks like ``Driver``. Records come once each and in order, however often it was started again."""
+class RestartedDriver(DriverHandle):
+    """Records come once each and in order, however often the driver was started again."""
 
     def __init__(
         self,
@@ -57,7 +37,8 @@ class RestartedDriver:
         """Begin to ``start`` the first driver.
 
         Args:
-            start: starts one, given the run; after the first has been prepared, one that is resumed.
+            start: starts one, given the run; after the first has been prepared, one that is resumed. Its
+                calls may raise DriverLost.
         """
         self._start = start
         self._config = config
@@ -69,7 +50,7 @@ class RestartedDriver:
         self._handle = start(config)
 
     def prepare(self) -> RunStart:
-        """See ``Driver.prepare``."""
+        """As ``Driver.prepare``."""
         while True:
             try:
                 start = self._handle.prepare()
@@ -82,7 +63,8 @@ class RestartedDriver:
         return start
 
     def rounds(self, run_id: str) -> Iterator[RoundRecord]:
-        """See ``Driver.rounds``; notes of a record tell of what was lost before it."""
+        """As ``Driver.rounds``; a record's notes tell of what was lost before it."""
+        last = min(self._config.rounds, self._config.stop_after or self._config.rounds)
         while True:
             try:
                 for record in self._handle.rounds(run_id):
@@ -90,20 +72,17 @@ class RestartedDriver:
                         yield self._handed_out(record)
                 return
             except DriverLost as lost:
-                for missed in self._recover(lost, f"in round {self._seen + 1}").recent:
+                where = f"in round {self._seen + 1}" if self._seen < last else "in the test"
+                for missed in self._recover(lost, where).recent:
                     if missed.round > self._seen:
                         yield self._handed_out(missed)
 
     def end(self) -> RunEnd:
-        """See ``Driver.end``."""
-        while True:
-            try:
-                return self._handle.end()
-            except DriverLost as lost:
-                self._recover(lost, "in the test")
+        """As ``Driver.end``."""
+        return self._handle.end()
 
     def close(self) -> None:
-        """See ``Driver.close``."""
+        """As ``Driver.close``."""
         self._handle.close()
 
     def _handed_out(self, record: RoundRecord) -> RoundRecord:
@@ -112,7 +91,7 @@ class RestartedDriver:
         return replace(record, notes=(*notes, *record.notes))
 
     def _recover(self, lost: DriverLost, where: str) -> RunStart:
-        """Start a driver that stands where the last checkpoint is; returns where that is."""
+        """Start a driver that stands where the last checkpoint is; returns its start."""
         while True:
             self._replace(lost, where)
             try:
@@ -128,24 +107,27 @@ class RestartedDriver:
             self._notes += start.notes
             return start
 
-    def _left(self) -> str:
-        return "; the last checkpoint stands" if self._seen else ""
-
     def _replace(self, lost: DriverLost, where: str) -> None:
         """Start another driver, or give up.
 
         Raises:
             RunFailed: it was lost too often in a row, or would be again.
         """
-        failure, most = Failure[lost.kind], self._config.resources.max_driver_restarts
+        failure = Failure[lost.kind]
         self._losses.append(Loss(failure, lost.node))
-        failures = count(self._losses, self._dead_nodes(False))
-        if decide(failure, failures, most) is Action.STOP and lost.silent:
-            failures = count(self._losses, self._dead_nodes(True))
-        if decide(failure, failures, most) is Action.STOP:
-            raise RunFailed(f"the driver was lost {where}: {lost}{_KNOBS[failure]}{self._left()}") from None
+        action = self._decide(failure)
+        if action is Action.STOP and lost.silent:
+            action = self._decide(failure, lost.node)
+        if action is Action.STOP:
+            left = "; the last checkpoint stands" if self._seen else ""
+            raise RunFailed(f"the driver was lost {where}: {lost}{_KNOBS[failure]}{left}") from None
         with suppress(RunFailed):
             self._handle.close()
         self._notify(f"the driver was lost {where} ({lost}): starting it again, from the last checkpoint")
         self._notes.append(f"driver restarted {where}: {lost}")
         self._handle = self._start(self._config)
+
+    def _decide(self, failure: Failure, suspect: str = "") -> Action:
+        """What to do about the last loss, with what is known of the ``suspect`` node in the end."""
+        failures = count(self._losses, self._dead_nodes({suspect} if suspect else ()))
+        return decide(failure, failures, self._config.resources.max_driver_restarts)

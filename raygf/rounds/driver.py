@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from typing import Protocol
 
 from raygf.compute import make_repeatable, naming_out_of_memory, resolve_compute, torch_threads
 from raygf.config.fields import to_dict
@@ -36,7 +37,27 @@ MakeExecutor = Callable[[RunConfig, Dataset, int], Executor]
 """Builds the executor from the run, its data and the number of exits."""
 
 
-class Driver:
+class DriverHandle(Protocol):
+    """A run, wherever its driver lives."""
+
+    def prepare(self) -> RunStart:
+        """Do all that can fail before training; returns what is known then."""
+        ...
+
+    def rounds(self, run_id: str) -> Iterator[RoundRecord]:
+        """Train the rounds that are left, yielding a record after each one's checkpoint."""
+        ...
+
+    def end(self) -> RunEnd:
+        """Evaluate the test images, after the last round."""
+        ...
+
+    def close(self) -> None:
+        """End processes and give the run's folder back."""
+        ...
+
+
+class Driver(DriverHandle):
     """One run. Call ``prepare``, exhaust ``rounds``, then ``end`` and ``close``.
 
     With ``peers``, each of them has a driver of its own; only the first one touches the storage, evaluates

@@ -16,8 +16,8 @@ from raygf.data.load import load_data
 from raygf.errors import ConfigError, ResourceError, RunFailed
 from raygf.methods.registry import is_step_method
 from raygf.models.build import build_model
-from raygf.on_ray.faults import fetch
-from raygf.on_ray.placement import check_trial_fits, idle_nodes, settle_actors
+from raygf.on_ray.cluster import fetch
+from raygf.on_ray.placement import actors_per_trial, check_fits, idle_nodes
 from raygf.rounds.delta import DeltaRound
 from raygf.rounds.step import StepRound
 from raygf.sweep.command import Command, end_runs, search_name
@@ -54,11 +54,11 @@ def prepare(
     alternatives = read_axes(space)
     runs = [end_runs(axes, command) for axes in alternatives]
     trains_exits = not all(is_step_method(run.method) for some in runs for run in some)
-    check_trial_fits(resources, trains_exits, concurrent, nodes)
+    check_fits(resources, int(trains_exits), concurrent, nodes)
     exits, problems = probe_remotely(command.run, [run for some in runs for run in some])
     alternatives, dropped = _usable(alternatives, [[problems.pop(0) for _ in some] for some in runs])
     check_metric(space.metric, space.mode, exits)
-    actors, few = settle_actors(resources, exits if trains_exits else 0, concurrent, nodes)
+    actors, few = actors_per_trial(resources, exits if trains_exits else 0, concurrent, nodes)
     plan = Plan(
         recipe=command.recipe,
         options=replace(options, search=search_name(options, space)),

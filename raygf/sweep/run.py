@@ -19,7 +19,8 @@ from raygf.console import print_table
 from raygf.errors import ConfigError, RunFailed, StorageError
 from raygf.evaluation.tables import terminal_table
 from raygf.launch import temporary_path_warning
-from raygf.on_ray.placement import check_fits, idle_nodes, swept_cluster
+from raygf.on_ray.cluster import swept_cluster
+from raygf.on_ray.placement import check_fits, idle_nodes
 from raygf.sweep.callback import notify
 from raygf.sweep.command import Command, check_flags, check_space, parse_sweep
 from raygf.sweep.plan import Plan, SweepFolder, flags_for, set_field
@@ -67,8 +68,7 @@ def run_sweep(argv: Sequence[str]) -> dict[str, Any]:
             notify(where)
             if stored is not None and begun:
                 plan = replace(stored, options=command.options, run=command.run)
-                if plan.run.resources.wait_for_resources_s == 0:  # the cluster may be another one now
-                    check_fits(plan.run.resources, plan.actors, concurrent, idle_nodes())
+                check_fits(plan.run.resources, plan.actors, concurrent, idle_nodes())  # it may be another one
                 return _tune(plan, restore_tuner, folder)
             plan, make, notes = prepare(command, space, resources)
             for note in notes:

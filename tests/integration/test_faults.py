@@ -14,7 +14,7 @@ import pytest
 from faults import Faults
 
 from raygf.config.run import RunConfig, StorageConfig
-from raygf.on_ray.cluster import settle
+from raygf.on_ray.cluster import with_gpus
 from raygf.on_ray.driver import RemoteDriver
 from raygf.records import RoundRecord
 from raygf.rounds.driver import Driver
@@ -72,7 +72,7 @@ def survive(cluster: str, tmp_path: Path) -> Iterator[Callable[..., Survived]]:
     def run(config: RunConfig, plan: str) -> Survived:
         faults, said = Faults(tmp_path / "faults"), []
         faults.add(plan)
-        config = replace(config, resources=settle(config.resources))
+        config = replace(config, resources=with_gpus(config.resources))
         driver = RemoteDriver(config, notify=said.append, parts=faults.parts())
         try:
             driver.prepare()

@@ -11,7 +11,8 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayError
 
 from raygf.errors import NonFiniteError
-from raygf.on_ray.faults import Failure, cause_of, dead_nodes, failure_of, fetch, node_of
+from raygf.on_ray.cluster import dead_nodes, fetch
+from raygf.on_ray.faults import Failure, cause_of, failure_of, node_of
 
 KILLED_FOR_MEMORY = """1 worker(s) were killed due to the node running low on memory. Memory on the node \
 (IP: 10.0.0.7, ID: 105b28c7) was 5.45GB used / 23.54GB limit (0.231335)

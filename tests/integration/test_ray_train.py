@@ -27,7 +27,7 @@ from raygf.config.run import ComputeConfig, ModelConfig, ResourceConfig, RunConf
 from raygf.data.base import InputSpec
 from raygf.errors import ConfigError
 from raygf.models.multi_exit import MultiExitNetwork
-from raygf.on_ray.cluster import settle
+from raygf.on_ray.cluster import with_gpus
 from raygf.on_ray.data_parallel import TrainDriver, work
 from raygf.records import RoundRecord
 from raygf.rounds.driver import Driver
@@ -77,7 +77,7 @@ def start_driver(cluster: str) -> Iterator[Callable[[RunConfig], TrainDriver]]:
     drivers: list[TrainDriver] = []
 
     def start(config: RunConfig) -> TrainDriver:
-        resources = settle(ResourceConfig(workers=2))
+        resources = with_gpus(ResourceConfig(workers=2))
         drivers.append(TrainDriver(replace(config, resources=resources), loop))
         return drivers[-1]
 
