@@ -49,7 +49,8 @@ def _bundle(cpus: float, gpus: float | None) -> Bundle:
 
 def size(bundle: Bundle) -> str:
     """``bundle`` in words."""
-    return f"{bundle.get('CPU', 0):g} CPUs, {bundle.get('GPU', 0):g} GPUs"
+    gpus, cpus = _amounts(bundle)
+    return f"{cpus:g} CPUs, {gpus:g} GPUs"
 
 
 def idle_nodes(taken: Mapping[str, Bundle] = MappingProxyType({})) -> list[Bundle]:
@@ -72,12 +73,12 @@ def fits(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> bool:
     a whole one and 0.4 of another: a share lies on one GPU, and more than one are whole ones.
     """
     free = [_Free(node) for node in nodes]
-    return all(
-        any(node.take(bundle) for node in sorted(free, key=_Free.amounts))
-        for bundle in sorted(
-            bundles, key=lambda each: (each.get("GPU", 0.0), each.get("CPU", 0.0)), reverse=True
-        )
-    )
+    largest_first = sorted(bundles, key=_amounts, reverse=True)
+    return all(any(node.take(bundle) for node in sorted(free, key=_Free.amounts)) for bundle in largest_first)
+
+
+def _amounts(bundle: Bundle) -> tuple[float, float]:
+    return bundle.get("GPU", 0.0), bundle.get("CPU", 0.0)
 
 
 def count_fitting(bundle: Bundle, most: int, nodes: Sequence[Bundle]) -> int:
@@ -99,7 +100,7 @@ class _Free:
 
     def take(self, bundle: Bundle) -> bool:
         """Take ``bundle`` from the fullest GPUs that can give it; False if there is no room."""
-        cpus, gpus = bundle.get("CPU", 0.0), bundle.get("GPU", 0.0)
+        gpus, cpus = _amounts(bundle)
         each, count = min(gpus, 1.0), math.ceil(gpus - _ROUNDING)
         able = [gpu for gpu in sorted(self.gpus) if gpu + _ROUNDING >= each][:count]
         if self.cpus + _ROUNDING < cpus or len(able) < count:

@@ -1,4 +1,4 @@
-"""What trials reserve, and whether clusters could hold it."""
+"""What fits on which nodes, what trials reserve, and when waiting for room is told and given up."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ from dataclasses import replace
 from itertools import permutations
 
 import pytest
+import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raygf.config.run import ResourceConfig
 from raygf.errors import ResourceError
 from raygf.on_ray.placement import (
-    actors_that_fit,
+    START_S,
+    Late,
+    Waiting,
+    actors_per_trial,
     check_fits,
-    check_trial_fits,
+    count_fitting,
     fits,
-    settle_actors,
+    idle_nodes,
     trial_bundles,
 )
 
@@ -69,13 +73,28 @@ def _place(bundles: tuple[float, ...], free: list[float]) -> bool:
     return True
 
 
-def test_actors_are_as_many_as_fit():
-    assert actors_that_fit(CPUS, 3, 1, [{"CPU": 64.0}]) == 3
-    assert actors_that_fit(CPUS, 3, 1, [{"CPU": 5.0}]) == 2
-    assert actors_that_fit(CPUS, 3, 2, [{"CPU": 6.0}]) == 1
-    assert actors_that_fit(CPUS, 0, 2, [{"CPU": 2.0}]) == 0
-    with pytest.raises(ResourceError, match="could never hold 2 trials side by side"):
-        actors_that_fit(CPUS, 3, 2, [{"CPU": 5.0}])
+def test_shares_of_a_gpu_lie_on_one_and_whole_gpus_are_whole():
+    share, whole = {"GPU": 0.6}, {"GPU": 2.0}
+    assert fits([share] * 2, [{"GPU": 2.0}]) and not fits([share] * 3, [{"GPU": 2.0}])
+    assert fits([whole, share], [{"GPU": 3.0}]) and not fits([whole, share], [{"GPU": 2.5}])
+    assert fits([{"GPU": 0.8}, {"GPU": 0.2}], [{"GPU": 1.0}])
+    assert fits([share], [{"GPU": 1.4}]) and not fits([share] * 2, [{"GPU": 1.4}])
+
+
+def test_as_many_as_fit_are_counted():
+    assert [count_fitting({"CPU": 2.0}, 9, [{"CPU": cpus}]) for cpus in (1.0, 2.0, 7.0, 99.0)] == [0, 1, 3, 9]
+    assert count_fitting({}, 9, []) == 0 and count_fitting({}, 9, [{"CPU": 1.0}]) == 9
+
+
+def test_nodes_are_those_that_live_without_what_is_taken(monkeypatch):
+    nodes = [
+        {"NodeID": "a", "Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0, "memory": 9}},
+        {"NodeID": "b", "Alive": True, "Resources": {"CPU": 2.0}},
+        {"NodeID": "c", "Alive": False, "Resources": {"CPU": 8.0}},
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert idle_nodes() == [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 2.0, "GPU": 0.0}]
+    assert idle_nodes({"b": {"CPU": 1.0}})[1] == {"CPU": 1.0, "GPU": 0.0}
 
 
 def test_the_error_says_how_much_and_which_knobs():
@@ -88,23 +107,82 @@ def test_the_error_says_how_much_and_which_knobs():
     )
 
 
-def test_actors_by_default_follow_the_cluster_and_named_ones_do_not():
-    nodes = [{"CPU": 3.0}, {"CPU": 3.0}]
-    assert settle_actors(CPUS, 5, 1, nodes) == (
-        2,
-        "every trial has 2 exit actors for 5 exits: the cluster has no room for more",
-    )
-    assert settle_actors(CPUS, 2, 1, nodes) == (2, "")
-    assert settle_actors(CPUS, 0, 2, nodes) == (0, "")
-    assert settle_actors(replace(CPUS, actors=2), 5, 1, nodes) == (2, "")
-    assert settle_actors(replace(CPUS, actors=9), 2, 1, nodes) == (2, "")  # more than exits are no use
+@pytest.mark.parametrize(
+    ("asked", "exits", "concurrent", "actors"),
+    [({}, 5, 1, 2), ({}, 2, 1, 2), ({}, 0, 2, 0), ({"actors": 2}, 5, 1, 2), ({"actors": 9}, 2, 1, 2)],
+)
+def test_actors_follow_the_cluster_unless_they_are_named(asked, exits, concurrent, actors):
+    found, note = actors_per_trial(replace(CPUS, **asked), exits, concurrent, [{"CPU": 3.0}] * 2)
+    assert found == actors
+    few = "every trial has 2 exit actors for 5 exits: the cluster has no room for more"
+    assert note == (few if (asked, exits) == ({}, 5) else "")
+
+
+def test_trials_that_could_never_run_are_refused():
     with pytest.raises(ResourceError, match="3 exit actors"):
-        settle_actors(replace(CPUS, actors=3), 5, 1, nodes)
+        actors_per_trial(replace(CPUS, actors=3), 5, 1, [{"CPU": 3.0}] * 2)
+    with pytest.raises(ResourceError, match="could never hold 2 trials side by side"):
+        actors_per_trial(CPUS, 3, 2, [{"CPU": 5.0}])
+    patient = replace(CPUS, wait_for_resources_s=600.0)  # nodes may still come
+    assert actors_per_trial(patient, 5, 4, []) == (5, "")
+    check_fits(patient, 1, 4, [])
 
 
-def test_nodes_that_are_awaited_are_taken_to_be_large_enough():
-    patient = replace(CPUS, wait_for_resources_s=600.0)
-    assert settle_actors(patient, 5, 4, []) == (5, "")
-    check_trial_fits(patient, True, 4, [])
-    with pytest.raises(ResourceError):
-        check_trial_fits(CPUS, True, 4, [])
+class Cluster:
+    """Time, room, and what was said."""
+
+    def __init__(self, monkeypatch, wait_s: float) -> None:
+        self.now, self.room, self.said = 1000.0, True, []
+        monkeypatch.setattr("raygf.on_ray.placement.time.monotonic", lambda: self.now)
+        self.waiting = Waiting("the driver (1 CPUs)", wait_s, lambda: self.room, self.said.append)
+        self.started = self.now
+
+    def pass_(self, seconds: float) -> Late | None:
+        """Ask every second for so long; the last answer."""
+        for _ in range(round(seconds)):
+            self.now += 1
+            if late := self.waiting.late(self.started):
+                return late
+        return None
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    return lambda wait_s=0.0: Cluster(monkeypatch, wait_s)
+
+
+def test_a_slow_start_is_told_once_and_ends_after_the_limit(cluster):
+    it = cluster()
+    assert it.pass_(10) is None and it.said == []
+    assert it.pass_(START_S - 10) is None
+    assert it.said == ["waiting up to 300 s for the start of the driver (1 CPUs)"]
+    assert it.pass_(2) == Late(START_S, lacking=False)
+
+
+@pytest.mark.parametrize(("patience", "seconds"), [(0.0, 2), (60.0, 62)])
+def test_a_lack_of_nodes_is_the_end_when_patience_is(cluster, patience, seconds):
+    it = cluster(patience)
+    it.room = False
+    assert it.pass_(100) == Late(patience, lacking=True)
+    assert it.now == it.started + seconds  # the first look starts the clock
+
+
+def test_a_lack_of_nodes_is_told_soon_and_waited_out(cluster):
+    it = cluster(60.0)
+    it.room = False
+    assert it.pass_(50) is None
+    assert it.said == ["waiting up to 60 s for a node that can hold the driver (1 CPUs)"]
+    it.room = True  # a node has come, the process starts
+    assert it.pass_(20) is None
+    it.waiting.over()
+    assert it.said[1:] == ["there is the driver (1 CPUs) after 69 s"]
+    it.room = False
+    assert it.pass_(50) is None and len(it.said) == 3  # waiting starts anew
+
+
+def test_being_late_names_the_knobs():
+    assert Late(60, lacking=True).text("it (9 CPUs)", "resources.x") == (
+        "the cluster can't hold it (9 CPUs), and no node came within 60 s; add one, lower resources.x, or "
+        "raise resources.wait_for_resources_s"
+    )
+    assert "could not start within 60 s: the cluster is busy" in Late(60, lacking=False).text("it", "x")

@@ -1,0 +1,96 @@
+"""What is known of a cluster, and that Ray prints nothing inside ``silent_ray``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import ray
+from ray._private import worker
+from ray._private.worker import print_to_stdstream
+
+from raygf.config.run import ResourceConfig
+from raygf.errors import ResourceError
+from raygf.on_ray import cluster
+from raygf.on_ray.cluster import check_driver_fits, dead_nodes, silent_ray, with_gpus
+
+
+def report(text: str) -> None:
+    """By the function with which Ray prints what raylets report."""
+    print_to_stdstream({"lines": [text], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+
+
+def test_ray_is_silent_inside_and_not_after(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyError), silent_ray():
+        report("a worker died")
+        raise KeyError
+    report("another one did")
+    printed = capsys.readouterr().out
+    assert "another one did" in printed and "a worker died" not in printed
+
+
+def test_a_ray_that_prints_in_another_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(worker, "_worker_logs_enabled")
+    with (
+        pytest.raises(ResourceError, match=r"has no ray\._private\.worker\._work"),
+        silent_ray(),
+    ):
+        pytest.fail("let in")
+
+
+@pytest.mark.parametrize(
+    ("total", "asked", "exit_gpus", "driver_gpus"),
+    [
+        (0, {}, 0.0, 0.0),
+        (1, {}, 0.5, 0.5),
+        (4, {}, 1.0, 1.0),
+        (4, {"gpus_per_exit": 2.0}, 2.0, 2.0),
+        (4, {"driver_gpus": 0.5}, 1.0, 0.5),
+        (4, {"workers": 4}, 1.0, 1.0),
+        (2, {"workers": 5}, 1.0, 1 / 3),
+    ],
+)
+def test_gpus_are_shared_out(
+    monkeypatch: pytest.MonkeyPatch, total: int, asked: dict[str, Any], exit_gpus: float, driver_gpus: float
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": total})
+    found = with_gpus(ResourceConfig(**asked))
+    assert (found.gpus_per_exit, found.driver_gpus) == (exit_gpus, driver_gpus)
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({"driver_cpus": 4.0}, ""),
+        ({"driver_cpus": 5.0}, r"no node .* the driver \(5 CPUs, 0 GPUs\): lower resources\.driver_cpus"),
+        ({"driver_cpus": 5.0, "wait_for_resources_s": 1.0}, ""),
+        ({"workers": 6}, ""),
+        ({"workers": 7}, r"can't hold 7 workers \(1 CPUs, 0 GPUs each\): lower resources\.workers"),
+    ],
+)
+def test_a_driver_that_fits_nowhere_is_refused(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], text: str
+) -> None:
+    nodes = [{"NodeID": str(cpus), "Alive": True, "Resources": {"CPU": cpus}} for cpus in (4.0, 2.0)]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    if not text:
+        check_driver_fits(ResourceConfig(**asked))
+        return
+    with pytest.raises(ResourceError, match=text):
+        check_driver_fits(ResourceConfig(**asked))
+
+
+def test_silent_nodes_get_the_time_to_turn_out_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"NodeID": name, "Alive": name != "a"} for name in "abc"]
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        nodes[1]["Alive"] = now[0] < 5
+
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(cluster.time, "sleep", sleep)
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: now[0])
+    assert dead_nodes() == dead_nodes({"a"}) == {"a"} and now == [0]
+    assert dead_nodes({"b"}) == {"a", "b"} and now == [5]
+    assert dead_nodes({"b", "c"}) == {"a", "b"} and now[0] < 30
