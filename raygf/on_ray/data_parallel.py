@@ -73,10 +73,13 @@ class TrainHost(Mailbox):
 
 def _trainer(loop: Loop, job: dict[str, Any], folder: str) -> Any:
     """Ray Train's trainer; ``folder``: for its own files, nothing that is needed later."""
+    from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as TrainRunConfig
-    from ray.train import ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    never = FailureConfig(max_failures=0)  # a lost worker ends all of them; raygf starts them again
+    if hasattr(never, "max_preemption_failures"):  # a limit of its own in newer versions of Ray
+        never.max_preemption_failures = 0
     config: RunConfig = job["config"]
     resources = config.resources
     gpus = resources.driver_gpus or 0
@@ -92,18 +95,8 @@ def _trainer(loop: Loop, job: dict[str, Any], folder: str) -> Any:
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": resources.driver_cpus, **({"GPU": gpus} if gpus else {})},
         ),
-        run_config=TrainRunConfig(name="train", storage_path=folder, failure_config=_never_again()),
+        run_config=TrainRunConfig(name="train", storage_path=folder, failure_config=never),
     )
-
-
-def _never_again() -> Any:
-    """Ray Train's failure configuration for: a lost worker ends all of them. raygf starts them again."""
-    from ray.train import FailureConfig
-
-    never = FailureConfig(max_failures=0)
-    if hasattr(never, "max_preemption_failures"):  # a limit of its own in newer versions of Ray
-        never.max_preemption_failures = 0
-    return never
 
 
 def work(job: dict[str, Any]) -> None:

@@ -9,32 +9,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 
 from raygf.compute import EXIT_KNOBS, sizes
 from raygf.config.run import RunConfig
 from raygf.data.base import Dataset
 from raygf.errors import ExitFailed, NonFiniteError, RunFailed
-from raygf.on_ray.cluster import dead_nodes
-from raygf.on_ray.faults import (
-    Action,
-    Failure,
-    Loss,
-    cause_of,
-    count,
-    deadline_s,
-    decide,
-    failure_of,
-    node_of,
-)
+from raygf.on_ray.cluster import dead_nodes, fetch
+from raygf.on_ray.faults import Action, Failure, Loss, cause_of, deadline_s, failure_of, judge, node_of
 from raygf.on_ray.placement import Bundles
-from raygf.on_ray.pool import ExitPool, MakeTrainer, Worker, fetch_done
+from raygf.on_ray.pool import ExitPool, MakeTrainer, Worker
 from raygf.records import Notify, ignore
 from raygf.training.exit_trainer import ExitTrainer, ExitUpdate, Trained
 from raygf.training.network import NetworkState, Vector
 
 _TICK_S = 1.0
-_NO_EXIT = -1
+_FETCH_S = 120.0
 
 _KNOBS = {
     Failure.LOST: "allow more retries with resources.max_failures",
@@ -46,16 +36,16 @@ _KNOBS = {
 
 @dataclass
 class _Task:
-    """One exit's training under way."""
+    """One exit's training under way; without an ``exit``, the start of the worker."""
 
-    exit: int
+    exit: int | None
     worker: Worker
     since: float
 
 
 @dataclass
 class _Round:
-    """What a round still has to do and what has come back; ``silent``: nodes whose actors did not answer."""
+    """What a round still has to do and what has come back. Round 0 is the start of the pool."""
 
     round: int
     exits: int
@@ -67,7 +57,6 @@ class _Round:
     updates: dict[int, ExitUpdate] = field(default_factory=dict)
     diverged: dict[int, NonFiniteError] = field(default_factory=dict)
     losses: list[Loss] = field(default_factory=list)
-    silent: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -91,17 +80,19 @@ class RayExecutor:
         """Start the actors and wait for the first; each makes a ``trainer`` of its own.
 
         With ``bundles``, every actor goes into one of theirs, and there are no more actors than those.
-        ``notify`` is told when the cluster has no room and that is waited for.
+        ``notify`` is called when the cluster has no room and that is waited for.
         """
         self._config = config
         self._resources = config.resources
         self._slowest: float | None = None
         size = min(config.resources.actors or exits, exits)
         self._pool = ExitPool(config, dataset, size, trainer, bundles, notify)
-        self._await_first(_Round(0, exits, None, [], 0, deque()))
+        start = _Round(0, exits, None, [], 0, deque())
+        while not self._pool.ready():  # the others join when they can
+            self._collect(start)
 
     def train(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> Trained:
-        """See ``Executor.train``. The state is broadcast by one ``ray.put``."""
+        """As ``Executor.train``. The state is broadcast by one ``ray.put``."""
         started = time.perf_counter()
         exits = len(momenta)
         work = _Round(round, exits, ray.put(state), momenta, state.vector.size, deque(range(exits)))
@@ -119,11 +110,6 @@ class RayExecutor:
     def close(self) -> None:
         """End the actors."""
         self._pool.close()
-
-    def _await_first(self, work: _Round) -> None:
-        """Wait until one actor has started; the others join when they can."""
-        while not self._pool.ready():
-            self._collect(work)
 
     def _assign(self, work: _Round) -> None:
         busy = {id(task.worker) for task in work.running.values()}
@@ -157,20 +143,22 @@ class RayExecutor:
         for ref, task in list(work.running.items()):
             if now - task.since > limit:
                 del work.running[ref]
-                self._fail(task, Failure.STUCK, f"no result within {limit:.0f} s", work)
+                loss = Loss(Failure.STUCK, task.worker.place.node if task.worker.place else "")
+                self._fail(task, loss, f"no result within {limit:.0f} s", work)
 
     def _admit(self, worker: Worker, work: _Round) -> None:
         """An actor is ready, or could not start."""
         try:
-            worker.place = fetch_done(worker.started)
+            worker.place = _fetch(worker.started)
         except RayError as error:
-            self._fail_by(error, _Task(_NO_EXIT, worker, 0.0), work)
+            self._fail_by(error, _Task(None, worker, 0.0), work)
 
     def _finish(self, ref: Any, work: _Round) -> None:
         """A training has ended: keep its update, or act on its failure."""
         task = work.running.pop(ref)
+        assert task.exit is not None
         try:
-            work.updates[task.exit] = fetch_done(ref)
+            work.updates[task.exit] = _fetch(ref)
             self._slowest = max(self._slowest or 0.0, time.monotonic() - task.since)
         except NonFiniteError as error:
             if self._config.on_divergence == "stop":
@@ -181,30 +169,28 @@ class RayExecutor:
 
     def _fail_by(self, error: RayError, task: _Task, work: _Round) -> None:
         """Act on what ``error`` says."""
-        if isinstance(error, ActorUnavailableError) and task.worker.place is not None:
-            work.silent.add(task.worker.place.node)
         known = sizes(self._config.batch_size, work.parameters)
-        self._fail(task, failure_of(error), cause_of(error, known), work, node_of(error))
+        node = node_of(error) or (task.worker.place.node if task.worker.place else "")
+        silent = isinstance(error, ActorUnavailableError) and node != self._pool.here
+        self._fail(task, Loss(failure_of(error), node, silent), cause_of(error, known), work)
 
-    def _fail(self, task: _Task, failure: Failure, cause: str, work: _Round, node: str = "") -> None:
+    def _fail(self, task: _Task, loss: Loss, cause: str, work: _Round) -> None:
         """Retry the exit on a new actor, or end the run."""
-        place = task.worker.place
-        work.losses.append(Loss(failure, node or (place.node if place else "")))
-        shown = place.shown if place else "unknown"
-        if self._decide(failure, work) is Action.STOP:
-            if task.exit == _NO_EXIT:
-                raise RunFailed(f"an exit actor could not start: {cause}; {_KNOBS[failure]}")
-            raise ExitFailed(task.exit, work.round, shown, cause, _KNOBS[failure])
+        work.losses.append(loss)
+        shown = task.worker.place.shown if task.worker.place else "unknown"
+        if judge(work.losses, self._resources.max_failures, dead_nodes) is Action.STOP:
+            if task.exit is None:
+                raise RunFailed(f"an exit actor could not start: {cause}; {_KNOBS[loss.failure]}")
+            raise ExitFailed(task.exit, work.round, shown, cause, _KNOBS[loss.failure])
         self._pool.replace(task.worker)
-        if task.exit != _NO_EXIT:
+        if task.exit is not None:
             work.queue.appendleft(task.exit)
             work.notes.append(f"exit {task.exit + 1} retried in round {work.round}: {cause} on {shown}")
 
-    def _decide(self, failure: Failure, work: _Round) -> Action:
-        """Before the run is ended, actors that do not answer get the time to turn out as one lost node."""
-        most = self._resources.max_failures
-        action = decide(failure, count(work.losses, dead_nodes()), most)
-        if action is Action.STOP and failure is Failure.LOST:
-            suspects = work.silent - {self._pool.here}
-            action = decide(failure, count(work.losses, dead_nodes(suspects)), most)
-        return action
+
+def _fetch(ref: Any) -> Any:
+    """The value of a finished call."""
+    try:
+        return fetch(ref, _FETCH_S)
+    except GetTimeoutError as error:
+        raise RayError(f"the result could not be fetched within {_FETCH_S:.0f} s") from error

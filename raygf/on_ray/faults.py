@@ -6,7 +6,7 @@ Everything here is a pure function; executors and drivers act on it.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -47,20 +47,39 @@ class Action(Enum):
 
 @dataclass(frozen=True)
 class Loss:
-    """One failure, and the id of the node that it happened on; empty where there was none yet."""
+    """One failure, and the id of the node that it happened on; empty where there was none yet.
+
+    ``silent``: a process only did not answer, so that its node may turn out to be lost.
+    """
 
     failure: Failure
     node: str = ""
+    silent: bool = False
+
+
+DeadNodes = Callable[[Collection[str]], set[str]]
+"""Gives the ids of the lost nodes; waits until it is clear whether the given ones are lost."""
+
+
+def judge(losses: Sequence[Loss], max_failures: int, dead_nodes: DeadNodes) -> Action:
+    """What to do about the last of ``losses``.
+
+    Before an end, nodes that do not answer get the time to turn out as lost, which makes fewer failures.
+    """
+    failure, suspects = losses[-1].failure, {loss.node for loss in losses if loss.silent and loss.node}
+    action = decide(failure, count(losses, dead_nodes(())), max_failures)
+    if action is Action.STOP and failure is Failure.LOST and suspects:
+        action = decide(failure, count(losses, dead_nodes(suspects)), max_failures)
+    return action
 
 
 def decide(failure: Failure, failures: int, max_failures: int) -> Action:
     """Retry what bad luck took, stop on what would happen again.
 
-    For exits: ``failures`` of a round so far. For the driver: since the last round that it finished.
-
     Args:
         failure: this failure.
-        failures: how many there were, this one included; see ``count``.
+        failures: how many there were, this one included: of a round's exits, or of the driver since its last
+            round; see ``count``.
         max_failures: how many are retried.
     """
     if failure in (Failure.MEMORY, Failure.RAISED) or failures > max_failures:

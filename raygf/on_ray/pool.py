@@ -10,15 +10,12 @@ from functools import partial
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
 
 from raygf.config.run import ResourceConfig, RunConfig
 from raygf.data.base import Dataset
 from raygf.errors import ResourceError, RunFailed
-from raygf.on_ray.cluster import fetch
 from raygf.on_ray.placement import (
     Bundles,
-    Late,
     Waiting,
     count_fitting,
     driver_bundle,
@@ -33,15 +30,16 @@ from raygf.training.network import NetworkState, Vector
 
 
 class Trainer(Protocol):
-    """What an exit actor runs; see ``ExitTrainer``."""
+    """What an exit actor runs, such as ``ExitTrainer``."""
 
     def train(
         self, state: NetworkState, exit: int, exits: int, round: int, momentum: Vector | None
     ) -> ExitUpdate:
-        """See ``ExitTrainer.train``."""
+        """One epoch of ``exit`` from ``state``."""
         ...
 
 
+_KNOB = "resources.cpus_per_exit"
 MakeTrainer = Callable[[RunConfig, Dataset], Trainer]
 
 
@@ -69,11 +67,8 @@ class ExitActor:
     def train(
         self, state: NetworkState, exit: int, exits: int, round: int, momentum: Vector | None
     ) -> ExitUpdate:
-        """See ``ExitTrainer.train``; arrays in ``state`` are read-only views of the object store."""
+        """As ``ExitTrainer.train``; arrays in ``state`` are read-only views of the object store."""
         return self._trainer.train(state, exit, exits, round, momentum)
-
-
-_FETCH_S = 120.0
 
 
 @dataclass
@@ -141,8 +136,12 @@ class ExitPool:
         Raises:
             ResourceError, RunFailed: none could start in time, before the first ``round`` or in one.
         """
-        if late := self._waiting.late(max(worker.since for worker in self.workers)):
-            raise self._too_late(late, round)
+        late = self._waiting.late(max(worker.since for worker in self.workers))
+        if late and round:
+            text = late.text(self._what, _KNOB)
+            raise RunFailed(f"round {round}: {text}; the last checkpoint stands")
+        if late:
+            raise ResourceError(late.text(self._what, _KNOB))
 
     def _start(self, slot: int) -> Worker:
         resources = self._resources
@@ -150,7 +149,6 @@ class ExitPool:
         remote = ray.remote(ExitActor).options(
             num_cpus=resources.cpus_per_exit,
             num_gpus=resources.gpus_per_exit or 0,
-            max_restarts=0,
             **placed,
         )
         actor = remote.remote(self._trainer, self._config, self.dataset)
@@ -161,12 +159,6 @@ class ExitPool:
         resources = self._resources
         beside = {self.here: driver_bundle(resources)}
         return self._bundles is not None or fits([exit_bundle(resources)], idle_nodes(beside))
-
-    def _too_late(self, late: Late, round: int) -> ResourceError | RunFailed:
-        text = late.text(self._what, "resources.cpus_per_exit")
-        if not round:
-            return ResourceError(text)
-        return RunFailed(f"round {round}: {text}; the last checkpoint stands")
 
 
 def room(resources: ResourceConfig, most: int, here: str) -> int:
@@ -187,11 +179,3 @@ def room(resources: ResourceConfig, most: int, here: str) -> int:
             "or resources.gpus_per_exit, or add nodes and set resources.wait_for_resources_s"
         )
     return max(1, count_fitting(bundle, most, idle_nodes({here: driver_bundle(resources)})))
-
-
-def fetch_done(ref: Any) -> Any:
-    """The value of a finished call."""
-    try:
-        return fetch(ref, _FETCH_S)
-    except GetTimeoutError as error:
-        raise RayError(f"the result could not be fetched within {_FETCH_S:.0f} s") from error

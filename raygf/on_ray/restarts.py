@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
 from raygf.config.run import RunConfig
 from raygf.errors import DriverLost, ResourceError, RunFailed
-from raygf.on_ray.faults import Action, Failure, Loss, count, decide
+from raygf.on_ray.faults import Action, DeadNodes, Failure, Loss, judge
 from raygf.records import Notify, RoundRecord, RunEnd, RunStart
 from raygf.rounds.driver import DriverHandle
 
@@ -19,9 +19,6 @@ _KNOBS = {
     Failure.MEMORY: "",
     Failure.RAISED: "; this would happen again, so it was not started again",
 }
-
-DeadNodes = Callable[[Collection[str]], set[str]]
-"""Gives the ids of the lost nodes; waits until it is clear whether the given ones are lost."""
 
 
 class RestartedDriver(DriverHandle):
@@ -113,12 +110,9 @@ class RestartedDriver(DriverHandle):
         Raises:
             RunFailed: it was lost too often in a row, or would be again.
         """
-        failure = Failure[lost.kind]
-        self._losses.append(Loss(failure, lost.node))
-        action = self._decide(failure)
-        if action is Action.STOP and lost.silent:
-            action = self._decide(failure, lost.node)
-        if action is Action.STOP:
+        failure, most = Failure[lost.kind], self._config.resources.max_driver_restarts
+        self._losses.append(Loss(failure, lost.node, lost.silent))
+        if judge(self._losses, most, self._dead_nodes) is Action.STOP:
             left = "; the last checkpoint stands" if self._seen else ""
             raise RunFailed(f"the driver was lost {where}: {lost}{_KNOBS[failure]}{left}") from None
         with suppress(RunFailed):
@@ -126,8 +120,3 @@ class RestartedDriver(DriverHandle):
         self._notify(f"the driver was lost {where} ({lost}): starting it again, from the last checkpoint")
         self._notes.append(f"driver restarted {where}: {lost}")
         self._handle = self._start(self._config)
-
-    def _decide(self, failure: Failure, suspect: str = "") -> Action:
-        """What to do about the last loss, with what is known of the ``suspect`` node in the end."""
-        failures = count(self._losses, self._dead_nodes({suspect} if suspect else ()))
-        return decide(failure, failures, self._config.resources.max_driver_restarts)
