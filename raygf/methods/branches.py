@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from raygf.errors import ConfigError
-from raygf.methods.base import StepMethod
+from raygf.methods.base import JointSGD
 from raygf.models.multi_exit import MultiExitNetwork
-from raygf.training.network import BoundNetwork
 
 Change = Callable[[Tensor], Tensor]
 """From a gradient of any shape to one of the same shape; the argument is not written to."""
@@ -31,7 +30,7 @@ BranchAt = Callable[[MultiExitNetwork, int], Branch]
 """From a network and an exit (from 0) to its branch. Nothing comes from deeper at the last exit."""
 
 
-class BranchMethod(StepMethod):
+class BranchMethod(JointSGD):
     """Hooks the branches of a ``MultiExitNetwork`` while it lives; the losses are simply added.
 
     What goes forward stays as it is, and so do the gradients of a head's own parameters: gradients are
@@ -47,11 +46,6 @@ class BranchMethod(StepMethod):
         if not isinstance(network, MultiExitNetwork):
             raise ConfigError(f"method = {name!r} needs a network of stages and heads (a MultiExitNetwork)")
         self._handles = list(_hook(network, branch_at))
-
-    def backward(self, losses: Tensor, bound: BoundNetwork) -> None:
-        """One backward pass of the sum."""
-        torch.autograd.backward(losses.sum())
-        bound.peers.sum_(bound.grad)
 
     def close(self) -> None:
         """Take the hooks out again."""

@@ -36,13 +36,9 @@ def partition(network: MultiExitNetwork, exit: int, beta: float) -> Branch:
     ``beta`` (0–1): the share β of channels that train for deeper exits.
     """
     if exit + 1 == len(network.heads):
-        return Branch(_whole, _whole)
+        return Branch(lambda gradient: gradient, lambda gradient: gradient)
     last = any(isinstance(module, ChannelsFirst) for module in network.heads[exit].modules())
     return Branch(_kept(beta, last, shared=False), _kept(beta, last, shared=True))
-
-
-def _whole(gradient: Tensor) -> Tensor:
-    return gradient
 
 
 def _kept(beta: float, channels_last: bool, shared: bool) -> Change:

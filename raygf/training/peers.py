@@ -6,7 +6,6 @@ All of them call the same methods in the same order; a call returns when all hav
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -97,29 +96,17 @@ LEAST = 2
 """Images of a worker's share: BatchNorm can't normalise one value."""
 
 
-@dataclass(frozen=True)
-class Share:
-    """One worker's part of a batch: images (b, C, H, W), labels (b,).
+def share_of(batch: Batch, peers: Peers) -> tuple[Tensor, Tensor, float]:
+    """This worker's share of ``batch``, which all workers have drawn alike: images, labels, and their weight.
 
-    ``weight``: what the share's mean counts in the batch's. Over the workers, means times weights add up to
-    the mean over the batch, each of whose images counts once.
-    """
-
-    images: Tensor
-    labels: Tensor
-    weight: float
-
-
-def share_of(batch: Batch, peers: Peers) -> Share:
-    """This worker's share of ``batch``, which all workers have drawn alike.
-
-    A batch with fewer than two images a worker (the last one of an epoch, say) is not divided: all workers
-    run the whole of it, so that none stands without images, and only the first one's result counts.
+    Over the workers, means of shares times weights add up to the mean over the batch, each of whose images
+    counts once. A batch with fewer than two images a worker (the last one of an epoch, say) is not divided:
+    all workers run the whole of it, so that none stands without images, and only the first one's counts.
     """
     images, labels = batch
     if peers.count == 1:
-        return Share(images, labels, 1.0)
+        return images, labels, 1.0
     if len(labels) < LEAST * peers.count:
-        return Share(images, labels, float(peers.first))
+        return images, labels, float(peers.first)
     mine = images.tensor_split(peers.count)[peers.rank]
-    return Share(mine, labels.tensor_split(peers.count)[peers.rank], len(mine) / len(labels))
+    return mine, labels.tensor_split(peers.count)[peers.rank], len(mine) / len(labels)

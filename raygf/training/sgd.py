@@ -49,16 +49,16 @@ def train_epoch(
     bound.network.train()
     tally = Tally(bound.peers)
     for batch in batches:
-        share = share_of(batch, bound.peers)
+        images, labels, weight = share_of(batch, bound.peers)
         optimizer.zero_grad()
-        logits = bound.forward(share.images)
-        loss = losses_of(logits, share.labels) * share.weight
+        logits = bound.forward(images)
+        loss = losses_of(logits, labels) * weight
         try:
             backward(loss)
         except NonFiniteError as error:
             raise NonFiniteError(f"{where}, step {len(tally) + 1}: {error}; lower optim.lr") from None
         optimizer.step()
-        tally.add(loss, exit_hits(logits, share.labels) * (share.weight > 0), len(batch[1]))
+        tally.add(loss, exit_hits(logits, labels) * (weight > 0), len(batch[1]))
     return tally.finite_score(where, not_finite(bound.space, bound.vector))
 
 

@@ -49,12 +49,13 @@ def test_shares_cover_a_batch_and_their_means_add_up_to_its_mean(count):
             peers = Peers()
             peers.rank, peers.count = rank, count
             shares.append(share_of((values, torch.arange(size)), peers))
-        assert all(len(share.labels) >= min(size, 2) for share in shares)
+        images, labels, weights = zip(*shares, strict=True)
+        assert all(len(part) >= min(size, 2) for part in labels)
         if size >= 2 * count:
-            assert torch.cat([share.labels for share in shares]).tolist() == list(range(size))
+            assert torch.cat(labels).tolist() == list(range(size))
         else:
-            assert [share.weight for share in shares] == [1.0] + [0.0] * (count - 1)
-        total = sum(share.images.mean() * share.weight for share in shares)
+            assert weights == (1.0,) + (0.0,) * (count - 1)
+        total = sum(part.mean() * weight for part, weight in zip(images, weights, strict=True))
         assert total.item() == pytest.approx(values.mean().item(), rel=1e-12)
 
 
