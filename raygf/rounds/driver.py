@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Protocol
 
@@ -100,7 +100,7 @@ class Driver(DriverHandle):
         """
         config = self._config
         check_method(config.method)
-        with torch_threads(config.resources.driver_cpus), self._memory("while it loaded data and network"):
+        with self._working("while it loaded data and network"):
             checkpoint, notes = self._peers.from_first(self._storage.open)
             compute = resolve_compute(config.compute)
             make_repeatable(compute)
@@ -126,13 +126,13 @@ class Driver(DriverHandle):
         last = min(self._config.rounds, self._config.stop_after or self._config.rounds)
         while self._round < last:
             round = self._round + 1
-            with torch_threads(self._config.resources.driver_cpus), self._memory(f"in round {round}"):
+            with self._working(f"in round {round}"):
                 record = self._one_round(round, run_id)
             yield record
 
     def end(self) -> RunEnd:
         """Evaluate the test images with the network as it is now."""
-        with torch_threads(self._config.resources.driver_cpus), self._memory("while it tested"):
+        with self._working("while it tested"):
             self._bound.load(self._state)
             test = evaluate(self._bound, self._batches.evaluate("test"))
         passes = self._round * self._method.passes
@@ -150,6 +150,48 @@ class Driver(DriverHandle):
     def abandon(self) -> None:
         """Give the run's folder back from another thread, because this process is about to be ended."""
         self._storage.close()
+
+    def _make_method(self) -> RoundMethod:
+        config, bound = self._config, self._bound
+        example = self._dataset.spec.blank(2, bound.compute.device)
+        owned = find_ownership(bound.network, example, bound.space)
+        self._exits = len(owned)
+        loss_coefficients(1, config.rounds, self._exits, config.loss)  # refuses early what has none
+        if is_step_method(config.method):
+            return StepRound(config, bound, self._batches, owned)
+        executor = self._make_executor(config, self._dataset, self._exits)
+        return DeltaRound(config, bound, self._batches, executor, owned)
+
+    def _restore(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is None:
+            self._state = self._bound.state()
+            return
+        self._bound.check_restored(checkpoint.network)
+        try:
+            self._method.restore(checkpoint.method)
+        except KeyError as error:
+            raise CheckpointError(f"the checkpoint lacks the method's array {error}") from None
+        self._history = HistoryLog(checkpoint.meta)
+        self._state, self._round = checkpoint.network, checkpoint.round
+        self._path = self._storage.path(checkpoint.round)
+
+    def _start(self, checkpoint: Checkpoint | None, notes: tuple[str, ...]) -> RunStart:
+        dataset, compute = self._dataset, self._bound.compute
+        costs = measure_costs(self._bound.network, dataset.spec)
+        return RunStart(
+            round=self._round,
+            classes=dataset.spec.classes,
+            train_images=dataset.count("train"),
+            val_images=dataset.count("val"),
+            test_images=dataset.count("test"),
+            parameters=tuple(cost.parameters for cost in costs),
+            operations=tuple(cost.operations for cost in costs),
+            tensors=self._bound.space.names,
+            setting=f"{compute.device} {compute.precision} {compute.memory_format.replace('_', '-')}",
+            run_id="" if checkpoint is None else str(checkpoint.meta.get("run_id", "")),
+            notes=notes,
+            recent=tuple(replace(r, checkpoint=self._storage.path(r.round)) for r in self._history.recent),
+        )
 
     def _one_round(self, round: int, run_id: str) -> RoundRecord:
         outcome = self._attempt(round)
@@ -209,32 +251,6 @@ class Driver(DriverHandle):
             skipped=outcome.skipped,
         )
 
-    def _make_method(self) -> RoundMethod:
-        config, bound = self._config, self._bound
-        example = self._dataset.spec.blank(2, bound.compute.device)
-        owned = find_ownership(bound.network, example, bound.space)
-        self._exits = owned.shape[0]
-        loss_coefficients(
-            1, config.rounds, self._exits, config.loss
-        )  # refuses early what has no coefficients
-        if is_step_method(config.method):
-            return StepRound(config, bound, self._batches, owned)
-        executor = self._make_executor(config, self._dataset, self._exits)
-        return DeltaRound(config, bound, self._batches, executor, owned)
-
-    def _restore(self, checkpoint: Checkpoint | None) -> None:
-        if checkpoint is None:
-            self._state = self._bound.state()
-            return
-        self._bound.check_restored(checkpoint.network)
-        try:
-            self._method.restore(checkpoint.method)
-        except KeyError as error:
-            raise CheckpointError(f"the checkpoint lacks the method's array {error}") from None
-        self._history = HistoryLog(checkpoint.meta)
-        self._state, self._round = checkpoint.network, checkpoint.round
-        self._path = self._storage.path(checkpoint.round)
-
     def _save(self, record: RoundRecord, state: NetworkState, run_id: str) -> tuple[str, ...]:
         """Write the checkpoint of ``record``'s round; it can't yet know how long its own writing takes."""
         meta = {
@@ -246,25 +262,11 @@ class Driver(DriverHandle):
         }
         return self._storage.save(Checkpoint(record.round, state, self._method.arrays(), meta))
 
-    def _start(self, checkpoint: Checkpoint | None, notes: tuple[str, ...]) -> RunStart:
-        dataset, compute = self._dataset, self._bound.compute
-        costs = measure_costs(self._bound.network, dataset.spec)
-        return RunStart(
-            round=self._round,
-            classes=dataset.spec.classes,
-            train_images=dataset.count("train"),
-            val_images=dataset.count("val"),
-            test_images=dataset.count("test"),
-            parameters=tuple(cost.parameters for cost in costs),
-            operations=tuple(cost.operations for cost in costs),
-            tensors=self._bound.space.names,
-            setting=f"{compute.device} {compute.precision} {compute.memory_format.replace('_', '-')}",
-            run_id="" if checkpoint is None else str(checkpoint.meta.get("run_id", "")),
-            notes=notes,
-            recent=tuple(replace(r, checkpoint=self._storage.path(r.round)) for r in self._history.recent),
-        )
-
-    def _memory(self, doing: str) -> AbstractContextManager[None]:
-        """Lack of memory inside names the driver and what it was ``doing``."""
-        known = f"batches of {self._config.batch_size} images, {self._config.eval_batch_size} in evaluation"
-        return naming_out_of_memory(f"the driver, {doing},", known)
+    @contextmanager
+    def _working(self, doing: str) -> Iterator[None]:
+        """The driver's number of threads inside; lack of memory names the driver and what it was doing."""
+        config = self._config
+        known = f"batches of {config.batch_size} images, {config.eval_batch_size} in evaluation"
+        who = f"the driver, {doing},"
+        with torch_threads(config.resources.driver_cpus), naming_out_of_memory(who, known):
+            yield
