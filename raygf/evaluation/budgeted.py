@@ -36,8 +36,8 @@ STEPS = range(1, 2 * UNIT)
 class BudgetCurve:
     """S settings, from the cheapest p to the dearest.
 
-    ``p`` (S,). ``thresholds`` (S, n): +∞ where nobody leaves, −∞ at the last exit. ``accuracy`` (S,): top-1,
-    0–1. ``operations`` (S,): average per image. ``share`` (S, n): of the images, leaving at each exit.
+    ``p`` (S,). ``thresholds`` (S, n): +∞ where no image leaves, −∞ at the last exit. ``accuracy`` (S,):
+    top-1, 0–1. ``operations`` (S,): average per image. ``share`` (S, n): of the images, leaving at each exit.
     """
 
     p: Floats
@@ -94,7 +94,7 @@ def find_thresholds(confidence: Floats, quotas: Ints) -> Floats:
 
     Exit by exit, the images that are still there are counted from the most confident one down, and the
     threshold is the confidence of the last one of the quota. Where the quota is 0, or more than are left,
-    nobody leaves: +∞. All that reach the last exit leave there: −∞.
+    no image leaves: +∞. All that reach the last exit leave there: −∞.
     """
     settings, exits = quotas.shape
     thresholds = np.full((settings, exits), np.inf)
@@ -122,7 +122,7 @@ def exits_taken(confidence: Floats, thresholds: Floats) -> Ints:
 class ThresholdTable:
     """R settings, cheapest first, measured on validation images.
 
-    ``thresholds`` (R, n − 1): of every exit but the last, +∞ where nobody leaves. ``operations`` (R,):
+    ``thresholds`` (R, n − 1): of every exit but the last, +∞ where no image leaves. ``operations`` (R,):
     average per image. ``accuracy`` (R,): top-1, 0–1.
 
     Raises:
@@ -156,7 +156,7 @@ class ThresholdTable:
         return (*self.thresholds[best].tolist(), -math.inf)
 
     def to_json(self) -> list[dict[str, Any]]:
-        """One entry per setting; null is a threshold that nobody reaches."""
+        """One entry per setting; null is a threshold that no image reaches."""
         costs = zip(self.operations.tolist(), self.accuracy.tolist(), strict=True)
         thresholds = [[None if t == math.inf else t for t in row] for row in self.thresholds.tolist()]
         return [

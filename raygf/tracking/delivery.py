@@ -191,7 +191,7 @@ class Worker(threading.Thread):
 
 
 NAME = "undelivered.jsonl"
-_METHODS = ("log_metrics", "log_params", "set_tags", "remark")
+_METHODS = ("log_metrics", "log_params", "set_tags", "add_note")
 """All that is called from the file."""
 
 

@@ -18,7 +18,7 @@ from raygf.records import ExitScore, FusionReport, RoundRecord, RunEnd, RunStart
 from raygf.tracking.store import connect, find_experiment
 
 STOPPED_TAG, STOPPED_BY_TAG = "raygf.stopped_at_round", "raygf.stopped_by"
-FAILURE_TAG, REMARKS_TAG = "raygf.failure", "raygf.remarks"
+FAILURE_TAG, NOTES_TAG = "raygf.failure", "raygf.remarks"
 
 _DESCRIPTION_TAG = "mlflow.note.content"
 _LONGEST_TAG = 5000
@@ -136,15 +136,15 @@ class MLflowRun:
         description = f"{theirs}\n\n{heading}\n\n{text}".lstrip()
         self._client.set_tag(self.id, _DESCRIPTION_TAG, description[:_LONGEST_TAG])
 
-    def remark(self, text: str) -> None:
-        """Add the line ``text`` to the run's remarks, a tag; the oldest give way when there are too many."""
-        lines = self._client.get_run(self.id).data.tags.get(REMARKS_TAG, "").splitlines()
+    def add_note(self, text: str) -> None:
+        """Add the line ``text`` to the run's notes, a tag; the oldest give way when there are too many."""
+        lines = self._client.get_run(self.id).data.tags.get(NOTES_TAG, "").splitlines()
         if text in lines:
             return
         lines.append(" ".join(text.split())[:_LONGEST_TAG])
         while sum(len(line) + 1 for line in lines) > _LONGEST_TAG + 1:
             del lines[0]
-        self._client.set_tag(self.id, REMARKS_TAG, "\n".join(lines))
+        self._client.set_tag(self.id, NOTES_TAG, "\n".join(lines))
 
     def history(self, metric: str) -> dict[int, float]:
         """``{round: value}`` as MLflow has it; where a round was done twice, the later value."""

@@ -1,4 +1,7 @@
-"""The MLflow runs of a sweep's trials: one each, whatever happens to the trial or to the sweep's process."""
+"""The MLflow runs of a sweep: its own, and one for each trial, whatever happens to the trial.
+
+The sweep's own run is the parent of its trials' runs, and shows what came out of them.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +35,13 @@ class _Trial:
     config: RunConfig
     opened: bool = False
     started: bool = False
-    tried: float = -RETRY_S
+    tried: float = 0.0
     trouble: str = ""
     waiting: list[Callable[[Tracker], None]] = field(default_factory=list)
 
 
 class SweepTrials:
-    """Feeds one tracker a trial. No trouble with the store is raised: it costs one remark a trial.
+    """Feeds one tracker a trial. No trouble with the store is raised: it costs one note a trial.
 
     Opening a run is waited for, within the tracker's limits; closing it happens in the background.
 
@@ -48,7 +51,7 @@ class SweepTrials:
         recipe: that all trials come from.
         known: the runs of trials that were started before, by trial.
         keep: called with ``known`` after it has grown.
-        say: called with remarks.
+        notify: called with one-line notes.
     """
 
     def __init__(
@@ -70,8 +73,9 @@ class SweepTrials:
     def start(self, trial: str, config: RunConfig) -> None:
         """Open the run of ``trial``, or open it again; nothing happens if it is open."""
         if trial not in self._trials:
-            self._trials[trial] = _Trial(self._make(trial), config)
-            self._open(trial)
+            self._trials[trial] = state = _Trial(self._make(trial), config)
+            if not self._open(trial, state):
+                self._notify(f"tracking: the run of trial {trial} is opened later; training goes on")
         if trial not in self._known:  # its place among the trials, even if it could not be opened yet
             self._remember(trial, "")
 
@@ -116,7 +120,7 @@ class SweepTrials:
         state = self._trials[trial]
         state.waiting.append(call)
         if not state.opened and time.monotonic() - state.tried > RETRY_S:
-            self._open(trial)
+            self._open(trial, state)
         if state.opened:
             self._flush(state)
 
@@ -125,18 +129,12 @@ class SweepTrials:
         state = self._trials.pop(trial, None)
         if state is None:
             return
-        if not state.opened and not self._try_open(trial, state):
+        if not state.opened and not self._open(trial, state):
             return self._notify(f"tracking: trial {trial} is not in MLflow")
         state.waiting.append(call)
         self._closings.append(self._closer.submit(lambda: self._flush(state)))
 
-    def _open(self, trial: str) -> None:
-        state = self._trials[trial]
-        first = state.tried < 0
-        if not self._try_open(trial, state) and first:
-            self._notify(f"tracking: the run of trial {trial} is opened later; training goes on")
-
-    def _try_open(self, trial: str, state: _Trial) -> bool:
+    def _open(self, trial: str, state: _Trial) -> bool:
         state.tried = time.monotonic()
         run_id = self._known.get(trial) or None
         try:

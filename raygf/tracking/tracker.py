@@ -166,7 +166,7 @@ class MLflowTracker(Tracker):
         self._delivery.post(self._metrics(f"round {record.round}", round_metrics(record), step=record.round))
         for note in record.notes:
             text = note if f"round {record.round}" in note else f"round {record.round}: {note}"
-            self._delivery.post(Parcel.call("a remark", self._run, "remark", {"text": text}))
+            self._delivery.post(Parcel.call("a note", self._run, "add_note", {"text": text}))
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         self._delivery.post(self._tags(tags))

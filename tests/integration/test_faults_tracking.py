@@ -81,10 +81,10 @@ def test_what_was_not_delivered_is_kept_and_sent_by_a_resume(
     first.finish(END)
     file = tmp_path / "runs" / "one" / NAME
     assert said[-1].startswith(
-        f"tracking: not delivered to {store} (Connection refused): rounds 2-3, a remark, "
+        f"tracking: not delivered to {store} (Connection refused): rounds 2-3, a note, "
     )
     assert f"; kept in {file}, sent when the run is resumed with: --storage.name one" in said[-1]
-    assert len(file.read_text().splitlines()) == 5  # two rounds, a remark, results, tags
+    assert len(file.read_text().splitlines()) == 5  # two rounds, a note, results, tags
     assert steps(store, run_id, "lr") == [1]
 
     Breaking.broken = False

@@ -132,7 +132,7 @@ def test_importance_prunes_on_the_test_images_and_puts_everything_back(fused_che
     run = load_run(fused_checkpoint)
     before = run.bound.state().sha256()
     learned = learned_weights(run)
-    # One channel of the first stage, which all exits share, is made exit 3's; the rest is nobody's.
+    # One channel of the first stage, which all exits share, is made exit 3's; the rest belongs to none.
     alpha = torch.zeros_like(learned.alpha)
     alpha[2, 0] = 0.9
     found = importance_of(run, replace(learned, alpha=alpha))
