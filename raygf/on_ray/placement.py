@@ -81,11 +81,6 @@ def _amounts(bundle: Bundle) -> tuple[float, float]:
     return bundle.get("GPU", 0.0), bundle.get("CPU", 0.0)
 
 
-def count_fitting(bundle: Bundle, most: int, nodes: Sequence[Bundle]) -> int:
-    """How many of ``bundle``, ``most`` at most, ``nodes`` can hold."""
-    return next(count for count in range(most, -1, -1) if fits([bundle] * count, nodes))
-
-
 class _Free:
     """What is left of a node."""
 
@@ -144,18 +139,14 @@ def actors_per_trial(
 
 
 def _too_much(resources: ResourceConfig, actors: int, concurrent: int) -> ResourceError:
-    exits = ""
-    if actors:
-        each = size(exit_bundle(resources))
-        exits = f" and {actors} exit actor{'s' * (actors > 1)} ({each}{' each' * (actors > 1)})"
-    if concurrent > 1:
-        who, knob = f"{concurrent} trials side by side, each with", "lower concurrent, or "
-    else:
-        who, knob = "a trial with", "lower "
+    several, many = concurrent > 1, actors > 1
+    who = f"{concurrent} trials side by side, each with" if several else "a trial with"
+    each = f"{size(exit_bundle(resources))}{' each' * many}"
+    exits = f" and {actors} exit actor{'s' * many} ({each})" if actors else ""
     return ResourceError(
-        f"the cluster could never hold {who} a driver ({size(driver_bundle(resources))}){exits}: {knob}"
-        "cpus_per_exit, gpus_per_exit, resources.actors or resources.driver_cpus, or add nodes and set "
-        "resources.wait_for_resources_s"
+        f"the cluster could never hold {who} a driver ({size(driver_bundle(resources))}){exits}: lower "
+        f"{'concurrent, or ' * several}cpus_per_exit, gpus_per_exit, resources.actors or "
+        "resources.driver_cpus, or add nodes and set resources.wait_for_resources_s"
     )
 
 

@@ -14,16 +14,7 @@ import ray
 from raygf.config.run import ResourceConfig, RunConfig
 from raygf.data.base import Dataset
 from raygf.errors import ResourceError, RunFailed
-from raygf.on_ray.placement import (
-    Bundles,
-    Waiting,
-    count_fitting,
-    driver_bundle,
-    exit_bundle,
-    fits,
-    idle_nodes,
-    size,
-)
+from raygf.on_ray.placement import Bundles, Waiting, driver_bundle, exit_bundle, fits, idle_nodes, size
 from raygf.records import Notify
 from raygf.training.exit_trainer import ExitUpdate
 from raygf.training.network import NetworkState, Vector
@@ -178,4 +169,5 @@ def room(resources: ResourceConfig, most: int, here: str) -> int:
             f"no node of the cluster can hold an exit actor ({size(bundle)}): lower resources.cpus_per_exit "
             "or resources.gpus_per_exit, or add nodes and set resources.wait_for_resources_s"
         )
-    return max(1, count_fitting(bundle, most, idle_nodes({here: driver_bundle(resources)})))
+    nodes = idle_nodes({here: driver_bundle(resources)})
+    return next((count for count in range(most, 1, -1) if fits([bundle] * count, nodes)), 1)

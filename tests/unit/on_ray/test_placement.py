@@ -18,7 +18,6 @@ from raygf.on_ray.placement import (
     Waiting,
     actors_per_trial,
     check_fits,
-    count_fitting,
     fits,
     idle_nodes,
     trial_bundles,
@@ -79,11 +78,6 @@ def test_shares_of_a_gpu_lie_on_one_and_whole_gpus_are_whole():
     assert fits([whole, share], [{"GPU": 3.0}]) and not fits([whole, share], [{"GPU": 2.5}])
     assert fits([{"GPU": 0.8}, {"GPU": 0.2}], [{"GPU": 1.0}])
     assert fits([share], [{"GPU": 1.4}]) and not fits([share] * 2, [{"GPU": 1.4}])
-
-
-def test_as_many_as_fit_are_counted():
-    assert [count_fitting({"CPU": 2.0}, 9, [{"CPU": cpus}]) for cpus in (1.0, 2.0, 7.0, 99.0)] == [0, 1, 3, 9]
-    assert count_fitting({}, 9, []) == 0 and count_fitting({}, 9, [{"CPU": 1.0}]) == 9
 
 
 def test_nodes_are_those_that_live_without_what_is_taken(monkeypatch):
