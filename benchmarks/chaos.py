@@ -1,4 +1,4 @@
-"""Random faults against runs: whatever is killed, stuck, full or lost, the weights must be the same bits.
+"""Injects random faults into runs and checks that the final weights are the same bits.
 
     python benchmarks/chaos.py --seed 0 --seeds 20 --rounds 6
 
@@ -77,7 +77,7 @@ class Results:
 
 
 def run_config(folder: Path, rounds: int) -> RunConfig:
-    """A small network; limits wide enough for every plan that can be drawn."""
+    """A small network, with limits high enough for every plan that can be drawn."""
     resources = ResourceConfig(
         gpus_per_exit=0,
         driver_gpus=0,
@@ -120,7 +120,7 @@ def main(options: Options) -> int:
 
 
 def tell(seed: int, results: Results) -> None:
-    """One line on standard error."""
+    """Print one line on standard error."""
     outcome = results.outcomes[seed]
     equal = "equal" if results.equal(seed) else "NOT EQUAL"
     plan = "; ".join(map(str, results.plans[seed]))

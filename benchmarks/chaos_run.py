@@ -29,7 +29,7 @@ DOWN_S = 20.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run. ``rounds``: those that the last checkpoint remembers; ``recovery_s``: by fault."""
+    """The result of a run. ``rounds``: those in the last checkpoint; ``recovery_s``: by fault."""
 
     weights_sha256: str
     rounds: list[int]
@@ -46,7 +46,7 @@ class Outcome:
 
 
 class Arena:
-    """A head and a node "b", of two CPUs each. Whatever a run needs fits on both together."""
+    """A head and a node "b", of two CPUs each. Together they have room for a run."""
 
     def __init__(self) -> None:
         head = {"num_cpus": 2, "include_dashboard": False}
@@ -56,11 +56,11 @@ class Arena:
         ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
 
     def drop(self) -> None:
-        """Lose node b, suddenly."""
+        """Kill node b."""
         self._cluster.remove_node(self._node, allow_graceful=False)
 
     def restore(self) -> None:
-        """Have a node b again."""
+        """Start node b again."""
         self._node = self._cluster.add_node(num_cpus=2)
 
     def close(self) -> None:
@@ -133,7 +133,7 @@ def due_now(faults: Faults, target: str) -> bool:
 
 
 def read_outcome(config: RunConfig, folder: Path, faults: Faults, seconds: float) -> Outcome:
-    """What the run's files say."""
+    """The outcome, read from the run's files."""
     records = [json.loads(line) for line in (folder / "records").read_text().splitlines()]
     checkpoint, _ = CheckpointStore(config.storage.path, config.storage.name, 1).newest()
     assert checkpoint is not None

@@ -1,10 +1,10 @@
-"""Wall clock of leaving early against the full network: MSDNet, CIFAR, 7 exits, in batches and one by one.
+"""Wall-clock time of early exit against the full network: MSDNet, CIFAR, 7 exits, in batches and one by one.
 
     python benchmarks/early_exit.py
 
-How many images leave at each exit is set as in budgeted batch evaluation, with thresholds read off the
-confidences that the network has on the made-up images themselves. "efficiency" is the share of time saved ÷
-the share of operations saved; the bar, for batches of 256 on the CPU: at least 0.80. Of every program the
+The number of images that leave at each exit is set as in budgeted batch evaluation, with thresholds taken
+from the network's confidences on the made-up images themselves. "efficiency" is the share of time saved ÷ the
+share of operations saved; the bar, for batches of 256 on the CPU: at least 0.80. Of every program the
 fastest run counts, because other work on the machine can only add time.
 
 Operations are counted as in the paper's tables, where an exit pays for all scales of its layers. MSDNet's
@@ -74,7 +74,7 @@ def main(options: Options) -> None:
     bound = bind(compute)
     operations = [cost.operations for cost in measure_costs(bound.network, CIFAR)]
     images = [made_up_images(seed, options.batch) for seed in range(options.batches)]
-    outputs = settle(bound, images)
+    outputs = fit_statistics(bound, images)
     budgets = find_budgets(outputs, operations, options.steps)
     names = tuple(str(number) for number in range(CIFAR.classes))
     classifier = AdaptiveClassifier(
@@ -97,7 +97,7 @@ def made_up_images(seed: int, count: int) -> Images:
     return (contrast * noise + (1 - contrast) * colour).astype(np.uint8)
 
 
-def settle(bound: BoundNetwork, images: Sequence[Images]) -> ExitOutputs:
+def fit_statistics(bound: BoundNetwork, images: Sequence[Images]) -> ExitOutputs:
     """Give BatchNorm the statistics of the images, then collect the outputs of all exits."""
     normalise = Normaliser(STATISTICS, bound.compute)
     pixels = [normalise(torch.from_numpy(batch).to(bound.compute.device)) for batch in images]

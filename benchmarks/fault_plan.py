@@ -1,4 +1,4 @@
-"""Plans of faults in plain words, one fault a line: read, written, and drawn at random.
+"""Plans of faults, one fault per line: parsed, written, and drawn at random.
 
     kill exit 2 in round 3 at step 5
     stick exit 1 in round 2
@@ -38,7 +38,7 @@ _FORMS = (
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault. ``target``: exit, driver, write, node or job; what does not concern it has its default."""
+    """One fault. ``target``: exit, driver, write, node or job; unused fields have their defaults."""
 
     verb: str
     target: str = "exit"

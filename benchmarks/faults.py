@@ -1,7 +1,7 @@
-"""Making the faults of a plan happen, through what executors and drivers are made of.
+"""Injects the faults of a plan by replacing parts of executors and drivers.
 
-Faults lie in a folder that all processes of this machine look into, as ``fault_plan`` writes them; one that
-has fired leaves a mark there, with the process and the time. More can be added while a run goes on.
+Faults are files in a folder that all processes of this machine read, as ``fault_plan`` writes them. A fault
+that has fired leaves a mark there, with the process and the time. More can be added during a run.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ class Faults:
             (self.folder / f"fault-{number:04d}").write_text(str(fault))
 
     def fired(self) -> list[Fired]:
-        """What has happened, in the order of the plan."""
+        """The faults that have happened, in the order of the plan."""
         marks = [json.loads(path.read_text()) for path in sorted(self.folder.glob("fired-*"))]
         return [Fired(parse(mark["fault"])[0], mark["pid"], mark["at"]) for mark in marks]
 
     def waiting(self) -> list[Fault]:
-        """What has not happened."""
+        """The faults that have not happened."""
         return [fault for number, fault in self._all() if not self._mark(number).exists()]
 
     def due(self, **like: Any) -> Fault | None:
@@ -122,7 +122,7 @@ class Faults:
 
 
 class FaultyDataset:
-    """The data set ``inner``, whose training batches bring the faults with them."""
+    """The data set ``inner``, whose training batches trigger the faults."""
 
     def __init__(self, inner: Dataset, faults: Faults) -> None:
         self._inner, self._faults = inner, faults
@@ -161,7 +161,7 @@ class FaultyBatches:
 
 
 def suffer(verb: str) -> None:
-    """Do to this process what ``verb`` says."""
+    """Apply the fault ``verb`` to this process."""
     if verb == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif verb == "stick":
@@ -175,7 +175,7 @@ def suffer(verb: str) -> None:
 
 
 class FaultyFolder(RunFolder):
-    """A run's folder in which writing a checkpoint fails, or is the last that its process does."""
+    """A run's folder in which writing a checkpoint fails or ends the process."""
 
     def __init__(self, faults: Faults, path: str, name: str) -> None:
         super().__init__(path, name)

@@ -1,10 +1,10 @@
-"""The shape of the code: files, imports in circles, files that a step and a round enter, functions, tests.
+"""Measures the structure of the code: files, circular imports, files that a round enters, functions, tests.
 
     python benchmarks/house.py
     python benchmarks/house.py --root ../other-checkout --names
 
 Files: all of raygf/ but an ``__init__.py`` of docstring, imports and ``__dunder__`` names. Lines: ``wc -l``.
-Who imports a name that such an ``__init__.py`` hands on imports the file that it comes from.
+An import of a name that such an ``__init__.py`` re-exports counts as an import of the file that defines it.
 
 - Folders in circles: folders and loose modules right under raygf/; an import anywhere in a file counts.
 - One importer: one file of raygf/ and jobs/ imports it, from the same folder.

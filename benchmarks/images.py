@@ -1,11 +1,11 @@
-"""Training images a second: raygf's streaming data sets against torchvision's ImageFolder with DataLoader.
+"""Training images per second: raygf's streaming data sets against torchvision's ImageFolder with DataLoader.
 
     python benchmarks/images.py
     python benchmarks/images.py --path /data/imagenet/train        # class folders, or Parquet shards
 
 The same encoded images, the same transforms (RandomResizedCrop 224, flip, normalise), the same number of
-worker processes, float32 batches on the device in its layout; all take turns. Without --path the images are
-made up: JPEGs of ImageNet's usual size. "ImageFolder" is torchvision as its documentation has it: Pillow
+worker processes, float32 batches on the device in its layout; run in turn. Without --path the images are
+made up: JPEGs of ImageNet's usual size. "ImageFolder" is torchvision as in its documentation: Pillow
 decodes, every image is normalised by its worker. "ImageFolder, tuned" decodes to tensors and normalises whole
 batches on the device, as raygf does. Bar: raygf's shards at least as fast as ImageFolder.
 """
@@ -68,7 +68,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Time all pipelines in turn; print their images a second, and where the time goes."""
+    """Time all pipelines in turn; print images per second and the time of every stage."""
     torch.set_num_threads(1)  # the workers are to have the processor
     compute = resolve_compute(ComputeConfig())
     with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +86,7 @@ def main(options: Options) -> None:
 def make_pipelines(
     folder: str, options: Options, compute: Compute
 ) -> dict[str, Callable[[], Iterable[Batch]]]:
-    """What gives the batches of one more epoch, by name."""
+    """By name, a function that yields the batches of one more epoch."""
     shards, files = (_dataset(folder, source, options.workers) for source in ("shards", "imagefolder"))
     ours = {name: data.open(compute, options.batch, 1) for name, data in ((SHARDS, shards), (FOLDER, files))}
     epochs = iter(range(10**9))
@@ -105,7 +105,7 @@ def make_pipelines(
 
 
 def plain_transform() -> v2.Compose:
-    """What ImageNet is trained with, for Pillow's images."""
+    """The usual training transform of ImageNet, for Pillow's images."""
     return v2.Compose(
         [
             v2.RandomResizedCrop(CROP, antialias=True),
@@ -176,7 +176,7 @@ def write_both(images: list[tuple[bytes, int]], folder: Path) -> int:
 
 
 def raygf_stages(folder: Path, compute: Compute) -> dict[str, float]:
-    """Milliseconds an image in one process, of everything on a shard image's way."""
+    """Milliseconds per image in one process, for every stage of reading a shard."""
     import random
 
     store = index_shards([folder / "train-00000.parquet"])
@@ -229,13 +229,13 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Times what is inside."""
+        """Time the body of the ``with`` block."""
         started = time.perf_counter()
         yield
         self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - started
 
     def per_image(self, count: int) -> dict[str, float]:
-        """Milliseconds an image, of every stage."""
+        """Milliseconds per image, for every stage."""
         return {stage: round(seconds * 1e3 / count, 4) for stage, seconds in self._seconds.items()}
 
 

@@ -1,10 +1,10 @@
-"""Many exits and many actors on few cores: no deadlock, the merging in order, the same bits.
+"""Many exits and many actors on few cores: checks for deadlocks, the order of updates, and equal weights.
 
     python benchmarks/load.py
 
 Two parts. A run of a network with 16 exits: in one process, on 3 exit actors, on 16. And as many actors as
-memory has room for, 64 at most, whose trainings do nothing: how long they take to start, what a round costs,
-what each has in memory. Without work that is some 330 MiB, which torch and Ray take.
+memory has room for, 64 at most, whose trainings do nothing: how long they take to start, how long a round
+takes, and how much memory each uses: idle some 330 MiB, for torch and Ray.
 
 Bars: the hashes of the weights are equal, and in every round the updates come back in the order of the exits.
 The exit code is 1 if a bar does not hold.
@@ -46,7 +46,7 @@ SHARE = 0.6
 
 @dataclass(frozen=True)
 class Options:
-    """How many of what."""
+    """How many exits, rounds and actors."""
 
     exits: int = 16
     """Exits of the network that is trained."""
@@ -97,7 +97,7 @@ def train(config: RunConfig, make: Callable[[RunConfig, Dataset, int], Executor]
 
 
 def on_actors(config: RunConfig, actors: int) -> RunConfig:
-    """The same run on so many actors."""
+    """The same run on a pool of actors."""
     return replace(config, resources=replace(config.resources, actors=actors))
 
 
@@ -112,7 +112,7 @@ def same_bits(options: Options) -> dict[str, tuple[str, float]]:
 
 @dataclass(frozen=True)
 class Crowd:
-    """How it went with many actors that do nothing."""
+    """Measurements with many actors that do nothing."""
 
     actors: int
     start_s: float
@@ -168,7 +168,7 @@ def room_for(actors: int) -> int:
 
 
 def show(runs: Mapping[str, tuple[str, float]], many: Crowd, options: Options) -> None:
-    """A table of the first part, a sentence on the second."""
+    """Print a table of the first part and a sentence on the second."""
     trainings = options.exits * options.rounds
     table = Table("", "seconds", "weights_sha256", title=f"{options.exits} exits, {trainings} trainings")
     for name, (sha, seconds) in runs.items():
@@ -184,7 +184,7 @@ def show(runs: Mapping[str, tuple[str, float]], many: Crowd, options: Options) -
 
 @silent_ray()
 def main(options: Options) -> int:
-    """Run both parts and show them; the exit code."""
+    """Run both parts and show them; returns the exit code."""
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     runs = same_bits(options)
     actors = room_for(options.actors)

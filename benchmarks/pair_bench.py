@@ -1,4 +1,4 @@
-"""Trains one network with any method for two rounds, and shows how pairs of the two did."""
+"""Trains one network with any method for two rounds, and tabulates the losses of such pairs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ METHODS = (*method_names(), *(name + KD for name in ("metagf", "delta-mean", "sg
 
 @dataclass(frozen=True)
 class Pair:
-    """How a network did with a method: training loss of each round, mean over exits; processor seconds."""
+    """Result of a network with a method: training loss of each round, mean over exits; processor seconds."""
 
     network: str
     method: str
@@ -89,7 +89,7 @@ class Bench:
         return DeltaRound(config, self._bound, self._batches, executor, self._owned)
 
     def _executor(self, config: RunConfig) -> Executor:
-        """Trains exits, which goes alike for all methods, but for distillation."""
+        """Trains exits, the same way for all methods except for distillation."""
         key = config.loss.distill
         if key not in self._executors:
             executor = LocalExecutor(replace(config, method="on deltas"), self._data)

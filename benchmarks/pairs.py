@@ -4,10 +4,10 @@
     python benchmarks/pairs.py --data-path /data/cifar10           # the first images of a Parquet set
     python benchmarks/pairs.py --networks msdnet --methods metagf sgd+kd --results runs/pairs.jsonl
 
-A cell says the training loss, mean over exits, in round 1 and in round 2; with "+kd" it is the distilled one.
+A cell has the training loss, mean over exits, in round 1 and in round 2; with "+kd" it is the distilled one.
 The five networks of the paper have its weight decay, loss coefficients and segments. All methods start from
 the same weights, so those on expected gradients share the exits' trainings of round 1. With --results every
-pair is written to that file when it is done, and not trained again when the program is started anew. Bar: no
+pair is written to that file when it is done, and not trained again when the program is restarted. Bar: no
 pair fails; else the exit code is 1.
 """
 

@@ -1,4 +1,4 @@
-"""What a round costs beside training: broadcast, collect and merge, with trainings that only add a constant.
+"""Measures the overhead of a round: broadcast, collect and merge, with trainings that only add a constant.
 
     python benchmarks/round_overhead.py
 
@@ -39,7 +39,7 @@ TENSORS = 400
 
 
 class AddConstant:
-    """Stands in for the exit trainer: the delta is a constant, made as cheaply as one can be."""
+    """Stands in for the exit trainer: the delta is a constant, made as cheaply as possible."""
 
     def __init__(self, config: RunConfig, dataset: Any) -> None:
         pass
@@ -54,7 +54,7 @@ class AddConstant:
 
 @dataclass(frozen=True)
 class Options:
-    """How often."""
+    """Number of rounds."""
 
     repeats: int = 15
     """Counted rounds."""

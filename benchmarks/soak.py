@@ -1,13 +1,13 @@
-"""A long run of a tiny network under Ray: do memory, object store, open files and threads stay as they are?
+"""A long run of a tiny network under Ray: checks that memory, open files and threads do not grow.
 
     python benchmarks/soak.py --figure soak.png
 
 The run is a real one: a driver actor, an exit actor for each exit, a checkpoint a round. After every round,
-when the driver and its actors rest, each process is looked at. Its own memory is what it has resident and
+when the driver and its actors are idle, each process is measured. Its own memory is what it has resident and
 does not share: pages of the object store that it has mapped count for the store. Ray's part of a process
-grows with the time even if nothing is done there; so an actor that does nothing is looked at as well, and
-memory is judged by what the others add to it. Of the driver, the text of the run's history is taken off, too:
-a known 1.2 KiB a round, which every checkpoint holds.
+grows with the time even if nothing is done there; so an actor that does nothing is measured as well, and
+its growth is subtracted from that of the others. For the driver, the text of the run's history is
+subtracted, too: a known 1.2 KiB a round, which every checkpoint holds.
 
 Bars, on the slope over the rounds after the warm-up, less its confidence interval (95 %, from the means of
 ten stretches): at most 2 KiB a round for memory and the store, one in 50 rounds for open files, threads and
@@ -74,7 +74,7 @@ class Options:
     rounds: int = 600
     """Rounds in all."""
     warmup: int = 100
-    """Rounds at the start that the bars leave out: libraries load, allocators settle."""
+    """Rounds at the start that the bars leave out: libraries load, allocators reach their sizes."""
     exits: int = 3
     """Exits, each with an actor of its own."""
     figure: str = ""
@@ -87,8 +87,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Curves:
-    """What was seen, a row a round: LOOKS of every process (R, 3), bytes and objects in the store (R, 2), and
-    bytes of the run's history (R,)."""
+    """The measurements, one row per round: LOOKS of every process (R, 3), bytes and objects in the store
+    (R, 2), and bytes of the run's history (R,)."""
 
     processes: dict[str, Counts]
     store: Counts
@@ -124,7 +124,7 @@ class Store:
 
 
 def soak(config: RunConfig, exits: int) -> Curves:
-    """Train, and look at everything after every round."""
+    """Train, and measure everything after every round."""
     idle = idle_actor()
     driver = RemoteDriver(config)
     driver.prepare()
@@ -193,7 +193,7 @@ def find_processes() -> dict[str, psutil.Process]:
 
 
 def rest(processes: Mapping[str, psutil.Process]) -> None:
-    """Wait until they do nothing: the driver is one round ahead at most, then it waits to be asked."""
+    """Wait until they are idle: the driver is at most one round ahead, then it waits for the next request."""
     trainers = [process for name, process in processes.items() if name not in ("job", *NO_BAR)]
     until, before = time.monotonic() + 30, -1.0
     while time.monotonic() < until:
@@ -321,7 +321,7 @@ def plain_heap() -> None:
 
 @contextmanager
 def own_cluster(cpus: int) -> Iterator[None]:
-    """A cluster of this program's own; Ray keeps no records of its calls for people.
+    """A cluster of this program's own; Ray keeps no records of its calls for the dashboard.
 
     They take some 10 MiB in every process, and the first 4 000 calls to fill up.
     """
@@ -357,7 +357,7 @@ def summary(options: Options, rows: Sequence[Verdict], seconds: float) -> dict[s
 
 
 def main(options: Options) -> int:
-    """Run, judge, show; the exit code."""
+    """Run, judge, show; returns the exit code."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, own_cluster(options.exits + 1):
         curves = soak(tiny_run(options.rounds, options.exits, StorageConfig(folder, "soak")), options.exits)

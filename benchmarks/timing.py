@@ -42,7 +42,7 @@ def interleave(
 ) -> dict[str, Timing]:
     """Run all ``programs`` in turn, ``warmup`` times uncounted and ``repeats`` times counted.
 
-    Taking turns lets a drift of the machine's speed hit all of them alike. Times are divided by ``steps``.
+    Taking turns makes a drift of the machine's speed affect all alike. Times are divided by ``steps``.
     """
     runs: dict[str, list[float]] = {name: [] for name in programs}
     for turn in range(warmup + repeats):
@@ -71,6 +71,6 @@ def show(title: str, timings: Mapping[str, Timing], base: str, extra: Mapping[st
 
 
 def machine() -> dict[str, Any]:
-    """What it ran on."""
+    """A description of the machine."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
     return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}

@@ -1,4 +1,4 @@
-"""A run that is small enough for hundreds of rounds, for programs that look at the machinery around it."""
+"""A run small enough for hundreds of rounds, for programs that measure the machinery around it."""
 
 from __future__ import annotations
 

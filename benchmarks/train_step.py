@@ -1,7 +1,7 @@
 """One exit-training step in every number format and layout: MSDNet, CIFAR, 7 exits, batch 64.
 
     python benchmarks/train_step.py
-    python benchmarks/train_step.py --accuracy-rounds 40     # and what each setting does to the accuracy
+    python benchmarks/train_step.py --accuracy-rounds 40     # and the accuracy with each setting
 
 "default" is what raygf picks on this device when nothing is set. The accuracies are those of the recipe
 "digits" (average over exits, test images), trained in this process with each setting.

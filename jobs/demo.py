@@ -31,7 +31,7 @@ DESCRIPTION = "Meta-GF on Ray exit actors against joint SGD at equal compute, on
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """There is nothing to set; jobs/digits.py has all the flags."""
+    """No settings; jobs/digits.py has all the flags."""
 
 
 def demo(argv: Sequence[str]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def _evaluate(path: str, config: EvaluateConfig) -> RunResults:
 
 
 def _log(run: RunResults, name: str, files: Sequence[Path]) -> None:
-    """Add ``files`` to the run's page; a store that can't be reached costs a line."""
+    """Add ``files`` to the run's page; a store that can't be reached causes a one-line note."""
     if not run.run_id:
         return _note(f"{name}: was not tracked, nothing logged")
     from raygf.tracking.report import log_evaluation
@@ -102,7 +102,7 @@ def _log(run: RunResults, name: str, files: Sequence[Path]) -> None:
 
 
 def _log_model(run: LoadedRun, results: RunResults) -> None:
-    """Log the adaptive classifier; what can't be logged costs a line."""
+    """Log the adaptive classifier; a failure causes a one-line note."""
     name = run.config.storage.name
     if not results.run_id:
         return _note(f"{name}: was not tracked, no model logged")

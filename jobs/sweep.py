@@ -1,4 +1,4 @@
-"""Train many runs of one recipe side by side under Ray Tune, and find the settings that validate best.
+"""Train many runs of one recipe side by side under Ray Tune, and find the best settings.
 
 python jobs/sweep.py --space fusion_lr --recipe digits --trials 8
 python jobs/sweep.py --space method --recipe digits

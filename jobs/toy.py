@@ -1,4 +1,4 @@
-"""The paper's toy problem: where SGD, PCGrad and Meta-GF go on two tasks, and Eq. 7 in numbers.
+"""The paper's toy problem: trajectories of SGD, PCGrad and Meta-GF on two tasks, and Eq. 7 in numbers.
 
 python jobs/toy.py --out toy
 
@@ -9,8 +9,7 @@ learning rate 0.001, but **does not print f_1 and f_2**. In their place stand th
 problem (Liu, Liu, Jin, Stone, Liu: "Conflict-Averse Gradient Descent for Multi-task Learning", NeurIPS 2021),
 which the paper cites and compares with: two basins, at (7, −8.4) and (−7, −8.4), behind a steep valley. So
 the curves have the form of the paper's, not its numbers. The bottom of that valley is a logarithmic pole: a
-step that falls near it can go anywhere, and what becomes of a method there is one trajectory, not a
-statistic.
+step that falls near it can go anywhere, so a method's result there is one trajectory, not a statistic.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from raygf.training.space import FlatSpace, Segments, Slot
 
 @dataclass(frozen=True)
 class ToyConfig(Section):
-    """What to draw, and where to."""
+    """What to draw, and where to write it."""
 
     out: Name = "toy"
     """Folder for the figures and tables."""
