@@ -20,6 +20,7 @@ from typing import Any
 import ray
 from faults import Faults
 from ray.cluster_utils import Cluster
+from runs import wait_until
 from tiny import ON_CPUS, tiny_run
 
 from raygf.compute import resolve_compute
@@ -35,9 +36,9 @@ EXITS = 3
 WAIT_S = 120.0
 _NOTICED_SOON = {
     "health_check_initial_delay_ms": 0,
-    "health_check_period_ms": 500,
+    "health_check_period_ms": 300,
     "health_check_timeout_ms": 1000,
-    "health_check_failure_threshold": 3,
+    "health_check_failure_threshold": 2,
 }
 
 
@@ -63,10 +64,12 @@ def main(folder: Path) -> dict[str, Any]:
                 threads.submit(whole_run, config, run, said["run"].append),
                 threads.submit(one_round, config, pool, said["pool"].append),
             ]
-            wait_until(lambda: not run.waiting() and not pool.waiting())
+            wait_until(lambda: not run.waiting() and not pool.waiting(), WAIT_S)
             cluster.remove_node(node, allow_graceful=False)
             dropped = time.monotonic()
-            wait_until(lambda: all("a node that can hold" in " ".join(texts) for texts in said.values()))
+            wait_until(
+                lambda: all("a node that can hold" in " ".join(texts) for texts in said.values()), WAIT_S
+            )
             cluster.add_node(num_cpus=EXITS + 1 + EXITS)
             results = [each.result(WAIT_S) for each in made]
         return {"run": results[0], "pool": results[1], "said": said, "seconds": time.monotonic() - dropped}
@@ -105,15 +108,6 @@ def one_round(config: RunConfig, faults: Faults, notify: Callable[[str], None]) 
 def hashes(trained: Trained) -> list[str]:
     """SHA-256 of every exit's delta."""
     return [hashlib.sha256(update.delta.tobytes()).hexdigest() for update in trained.updates]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Raises TimeoutError if it does not come true."""
-    limit = time.monotonic() + WAIT_S
-    while not condition():
-        if time.monotonic() > limit:
-            raise TimeoutError
-        time.sleep(0.05)
 
 
 if __name__ == "__main__":

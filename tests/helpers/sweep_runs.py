@@ -3,21 +3,9 @@
 from __future__ import annotations
 
 import csv
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import psutil
-
-TINY = (
-    *("--data.train-limit", "48", "--data.val", "50", "--model.msdnet.base", "1"),
-    *("--model.msdnet.step", "1", "--model.msdnet.channels", "8"),
-)
-"""A tenth of a second a round."""
-
-_ACTORS = ("ray::DriverActor", "ray::ExitActor", "ray::ImplicitFunc", "ray::run_trial")
 
 
 @dataclass(frozen=True)
@@ -61,30 +49,10 @@ def table(path: str | Path) -> dict[str, dict[str, str]]:
         return {line["trial"]: line for line in csv.DictReader(stream)}
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 90) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, f"not within {seconds:.0f} s"
-        time.sleep(0.05)
-
-
 def checkpoints(sweep: Path) -> dict[str, int]:
     """The number of the newest checkpoint of every trial that has one."""
     found: dict[str, int] = {}
     for file in sweep.glob("*/checkpoint_*/checkpoint.npz"):
         trial, number = file.parts[-3], int(file.parts[-2].rpartition("_")[2])
         found[trial] = max(number, found.get(trial, 0))
-    return found
-
-
-def trial_actors(kind: str = "") -> list[psutil.Process]:
-    """The processes of trials in the cluster that this process has started."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            title = (process.cmdline() or [""])[0]
-        except psutil.Error:
-            continue
-        if title.startswith(_ACTORS) and kind in title:
-            found.append(process)
     return found

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from ray_head import Head, started_head
+from runs import LOCAL, UNTRACKED
 from tiny import tiny_run
 
 from raygf.config.run import DataConfig, ResourceConfig, RunConfig, StorageConfig, TrackingConfig
@@ -142,6 +143,31 @@ def run_job(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
         return Outcome(end.value.code or 0, *capsys.readouterr())
 
     return run
+
+
+_hashes: dict[tuple[str, ...], str] = {}
+
+
+@pytest.fixture
+def straight_hash(run_job: RunJob) -> Callable[..., str]:
+    """The weights after an undisturbed run of the job "digits" with these flags, in one process."""
+
+    def straight(*flags: str) -> str:
+        if flags not in _hashes:
+            where = (
+                *LOCAL,
+                *UNTRACKED,
+                "--storage.path",
+                "straight",
+                "--storage.name",
+                f"run-{len(_hashes)}",
+            )
+            outcome = run_job("digits", *flags, *where)
+            assert outcome.code == 0, outcome.err
+            _hashes[flags] = outcome.result["weights_sha256"]
+        return _hashes[flags]
+
+    return straight
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import hashlib
 import os
 import pickle
 import shlex
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -57,10 +56,9 @@ from bad_things import (
     unreadable,
     weights,
 )
+from runs import free_port, local_driver
 
 from raygf.cli import parse
-from raygf.rounds.driver import Driver
-from raygf.training.exit_trainer import LocalExecutor
 
 RunJob = Callable[..., Any]
 Call = Callable[[str], Any]
@@ -426,29 +424,22 @@ def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of the job "digits" with two checkpoints."""
     path = tmp_path_factory.mktemp("past")
     _, config = parse("", "digits", [*FLAGS["digits"], "--storage.path", str(path)])
-    driver = Driver(config, lambda run, dataset, exits: LocalExecutor(run, dataset))
+    driver = local_driver(config)
     driver.prepare()
     assert [record.round for record in driver.rounds("")] == [1, 2]
     driver.close()
     return path / "one"
 
 
-@pytest.fixture(scope="module")
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
-def call(run_job: RunJob, closed_port: int, monkeypatch: pytest.MonkeyPatch) -> Call:
+def call(run_job: RunJob, monkeypatch: pytest.MonkeyPatch) -> Call:
     """Runs a row's job in this process."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for module in ("mine", "broken", "leaving"):
         monkeypatch.delitem(sys.modules, module, raising=False)
 
     def call(argv: str) -> Any:
-        job, *flags = shlex.split(argv.format(port=closed_port))
+        job, *flags = shlex.split(argv.format(port=free_port()))
         return run_job(PROGRAM.get(job, job), *FLAGS[job], *flags)
 
     return call

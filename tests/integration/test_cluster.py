@@ -13,10 +13,9 @@ import pytest
 import three_nodes
 import tiny
 from ray_head import ray_folder
+from runs import local_driver
 
-from raygf.rounds.driver import Driver
 from raygf.storage.checkpoint import CheckpointStore
-from raygf.training.exit_trainer import LocalExecutor
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def test_actors_of_both_runs_live_at_the_same_time_where_they_were_placed(met: d
 def test_both_runs_give_the_bits_of_one_process(met: dict[str, Any], tmp_path: Path) -> None:
     for seed, name in enumerate(three_nodes.STRATEGIES):
         config = three_nodes.run_config(tmp_path, name, seed)
-        local = Driver(config, lambda run, data, exits: LocalExecutor(run, data))
+        local = local_driver(config)
         local.prepare()
         rounds = [record.round for record in local.rounds("")]
         assert rounds == CheckpointStore(str(met["folder"]), name, 2).rounds() == [1, 2]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from faults import Faults
+from runs import local_driver, raygf_actors, wait_until, with_resources
 
 from raygf.config.run import RunConfig, StorageConfig
 from raygf.on_ray.cluster import with_gpus
@@ -55,7 +54,7 @@ def undisturbed(config: RunConfig, hashes: dict[int, str], tmp_path: Path) -> di
     """The weights after each round, in one process."""
     if not hashes:
         storage = StorageConfig(str(tmp_path / "undisturbed"), "small", keep=config.rounds)
-        driver = Driver(replace(config, storage=storage), lambda run, data, exits: LocalExecutor(run, data))
+        driver = local_driver(replace(config, storage=storage))
         driver.prepare()
         for record in driver.rounds(""):
             hashes[record.round] = load_checkpoint(record.checkpoint).network.sha256()
@@ -85,30 +84,8 @@ def survive(cluster: str, tmp_path: Path) -> Iterator[Callable[..., Survived]]:
     yield run
 
 
-def with_resources(config: RunConfig, **fields: Any) -> RunConfig:
-    return replace(config, resources=replace(config.resources, **fields))
-
-
 def rounds_of(run: Survived) -> list[int]:
     return [record.round for record in run.records]
-
-
-def raygf_actors() -> list[str]:
-    """The titles of raygf's actors in the cluster that this process has started."""
-    titles = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            titles.append((process.cmdline() or [""])[0])
-        except psutil.NoSuchProcess:
-            continue
-    return [title for title in titles if title.startswith(("ray::DriverActor", "ray::ExitActor"))]
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 15) -> bool:
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit and not condition():
-        time.sleep(0.05)
-    return condition()
 
 
 def test_every_exit_is_killed_in_one_round(
@@ -153,7 +130,7 @@ def test_driver_is_killed_while_and_after_it_writes(
     assert sorted(path.name for path in Path(store.folder).iterdir()) == [
         *("round-000004.npz", "round-000005.npz"),
     ]
-    assert wait_until(lambda: raygf_actors() == [])  # those of dead drivers have gone with them
+    assert wait_until(lambda: not raygf_actors())  # those of dead drivers have gone with them
 
 
 def test_everything_at_once(

@@ -9,35 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
+from runs import LOCAL, RESUME, TINY, UNTRACKED, raygf_actors, rounds_shown
 
 from raygf.storage.checkpoint import CheckpointStore
 
 RunJob = Callable[..., Any]
 
-SMALL = (
-    *("--rounds", "12", "--data.train-limit", "150", "--data.val", "50", "--model.msdnet.base", "1"),
-    *("--model.msdnet.step", "1", "--model.msdnet.channels", "8", "--storage.path", "runs"),
-    *("--tracking.enabled", "False", "--resources.actors", "2"),
-)
-LOCAL = ("--resources.executor", "local")
+LONG = ("--rounds", "12", "--data.train-limit", "150", *TINY[2:])
+SMALL = (*LONG, "--storage.path", "runs", *UNTRACKED, "--resources.actors", "2")
 MINE = ("--storage.name", "one")
-RESUME = ("--storage.resume", "True")
 
 
-@pytest.fixture
-def straight_hash(run_job: RunJob) -> str:
-    """The weights after an undisturbed run, in one process."""
-    outcome = run_job("digits", *SMALL, *LOCAL, "--storage.name", "straight")
-    assert outcome.code == 0, outcome.err
-    return str(outcome.result["weights_sha256"])
-
-
-def test_the_second_job_is_refused_and_the_first_is_gone_on_with_after_its_death(
+def test_second_job_is_refused_and_first_is_resumed_after_its_death(
     cluster: str,
     start_job: Callable[..., Any],
     run_job: RunJob,
-    straight_hash: str,
+    straight_hash: Callable[..., str],
     tmp_path: Path,
 ) -> None:
     first = start_job("digits", *SMALL, *MINE, "--resources.address", cluster)
@@ -54,11 +41,12 @@ def test_the_second_job_is_refused_and_the_first_is_gone_on_with_after_its_death
     assert first.poll() is None, "the job was over before the second one was refused"
 
     actors = raygf_actors()
+    assert actors
     os.kill(first.pid, signal.SIGKILL)
     third = run_job("digits", *SMALL, *LOCAL, *MINE, *RESUME)  # at once
     assert third.code == 0, third.err
-    assert third.result["weights_sha256"] == straight_hash
-    rounds = [line.split()[1] for line in third.err.splitlines() if line.startswith("round ")]
+    assert third.result["weights_sha256"] == straight_hash(*LONG)
+    rounds = rounds_shown(third.err)
     assert rounds[-1] == "12/12" and rounds[0] != "1/12"
     assert "note: took " in third.err and "has ended" in third.err
     psutil.wait_procs(actors, timeout=10)
@@ -67,16 +55,3 @@ def test_the_second_job_is_refused_and_the_first_is_gone_on_with_after_its_death
     assert sorted(path.name for path in Path(store.folder).iterdir()) == [
         *("round-000011.npz", "round-000012.npz"),
     ]
-
-
-def raygf_actors() -> list[psutil.Process]:
-    """The processes of raygf's actors in the cluster that this process has started."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if (process.cmdline() or [""])[0].startswith(("ray::DriverActor", "ray::ExitActor")):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    assert found
-    return found

@@ -13,11 +13,11 @@ import faults
 import lost_node
 import pytest
 from ray_head import ray_folder
+from runs import local_driver
 
 from raygf.compute import resolve_compute
 from raygf.data.load import load_data
 from raygf.models.build import build_model
-from raygf.rounds.driver import Driver
 from raygf.training.exit_trainer import LocalExecutor
 from raygf.training.network import BoundNetwork
 
@@ -43,7 +43,7 @@ def test_a_run_whose_node_is_lost_waits_for_another_and_ends_with_the_same_bits(
     seen: dict[str, Any], tmp_path: Path
 ) -> None:
     config = lost_node.run_config(tmp_path)
-    local = Driver(config, lambda run, data, exits: LocalExecutor(run, data))
+    local = local_driver(config)
     local.prepare()
     assert [record.round for record in local.rounds("")] == seen["run"]["rounds"] == [1, 2, 3]
     assert seen["run"]["weights_sha256"] == local.end().weights_sha256

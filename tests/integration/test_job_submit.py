@@ -7,27 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from ray_head import Head
-from sweep_runs import TINY, table, tracked_sweep, wait_until
+from runs import TINY, rounds_shown, wait_until
+from sweep_runs import table, tracked_sweep
 
 from raygf.storage.checkpoint import CheckpointStore, load_checkpoint
 
 RunJob = Callable[..., Any]
-
-LOCAL = ("--resources.executor", "local", "--tracking.enabled", "False", "--storage.path", "local")
-
-
-@pytest.fixture
-def straight_hash(run_job: RunJob) -> Callable[[str], str]:
-    """The weights after so many rounds, undisturbed, in one process."""
-
-    def straight(rounds: str) -> str:
-        outcome = run_job("digits", "--rounds", rounds, *TINY, *LOCAL)
-        assert outcome.code == 0, outcome.err
-        return str(outcome.result["weights_sha256"])
-
-    return straight
 
 
 def only_result(logs: str) -> dict[str, Any]:
@@ -35,10 +21,6 @@ def only_result(logs: str) -> dict[str, Any]:
     (line,) = [line for line in logs.splitlines() if line.startswith('{"run_id"')]
     result: dict[str, Any] = json.loads(line)
     return result
-
-
-def rounds_shown(logs: str) -> list[str]:
-    return [line.split()[1] for line in logs.splitlines() if line.startswith("round ")]
 
 
 def tracked_status(uri: str, run_id: str) -> str:
@@ -65,7 +47,7 @@ def test_submitted_job_with_a_bad_flag_fails(head: Head, repository: Path) -> No
 
 
 def test_stopped_job_can_be_resumed_to_the_same_bits(
-    head: Head, repository: Path, straight_hash: Callable[[str], str], tracking_uri: str, tmp_path: Path
+    head: Head, repository: Path, straight_hash: Callable[..., str], tracking_uri: str, tmp_path: Path
 ) -> None:
     storage = ("--storage.path", str(tmp_path / "runs"), "--storage.name", "one")
     command = ("python", "jobs/digits.py", "--rounds", "16", *TINY, "--resources.actors", "2", *storage)
@@ -93,7 +75,7 @@ def test_stopped_job_can_be_resumed_to_the_same_bits(
     assert done.returncode == 0, logs
     assert rounds_shown(logs)[0] == f"{checkpoint.round + 1}/16"
     result = only_result(logs)
-    assert result["weights_sha256"] == straight_hash("16")
+    assert result["weights_sha256"] == straight_hash("--rounds", "16", *TINY)
     assert result["run_id"] == checkpoint.meta["run_id"]
     assert result["checkpoint"] == str(tmp_path / "runs" / "one" / "round-000016.npz")
     assert load_checkpoint(result["checkpoint"]).network.sha256() == result["weights_sha256"]

@@ -9,44 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import LOCAL, TINY, UNTRACKED
 
 RunJob = Callable[..., Any]
 
 KEYS = (
-    *(
-        "run_id",
-        "method",
-        "rounds",
-        "test_accuracy",
-        "operations",
-        "parameters",
-        "training_passes",
-        "seconds",
-    ),
-    *("weights_sha256", "checkpoint"),
+    *("run_id", "method", "rounds", "test_accuracy", "operations", "parameters", "training_passes"),
+    *("seconds", "weights_sha256", "checkpoint"),
 )
-SMALL = (
-    *("--rounds", "3", "--data.train-limit", "48", "--data.val", "50", "--model.msdnet.base", "1"),
-    *("--model.msdnet.step", "1", "--model.msdnet.channels", "8", "--storage.path", "runs"),
-)
-UNTRACKED = ("--tracking.enabled", "False")
-LOCAL = ("--resources.executor", "local")
-
-_hashes: dict[str, str] = {}
-
-
-@pytest.fixture
-def local_hash(run_job: RunJob) -> str:
-    """The weights that ``SMALL`` gives in one process."""
-    if "local" not in _hashes:
-        outcome = run_job("digits", *SMALL, *LOCAL, *UNTRACKED)
-        assert outcome.code == 0, outcome.err
-        _hashes["local"] = outcome.result["weights_sha256"]
-    return _hashes["local"]
+SMALL = ("--rounds", "3", *TINY, "--storage.path", "runs")
 
 
 def test_last_line_is_the_result_and_progress_is_elsewhere(
-    call_job: RunJob, tracking_uri: str, tmp_path: Path, local_hash: str
+    call_job: RunJob, tracking_uri: str, tmp_path: Path, straight_hash: Callable[..., str]
 ) -> None:
     """As a program of its own, with tracking; the second run of the same gives the same bits."""
     outcome = call_job("digits", *SMALL, *LOCAL, "--tracking.uri", tracking_uri, "--storage.name", "one")
@@ -54,8 +29,8 @@ def test_last_line_is_the_result_and_progress_is_elsewhere(
     (line,) = outcome.out.splitlines()
     result = json.loads(line)
     assert tuple(result) == KEYS
-    assert result["weights_sha256"] == local_hash
-    assert re.fullmatch("[0-9a-f]{64}", local_hash)
+    assert result["weights_sha256"] == straight_hash("--rounds", "3", *TINY)
+    assert re.fullmatch("[0-9a-f]{64}", result["weights_sha256"])
     assert (result["method"], result["rounds"], result["training_passes"]) == ("metagf", 3, 12)
     assert len(result["test_accuracy"]) == len(result["operations"]) == len(result["parameters"]) == 3
     assert all(0 <= accuracy <= 1 for accuracy in result["test_accuracy"])

@@ -10,23 +10,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from runs import LOCAL, TINY, UNTRACKED, free_port
 
 from raygf.config.run import ResourceConfig
 from raygf.errors import ResourceError
 
 RunJob = Callable[..., Any]
-SMALL = (
-    *("--data.train-limit", "48", "--model.msdnet.base", "1", "--model.msdnet.step", "1"),
-    *("--model.msdnet.channels", "8", "--rounds", "2", "--storage.path", "runs"),
-)
-LOCAL = ("--resources.executor", "local", "--tracking.enabled", "False", "--storage.name", "one")
-
-
-@pytest.fixture(scope="module")
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+HERE = (*LOCAL, *UNTRACKED, "--storage.name", "one")
+SMALL = ("--rounds", "2", *TINY, "--storage.path", "runs")
 
 
 def the_line(outcome: Any) -> str:
@@ -56,7 +47,7 @@ def test_s3_without_credentials(run_job: RunJob, monkeypatch: pytest.MonkeyPatch
     with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         where = f"s3://bucket/runs?endpoint_override=127.0.0.1:{server.server_port}&scheme=http&region=here"
-        line = the_line(run_job("digits", *LOCAL, "--storage.path", where))
+        line = the_line(run_job("digits", *HERE, "--storage.path", where))
         server.shutdown()
     assert "storage.path: can't write to s3://bucket/runs/one?" in line
     assert "ACCESS_DENIED" in line and "set another --storage.path" in line
@@ -70,7 +61,7 @@ def test_a_storage_that_never_answers(where: str, run_job: RunJob, monkeypatch: 
     monkeypatch.setattr("raygf.storage.checkpoint.ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         there = f"{where}&endpoint_override=127.0.0.1:{mute.getsockname()[1]}"
-        outcome = run_job("digits", *LOCAL, "--storage.path", there)
+        outcome = run_job("digits", *HERE, "--storage.path", there)
     assert "no answer within 0.5 s" in the_line(outcome)
     assert "geheim" not in outcome.err
 
@@ -86,12 +77,13 @@ def test_a_storage_that_never_answers(where: str, run_job: RunJob, monkeypatch: 
         ("head", "must be HOST:PORT of a cluster, or local"),
     ],
 )
-def test_clusters_that_are_not_there(address: str, says: str, closed_port: int) -> None:
+def test_clusters_that_are_not_there(address: str, says: str) -> None:
+    port = free_port()
     from raygf.on_ray.cluster import connect
 
     with pytest.raises(ResourceError) as caught:
-        connect(ResourceConfig(address=address.format(port=closed_port)))
-    assert says.format(port=closed_port) in str(caught.value)
+        connect(ResourceConfig(address=address.format(port=port)))
+    assert says.format(port=port) in str(caught.value)
     assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
 
 
@@ -111,8 +103,8 @@ def test_more_than_the_machine_has(cluster: str, run_job: RunJob, flag: str, say
     assert time.monotonic() - started < 30
 
 
-def test_program_on_a_cluster_that_is_not_there(call_job: RunJob, closed_port: int) -> None:
-    address = f"127.0.0.1:{closed_port}"
+def test_program_on_a_cluster_that_is_not_there(call_job: RunJob) -> None:
+    address = f"127.0.0.1:{free_port()}"
     flags = ("--tracking.enabled", "False", "--resources.address", address)
     outcome = call_job("digits", *SMALL, *flags, seconds=30)  # left to itself, Ray tries for many minutes
     assert f"no Ray cluster answers at {address}" in the_line(outcome)

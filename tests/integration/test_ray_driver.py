@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import psutil
 import pytest
+from runs import local_driver, ray_processes, raygf_actors, wait_until, with_resources
 
 from raygf.config.run import RunConfig
 from raygf.errors import DataError, ExitFailed, ResourceError
 from raygf.on_ray.cluster import connected, with_gpus
 from raygf.on_ray.driver import RemoteDriver
 from raygf.records import FusionReport
-from raygf.rounds.driver import Driver
 from raygf.storage.checkpoint import CheckpointStore
-from raygf.training.exit_trainer import LocalExecutor
 
 
 @pytest.fixture
@@ -35,30 +31,6 @@ def start_driver(cluster: str) -> Iterator[Callable[[RunConfig], RemoteDriver]]:
     for driver in drivers:
         driver.close()
     assert wait_until(lambda: not raygf_actors(), 5), "closing left actors behind"
-
-
-def with_resources(config: RunConfig, **fields: Any) -> RunConfig:
-    return replace(config, resources=replace(config.resources, **fields))
-
-
-def raygf_actors(kind: str = "") -> list[int]:
-    """The processes of raygf's actors in the cluster that this process has started."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            title = (process.cmdline() or [""])[0]
-        except psutil.NoSuchProcess:
-            continue
-        if title.startswith(("ray::DriverActor", "ray::ExitActor")) and kind in title:
-            found.append(process.pid)
-    return found
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit and not condition():
-        time.sleep(0.05)
-    return condition()
 
 
 def assert_same_fusion(mine: FusionReport | None, theirs: FusionReport | None) -> None:
@@ -77,14 +49,12 @@ def test_records_are_those_of_the_plain_driver(
 ) -> None:
     remote = start_driver(with_resources(small_config, actors=2))
     elsewhere = replace(small_config.storage, path=str(tmp_path / "local"))
-    local = Driver(
-        replace(small_config, storage=elsewhere), lambda run, data, exits: LocalExecutor(run, data)
-    )
+    local = local_driver(replace(small_config, storage=elsewhere))
     assert remote.prepare() == local.prepare()
     rounds = remote.rounds("a-run")
     records = [next(rounds)]
-    assert wait_until(lambda: len(raygf_actors("ExitActor")) == 2, 30)
-    assert len(raygf_actors("DriverActor")) == 1
+    assert wait_until(lambda: len(ray_processes("ray::ExitActor")) == 2, 30)
+    assert len(ray_processes("ray::DriverActor")) == 1
     records += rounds
     assert [record.round for record in records] == [1, 2, 3]
     for mine, theirs in zip(records, local.rounds("a-run"), strict=True):

@@ -10,7 +10,6 @@ import re
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import psutil
 import pytest
 import ray
 from faults import Faults
+from runs import ray_processes, wait_until
 
 from raygf.compute import resolve_compute
 from raygf.config.run import RunConfig
@@ -144,27 +144,6 @@ def pids(pool: RayExecutor) -> list[int]:
     """The processes of the actors that have started."""
     places = [worker.place.shown for worker in pool._pool.ready()]
     return [int(match[1]) for place in places if (match := re.search(r"\(pid (\d+)\)", place))]
-
-
-def actor_processes() -> set[int]:
-    """The processes of all exit actors of this cluster."""
-    found = set()
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if process.cmdline() and process.cmdline()[0].startswith("ray::ExitActor"):
-                found.add(process.pid)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 15) -> bool:
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return condition()
 
 
 def test_same_bits_as_the_local_executor(pool: RayExecutor, bench: Bench) -> None:
@@ -336,14 +315,14 @@ def test_stuck_training_is_retried_elsewhere_and_then_ends_the_run(
 
 def test_closing_ends_the_processes(new_pool: Callable[..., Any]) -> None:
     """Those that train and those that are still starting."""
-    assert wait_until(lambda: not actor_processes())
-    before = actor_processes()
+    assert wait_until(lambda: not exit_actors())
+    before = exit_actors()
     pool, _ = new_pool(actors=2)
     (running, *_) = pids(pool)
-    assert running in actor_processes() - before
+    assert running in exit_actors() - before
     pool.close()
     assert wait_until(lambda: not psutil.pid_exists(running))
-    assert wait_until(lambda: not actor_processes() - before), "an actor that was starting is still there"
+    assert wait_until(lambda: not exit_actors() - before), "an actor that was starting is still there"
 
 
 def test_actor_that_dies_while_it_starts_is_replaced(new_pool: Callable[..., Any], bench: Bench) -> None:
@@ -373,6 +352,10 @@ def test_actor_lost_while_starting_is_not_called_exit_0(new_pool: Callable[..., 
     assert "exit 0" not in str(caught.value)
 
 
+def exit_actors() -> set[int]:
+    return {process.pid for process in ray_processes("ray::ExitActor")}
+
+
 class Hog:
     """Takes CPUs."""
 
@@ -385,13 +368,13 @@ def test_replacement_that_can_not_be_placed_ends_the_run(
     new_pool: Callable[..., Any], bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody else has taken the place of the lost actor: an error after the limit, no wait without end."""
-    monkeypatch.setattr("raygf.on_ray.placement.START_S", 10.0)
+    monkeypatch.setattr("raygf.on_ray.placement.START_S", 4.0)
     pool, faults = new_pool(actors=1)
     hogs = [ray.remote(Hog).options(num_cpus=cpus).remote() for cpus in (3, 1)]  # the second waits for a CPU
     try:
         assert ray.get(hogs[0].ready.remote(), timeout=30)
         faults.add("kill exit 1 in round 1")
-        with pytest.raises(RaygfError, match="within 10 s"):
+        with pytest.raises(RaygfError, match="within 4 s"):
             pool.train(bench.state, 1, NONE)
         assert len(pids_of(faults, 1, 1)) == 1
     finally:

@@ -10,17 +10,16 @@ import re
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import ray
 import torch.distributed as dist
+from runs import LOCAL, TINY, local_driver, ray_processes, wait_until
 from torch import nn
 
 from raygf.config.run import ComputeConfig, ModelConfig, ResourceConfig, RunConfig, StorageConfig
@@ -30,22 +29,15 @@ from raygf.models.multi_exit import MultiExitNetwork
 from raygf.on_ray.cluster import with_gpus
 from raygf.on_ray.data_parallel import TrainDriver, work
 from raygf.records import RoundRecord
-from raygf.rounds.driver import Driver
 from raygf.storage.checkpoint import CheckpointStore
-from raygf.training.exit_trainer import LocalExecutor
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers can't import this file
 FOLDER = str(Path(__file__).parent)
 
 RunJob = Callable[..., Any]
 
-SMALL = (
-    *("--rounds", "3", "--data.train-limit", "48", "--data.val", "50", "--model.msdnet.base", "1"),
-    *("--model.msdnet.step", "1", "--model.msdnet.channels", "8", "--storage.path", "runs"),
-    *("--tracking.enabled", "False"),
-)
+SMALL = ("--rounds", "3", *TINY, "--storage.path", "runs", "--tracking.enabled", "False")
 FP32 = ComputeConfig("cpu", "fp32", "contiguous")
-LOCAL = ("--resources.executor", "local")
 ONE = ("--resources.workers", "1")
 
 
@@ -84,31 +76,10 @@ def start_driver(cluster: str) -> Iterator[Callable[[RunConfig], TrainDriver]]:
     yield start
     for driver in drivers:
         driver.close()
-    assert wait_until(lambda: not workers() and not processes("ray::TrainHost"), 10), "closing left actors"
+    assert wait_until(
+        lambda: not ray_processes("ray::RayTrainWorker") and not ray_processes("ray::TrainHost"), 10
+    )
     assert {group["state"] for group in ray.util.placement_group_table().values()} == {"REMOVED"}
-
-
-def processes(title: str) -> list[int]:
-    """The actors of a kind in the cluster that this process has started."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if (process.cmdline() or [""])[0].startswith(title):
-                found.append(process.pid)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
-def workers() -> list[int]:
-    return processes("ray::RayTrainWorker")
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit and not condition():
-        time.sleep(0.05)
-    return condition()
 
 
 def test_one_worker_gives_the_bits_of_the_local_executor(
@@ -138,9 +109,7 @@ def test_two_workers_agree_with_one_and_are_started_again_when_one_is_lost(
     config = replace(config, model=ModelConfig(f"{__name__}:without_batchnorm"))
     config = replace(config, storage=replace(config.storage, keep=2000), compute=FP32)
     elsewhere = replace(config.storage, path=str(tmp_path / "local"))
-    local = Driver(
-        replace(config, stop_after=3, storage=elsewhere), lambda run, data, exits: LocalExecutor(run, data)
-    )
+    local = local_driver(replace(config, stop_after=3, storage=elsewhere))
     start = local.prepare()
     together = start_driver(config)
     assert together.prepare() == start
@@ -157,7 +126,7 @@ def test_two_workers_agree_with_one_and_are_started_again_when_one_is_lost(
     np.testing.assert_allclose(two.method["momentum"], one.method["momentum"], rtol=1e-3, atol=1e-6)
     assert two.meta["run_id"] == "a-run"
 
-    before = set(workers())
+    before = {process.pid for process in ray_processes("ray::RayTrainWorker")}
     assert len(before) == 2
     os.kill(max(before), signal.SIGKILL)
     record = next(records)
@@ -169,7 +138,8 @@ def test_two_workers_agree_with_one_and_are_started_again_when_one_is_lost(
         rf"driver restarted in round {record.round}: worker [12] was lost: ActorDiedError: its worker process"
     )
     assert re.match(says, note), note
-    assert len(workers()) == 2 and not before & set(workers())
+    after = {process.pid for process in ray_processes("ray::RayTrainWorker")}
+    assert len(after) == 2 and not before & after
     expected = one_round(config, tmp_path / "copy", record.round)
     assert record.train.loss == pytest.approx(expected.train.loss, rel=1e-5)
 
@@ -179,7 +149,7 @@ def one_round(config: RunConfig, folder: Path, round: int) -> RoundRecord:
     (folder / "small").mkdir(parents=True)
     shutil.copy(Path(config.storage.path, "small", f"round-{round - 1:06d}.npz"), folder / "small")
     config = replace(config, storage=StorageConfig(str(folder), "small", resume=True))
-    driver = Driver(config, lambda run, data, exits: LocalExecutor(run, data))
+    driver = local_driver(config)
     driver.prepare()
     record = next(driver.rounds(""))
     driver.close()

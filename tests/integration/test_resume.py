@@ -11,40 +11,15 @@ from typing import Any
 
 import psutil
 import pytest
+from runs import LOCAL, RESUME, TINY, raygf_actors, rounds_shown
 
 from raygf.storage.checkpoint import CheckpointStore
 
 RunJob = Callable[..., Any]
 
-SMALL = (
-    *("--rounds", "4", "--data.train-limit", "48", "--data.val", "50", "--model.msdnet.base", "1"),
-    *("--model.msdnet.step", "1", "--model.msdnet.channels", "8", "--storage.path", "runs"),
-)
-LONGER = ("--rounds", "9", "--data.train-limit", "96", *SMALL[4:])
-UNTRACKED = ("--tracking.enabled", "False")
-LOCAL = ("--resources.executor", "local")
+SMALL = ("--rounds", "4", *TINY)
+LONGER = ("--rounds", "9", "--data.train-limit", "96", *TINY[2:])
 RAY = ("--resources.actors", "2")
-RESUME = ("--storage.resume", "True")
-
-_hashes: dict[tuple[str, ...], str] = {}
-
-
-@pytest.fixture
-def straight_hash(run_job: RunJob) -> Callable[..., str]:
-    """The weights after an undisturbed run with these flags, in one process."""
-
-    def straight(*flags: str) -> str:
-        if flags not in _hashes:
-            outcome = run_job("digits", *flags, *LOCAL, *UNTRACKED, "--storage.name", "straight")
-            assert outcome.code == 0, outcome.err
-            _hashes[flags] = outcome.result["weights_sha256"]
-        return _hashes[flags]
-
-    return straight
-
-
-def rounds_shown(err: str) -> list[str]:
-    return [line.split()[1] for line in err.splitlines() if line.startswith("round ")]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +38,17 @@ def test_stopped_run_goes_on_to_the_same_bits(
 ) -> None:
     """Under Ray: tests of interrupting, and of submitted jobs."""
     expected = straight_hash(*SMALL, *flags)
-    mine = (*SMALL, *flags, *LOCAL, "--tracking.uri", tracking_uri, "--storage.name", "one")
+    mine = (
+        *SMALL,
+        *flags,
+        *LOCAL,
+        "--storage.path",
+        "runs",
+        "--tracking.uri",
+        tracking_uri,
+        "--storage.name",
+        "one",
+    )
     stopped = run_job("digits", *mine, "--stop-after", "2")
     assert stopped.code == 0, stopped.err
     assert stopped.result["rounds"] == 2
@@ -91,18 +76,6 @@ def assert_one_run(uri: str, result: dict[str, Any]) -> None:
     assert sorted(steps) == [1, 2, 3, 4]
 
 
-def raygf_actors(of: psutil.Process) -> list[psutil.Process]:
-    """The processes of raygf's actors among the descendants of ``of``."""
-    found = []
-    for process in of.children(recursive=True):
-        try:
-            if (process.cmdline() or [""])[0].startswith(("ray::DriverActor", "ray::ExitActor")):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
@@ -116,7 +89,7 @@ def test_interrupted_run_stops_at_once_and_can_be_resumed(
 ) -> None:
     """Ctrl-C goes to the whole process group, with a Ray of its own; SIGTERM is a submitted job's."""
     expected = straight_hash(*LONGER)
-    mine = (*LONGER, *RAY, "--tracking.uri", tracking_uri, "--storage.name", "one")
+    mine = (*LONGER, *RAY, "--storage.path", "runs", "--tracking.uri", tracking_uri, "--storage.name", "one")
     job = start_job("digits", *mine, "--resources.address", "local")
     before = []
     for line in job.stderr:

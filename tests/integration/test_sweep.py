@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from sweep_runs import TINY, checkpoints, table, tracked_sweep, trial_actors, wait_until
+from runs import TINY, ray_processes, raygf_actors, wait_until
+from sweep_runs import checkpoints, table, tracked_sweep
 
 from raygf.config.run import StorageConfig
 from raygf.records import read_history
@@ -29,19 +30,6 @@ def sweep_flags(tmp_path: Path, uri: str, *flags: str) -> tuple[str, ...]:
     return (*storage, "--tracking.uri", uri, *TINY, *flags)
 
 
-@pytest.fixture
-def straight_hash(run_job: RunJob) -> Callable[..., str]:
-    """The weights of one run in one process."""
-
-    def straight(*flags: str) -> str:
-        local = ("--resources.executor", "local", "--tracking.enabled", "False", "--storage.path", "local")
-        outcome = run_job("digits", *TINY, *local, *flags)
-        assert outcome.code == 0, outcome.err
-        return str(outcome.result["weights_sha256"])
-
-    return straight
-
-
 def test_interrupted_and_killed_sweep_is_resumed_to_its_end(
     cluster: str,
     start_job: StartJob,
@@ -55,7 +43,7 @@ def test_interrupted_and_killed_sweep_is_resumed_to_its_end(
     search += ("--concurrent", "1", "--resources.actors", "1")
     sweep = tmp_path / "runs" / "sweep"
     first = start_job("sweep", *flags, *search)
-    wait_until(lambda: checkpoints(sweep))
+    wait_until(lambda: checkpoints(sweep), 90)
     first.send_signal(signal.SIGTERM)
     out, err = first.communicate(timeout=60)
     assert (first.returncode, out) == (130, ""), err
@@ -66,7 +54,7 @@ def test_interrupted_and_killed_sweep_is_resumed_to_its_end(
 
     second = start_job("sweep", *flags, "--resume")  # nothing else need be said again
     before = checkpoints(sweep)
-    wait_until(lambda: sum(checkpoints(sweep).values()) >= sum(before.values()) + 4)
+    wait_until(lambda: sum(checkpoints(sweep).values()) >= sum(before.values()) + 4, 90)
     second.kill()
     second.communicate(timeout=60)
     statuses = {run.status for run in tracked_sweep(tracking_uri)[1].values()}
@@ -80,7 +68,7 @@ def test_interrupted_and_killed_sweep_is_resumed_to_its_end(
     assert_all_is_told(result, tracking_uri)
     values = [word for name, value in result["best_config"].items() for word in (f"--{name}", str(value))]
     best = tracked_sweep(tracking_uri)[1][result["best_trial"]]
-    assert best.tags["weights_sha256"] == straight_hash("--rounds", "14", *values)
+    assert best.tags["weights_sha256"] == straight_hash("--rounds", "14", *TINY, *values)
 
     again = run_job("sweep", *flags, "--resume")
     assert (again.code, again.result) == (0, result), again.err
@@ -88,7 +76,7 @@ def test_interrupted_and_killed_sweep_is_resumed_to_its_end(
     taken = run_job("sweep", *flags, *search)
     assert taken.code == 2
     assert "holds a sweep already: resume it with --resume" in taken.err.splitlines()[-1]
-    wait_until(lambda: not trial_actors(), 20)
+    wait_until(lambda: not [*raygf_actors(), *ray_processes("run_trial"), *ray_processes("ImplicitFunc")], 20)
 
 
 def assert_all_is_told(result: dict[str, Any], uri: str) -> None:
@@ -147,7 +135,7 @@ class Killer(threading.Thread):
             started = len(self.folder.read_trials()) if self.sweep.is_dir() else 0
             once = started == 1 and not self.killed and max(checkpoints(self.sweep).values(), default=0) >= 3
             if once or started == 2:
-                for driver in trial_actors("DriverActor"):
+                for driver in ray_processes("ray::DriverActor"):
                     if driver.pid not in self.killed:
                         self.killed.append(driver.pid)
                         driver.kill()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_runs import TINY
+from runs import TINY
 
 RunJob = Callable[..., Any]
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from runs import free_port, wait_until
 
 from raygf.config.fields import from_dict
 from raygf.config.run import OptimConfig, RunConfig, TrackingConfig
@@ -288,15 +289,6 @@ def test_processes_may_create_one_database_together(tmp_path):
     assert experiment.artifact_location == (tmp_path / "mlartifacts").as_uri()
 
 
-# Refused before the run -------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_a_server_that_accepts_and_never_answers_is_refused(monkeypatch, said):
     monkeypatch.setattr("raygf.tracking.store.PROBE_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as mute:
@@ -401,27 +393,20 @@ def flaky(monkeypatch):
     return made
 
 
-def until(condition) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_rounds_that_could_not_be_sent_are_sent_later_and_remarked_once(store, said, flaky):
     tracker = MLflowTracker(store, "trial", said.append)
     run_id = tracker.start(CONFIG, "run")
     tracker.log_start(START)
     client = client_of(store)
-    until(lambda: "costs" not in tracker._delivery.undelivered)
+    wait_until(lambda: "costs" not in tracker._delivery.undelivered)
     flaky[0].broken = True
     tracker.log_round(record(1))
-    until(lambda: said)
+    wait_until(lambda: said)
     tracker.log_round(record(2))
-    until(lambda: flaky[0].calls >= 6)
+    wait_until(lambda: flaky[0].calls >= 6)
     flaky[0].broken = False
     tracker.log_round(record(3))
-    until(lambda: not tracker._delivery.undelivered)
+    wait_until(lambda: not tracker._delivery.undelivered)
     steps = [point.step for point in client.get_metric_history(run_id, "lr")]
     assert steps == [1, 2, 3]
     tracker.finish(END)
@@ -432,10 +417,10 @@ def test_what_does_not_arrive_at_the_end_is_named(store, said, flaky):
     tracker = MLflowTracker(store, "trial", said.append)
     tracker.start(CONFIG, "run")
     tracker.log_start(START)
-    until(lambda: not tracker._delivery.undelivered)
+    wait_until(lambda: not tracker._delivery.undelivered)
     flaky[0].broken = True
     tracker.log_round(record(1))
-    until(lambda: said)
+    wait_until(lambda: said)
     tracker.finish(END)
     assert said[1:] == [f"tracking: not delivered to {store} (Connection refused): round 1, results, tags"]
 
