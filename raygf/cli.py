@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -21,6 +22,9 @@ from raygf.config.run import RunConfig
 from raygf.errors import ConfigError, RaygfError
 
 T = TypeVar("T")
+
+RESUME = "--storage.resume True"
+"""The flag that resumes a run."""
 
 
 def parse(description: str, default_recipe: str, argv: Sequence[str]) -> tuple[str, RunConfig]:
@@ -48,20 +52,34 @@ def parse_flags(
         ConfigError: a flag is unknown or missing, or a value is not allowed.
         SystemExit: for ``--help``.
     """
-    with _one_line_errors():
-        return tyro.cli(
-            cls,
-            args=list(argv),
-            description=description,
-            prog=Path(sys.argv[0]).name + usage,
-            config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
-            default=tyro.MISSING_NONPROP if default is None else default,
-        )
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            return tyro.cli(
+                cls,
+                args=list(argv),
+                description=description,
+                prog=Path(sys.argv[0]).name + usage,
+                config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+                default=tyro.MISSING_NONPROP if default is None else default,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ConfigError(_unboxed(complaint.getvalue())) from None
+
+
+def split_recipe(default: str, argv: Sequence[str]) -> tuple[str, list[str]]:
+    """``--recipe NAME`` or ``--recipe=NAME`` taken out of ``argv``."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe", nargs="?", const="", default=default)
+    known, rest = parser.parse_known_args(argv)
+    return known.recipe, rest
 
 
 def describe_recipes(default: str, chosen: str) -> str:
-    """What ``--help`` says of recipes: how one is chosen, which one is, and a line for each."""
-    listing = "\n".join(f"  {key}: {_first_line(function)}" for key, function in RECIPES.items())
+    """The part of ``--help`` on recipes: how to choose one, the one chosen, and a line for each."""
+    listing = "\n".join(f"  {key}: {recipe.description}" for key, recipe in RECIPES.items())
     return (
         f"Flags override the recipe --recipe NAME (default: {default}), here {chosen}. Recipes:\n\n{listing}"
     )
@@ -71,7 +89,7 @@ def main(job: Callable[[Sequence[str]], Mapping[str, Any]], argv: Sequence[str] 
     """Run ``job``; what it returns is the last line on standard output, as JSON.
 
     Errors that raygf raises on purpose become one line on standard error. A KeyboardInterrupt may carry the
-    flags to go on with.
+    flags to resume with.
 
     Returns:
         The exit code: 0, 1 for a run that failed, 2 for something asked for that can't be done, 130 for an
@@ -84,8 +102,7 @@ def main(job: Callable[[Sequence[str]], Mapping[str, Any]], argv: Sequence[str] 
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt as stop:
-        how = str(stop) or "--storage.resume True"
-        print(f"interrupted; go on with {how}", file=sys.stderr, flush=True)
+        print(f"interrupted; resume with {str(stop) or RESUME}", file=sys.stderr, flush=True)
         return 130
     except BrokenPipeError:  # the reader of a long --help has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -94,21 +111,52 @@ def main(job: Callable[[Sequence[str]], Mapping[str, Any]], argv: Sequence[str] 
     return 0
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SHOW_CURSOR = "\x1b[?25h"
+
+
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """The parser's boxed complaint about flags as one ConfigError."""
-    said = io.StringIO()
+def interruptible(flags: str = RESUME) -> Iterator[Callable[[], None]]:
+    """Inside, the first Ctrl-C or SIGTERM raises KeyboardInterrupt, whatever comes then exits with 130.
+
+    Only in the main thread; elsewhere nothing is changed. The second signal cleans nothing up: actors and
+    nodes that this process has started end with it.
+
+    Args:
+        flags: those that resume what was interrupted; a process that exits names them.
+
+    Yields:
+        A call that puts the handlers in place again, for after Ray's start, which puts its own there.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+
+    def first(number: int, frame: FrameType | None) -> NoReturn:
+        _handle(dict.fromkeys(_SIGNALS, second))
+        raise KeyboardInterrupt
+
+    def second(number: int, frame: FrameType | None) -> NoReturn:
+        text = f"{cursor}\ninterrupted again: stopped at once; resume with {flags}\n"
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+        os._exit(130)
+
+    cursor = _SHOW_CURSOR if os.isatty(2) else ""
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    _handle(dict.fromkeys(_SIGNALS, first))
     try:
-        with redirect_stderr(said):
-            yield
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise ConfigError(_unboxed(said.getvalue())) from None
+        yield lambda: _handle(dict.fromkeys(_SIGNALS, first))
+    finally:
+        _handle(before)
+
+
+def _handle(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def _unboxed(text: str) -> str:
-    """The sections of a box in one line, without its title; terminals that know ASCII alone get no frame."""
+    """The parser's boxed complaint in one line, without the box's title; ASCII terminals get no frame."""
     sections: list[list[str]] = [[]]
     for line in text.splitlines():
         words = line.strip(" ╭╮╰╯│").split()
@@ -119,76 +167,3 @@ def _unboxed(text: str) -> str:
     title = 0 if text.startswith("╭") else 1
     said = [" ".join(words).rstrip(".") for words in sections[title:] if words]
     return "; ".join([*said[:1], *(part[0].lower() + part[1:] for part in said[1:])])
-
-
-def split_recipe(default: str, argv: Sequence[str]) -> tuple[str, list[str]]:
-    """``--recipe NAME`` or ``--recipe=NAME`` taken out of ``argv``."""
-    name, rest, words = default, [], iter(argv)
-    for word in words:
-        if word == "--recipe":
-            name = next(words, "")
-        elif word.startswith("--recipe="):
-            name = word.removeprefix("--recipe=")
-        else:
-            rest.append(word)
-    return name, rest
-
-
-def _first_line(function: Callable[..., object]) -> str:
-    return (function.__doc__ or "").strip().split("\n")[0]
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_SHOW_CURSOR = "\x1b[?25h"
-
-Handler = Callable[[int, FrameType | None], NoReturn]
-
-
-@contextmanager
-def interruptible(go_on: str = "--storage.resume True") -> Iterator[Callable[[], None]]:
-    """Inside, the first Ctrl-C or SIGTERM raises KeyboardInterrupt, whatever comes then exits with 130.
-
-    Only in the main thread; elsewhere nothing is changed.
-
-    Args:
-        go_on: the flags that go on with what was interrupted; a process that exits names them.
-
-    Yields:
-        A call that puts the handlers in place again, for after Ray's start, which puts its own there.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
-    first = _first(_second(go_on))
-    _install(first)
-    try:
-        yield lambda: _install(first)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _install(handler: Handler) -> None:
-    for number in _SIGNALS:
-        signal.signal(number, handler)
-
-
-def _first(second: Handler) -> Handler:
-    def handler(number: int, frame: FrameType | None) -> NoReturn:
-        _install(second)
-        raise KeyboardInterrupt
-
-    return handler
-
-
-def _second(go_on: str) -> Handler:
-    """No cleaning up: actors and nodes that this process has started end with it."""
-    cursor = _SHOW_CURSOR if os.isatty(2) else ""
-    text = f"{cursor}\ninterrupted again: stopped at once; go on with {go_on}\n"
-
-    def handler(number: int, frame: FrameType | None) -> NoReturn:
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
-        os._exit(130)
-
-    return handler

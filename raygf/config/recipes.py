@@ -1,8 +1,8 @@
-"""Recipes: named functions, each returning one complete run."""
+"""Recipes: complete runs by name, among them those of the paper's tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -28,7 +28,7 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Network:
-    """A network of the paper and how it is trained there."""
+    """A network of the paper and how it is trained there on CIFAR."""
 
     model: str
     table: str
@@ -47,55 +47,12 @@ NETWORKS = {
 }
 
 
-def paper_recipes() -> dict[str, Callable[[], RunConfig]]:
-    """All of them by name, such as ``cifar10-vgg16-pcgrad``; the docstrings are their descriptions."""
-    recipes: dict[str, Callable[[], RunConfig]] = {}
-    for data in ("cifar10", "cifar100"):
-        for key, network in NETWORKS.items():
-            for method, title in METHODS.items():
-                text = f"{data.upper()}, {network.model}, {title} ({network.table}), {network.rounds} rounds."
-                recipes[f"{data}-{key}-{method}"] = _recipe(text, data, network, method)
-    for distill, method in ((False, "sgd"), (False, "metagf"), (True, "sgd"), (True, "metagf")):
-        label = {(True, "sgd"): "kd", (True, "metagf"): "metagf-kd"}.get((distill, method), method)
-        with_kd = " with distillation" if distill else ""
-        text = f"CIFAR100, 150 images a class, msdnet, {METHODS[method]}{with_kd} (Table 5), 300 rounds."
-        recipe = _recipe(text, "cifar100", NETWORKS["msdnet"], method, per_class=150, distill=distill)
-        recipes[f"cifar100-150-msdnet-{label}"] = recipe
-    return recipes
+@dataclass(frozen=True)
+class Recipe:
+    """A run, and what it is in one line."""
 
-
-def _recipe(
-    description: str,
-    data: str,
-    network: Network,
-    method: str,
-    per_class: int | None = None,
-    distill: bool = False,
-) -> Callable[[], RunConfig]:
-    def recipe() -> RunConfig:
-        return RunConfig(
-            method=method,
-            rounds=network.rounds,
-            batch_size=64,
-            data=DataConfig(source=data, path=f"data/{data}", val=5000, per_class=per_class),  # type: ignore[arg-type]
-            model=ModelConfig(network.model),
-            optim=OptimConfig(lr=0.1, momentum=0.9, weight_decay=network.weight_decay),
-            loss=LossConfig(aux=0.1, coefficients=network.coefficients, distill=distill),
-            fusion=FusionConfig(segments=network.segments, lr=0.1),
-        )
-
-    recipe.__doc__ = description
-    return recipe
-
-
-Recipe = Callable[[], RunConfig]
-RECIPES: dict[str, Recipe] = {}
-
-
-def recipe(function: Recipe) -> Recipe:
-    """Register ``function`` under its name with hyphens; its docstring is the description."""
-    RECIPES[function.__name__.replace("_", "-")] = function
-    return function
+    description: str
+    run: RunConfig
 
 
 def get_recipe(name: str) -> RunConfig:
@@ -106,7 +63,7 @@ def get_recipe(name: str) -> RunConfig:
     """
     if name not in RECIPES:
         raise ConfigError(f"recipe = {name!r}: must be one of {', '.join(RECIPES)}")
-    return RECIPES[name]()
+    return RECIPES[name].run
 
 
 def at_equal_compute(config: RunConfig, exits: int) -> RunConfig:
@@ -117,9 +74,8 @@ def at_equal_compute(config: RunConfig, exits: int) -> RunConfig:
     return replace(config, method="sgd", rounds=config.rounds * (exits + 1))
 
 
-@recipe
-def digits() -> RunConfig:
-    """Meta-GF on 192 handwritten digits: a 3-exit MSDNet, 40 rounds, under a minute on a laptop."""
+def _digits() -> RunConfig:
+    """Small enough for a laptop."""
     return RunConfig(
         rounds=40,
         batch_size=16,
@@ -128,48 +84,9 @@ def digits() -> RunConfig:
     )
 
 
-@recipe
-def digits_sgd() -> RunConfig:
-    """Joint SGD on the same digits, with as many training passes as the recipe "digits" spends."""
-    return at_equal_compute(digits(), exits=3)
-
-
-@recipe
-def imagenet_msdnet_metagf() -> RunConfig:
-    """ImageNet, msdnet, Meta-GF (Table 2), 90 rounds."""
-    return _imagenet("metagf")
-
-
-@recipe
-def imagenet_msdnet_sgd() -> RunConfig:
-    """ImageNet, msdnet, joint SGD (Table 2), 90 rounds."""
-    return _imagenet("sgd")
-
-
-@recipe
-def imagenet_msdnet_ge() -> RunConfig:
-    """ImageNet, msdnet, Gradient Equilibrium (Table 2), 90 rounds."""
-    return _imagenet("ge")
-
-
-@recipe
-def imagenet_msdnet_pcgrad() -> RunConfig:
-    """ImageNet, msdnet, PCGrad (Table 2), 90 rounds."""
-    return _imagenet("pcgrad")
-
-
 def _imagenet(method: str) -> RunConfig:
     """The paper's recipe for ImageNet (Section 4): exits at depth 4, 8, 12, 16, 20; four scales."""
-    msdnet = MSDNetConfig(
-        stem="conv7",
-        exits=5,
-        base=4,
-        step=4,
-        channels=32,
-        growth=16,
-        factors=(1, 2, 4, 4),
-        head_channels=None,
-    )
+    msdnet = MSDNetConfig("conv7", exits=5, step=4, channels=32, factors=(1, 2, 4, 4), head_channels=None)
     return RunConfig(
         method=method,
         rounds=90,
@@ -177,8 +94,60 @@ def _imagenet(method: str) -> RunConfig:
         data=DataConfig(source="imagefolder", path="data/imagenet", val=50_000, crop=224, resize=256),
         model=ModelConfig("msdnet", msdnet=msdnet),
         optim=OptimConfig(lr=0.1, momentum=0.9, weight_decay=1e-4),
-        fusion=FusionConfig(segments="tensor", lr=0.1),
     )
 
 
-RECIPES.update(paper_recipes())
+def _cifar(
+    data: Literal["cifar10", "cifar100"],
+    network: Network,
+    method: str,
+    per_class: int | None = None,
+    distill: bool = False,
+) -> RunConfig:
+    """The paper's recipe for CIFAR (Section 4)."""
+    return RunConfig(
+        method=method,
+        rounds=network.rounds,
+        batch_size=64,
+        data=DataConfig(source=data, path=f"data/{data}", val=5000, per_class=per_class),
+        model=ModelConfig(network.model),
+        optim=OptimConfig(lr=0.1, momentum=0.9, weight_decay=network.weight_decay),
+        loss=LossConfig(aux=0.1, coefficients=network.coefficients, distill=distill),
+        fusion=FusionConfig(segments=network.segments, lr=0.1),
+    )
+
+
+def _all() -> Iterator[tuple[str, str, RunConfig]]:
+    """Names, descriptions and runs."""
+    yield (
+        "digits",
+        "Meta-GF on 192 handwritten digits: a 3-exit MSDNet, 40 rounds, under a minute on a laptop.",
+        _digits(),
+    )
+    yield (
+        "digits-sgd",
+        'Joint SGD on the same digits, with as many training passes as the recipe "digits" spends.',
+        at_equal_compute(_digits(), exits=3),
+    )
+    for method in ("metagf", "sgd", "ge", "pcgrad"):
+        text = f"ImageNet, msdnet, {METHODS[method]} (Table 2), 90 rounds."
+        yield f"imagenet-msdnet-{method}", text, _imagenet(method)
+    sets: tuple[Literal["cifar10", "cifar100"], ...] = ("cifar10", "cifar100")
+    for data in sets:
+        for key, network in NETWORKS.items():
+            for method, title in METHODS.items():
+                text = f"{data.upper()}, {network.model}, {title} ({network.table}), {network.rounds} rounds."
+                yield f"{data}-{key}-{method}", text, _cifar(data, network, method)
+    for label, method, distill in (
+        ("sgd", "sgd", False),
+        ("metagf", "metagf", False),
+        ("kd", "sgd", True),
+        ("metagf-kd", "metagf", True),
+    ):
+        title = METHODS[method] + " with distillation" * distill
+        text = f"CIFAR100, 150 images a class, msdnet, {title} (Table 5), 300 rounds."
+        run = _cifar("cifar100", NETWORKS["msdnet"], method, per_class=150, distill=distill)
+        yield f"cifar100-150-msdnet-{label}", text, run
+
+
+RECIPES = {name: Recipe(description, run) for name, description, run in _all()}

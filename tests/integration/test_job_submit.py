@@ -63,7 +63,7 @@ def test_stopped_job_can_be_resumed_to_the_same_bits(
     assert head.actors_left() == []
 
     logs = head.job("logs", "to-be-stopped").stdout
-    assert "interrupted; go on with --storage.resume True" in logs.splitlines()
+    assert "interrupted; resume with --storage.resume True" in logs.splitlines()
     assert '{"run_id"' not in logs and "Traceback" not in logs
     checkpoint, notes = store.newest()
     assert checkpoint is not None and notes == ()

@@ -106,7 +106,7 @@ def test_interrupted_run_stops_at_once_and_can_be_resumed(
 
     assert job.returncode == 130
     assert out == ""
-    assert err.splitlines()[-1] == "interrupted; go on with --storage.resume True"
+    assert err.splitlines()[-1] == "interrupted; resume with --storage.resume True"
     assert "Traceback" not in err and "error:" not in err
     psutil.wait_procs([*processes, *actors], timeout=5)
     assert alive([*processes, *actors]) == []

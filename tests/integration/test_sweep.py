@@ -48,7 +48,7 @@ def test_interrupted_and_killed_sweep_is_resumed_to_its_end(
     out, err = first.communicate(timeout=60)
     assert (first.returncode, out) == (130, ""), err
     where = f"--storage.path {tmp_path / 'runs'} --storage.name sweep"
-    assert err.splitlines()[-1] == f"interrupted; go on with --resume {where}"
+    assert err.splitlines()[-1] == f"interrupted; resume with --resume {where}"
     parent, trials = tracked_sweep(tracking_uri)
     assert {run.status for run in (parent, *trials.values())} == {"KILLED"}
 
