@@ -1,6 +1,9 @@
-"""Running a configured run from start to end: driver, progress and tracking put together.
+"""START HERE: a run from its configuration to its result.
 
-Ray and MLflow are imported only when a run needs them.
+A job (``jobs/digits.py``) turns its flags into a ``RunConfig`` and calls ``run_job``. ``run`` makes a driver,
+in this process or as an actor on a Ray cluster, and reads its records: one before the first round, one a
+round, one at the end. They go to the terminal (``raygf.console``) and to MLflow (``raygf.tracking``). What a
+round is: see ``Driver`` in ``raygf.rounds.driver``. Ray and MLflow are imported only where a run needs them.
 """
 
 from __future__ import annotations
@@ -8,7 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,49 +26,21 @@ from raygf.console import Progress, print_table
 from raygf.errors import ConfigError
 from raygf.evaluation.tables import ResultColumn, ResultTable, to_rich
 from raygf.methods.registry import check_method, is_step_method
-from raygf.records import Notify
+from raygf.records import Notify, RunEnd, RunStart
 from raygf.rounds.driver import Driver, DriverHandle
 from raygf.training.exit_trainer import LocalExecutor
 from raygf.training.peers import LEAST
 
-_COPIES = "/runtime_resources/working_dir_files/"
+_TEMPORARY = "/runtime_resources/working_dir_files/"
+"""Part of the path of the copies that Ray makes of a submitted job's working directory."""
 
 
-def temporary_path_warning(config: RunConfig) -> str:
-    """A note on what of a run is to lie in such a copy; "" if nothing is."""
-    from raygf.tracking.store import resolve_uri
-
-    places = {"checkpoints (--storage.path)": config.storage.path}
-    if config.tracking.enabled:
-        places["MLflow's records (--tracking.uri)"] = resolve_uri(config.tracking, Path.cwd())
-    lost = [what for what, place in places.items() if _COPIES in f"{place}/"]
-    if not lost:
-        return ""
-    return f"{' and '.join(lost)} lie in Ray's copy of the working directory, which it deletes after the job"
-
-
-@dataclass(frozen=True)
-class Result:
-    """The outcome of a run, in the order and under the names of a job's last line."""
-
-    run_id: str
-    method: str
-    rounds: int
-    test_accuracy: tuple[float, ...]
-    operations: tuple[int, ...]
-    parameters: tuple[int, ...]
-    training_passes: int
-    seconds: float
-    weights_sha256: str
-    checkpoint: str
-
-    def json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
-
-    def column(self, title: str) -> ResultColumn:
-        """As a column of a result table."""
-        return ResultColumn(title, [self.test_accuracy], self.training_passes, [self.seconds])
+def run_job(description: str, default_recipe: str, argv: Sequence[str]) -> dict[str, Any]:
+    """A training job: parse ``argv``, run, show the result table on standard error."""
+    recipe, config = parse(description, default_recipe, argv)
+    result = run(config, recipe)
+    print_table(compared({config.method: result}), sys.stderr)
+    return result.json()
 
 
 def run(config: RunConfig, recipe: str = "") -> Result:
@@ -80,29 +55,14 @@ def run(config: RunConfig, recipe: str = "") -> Result:
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the run is marked KILLED.
     """
     started = time.perf_counter()
-    config = replace(config, storage=_settled_storage(config.storage, recipe or config.method))
-    from raygf.tracking.tracker import make_tracker
-
+    config = replace(config, storage=_named_storage(config.storage, recipe or config.method))
     with (
         interruptible() as guard,
         Progress(last_round=config.stop_after) as progress,
         _driver(config, progress.note) as (driver, config),
     ):
         guard()
-        tracker = make_tracker(config.tracking, Path.cwd(), progress.note, config.storage)
-        start = driver.prepare()
-        run_id = tracker.start(config, config.storage.name, start.run_id or None, recipe=recipe)
-        with _reported(tracker):
-            progress.note(f"run {config.storage.name}, checkpoints in {config.storage.path}")
-            if warning := temporary_path_warning(config):
-                progress.note(warning)
-            tracker.log_start(start)
-            progress.start(start)
-            for record in driver.rounds(run_id):
-                progress.round(record)
-                tracker.log_round(record)
-            end = driver.end()
-            tracker.finish(end)
+        start, end, run_id = _follow(driver, config, progress, recipe)
     return Result(
         run_id=run_id,
         method=config.method,
@@ -117,58 +77,64 @@ def run(config: RunConfig, recipe: str = "") -> Result:
     )
 
 
-def run_job(description: str, default_recipe: str, argv: Sequence[str]) -> dict[str, Any]:
-    """What a training job does: parse ``argv``, run, show the table on standard error."""
-    recipe, config = parse(description, default_recipe, argv)
-    result = run(config, recipe)
-    print_table(compared({config.method: result}), sys.stderr)
-    return result.json()
+def _follow(
+    driver: DriverHandle, config: RunConfig, progress: Progress, recipe: str
+) -> tuple[RunStart, RunEnd, str]:
+    """The run from its preparation to its test; returns the first and the last record and MLflow's run."""
+    from raygf.tracking.tracker import make_tracker
 
-
-def compared(results: Mapping[str, Result]) -> Table:
-    """Results of one network side by side, for a terminal; keys are the columns' titles."""
-    first = next(iter(results.values()))
-    columns = tuple(result.column(title) for title, result in results.items())
-    return to_rich(ResultTable(first.operations, first.parameters, columns), "Test accuracy of every exit")
-
-
-def _settled_storage(storage: StorageConfig, label: str) -> StorageConfig:
-    """With a name, and with a local path made absolute: workers have working directories of their own."""
-    if storage.resume and not storage.name:
-        raise ConfigError("storage.resume: say which run with --storage.name")
-    name = storage.name or f"{label}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    return replace(storage, name=name, path=storage_path("storage.path", storage.path))
+    tracker = make_tracker(config.tracking, Path.cwd(), progress.note, config.storage)
+    start = driver.prepare()
+    run_id = tracker.start(config, config.storage.name, start.run_id or None, recipe=recipe)
+    try:
+        progress.note(f"run {config.storage.name}, checkpoints in {config.storage.path}")
+        if warning := temporary_path_warning(config):
+            progress.note(warning)
+        tracker.log_start(start)
+        progress.start(start)
+        for record in driver.rounds(run_id):
+            progress.round(record)
+            tracker.log_round(record)
+        end = driver.end()
+        tracker.finish(end)
+    except KeyboardInterrupt:
+        tracker.fail("KILLED", "interrupted")
+        raise
+    except BaseException as error:
+        tracker.fail("FAILED", str(error))
+        raise
+    return start, end, run_id
 
 
 @contextmanager
 def _driver(config: RunConfig, notify: Notify) -> Iterator[tuple[DriverHandle, RunConfig]]:
-    """A driver as ``resources`` say, and the configuration with them settled."""
+    """A driver as ``resources`` asks for, and the configuration with their defaults filled in."""
     _check_workers(config)
-    if config.resources.executor == "local":
-        local = Driver(config, lambda run, dataset, exits: LocalExecutor(run, dataset), notify=notify)
-        try:
-            yield local, config
-        finally:
-            local.close()
-        return
-    from raygf.on_ray.cluster import connected
+    with ExitStack() as stack:
+        driver: DriverHandle
+        if config.resources.executor == "local":
+            driver = Driver(config, lambda run, dataset, exits: LocalExecutor(run, dataset), notify=notify)
+        else:
+            from raygf.on_ray.cluster import connected
+
+            where, resources = stack.enter_context(connected(config.resources))
+            notify(where)
+            config = replace(config, resources=resources)
+            driver = _remote_driver(config, notify)
+        stack.callback(driver.close)
+        yield driver, config
+
+
+def _remote_driver(config: RunConfig, notify: Notify) -> DriverHandle:
+    """One driver actor, or data-parallel workers if there are to be any."""
+    if config.resources.workers:
+        from raygf.on_ray.data_parallel import TrainDriver
+
+        notify(f"data-parallel workers under Ray Train: {config.resources.workers}")
+        return TrainDriver(config, notify=notify)
     from raygf.on_ray.driver import RemoteDriver
 
-    with connected(config.resources) as (where, resources):
-        notify(where)
-        config = replace(config, resources=resources)
-        remote: DriverHandle
-        if resources.workers:
-            from raygf.on_ray.data_parallel import TrainDriver
-
-            notify(f"data-parallel workers under Ray Train: {resources.workers}")
-            remote = TrainDriver(config, notify=notify)
-        else:
-            remote = RemoteDriver(config, notify=notify)
-        try:
-            yield remote, config
-        finally:
-            remote.close()
+    return RemoteDriver(config, notify=notify)
 
 
 def _check_workers(config: RunConfig) -> None:
@@ -193,14 +159,52 @@ def _check_workers(config: RunConfig) -> None:
         )
 
 
-@contextmanager
-def _reported(tracker: Any) -> Iterator[None]:
-    """Marks the tracked run as failed or killed if its rounds end with an error."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        tracker.fail("KILLED", "interrupted")
-        raise
-    except BaseException as error:
-        tracker.fail("FAILED", str(error))
-        raise
+def _named_storage(storage: StorageConfig, label: str) -> StorageConfig:
+    """With a name, and with a local path made absolute: workers have working directories of their own."""
+    if storage.resume and not storage.name:
+        raise ConfigError("storage.resume: say which run with --storage.name")
+    name = storage.name or f"{label}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    return replace(storage, name=name, path=storage_path("storage.path", storage.path))
+
+
+def temporary_path_warning(config: RunConfig) -> str:
+    """A note if results of a submitted job lie in its temporary working directory; else ""."""
+    from raygf.tracking.store import resolve_uri
+
+    places = {"checkpoints (--storage.path)": config.storage.path}
+    if config.tracking.enabled:
+        places["MLflow's records (--tracking.uri)"] = resolve_uri(config.tracking, Path.cwd())
+    lost = [what for what, place in places.items() if _TEMPORARY in f"{place}/"]
+    if not lost:
+        return ""
+    return f"{' and '.join(lost)} lie in Ray's copy of the working directory, which it deletes after the job"
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a run, in the order and under the names of a job's last line."""
+
+    run_id: str
+    method: str
+    rounds: int
+    test_accuracy: tuple[float, ...]
+    operations: tuple[int, ...]
+    parameters: tuple[int, ...]
+    training_passes: int
+    seconds: float
+    weights_sha256: str
+    checkpoint: str
+
+    def json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def compared(results: Mapping[str, Result]) -> Table:
+    """Results of one network side by side, for a terminal; keys are the columns' titles."""
+    first = next(iter(results.values()))
+    columns = tuple(
+        ResultColumn(title, [result.test_accuracy], result.training_passes, [result.seconds])
+        for title, result in results.items()
+    )
+    return to_rich(ResultTable(first.operations, first.parameters, columns), "Test accuracy of every exit")
