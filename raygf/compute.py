@@ -1,4 +1,8 @@
-"""Device, number format and memory layout: resolved from "auto" once, then the same everywhere."""
+"""What a process computes with: device, number format, threads, memory and random streams.
+
+"auto" is resolved once for each process. Random streams have keys, so that nothing depends on what was drawn
+before: ``derive_seed(seed, "exit", round, exit)``.
+"""
 
 from __future__ import annotations
 
@@ -64,12 +68,9 @@ def make_repeatable(compute: Compute) -> None:
 def _has_fast_bf16(device: str) -> bool:
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _cpu_has_bf16()
-
-
-def _cpu_has_bf16() -> bool:
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+    has_mkldnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return has_mkldnn and any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 @contextmanager

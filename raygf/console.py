@@ -7,11 +7,10 @@ import statistics
 import sys
 from collections import deque
 from collections.abc import Callable
-from types import TracebackType
 from typing import IO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
@@ -21,7 +20,7 @@ from raygf.records import ExitScore, RoundRecord, RunStart
 _MEDIAN_OF = 5
 """Rounds that the remaining time is estimated from: enough to outlast one slow round."""
 _WIDEST = 400
-"""Columns a table may take where nobody's terminal limits it."""
+"""Columns of a table in a file or a pipe."""
 
 
 class _Console(Console):
@@ -47,32 +46,36 @@ class Progress:
         self._last_round = last_round
         self._seconds: deque[float] = deque(maxlen=_MEDIAN_OF)
         self._told: set[str] = set()
-        self._bar: RichProgress | None = None
-        self._task: TaskID | None = None
+        self._bar = RichProgress(
+            TextColumn("round"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[eta]}"),
+            console=_Console(file=self._stream),
+            transient=True,
+            redirect_stdout=_is_terminal(sys.stdout),  # what goes to a file or a pipe must get there
+            disable=not _is_terminal(self._stream),
+        )
+        self._task = self._bar.add_task("", total=None, visible=False, eta="")
 
     def __enter__(self) -> Progress:
-        if _is_terminal(self._stream):
-            self._bar = _bar(self._stream)
-            _survive(self._bar.start)
+        _survive(self._bar.start)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            bar, self._bar = self._bar, None
-            _survive(bar.stop)
+    def __exit__(self, *error: object) -> None:
+        if not self._bar.disable:
+            _survive(self._bar.stop)
 
     def start(self, start: RunStart) -> None:
-        """Say what is trained on what, with its notes under it."""
+        """Show what is trained on what, with its notes under it."""
         self._line(header_line(start))
         for text in start.notes:
             self.note(text)
-        if self._bar is not None:  # moves to and fro until the first round tells how many there are
-            self._task = self._bar.add_task("", total=None, completed=start.round, eta="")
+        # The bar moves to and fro until the first round tells how many there are.
+        _survive(lambda: self._bar.update(self._task, visible=True, completed=start.round))
 
     def round(self, record: RoundRecord) -> None:
-        """Say how a round went, with its notes under it, but for those that were said when they came up."""
+        """Show how a round went, with its notes under it, but for those shown when they came up."""
         self._seconds.append(record.total_seconds)
         last = min(record.rounds, self._last_round or record.rounds)
         left = statistics.median(self._seconds) * max(0, last - record.round)
@@ -80,35 +83,25 @@ class Progress:
         for text in record.notes:
             if text not in self._told:
                 self.note(text)
-        self._advance(record.round, last, left)
+        eta = f"eta {duration(left)}" if record.round < last else ""
+        done = record.round
+        _survive(lambda: self._bar.update(self._task, visible=True, completed=done, total=last, eta=eta))
 
     def note(self, text: str) -> None:
-        """Say ``text`` on a line of its own."""
+        """Show ``text`` on a line of its own."""
         self._told.add(text)
         self._line(f"note: {text}")
 
     def _line(self, text: str) -> None:
-        if self._bar is not None:
-            bar = self._bar
-            _survive(lambda: bar.console.print(text, markup=False, highlight=False, emoji=False))
-        elif self._stream is not None:
+        if self._bar.disable:
             _survive(lambda: print(text, file=self._stream, flush=True))
-
-    def _advance(self, done: int, last: int, left: float) -> None:
-        if self._bar is None:
-            return
-        bar, eta = self._bar, f"eta {duration(left)}" if done < last else ""
-        if self._task is None:
-            self._task = bar.add_task("", total=last, eta="")
-        task = self._task
-        _survive(lambda: bar.update(task, completed=done, total=last, eta=eta))
+        else:
+            _survive(lambda: self._bar.console.print(text, markup=False, highlight=False, emoji=False))
 
 
 def print_table(table: Table, stream: IO[str] | None = None) -> None:
     """Print ``table`` to ``stream`` (by default stdout); it is never squeezed in a file or a pipe."""
     out = stream if stream is not None else sys.stdout
-    if out is None:
-        return
     width = None if _is_terminal(out) else _WIDEST
     _survive(lambda: _Console(file=out, width=width).print(table))
 
@@ -157,19 +150,6 @@ def duration(seconds: float) -> str:
 def _accuracy(split: str, score: ExitScore) -> str:
     exits = " ".join(f"{100 * accuracy:.1f}" for accuracy in score.accuracy)
     return f"{split} {exits} (avg {100 * statistics.fmean(score.accuracy):.1f}) %"
-
-
-def _bar(stream: IO[str]) -> RichProgress:
-    columns = (
-        TextColumn("round"),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TextColumn("{task.fields[eta]}"),
-    )
-    # What the program prints to a file or a pipe must get there, not into the terminal's live display.
-    return RichProgress(
-        *columns, console=_Console(file=stream), transient=True, redirect_stdout=_is_terminal(sys.stdout)
-    )
 
 
 def _is_terminal(stream: IO[str] | None) -> bool:

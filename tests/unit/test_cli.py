@@ -1,152 +1,109 @@
+"""Flags become a run, errors one line and an exit code, Ctrl-C an orderly end."""
+
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from raygf.cli import main, parse
+from raygf.cli import interruptible, main, parse
+from raygf.config.fields import flatten, to_dict
 from raygf.config.recipes import RECIPES, get_recipe
-from raygf.config.run import RunConfig
-from raygf.errors import ConfigError, ExitFailed, NonFiniteError, ResourceError
-from raygf.launch import Result
-
-
-def run_of(*argv: str) -> RunConfig:
-    return parse("Trains.", "digits", argv)[1]
-
-
-def result() -> dict[str, Any]:
-    end = Result("id", "sgd", 3, (0.5, 0.75), (10, 20), (1, 2), 12, 1.5, "ab", "runs/x/round-000003.npz")
-    return end.json()
-
-
-def test_without_flags_the_default_recipe():
-    assert parse("", "digits", []) == ("digits", get_recipe("digits"))
-    assert parse("", "cifar10-msdnet-sgd", []) == ("cifar10-msdnet-sgd", get_recipe("cifar10-msdnet-sgd"))
-
-
-@pytest.mark.parametrize("words", [["--recipe", "digits-sgd"], ["--recipe=digits-sgd"]])
-def test_a_recipe_by_name(words):
-    assert parse("", "digits", words) == ("digits-sgd", get_recipe("digits-sgd"))
-    name, run = parse("", "digits", ["--rounds", "7", *words, "--seed", "2"])
-    assert (name, run) == ("digits-sgd", replace(get_recipe("digits-sgd"), rounds=7, seed=2))
-
-
-@pytest.mark.parametrize("words", [["--recipe", "nope"], ["--recipe"], ["--recipe="]])
-def test_an_unknown_recipe_lists_those_that_exist(words):
-    with pytest.raises(ConfigError, match=r"recipe = .*must be one of digits, digits-sgd"):
-        parse("", "digits", words)
-
-
-def test_single_fields_override_the_recipe_and_nothing_else():
-    base = get_recipe("digits")
-    assert run_of("--optim.lr", "0.5") == replace(base, optim=replace(base.optim, lr=0.5))
-    assert run_of("--method", "sgd", "--rounds=3") == replace(base, method="sgd", rounds=3)
-
-
-def test_nested_fields():
-    run = run_of("--model.msdnet.exits", "5", "--storage.name", "a", "--data.flip", "True")
-    assert run.model.msdnet.exits == 5
-    assert run.model.msdnet.base == get_recipe("digits").model.msdnet.base
-    assert run.storage.name == "a"
-    assert run.data.flip is True
-
-
-def test_underscores_and_hyphens():
-    assert run_of("--batch-size", "9").batch_size == run_of("--batch_size", "9").batch_size == 9
-
-
-def test_lists():
-    run = run_of("--model.msdnet.factors", "1", "2", "4", "8", "--optim.milestones", "0.3", "0.6", "0.9")
-    assert run.model.msdnet.factors == (1, 2, 4, 8)
-    assert run.optim.milestones == (0.3, 0.6, 0.9)
-
-
-def test_none_and_optional_values():
-    assert run_of("--data.train-limit", "None").data.train_limit is None
-    assert run_of("--data.train-limit", "50").data.train_limit == 50
-    assert run_of("--resources.gpus-per-exit", "0.5").resources.gpus_per_exit == 0.5
-    assert run_of("--model.msdnet.head-channels", "None").model.msdnet.head_channels is None
-
-
-@pytest.mark.parametrize("value", ["True", "False"])
-def test_flags_take_a_value(value):
-    assert run_of("--storage.resume", value).storage.resume is (value == "True")
+from raygf.errors import ConfigError, ExitFailed, NonFiniteError, RaygfError, ResourceError
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "name", "changes"),
     [
-        (["--optim.lr", "-1"], r"^optim\.lr = -1\.0: must be a finite number above 0$"),
-        (["--rounds", "0"], r"^rounds = 0: must be a whole number of at least 1$"),
-        (["--model.msdnet.factors"], r"^model\.msdnet\.factors = \(\): must be"),
-        (["--optim.milestones", "2"], r"^optim\.milestones = 2\.0: must be"),
-        (["--storage.name", "a/b"], r"^storage\.name = 'a/b': must be a plain folder name$"),
+        ([], "digits", {}),
+        (["--recipe", "digits-sgd"], "digits-sgd", {}),
+        (["--rounds", "7", "--recipe=digits-sgd", "--seed", "2"], "digits-sgd", {"rounds": 7, "seed": 2}),
     ],
 )
-def test_a_value_that_is_not_allowed_is_a_config_error(words, message):
-    with pytest.raises(ConfigError, match=message):
-        run_of(*words)
+def test_a_recipe_is_chosen_by_name(words: list[str], name: str, changes: dict[str, Any]) -> None:
+    assert parse("", "digits", words) == (name, replace(get_recipe(name), **changes))
+
+
+@pytest.mark.parametrize(
+    ("words", "changes"),
+    [
+        ("--optim.lr 0.5", {"optim.lr": 0.5}),
+        ("--method sgd --rounds=3", {"method": "sgd", "rounds": 3}),
+        ("--model.msdnet.exits 5 --storage.name a", {"model.msdnet.exits": 5, "storage.name": "a"}),
+        ("--data.flip True --storage.resume False", {"data.flip": True, "storage.resume": False}),
+        ("--batch-size 9", {"batch_size": 9}),
+        ("--batch_size 9", {"batch_size": 9}),
+        ("--model.msdnet.factors 1 2 4 8", {"model.msdnet.factors": [1, 2, 4, 8]}),
+        ("--data.train-limit None", {"data.train_limit": None}),
+        ("--data.train-limit 50", {"data.train_limit": 50}),
+        ("--resources.gpus-per-exit 0.5", {"resources.gpus_per_exit": 0.5}),
+    ],
+)
+def test_flags_override_their_fields_and_nothing_else(words: str, changes: dict[str, Any]) -> None:
+    run = parse("", "digits", words.split())[1]
+    assert flatten(to_dict(run)) == flatten(to_dict(get_recipe("digits"))) | changes
 
 
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["--optim.lr", "fast"], "--optim.lr: could not convert string to float: 'fast'"),
-        (["--fusion.segments", "layer"], "'layer'"),
-        (["--nonsense", "1"], "--nonsense"),
-        (["--rounds"], "--rounds"),
+        ("--recipe nope", "recipe = 'nope': must be one of digits, digits-sgd, "),
+        ("--recipe", "recipe = '': must be one of "),
+        ("--optim.lr -1", "optim.lr = -1.0: must be a finite number above 0"),
+        ("--model.msdnet.factors", "model.msdnet.factors = (): must be"),
+        ("--optim.lr fast", "--optim.lr: could not convert string to float: 'fast'"),
+        ("--fusion.segments layer", "'layer'"),
+        ("--nonsense 1", "--nonsense"),
+        ("--rounds", "--rounds"),
     ],
 )
-def test_what_cannot_be_understood_is_a_config_error_in_plain_words(words, part, capsys):
-    with pytest.raises(ConfigError) as error:
-        run_of(*words)
-    text = str(error.value)
+def test_flags_that_are_not_allowed_or_understood_are_one_line(
+    words: str, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("", "digits", words.split())
+    text = str(caught.value)
     assert part in text and "\n" not in text
-    assert "---" not in text and "│" not in text and "─" not in text  # the parser's box is gone
-    printed = capsys.readouterr()
-    assert printed.out == printed.err == ""
+    assert not any(edge in text for edge in ("---", "│", "─"))  # the parser's box is gone
+    assert capsys.readouterr() == ("", "")
 
 
-def test_help(capsys):
+def test_help_shows_recipes_and_the_chosen_ones_values(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        parse("Trains a network.", "digits", ["--help"])
+        parse("Trains a network.", "digits", ["--recipe", "cifar10-msdnet-sgd", "--help"])
     assert end.value.code == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "Trains a network." in text
-    for name in RECIPES:
-        assert name in text
+    assert "Trains a network." in text and "here cifar10-msdnet-sgd" in text
+    assert all(name in text for name in RECIPES)
     assert "--optim.lr FLOAT Learning rate at the start. (default: 0.1)" in text
-    assert "--rounds INT" in text and "(default: 40)" in text
-    assert "Seconds after which one exit's training of one round is taken for stuck;" in text
+    assert "--rounds INT" in text and "(default: 300)" in text
     assert "Random crop: zero-pad the image by this many pixels on each side" in text
     assert "{softmax,sigmoid}" in text
 
 
-def test_help_shows_the_chosen_recipes_values(capsys):
-    with pytest.raises(SystemExit):
-        parse("", "digits", ["--recipe", "cifar10-msdnet-sgd", "--help"])
-    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "(default: 300)" in text and "here cifar10-msdnet-sgd" in text
+def raising(error: BaseException) -> Any:
+    def job(argv: Sequence[str]) -> dict[str, Any]:
+        raise error
+
+    return job
 
 
-def test_main_prints_the_result_as_its_last_line(capsys):
-    seen = []
-
-    def job(argv):
-        seen.append(list(argv))
+def test_main_prints_the_result_as_its_last_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def job(argv: Sequence[str]) -> dict[str, Any]:
         print("something before")
-        return result()
+        return {"argv": list(argv), "test_accuracy": (0.5, 0.75)}
 
     assert main(job, ["--rounds", "3"]) == 0
-    assert seen == [["--rounds", "3"]]
-    printed = capsys.readouterr()
-    last = json.loads(printed.out.splitlines()[-1])
-    assert last["test_accuracy"] == [0.5, 0.75]
-    assert list(last)[:3] == ["run_id", "method", "rounds"]
-    assert printed.err == ""
+    out, err = capsys.readouterr()
+    assert json.loads(out.splitlines()[-1]) == {"argv": ["--rounds", "3"], "test_accuracy": [0.5, 0.75]}
+    assert err == ""
 
 
 @pytest.mark.parametrize(
@@ -158,37 +115,86 @@ def test_main_prints_the_result_as_its_last_line(capsys):
         (ExitFailed(1, 7, "10.0.0.1", "gone", "allow more retries with resources.max_failures"), 1),
     ],
 )
-def test_main_turns_errors_into_one_line_and_an_exit_code(capsys, error, code):
-    def job(argv):
-        raise error
-
-    assert main(job, []) == code
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err == f"error: {' '.join(str(error).split())}\n"
+def test_main_turns_errors_into_one_line_and_an_exit_code(
+    capsys: pytest.CaptureFixture[str], error: RaygfError, code: int
+) -> None:
+    assert main(raising(error), []) == code
+    assert capsys.readouterr() == ("", f"error: {' '.join(str(error).split())}\n")
 
 
-def test_main_with_a_value_that_is_not_allowed(capsys):
-    def job(argv):
-        parse("", "digits", argv)
-        return result()
-
-    assert main(job, ["--optim.lr", "-1"]) == 2
-    assert capsys.readouterr().err == "error: optim.lr = -1.0: must be a finite number above 0\n"
-
-
-def test_main_when_interrupted(capsys):
-    def job(argv):
-        raise KeyboardInterrupt
-
-    assert main(job, []) == 130
-    printed = capsys.readouterr()
-    assert printed.out == "" and printed.err.startswith("interrupted; go on with --storage.resume True")
+@pytest.mark.parametrize(("flags", "shown"), [("", "--storage.resume True"), ("--resume", "--resume")])
+def test_main_names_the_flags_that_resume_what_was_interrupted(
+    capsys: pytest.CaptureFixture[str], flags: str, shown: str
+) -> None:
+    assert main(raising(KeyboardInterrupt(flags)), []) == 130
+    assert capsys.readouterr() == ("", f"interrupted; resume with {shown}\n")
 
 
-def test_faults_in_the_program_are_not_hidden():
-    def job(argv):
-        raise ZeroDivisionError
-
+def test_main_does_not_hide_faults_of_the_program() -> None:
     with pytest.raises(ZeroDivisionError):
-        main(job, [])
+        main(raising(ZeroDivisionError()), [])
+
+
+PROGRAM = """
+import signal, sys, time
+from raygf.cli import interruptible
+
+def say(text):
+    print(text, flush=True)
+
+with interruptible(*sys.argv[1:]) as again:
+    signal.signal(signal.SIGTERM, lambda *_: say("somebody else's handler"))  # as Ray's start does
+    again()
+    try:
+        say("ready")
+        time.sleep(60)
+    except KeyboardInterrupt:
+        say("cleaning up")
+        sys.stdin.read()
+        sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "flags"),
+    [
+        (signal.SIGINT, None, ()),
+        (signal.SIGTERM, signal.SIGINT, ()),
+        (signal.SIGINT, signal.SIGTERM, ("--resume --storage.name mine",)),
+    ],
+)
+def test_the_first_signal_ends_cleanly_and_the_second_at_once(
+    first: signal.Signals, second: signal.Signals | None, flags: tuple[str, ...]
+) -> None:
+    pipe = subprocess.PIPE
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *flags], stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    )
+    assert program.stdout.readline() == "ready\n"
+    program.send_signal(first)
+    assert program.stdout.readline() == "cleaning up\n"
+    if second is None:
+        assert program.communicate(timeout=30) == ("", "") and program.returncode == 7
+        return
+    program.send_signal(second)
+    assert program.wait(30) == 130
+    shown = "".join(flags) or "--storage.resume True"
+    assert program.communicate() == ("", f"\ninterrupted again: stopped at once; resume with {shown}\n")
+
+
+def test_handlers_are_put_back_and_other_threads_leave_them_alone() -> None:
+    def handlers() -> list[Any]:
+        return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    def body() -> None:
+        with interruptible() as again:
+            again()
+            seen.append(handlers())
+
+    before, seen = handlers(), []
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    with interruptible():
+        assert handlers()[1] != before[1]
+    assert seen == [before] and handlers() == before

@@ -1,9 +1,60 @@
+"""Errors: one line for people, whole after pickling; calls with a time limit; a user's own functions."""
+
 from __future__ import annotations
 
+import pickle
+import sys
+import threading
+from pathlib import Path
+
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from raygf.errors import without_password
+from raygf.errors import (
+    ConfigError,
+    DataError,
+    DriverLost,
+    ExitFailed,
+    StorageLost,
+    UserError,
+    import_function,
+    one_line,
+    user_error,
+    within,
+    without_password,
+)
+
+
+def test_exit_codes_tell_what_was_asked_for_from_what_failed() -> None:
+    assert (DataError.exit_code, StorageLost.exit_code, ExitFailed.exit_code) == (2, 1, 1)
+    assert issubclass(StorageLost, UserError)
+
+
+def test_errors_with_parts_survive_pickling() -> None:
+    exit_failed = pickle.loads(pickle.dumps(ExitFailed(1, 7, "10.0.0.1", "gone", "retry")))
+    assert str(exit_failed) == "exit 2 could not be trained in round 7 on node 10.0.0.1: gone; retry"
+    assert (exit_failed.exit, exit_failed.round) == (1, 7)
+    lost = pickle.loads(pickle.dumps(DriverLost("its node has died", "STUCK", "abc", silent=True)))
+    assert (str(lost), lost.kind, lost.node, lost.silent) == ("its node has died", "STUCK", "abc", True)
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "bare"),
+    [
+        (ValueError("first\nsecond"), "ValueError: first", "first"),
+        (ValueError("\n  indented  \n"), "ValueError: indented", "indented"),
+        (KeyError(), "KeyError", "KeyError"),
+        (
+            OSError("at http://me:secret@host/x"),
+            "OSError: at http://me:***@host/x",
+            "at http://me:***@host/x",
+        ),
+        (ValueError("x" * 999), f"ValueError: {'x' * 300}", "x" * 300),
+    ],
+)
+def test_any_error_is_one_line(error: Exception, line: str, bare: str) -> None:
+    assert (one_line(error), one_line(error, kind=False)) == (line, bare)
 
 
 @settings(deadline=None, derandomize=True, max_examples=100)
@@ -16,3 +67,44 @@ def test_no_password_is_shown(rest: str, scheme: str) -> None:
     assume("&" not in rest and "#" not in rest)
     shown = without_password(f"{scheme}://host/db?user=me&password={password}&x=1 refused")
     assert "geheim" not in shown and shown.startswith(f"{scheme}://")
+
+
+def test_a_call_within_its_limit_gives_what_it_gives() -> None:
+    assert within(60, lambda: 3) == 3
+    with pytest.raises(KeyError, match="lost"):
+        within(60, lambda: {}["lost"])
+    with pytest.raises(TimeoutError, match="own"):
+        within(60, raising_its_own)
+
+
+def raising_its_own() -> None:
+    raise TimeoutError("own")
+
+
+def test_a_call_beyond_its_limit_is_left_alone() -> None:
+    end = threading.Event()
+    with pytest.raises(TimeoutError, match=r"^no answer within 0\.01 s$"):
+        within(0.01, end.wait)
+    end.set()
+
+
+def test_functions_are_imported_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_of_mine.py").write_text("def make(): return 3\nnumber = 4\n")
+    (tmp_path / "exits_at_once.py").write_text("import sys; sys.exit(3)\n")
+    assert import_function("f", "own_of_mine:make")() == 3
+    for name, says in (
+        ("own_of_mine:number", "number is not a function"),
+        ("own_of_mine:none", "can't be imported: AttributeError: "),
+        ("no_such_module:make", "can't be imported: ModuleNotFoundError: No module named"),
+        ("exits_at_once:make", "can't be imported: SystemExit: 3"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            import_function("f", name)
+        assert str(caught.value).startswith(f"f = {name!r}: {says}")
+    sys.modules.pop("own_of_mine")
+
+
+def test_a_users_own_error_is_one_line() -> None:
+    error = user_error("method", "a:b", "the function failed", ValueError("no\nway"))
+    assert str(error) == "method = 'a:b': the function failed: ValueError: no"

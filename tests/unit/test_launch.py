@@ -1,45 +1,178 @@
-"""What a submitted job is told of results that would go with its working directory."""
+"""A run from start to end: its readers, its results, and what is refused before it starts."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tiny_network import run_config
 
-from raygf.config.run import RunConfig, StorageConfig, TrackingConfig
-from raygf.launch import temporary_path_warning
+from raygf import launch
+from raygf.config.run import ResourceConfig, RunConfig, StorageConfig, TrackingConfig
+from raygf.errors import ConfigError, NonFiniteError
+from raygf.launch import run, temporary_path_warning
+from raygf.records import ExitScore, RoundRecord, RunEnd, RunStart
+from raygf.tracking import tracker
 
-COPY = Path("ray/session_1/runtime_resources/working_dir_files/_ray_pkg_0123")
-BOTH = "checkpoints (--storage.path) and MLflow's records (--tracking.uri) lie in Ray's copy of"
+SCORE = ExitScore((1.0, 1.5), (0.5, 0.75))
+START = RunStart(0, 10, 900, 0, 90, (1, 2), (10, 20), ("a",), "cpu", run_id="before")
+END = RunEnd(2, 6, SCORE, "ab", "runs/x/round-000002.npz", True)
+
+
+class MadeUpDriver:
+    """Two rounds, after which ``error`` is raised."""
+
+    error: BaseException | None = None
+
+    def __init__(self, config: RunConfig, make_executor: Any, *, notify: Any) -> None:
+        self.notify = notify
+
+    def prepare(self) -> RunStart:
+        return START
+
+    def rounds(self, run_id: str) -> Iterator[RoundRecord]:
+        for round in (1, 2):
+            yield RoundRecord(round, 2, 3 * round, 0.1, 0.1, SCORE, None, {"train": 1.0}, "c")
+        if self.error is not None:
+            raise self.error
+
+    def end(self) -> RunEnd:
+        return END
+
+    def close(self) -> None:
+        self.notify("closed")
+
+
+class Spy:
+    """A tracker that keeps what it was called with."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def start(self, *arguments: Any, **named: Any) -> str:
+        self.calls.append(("start", *arguments[1:], named["recipe"]))
+        return "id"
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: self.calls.append((name, *arguments))
 
 
 @pytest.fixture
-def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory as Ray makes one."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    folder = tmp_path / COPY
-    folder.mkdir(parents=True)
-    monkeypatch.chdir(folder)
-    return folder
-
-
-def note(storage: str, **tracking: object) -> str:
-    return temporary_path_warning(
-        RunConfig(storage=StorageConfig(storage, "one"), tracking=TrackingConfig(**tracking))
-    )
-
-
-def test_what_lies_in_the_copy_is_named(copy: Path) -> None:
-    assert note(str(copy / "runs")).startswith(BOTH)
-    assert note(str(copy / "runs"), uri="http://head:5000").startswith("checkpoints (--storage.path) lie")
-    assert note("s3://bucket/runs").startswith("MLflow's records (--tracking.uri) lie")
-
-
-def test_what_lies_elsewhere_is_not(copy: Path) -> None:
-    assert note("/shared/runs", uri="http://head:5000") == ""
-    assert note("s3://bucket/runs", enabled=False) == ""
-
-
-def test_jobs_that_were_not_submitted_hear_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def spy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Spy:
     monkeypatch.chdir(tmp_path)
-    assert note(str(tmp_path / "runs")) == ""
+    monkeypatch.setattr(launch, "Driver", MadeUpDriver)
+    made = Spy()
+    monkeypatch.setattr(tracker, "make_tracker", lambda *_: made)
+    return made
+
+
+def config(**changes: Any) -> RunConfig:
+    return replace(run_config(), resources=ResourceConfig("local"), storage=StorageConfig("here"), **changes)
+
+
+def test_a_run_hands_its_records_to_the_tracker_and_returns_the_result(
+    spy: Spy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run(config(method="sgd"), "digits")
+    (_, name, resumed, recipe), *others = spy.calls
+    assert name.startswith("digits-2") and (resumed, recipe) == ("before", "digits")
+    assert [call[0] for call in others] == ["log_start", "log_round", "log_round", "finish"]
+    assert others[0][1] is START and others[-1][1] is END
+    values = json.loads(json.dumps(result.json()))
+    assert values.pop("seconds") >= 0
+    assert list(values.items()) == [
+        ("run_id", "id"),
+        ("method", "sgd"),
+        ("rounds", 2),
+        ("test_accuracy", [0.5, 0.75]),
+        ("operations", [10, 20]),
+        ("parameters", [1, 2]),
+        ("training_passes", 6),
+        ("weights_sha256", "ab"),
+        ("checkpoint", "runs/x/round-000002.npz"),
+    ]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"note: run {name}, checkpoints in {Path.cwd() / 'here'}"
+    assert [line[:9] for line in lines[2:]] == ["round 1/2", "round 2/2", "note: clo"]
+
+
+@pytest.mark.parametrize(
+    ("error", "call"),
+    [
+        (KeyboardInterrupt(), ("fail", "KILLED", "interrupted")),
+        (NonFiniteError("nan"), ("fail", "FAILED", "nan")),
+    ],
+)
+def test_a_run_that_does_not_end_is_marked_and_closed(
+    spy: Spy,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    call: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr(MadeUpDriver, "error", error)
+    with pytest.raises(type(error)):
+        run(config())
+    assert spy.calls[-1] == call
+    assert capsys.readouterr().err.endswith("note: closed\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"storage": StorageConfig(resume=True)}, "storage.resume: say which run with --storage.name"),
+        (
+            {"resources": ResourceConfig(workers=2)},
+            "resources.workers = 2: for methods within a step; ",
+        ),
+        (
+            {"method": "sgd", "resources": ResourceConfig("local", workers=2)},
+            "resources.workers = 2: needs Ray",
+        ),
+        (
+            {"method": "sgd", "resources": ResourceConfig(workers=2, driver_cpus=0)},
+            "resources.workers = 2: each needs CPUs",
+        ),
+        (
+            {"method": "sgd", "batch_size": 3, "resources": ResourceConfig(workers=2)},
+            "batch_size = 3: must be at least 4 with resources.workers = 2, 2 images each",
+        ),
+        ({"method": "sdg", "resources": ResourceConfig(workers=2)}, "method = 'sdg': must be one of "),
+    ],
+)
+def test_what_does_not_go_together_is_refused(spy: Spy, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run(replace(config(), **changes))
+    assert str(caught.value).startswith(says) and spy.calls == []
+
+
+COPY = "ray/session_1/runtime_resources/working_dir_files/_ray_pkg_0123"
+BOTH = "checkpoints (--storage.path) and MLflow's records (--tracking.uri) lie in Ray's copy of"
+
+
+@pytest.mark.parametrize(
+    ("folder", "path", "tracking", "says"),
+    [
+        (COPY, "runs", {}, BOTH),
+        (COPY, "runs", {"uri": "http://head:5000"}, "checkpoints (--storage.path) lie"),
+        (COPY, "s3://bucket/runs", {}, "MLflow's records (--tracking.uri) lie"),
+        (COPY, "/shared/runs", {"uri": "http://head:5000"}, ""),
+        (COPY, "s3://bucket/runs", {"enabled": False}, ""),
+        ("home", "runs", {}, ""),
+    ],
+)
+def test_results_in_a_submitted_jobs_temporary_folder_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, path: str, tracking: Any, says: str
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / folder)
+    place = str(Path.cwd() / path) if path == "runs" else path
+    warning = temporary_path_warning(
+        RunConfig(storage=StorageConfig(place, "one"), tracking=TrackingConfig(**tracking))
+    )
+    assert warning.startswith(says) and bool(warning) == bool(says)
