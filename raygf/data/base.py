@@ -77,7 +77,11 @@ def channel_statistics(images: NDArray[np.uint8]) -> ChannelStatistics:
     They come from counts of the 256 values, so they don't depend on the order of the images. A channel of
     one value only has the standard deviation 1, so that it can be divided by.
     """
-    counts = _value_counts(images)
+    counts = np.zeros((images.shape[1], 256), np.int64)  # how often every channel has every value
+    chunk = 1024  # bincount widens its input eightfold
+    for start in range(0, len(images), chunk):
+        for channel, count in enumerate(counts):
+            count += np.bincount(images[start : start + chunk, channel].ravel(), minlength=256)
     values = np.arange(256) / 255
     total = counts.sum(axis=1)
     mean = counts @ values / total
@@ -85,16 +89,6 @@ def channel_statistics(images: NDArray[np.uint8]) -> ChannelStatistics:
     flat = (counts > 0).sum(axis=1) == 1
     std = np.where(flat, 1.0, np.sqrt(variance))
     return ChannelStatistics(tuple(mean.tolist()), tuple(std.tolist()))
-
-
-def _value_counts(images: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """How often every channel has every value: (C, 256)."""
-    counts = np.zeros((images.shape[1], 256), np.int64)
-    chunk = 1024  # bincount widens its input eightfold
-    for start in range(0, len(images), chunk):
-        for channel, count in enumerate(counts):
-            count += np.bincount(images[start : start + chunk, channel].ravel(), minlength=256)
-    return counts
 
 
 class Normaliser:

@@ -119,9 +119,11 @@ def _find_shards(folder: Path) -> Source[Part]:
     if "test" in stores and (stores["test"].labels == UNLABELLED).all():
         del stores["test"]
     names = _class_names(list(stores.values()), folder)
-    train, val, test = (Part.of(stores[name]) if name in stores else None for name in found)
-    assert train is not None
-    return Source(folder.name, names, train, *((val, None) if test is None else (test, val)))
+    parts = {name: Part.of(store) for name, store in stores.items()}
+    val, test = parts.get("val"), parts.get("test")
+    if test is None:
+        test, val = val, None
+    return Source(folder.name, names, parts["train"], test, val)
 
 
 def _class_names(stores: list[ShardStore], folder: Path) -> tuple[str, ...]:

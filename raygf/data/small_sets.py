@@ -47,20 +47,17 @@ def load_digits(image_size: int | None) -> Source[Split]:
     Raises:
         DataError: scikit-learn is not installed.
     """
-    table = np.loadtxt(_library() / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    spec = find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        raise DataError("the digits come with scikit-learn: pip install scikit-learn")
+    file = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    table = np.loadtxt(file, delimiter=",")
     # Grey values are whole numbers from 0 to 16.
     images = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     whole = Split(resize(images, image_size), table[:, -1].astype(np.int64))
     test = np.unpackbits(np.frombuffer(_TEST, np.uint8), count=len(table)).astype(bool)
     names = tuple(str(digit) for digit in range(10))
     return Source("digits", names, whole.take(np.flatnonzero(~test)), whole.take(np.flatnonzero(test)))
-
-
-def _library() -> Path:
-    spec = find_spec("sklearn")
-    if spec is None or not spec.submodule_search_locations:
-        raise DataError("the digits come with scikit-learn: pip install scikit-learn")
-    return Path(spec.submodule_search_locations[0])
 
 
 def load_cifar(name: Literal["cifar10", "cifar100"], path: str, image_size: int | None) -> Source[Split]:

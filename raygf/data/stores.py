@@ -11,7 +11,7 @@ import filecmp
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -114,7 +114,7 @@ def index_folder(root: str, split: str, class_names: tuple[str, ...] | None = No
         DataError: there is no such folder, it has no classes, another class, or a class without images.
     """
     folder = Path(root) / split
-    found = tuple(sorted(_folders(folder)))
+    found = tuple(entry.name for entry in _entries(folder) if entry.is_dir())
     if not found:
         raise DataError(f"{folder}: no class folders; images must lie in {folder}/CLASS/")
     names = found if class_names is None else class_names
@@ -123,7 +123,8 @@ def index_folder(root: str, split: str, class_names: tuple[str, ...] | None = No
         raise DataError(f"{folder / strange[0]}: no class of that name among the training images")
     files, labels = [], []
     for label, name in enumerate(names):
-        inside = sorted(_images(folder / name)) if name in found else []
+        entries = _entries(folder / name) if name in found else []
+        inside = [entry.name for entry in entries if entry.name.lower().endswith(ENDINGS)]
         if class_names is None and not inside:
             raise DataError(f"{folder / name}: no images; expected files ending in {', '.join(ENDINGS)}")
         files.extend(inside)
@@ -134,19 +135,14 @@ def index_folder(root: str, split: str, class_names: tuple[str, ...] | None = No
     return FolderStore(str(folder), names, encoded, np.concatenate(labels))
 
 
-def _folders(folder: Path) -> Iterator[str]:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in ``folder``, sorted by name, without hidden files."""
     try:
         with os.scandir(folder) as entries:
-            yield from (entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+            seen = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise DataError(f"{folder}: can't be listed ({error.strerror}); set --data.path") from error
-
-
-def _images(folder: Path) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.lower().endswith(ENDINGS) and not entry.name.startswith("."):
-                yield entry.name
+    return sorted(seen, key=lambda entry: entry.name)
 
 
 @dataclass(frozen=True, eq=False)

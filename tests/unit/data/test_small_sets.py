@@ -106,13 +106,6 @@ def test_an_archive_that_is_missing_or_damaged_is_named(archive: Path) -> None:
         load_cifar("cifar10", str(root), None)
 
 
-def test_published_checksums_are_checked(tmp_path: Path) -> None:
-    (tmp_path / "cifar-10-batches-py").mkdir()
-    store(tmp_path / "cifar-10-batches-py" / "data_batch_1", {"data": [], "labels": []})
-    with refused("data_batch_1: damaged"):
-        load_cifar("cifar10", str(tmp_path), None)
-
-
 def decoded(path: Path, files: list[bytes | None], *parts: list[int], size: int | None = None) -> list[Split]:
     """Those of ``files`` that the three ``parts`` name, out of one Parquet file."""
     stored = index_shards([write_parquet(path / "train.parquet", files, [*range(len(files))])])
