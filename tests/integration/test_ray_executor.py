@@ -237,47 +237,45 @@ def test_actor_killed_from_outside(pool: RayExecutor, bench: Bench, shared_fault
     assert trained.notes[0].endswith(f"(pid {killed[0]})")
 
 
-def test_error_raised_in_a_training_is_named_and_not_retried(
-    pool: RayExecutor, bench: Bench, shared_faults: Faults
+@pytest.mark.parametrize(
+    ("fault", "kind", "says", "knob"),
+    [
+        (
+            "raise exit 2 in round {}, 2 times",
+            ExitFailed,
+            "ValueError: made-up trouble",
+            "this would happen again, so it was not retried",
+        ),
+        (
+            "exhaust exit 2 in round {}, 2 times",
+            ExitFailed,
+            "MemoryError: made-up lack of memory (batches of ",
+            "resources.actors",
+        ),
+        (
+            "nan exit 2 in round {}, 2 times",
+            NonFiniteError,
+            "the loss of exit 1 became nan at step 1; ",
+            "lower optim.lr",
+        ),
+    ],
+    ids=["raised", "memory", "nan"],
+)
+def test_error_in_a_training_comes_back_with_its_knob_and_is_not_retried(
+    pool: RayExecutor, bench: Bench, shared_faults: Faults, fault: str, kind: type, says: str, knob: str
 ) -> None:
-    shared_faults.add("raise exit 2 in round 11, 2 times")
-    with pytest.raises(ExitFailed) as caught:
-        pool.train(bench.state, 11, NONE)
-    error = caught.value
-    (pid,) = pids_of(shared_faults, 2, 11)  # one of the two: it was not tried again
-    assert (error.exit, error.round, error.cause) == (1, 11, "ValueError: made-up trouble")
-    assert error.node.endswith(f"(pid {pid})")
-    assert str(error) == (
-        f"exit 2 could not be trained in round 11 on node {error.node}: ValueError: made-up trouble; "
-        "this would happen again, so it was not retried"
-    )
-
-
-def test_lack_of_memory_names_its_knob(pool: RayExecutor, bench: Bench, shared_faults: Faults) -> None:
-    shared_faults.add("exhaust exit 1 in round 12, 2 times")
-    with pytest.raises(ExitFailed) as caught:
-        pool.train(bench.state, 12, NONE)
-    assert len(pids_of(shared_faults, 1, 12)) == 1
-    assert (caught.value.exit, caught.value.round) == (0, 12)
-    assert caught.value.cause.startswith("MemoryError: made-up lack of memory (batches of ")
-    assert "MiB of weights" in caught.value.cause
-    assert "resources.actors" in caught.value.knob and "batch_size" in caught.value.knob
-
-
-def test_non_finite_loss_comes_back_as_itself(pool: RayExecutor, bench: Bench, shared_faults: Faults) -> None:
-    shared_faults.add("nan exit 3 in round 13, 2 times")
-    with pytest.raises(
-        NonFiniteError, match=r"^metagf, exit 3, round 13: the loss of exit 1 became nan at step 1; "
-    ) as c:
-        pool.train(bench.state, 13, NONE)
-    assert type(c.value) is NonFiniteError
-    assert c.value.exit_code == 1
-    assert len(pids_of(shared_faults, 3, 13)) == 1
-
-
-def test_pool_goes_on_after_an_error(pool: RayExecutor, bench: Bench) -> None:
-    """What was left running when a round ended with an error does not disturb the next one."""
-    assert_same_bits(pool.train(bench.state, 14, NONE), bench.local(14))
+    """What was left running does not disturb the next round."""
+    round = 20 + 2 * ["raise", "exhaust", "nan"].index(fault.split()[0])
+    shared_faults.add(fault.format(round))
+    with pytest.raises(kind) as caught:
+        pool.train(bench.state, round, NONE)
+    assert type(caught.value) is kind and says in str(caught.value) and knob in str(caught.value)
+    assert f"round {round}" in str(caught.value) and "exit 2" in str(caught.value)
+    (pid,) = pids_of(shared_faults, 2, round)  # one of the two: it was not tried again
+    if isinstance(caught.value, ExitFailed):
+        assert (caught.value.exit, caught.value.round) == (1, round)
+        assert caught.value.node.endswith(f"(pid {pid})")
+    assert_same_bits(pool.train(bench.state, round + 1, NONE), bench.local(round + 1))
 
 
 def test_more_failures_than_allowed_name_the_last_one(new_pool: Callable[..., Any], bench: Bench) -> None:

@@ -1,27 +1,29 @@
-"""MLflow gets what the records say; trouble is an error before the training and a remark after it began."""
+"""MLflow gets what the records say; trouble is an error before the training and a note after it began."""
 
 import contextlib
 import math
 import multiprocessing
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from runs import free_port, wait_until
 
 from raygf.config.fields import from_dict
-from raygf.config.run import OptimConfig, RunConfig, TrackingConfig
+from raygf.config.run import OptimConfig, RunConfig, StorageConfig, TrackingConfig
 from raygf.errors import TrackingError
 from raygf.records import ExitScore, FusionReport, RoundRecord, RunEnd, RunStart
+from raygf.tracking.delivery import NAME, Undelivered
 from raygf.tracking.tracker import MLflowTracker, NullTracker, make_tracker
 
 START = RunStart(
@@ -67,24 +69,6 @@ def environment(monkeypatch):
         del os.environ[name]
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory) -> Path:
-    """An empty database: creating its tables takes seconds, copying them none."""
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    tracker = MLflowTracker(f"sqlite:///{path}", "template", print)
-    tracker.start(CONFIG, "template")
-    tracker.fail("KILLED", "only the tables are wanted")
-    return path
-
-
-@pytest.fixture
-def store(template, tmp_path) -> str:
-    folder = tmp_path / "store"
-    folder.mkdir()
-    (folder / "mlflow.db").write_bytes(template.read_bytes())
-    return f"sqlite:///{folder}/mlflow.db"
-
-
 def client_of(uri):
     from mlflow import MlflowClient
 
@@ -97,6 +81,11 @@ def artifacts_of(client, run_id: str, folder: str = "") -> set[str]:
 
 def read(client, run_id: str, path: str) -> str:
     return Path(client.download_artifacts(run_id, path)).read_text()
+
+
+@pytest.fixture
+def store(tracking_uri) -> str:
+    return tracking_uri
 
 
 @pytest.fixture
@@ -227,12 +216,13 @@ def test_the_description_keeps_what_people_wrote_and_replaces_the_old_results(st
     assert description.count("raygf results") == description.count("| Exit ") == 1
 
 
-def test_a_run_that_is_not_in_the_store_is_not_resumed(store, said):
-    with pytest.raises(
-        TrackingError, match=r"the run to resume, 0{32}, is not in .*--tracking.uri"
-    ) as caught:
+def test_unknown_run_and_deleted_experiment_are_refused(store, said):
+    client = client_of(store)
+    client.delete_experiment(client.create_experiment("old"))
+    with pytest.raises(TrackingError, match=r"the run to resume, 0{32}, is not in .*--tracking.uri"):
         MLflowTracker(store, "trial", said.append).start(CONFIG, "run", "0" * 32)
-    assert "\n" not in str(caught.value)
+    with pytest.raises(TrackingError, match=r"tracking.experiment = 'old' is deleted"):
+        MLflowTracker(store, "old", said.append).start(CONFIG, "run")
 
 
 def test_a_failed_run_says_why_and_stays_failed(store, said):
@@ -259,13 +249,6 @@ def test_passwords_stay_out_of_the_store(store, said):
     client = client_of(store)
     assert client.get_run(run_id).data.params["tracking.uri"] == "http://me:***@example.org"
     assert "secret" not in read(client, run_id, "config.yaml")
-
-
-def test_a_deleted_experiment_is_refused(store, said):
-    client = client_of(store)
-    client.delete_experiment(client.create_experiment("old"))
-    with pytest.raises(TrackingError, match=r"tracking.experiment = 'old' is deleted"):
-        MLflowTracker(store, "old", said.append).start(CONFIG, "run")
 
 
 def open_run(uri: str) -> None:
@@ -300,100 +283,31 @@ def test_a_server_that_accepts_and_never_answers_is_refused(monkeypatch, said):
 # Trouble during the run -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def server(template, tmp_path):
-    """A real server on a free port, and its process."""
-    (tmp_path / "mlflow.db").write_bytes(template.read_bytes())
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db"]
-    command += ["--artifacts-destination", str(tmp_path / "artifacts")]
-    with (tmp_path / "server.log").open("w") as log:
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # starts sooner
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process)
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        end(process)
-
-
-def wait_for(url: str, process: subprocess.Popen) -> None:
-    for _ in range(300):
-        assert process.poll() is None, "the server ended"
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1):
-            return
-        time.sleep(0.2)
-    raise AssertionError("the server did not come up")
-
-
-def end(process: subprocess.Popen) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def test_a_server_takes_a_run_and_its_death_does_not_end_the_training(server, said, capfd, tmp_path):
-    uri, process = server
-    whole = MLflowTracker(uri, "trial", said.append)
-    run_id = whole.start(CONFIG, "whole")
-    whole.log_start(START)
-    whole.log_round(record(1))
-    whole.finish(END)
-    assert said == []
-    run = client_of(uri).get_run(run_id)
-    assert run.info.status == "FINISHED"
-    assert run.data.metrics["val_accuracy/exit_2"] == 0.7
-    assert (tmp_path / "artifacts").is_dir()
-
-    tracker = MLflowTracker(uri, "trial", said.append)
-    tracker.start(CONFIG, "orphan")
-    tracker.log_start(START)
-    end(process)
-    began = time.monotonic()
-    for number in (1, 2, 3):
-        tracker.log_round(record(number))
-    assert time.monotonic() - began < 1  # training does not wait
-    tracker.finish(END)
-    assert time.monotonic() - began < 30
-    assert len(said) <= 2
-    assert all("\n" not in line for line in said)
-    assert said[-1].startswith(f"tracking: not delivered to {uri} (Connection refused): rounds 1-3, ")
-    assert said[-1].endswith(
-        "results, tags, result table, accuracy figure, fusion weight figure, final status"
-    )
-    assert capfd.readouterr() == ("", "")
-
-
 class Flaky:
-    """A client whose ``log_batch`` can be broken."""
+    """A client that can lose its store."""
 
     def __init__(self, client):
         self.client, self.broken, self.calls = client, False, 0
 
     def __getattr__(self, name):
-        return getattr(self.client, name)
-
-    def log_batch(self, *args, **kwargs):
-        self.calls += 1
-        if self.broken:
+        if self.broken and name not in ("client", "broken", "calls"):
+            self.calls += 1
             raise OSError(f"[Errno 111] Connection refused (call {self.calls})")
-        return self.client.log_batch(*args, **kwargs)
+        return getattr(self.client, name)
 
 
 @pytest.fixture
 def flaky(monkeypatch):
+    """The clients that are made; the first one may be broken."""
     from raygf.tracking import mlflow_run
 
     made: list[Flaky] = []
     connect = mlflow_run.connect
-    monkeypatch.setattr(mlflow_run, "connect", lambda uri: made.append(Flaky(connect(uri))) or made[0])
+    monkeypatch.setattr(mlflow_run, "connect", lambda uri: made.append(Flaky(connect(uri))) or made[-1])
     return made
 
 
-def test_rounds_that_could_not_be_sent_are_sent_later_and_remarked_once(store, said, flaky):
+def test_rounds_that_could_not_be_sent_are_sent_later_and_noted_once(store, said, flaky):
     tracker = MLflowTracker(store, "trial", said.append)
     run_id = tracker.start(CONFIG, "run")
     tracker.log_start(START)
@@ -403,7 +317,7 @@ def test_rounds_that_could_not_be_sent_are_sent_later_and_remarked_once(store, s
     tracker.log_round(record(1))
     wait_until(lambda: said)
     tracker.log_round(record(2))
-    wait_until(lambda: flaky[0].calls >= 6)
+    wait_until(lambda: flaky[0].calls >= 3)
     flaky[0].broken = False
     tracker.log_round(record(3))
     wait_until(lambda: not tracker._delivery.undelivered)
@@ -411,18 +325,6 @@ def test_rounds_that_could_not_be_sent_are_sent_later_and_remarked_once(store, s
     assert steps == [1, 2, 3]
     tracker.finish(END)
     assert said == ["tracking: could not send round 1 to MLflow (Connection refused); training goes on"]
-
-
-def test_what_does_not_arrive_at_the_end_is_named(store, said, flaky):
-    tracker = MLflowTracker(store, "trial", said.append)
-    tracker.start(CONFIG, "run")
-    tracker.log_start(START)
-    wait_until(lambda: not tracker._delivery.undelivered)
-    flaky[0].broken = True
-    tracker.log_round(record(1))
-    wait_until(lambda: said)
-    tracker.finish(END)
-    assert said[1:] == [f"tracking: not delivered to {store} (Connection refused): round 1, results, tags"]
 
 
 def test_a_slow_store_is_not_waited_for_beyond_the_limit(store, said, monkeypatch, flaky):
@@ -438,6 +340,177 @@ def test_a_slow_store_is_not_waited_for_beyond_the_limit(store, said, monkeypatc
     ]
 
 
+def steps(store: str, run_id: str, metric: str) -> list[int]:
+    return sorted(point.step for point in client_of(store).get_metric_history(run_id, metric))
+
+
+def noted(number: int, *notes: str) -> RoundRecord:
+    return replace(record(number), notes=notes)
+
+
+def test_what_was_not_delivered_is_kept_and_sent_by_a_resume(store, tmp_path, said, flaky):
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    undelivered = Undelivered(StorageConfig(str(tmp_path / "runs"), "one"), tmp_path)
+    first = MLflowTracker(store, "trial", said.append, undelivered)
+    run_id = first.start(CONFIG, "one")
+    first.log_start(START)
+    first.log_round(noted(1, "exit 1 retried in round 1: it died"))
+    wait_until(lambda: not first._delivery.undelivered)
+    flaky[0].broken = True
+    first.log_round(noted(2, "took a break"))
+    first.log_round(record(3))
+    first.finish(END)
+    file = tmp_path / "runs" / "one" / NAME
+    where = f"tracking: not delivered to {store} (Connection refused): rounds 2-3, a note, "
+    assert said[-1].startswith(where)
+    assert f"; kept in {file}, sent when the run is resumed with: --storage.name one" in said[-1]
+    assert len(file.read_text().splitlines()) == 5  # two rounds, a note, results, tags
+    assert steps(store, run_id, "lr") == [1]
+
+    second = MLflowTracker(store, "trial", said[:0].append, undelivered)
+    assert second.start(CONFIG, "one", run_id) == run_id
+    second.log_start(replace(START, round=3, recent=(record(1), record(2), record(3))))
+    second.finish(END)
+    assert steps(store, run_id, "lr") == steps(store, run_id, "train_loss/exit_2") == [1, 2, 3]
+    run = client_of(store).get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["raygf.remarks"].splitlines() == [
+        "exit 1 retried in round 1: it died",
+        "round 2: took a break",
+    ]
+    assert run.data.tags["weights_sha256"] == END.weights_sha256
+    assert not file.exists()
+
+
+def test_round_that_was_stored_but_not_logged_is_logged_by_a_resume(store, said):
+    """The job was killed between the two."""
+    first = MLflowTracker(store, "trial", said.append)
+    run_id = first.start(CONFIG, "one")
+    first.log_start(START)
+    first.log_round(record(1))
+    first.fail("KILLED", "interrupted")
+    second = MLflowTracker(store, "trial", said.append)
+    second.start(CONFIG, "one", run_id)
+    second.log_start(replace(START, round=2, recent=(record(1), record(2))))
+    second.log_round(record(3))
+    second.finish(END)
+    assert said == []
+    assert steps(store, run_id, "seconds/train") == [1, 2, 3]
+
+
+def test_newest_notes_that_fit_are_kept(store, said):
+    one = MLflowTracker(store, "trial", said.append)
+    run_id = one.start(CONFIG, "one")
+    one.log_round(noted(1, *(f"round 1, note {number}: {'x' * 900}" for number in range(9))))
+    one.finish(END)
+    tag = client_of(store).get_run(run_id).data.tags["raygf.remarks"]
+    assert len(tag) <= 5000
+    assert [line.split(":")[0] for line in tag.splitlines()] == [f"round 1, note {n}" for n in range(4, 9)]
+    assert said == []
+
+
+# A server ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def start_server(repository, tmp_path):
+    """Calls deploy/start_mlflow.sh; the servers that it has started end with the test."""
+    programs = Path(sys.executable).parent
+
+    def call(*words, first_in_path=programs):
+        script = str(repository / "deploy" / "start_mlflow.sh")
+        path = f"{first_in_path}:{programs}:{os.environ['PATH']}"
+        environment = os.environ | {"PATH": path}
+        return subprocess.run(
+            ["bash", script, *words], env=environment, capture_output=True, text=True, timeout=150
+        )
+
+    yield call
+    kill_servers(tmp_path)
+
+
+def servers(folder: Path) -> list[psutil.Process]:
+    """MLflow servers with their database in ``folder``."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words = process.cmdline()
+            if "server" in words and any(str(folder) in word for word in words):
+                found.append(process)
+    return found
+
+
+def kill_servers(folder: Path) -> None:
+    mine = servers(folder)
+    for process in [*mine, *(child for each in mine for child in each.children(recursive=True))]:
+        process.kill()
+    psutil.wait_procs(mine, timeout=10)
+
+
+def answer(port: int, host: str) -> int:
+    """The status code that a client gets who knows the server as ``host``."""
+    url = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get?experiment_id=0"
+    try:
+        request = urllib.request.Request(url, headers={"Host": f"{host}:{port}"})
+        return int(urllib.request.urlopen(request, timeout=20).status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_server_is_started_once_takes_a_run_and_its_death_does_not_end_the_training(
+    start_server, empty_tracking, tmp_path, said, capfd
+):
+    port = free_port()
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow" / "mlflow.db").write_bytes(empty_tracking.read_bytes())
+    words = (str(tmp_path / "mlflow"), str(tmp_path / "artifacts"), str(port), "head.example.org")
+    first, again = start_server(*words), start_server(*words)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == f"MLflow server on port {port}, database and log in {tmp_path}/mlflow\n"
+    assert (again.returncode, again.stdout) == (0, f"an MLflow server answers on port {port} already\n")
+    assert len(servers(tmp_path)) == 1
+    assert [answer(port, host) for host in ("127.0.0.1", "head.example.org", "10.1.2.3")] == [200] * 3
+    assert answer(port, "elsewhere.example.org") == 403
+
+    uri = f"http://127.0.0.1:{port}"
+    whole = MLflowTracker(uri, "trial", said.append)
+    run_id = whole.start(CONFIG, "whole")
+    whole.log_start(START)
+    whole.log_round(record(1))
+    whole.finish(END)
+    assert said == []
+    run = client_of(uri).get_run(run_id)
+    assert run.info.status == "FINISHED" and run.info.artifact_uri.startswith("mlflow-artifacts:/")
+    assert run.data.metrics["val_accuracy/exit_2"] == 0.7
+    assert [*(tmp_path / "artifacts").rglob("results.md")]
+
+    orphan = MLflowTracker(uri, "trial", said.append)
+    orphan.start(CONFIG, "orphan")
+    orphan.log_start(START)
+    kill_servers(tmp_path)
+    began = time.monotonic()
+    for number in (1, 2, 3):
+        orphan.log_round(record(number))
+    assert time.monotonic() - began < 1  # training does not wait
+    orphan.finish(END)
+    assert time.monotonic() - began < 30
+    assert len(said) <= 2 and all("\n" not in line for line in said)
+    assert said[-1].startswith(f"tracking: not delivered to {uri} (Connection refused): rounds 1-3, ")
+    assert said[-1].endswith("tags, result table, accuracy figure, fusion weight figure, final status")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_server_that_can_not_start_says_why(start_server, tmp_path):
+    broken = tmp_path / "bin" / "mlflow"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\necho no such backend store >&2\nexit 1\n")
+    broken.chmod(0o755)
+    port = free_port()
+    done = start_server(str(tmp_path), str(tmp_path / "artifacts"), str(port), first_in_path=broken.parent)
+    assert done.returncode == 1
+    assert done.stderr == f"the MLflow server does not answer on port {port}:\nno such backend store\n"
+
+
 # No tracking ------------------------------------------------------------------------------------------------
 
 
@@ -450,8 +523,3 @@ def test_tracking_can_be_off(tmp_path, said):
     tracker.finish(END)
     tracker.fail("FAILED", "x")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_nothing_loads_mlflow_before_a_run_starts():
-    code = "import sys, raygf.tracking; sys.exit('mlflow' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
