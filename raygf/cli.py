@@ -165,5 +165,5 @@ def _unboxed(text: str) -> str:
         elif sections[-1]:
             sections.append([])
     title = 0 if text.startswith("╭") else 1
-    said = [" ".join(words).rstrip(".") for words in sections[title:] if words]
-    return "; ".join([*said[:1], *(part[0].lower() + part[1:] for part in said[1:])])
+    texts = [" ".join(words).rstrip(".") for words in sections[title:] if words]
+    return "; ".join([*texts[:1], *(text[0].lower() + text[1:] for text in texts[1:])])

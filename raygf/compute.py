@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from raygf.config.run import ComputeConfig
-from raygf.errors import MemoryExhausted, ResourceError
+from raygf.errors import MemoryExhausted, ResourceError, one_line
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ _AMOUNT = re.compile(r"\d\s?([KMGT]i?B|bytes)\b")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that the host or the GPU has no memory left."""
+    """Whether ``error`` means that the host or the GPU has no memory left."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and _CPU in str(error)
@@ -106,8 +106,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def memory_cause(error: BaseException, known: str) -> str:
     """``error`` in one line that has sizes in it: its own, or else those ``known``."""
-    words = " ".join(str(error).split())
-    text = f"{type(error).__name__}: {words.split(' See documentation')[0][:300]}".rstrip(": ")
+    text = one_line(error).partition(" See documentation")[0]
     return text if _AMOUNT.search(text) else f"{text} ({known})"
 
 
@@ -118,7 +117,7 @@ def sizes(batch_size: int, parameters: int) -> str:
 
 @contextmanager
 def naming_out_of_memory(who: str, known: str) -> Iterator[None]:
-    """Lack of memory inside becomes MemoryExhausted, saying that ``who`` lacked it; ``known`` sizes help."""
+    """Lack of memory inside becomes MemoryExhausted of ``who``, with the sizes ``known``."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

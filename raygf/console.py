@@ -45,7 +45,7 @@ class Progress:
         self._stream = stream if stream is not None else sys.stderr
         self._last_round = last_round
         self._seconds: deque[float] = deque(maxlen=_MEDIAN_OF)
-        self._told: set[str] = set()
+        self._shown: set[str] = set()
         self._bar = RichProgress(
             TextColumn("round"),
             MofNCompleteColumn(),
@@ -81,7 +81,7 @@ class Progress:
         left = statistics.median(self._seconds) * max(0, last - record.round)
         self._line(round_line(record, left))
         for text in record.notes:
-            if text not in self._told:
+            if text not in self._shown:
                 self.note(text)
         eta = f"eta {duration(left)}" if record.round < last else ""
         done = record.round
@@ -89,7 +89,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Show ``text`` on a line of its own."""
-        self._told.add(text)
+        self._shown.add(text)
         self._line(f"note: {text}")
 
     def _line(self, text: str) -> None:
@@ -120,7 +120,7 @@ def round_line(record: RoundRecord, seconds_left: float) -> str:
     """``round 3/40  1.9 s  loss 1.234  val 71.2 80.1 83.0 (avg 78.1) %  eta 1m10s``
 
     The loss is the exits' mean training loss; without a validation the accuracy is the training's ("train").
-    A skipped round says so instead.
+    A skipped round is marked instead.
     """
     parts = [f"round {record.round}/{record.rounds}", f"{record.total_seconds:.1f} s"]
     parts.append("skipped" if record.skipped else f"loss {statistics.fmean(record.train.loss):.3f}")

@@ -61,7 +61,7 @@ class RunFailed(RaygfError):
 
 
 class DriverLost(RunFailed):
-    """The driver did not come back. It may be started again, unless ``kind`` says otherwise.
+    """The driver did not come back. Whether it may be started again depends on ``kind``.
 
     ``kind``: the name of a ``raygf.on_ray.faults.Failure``; ``node``: the id of the node that it ran on, if
     known. ``silent``: it only did not answer, so that its node may turn out to be lost.
@@ -102,7 +102,7 @@ T = TypeVar("T")
 def within(limit_s: float, call: Callable[[], T]) -> T:
     """What ``call`` returns or raises, made on a thread of its own and waited for ``limit_s`` at most.
 
-    A call that takes longer goes on unheeded; it does not keep the program from ending.
+    A call that takes longer is abandoned; it does not keep the program from ending.
 
     Raises:
         TimeoutError: it takes longer.

@@ -162,7 +162,7 @@ def _check_workers(config: RunConfig) -> None:
 def _named_storage(storage: StorageConfig, label: str) -> StorageConfig:
     """With a name, and with a local path made absolute: workers have working directories of their own."""
     if storage.resume and not storage.name:
-        raise ConfigError("storage.resume: say which run with --storage.name")
+        raise ConfigError("storage.resume: name the run with --storage.name")
     name = storage.name or f"{label}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     return replace(storage, name=name, path=storage_path("storage.path", storage.path))
 

@@ -40,7 +40,7 @@ def _folder_name(field: str, value: str) -> None:
 Natural = Annotated[int, Limits(0)]
 Count = Annotated[int, Limits(1)]
 Pixels = Annotated[int, Limits(4)]
-Size = Annotated[int, Limits(1, 1 << 16)]  # of parts of a network; more is a slip of the hand
+Size = Annotated[int, Limits(1, 1 << 16)]  # of parts of a network; more is a typing error
 NotNegative = Annotated[float, Limits(0)]
 Positive = Annotated[float, Limits(0, above=True)]
 Share = Annotated[float, Limits(0, 1)]
@@ -260,7 +260,7 @@ class StorageConfig(Section, name="storage"):
     keep: Count = 2
     """Newest checkpoints kept."""
     resume: bool = False
-    """Go on from the newest whole checkpoint of the run --storage.name."""
+    """Resume from the newest whole checkpoint of the run --storage.name."""
     retries: Natural = 5
     """Times that a checkpoint which could not be written is tried again, after 1, 2, 4 … seconds."""
 
@@ -296,7 +296,7 @@ class RunConfig(Section):
     """Stop after this round, to be resumed later; the schedule still counts all rounds."""
     on_divergence: Literal["stop", "skip-round"] = "stop"
     """When a loss or weight becomes NaN or infinite. stop: end the run, its last checkpoint stands.
-    skip-round: leave the network as it was before the round and go on with the next one."""
+    skip-round: leave the network as it was before the round and continue with the next one."""
     max_skipped_rounds: Count = 3
     """skip-round: rounds in a row that may be skipped before the run stops."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -124,7 +124,7 @@ def test_a_run_that_does_not_end_is_marked_and_closed(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"storage": StorageConfig(resume=True)}, "storage.resume: say which run with --storage.name"),
+        ({"storage": StorageConfig(resume=True)}, "storage.resume: name the run with --storage.name"),
         (
             {"resources": ResourceConfig(workers=2)},
             "resources.workers = 2: for methods within a step; ",
