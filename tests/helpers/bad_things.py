@@ -351,78 +351,30 @@ class Changing(Net):
         return super().forward(images)[0] if self.training else super().forward(images)
 
 
-class Frozen(Net):
-    def __init__(self):
-        super().__init__()
-        self.requires_grad_(False)
-
-
 class Deaf(Net):
     def forward(self, images):
         return [torch.zeros(len(images), 10)]
-
-
-def good(spec):
-    return Net()
 
 
 def raises(spec):
     raise ValueError("no such\\nlayer")
 
 
-def leaves(spec):
-    sys.exit(0)
+good = lambda spec: Net()
+leaves = lambda spec: sys.exit(0)
+number = lambda spec: 7
+tensor = lambda spec: Net(answer=lambda logits: logits)
+classes = lambda spec: Net(answer=lambda logits: [logits[:, :3]])
+empty = lambda spec: Net(answer=lambda logits: [])
+double = lambda spec: Net(dtype=torch.float64)
+changing = lambda spec: Changing()
+frozen = lambda spec: Net().requires_grad_(False)
+deaf = lambda spec: Deaf()
 
-
-def number(spec):
-    return 7
-
-
-def tensor(spec):
-    return Net(answer=lambda logits: logits)
-
-
-def classes(spec):
-    return Net(answer=lambda logits: [logits[:, :3]])
-
-
-def empty(spec):
-    return Net(answer=lambda logits: [])
-
-
-def double(spec):
-    return Net(dtype=torch.float64)
-
-
-def changing(spec):
-    return Changing()
-
-
-def frozen(spec):
-    return Frozen()
-
-
-def deaf(spec):
-    return Deaf()
-
-
-def weights_of(count):
-    return lambda setting: lambda gramian: torch.ones(count)
-
-
-three_weights = weights_of(3)
-
-
-def raising_method(setting):
-    return lambda gramian: 1 / 0
-
-
-def text_method(setting):
-    return lambda gramian: "equal"
-
-
-def no_method(setting):
-    return 3
+three_weights = lambda setting: lambda gramian: torch.ones(3)
+raising_method = lambda setting: lambda gramian: 1 / 0
+text_method = lambda setting: lambda gramian: "equal"
+no_method = lambda setting: 3
 """
 
 

@@ -1,69 +1,198 @@
-"""What tests of whole runs share: small flags, waiting, Ray's processes, a driver in this process."""
+"""Running jobs and runs in tests, and looking after their processes."""
 
-import socket
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import subprocess
 import time
+import urllib.request
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from raygf.config.run import RunConfig
+from raygf.records import RoundRecord, RunEnd
 from raygf.rounds.driver import Driver
 from raygf.training.exit_trainer import LocalExecutor
 
-TINY = (
+REPOSITORY = Path(__file__).parents[2]
+SMALL = (
     *("--data.train-limit", "48", "--data.val", "50", "--model.msdnet.base", "1"),
     *("--model.msdnet.step", "1", "--model.msdnet.channels", "8"),
 )
-"""A network and images with which a round takes a tenth of a second."""
+"""A tenth of a second a round."""
 LOCAL = ("--resources.executor", "local")
 UNTRACKED = ("--tracking.enabled", "False")
 RESUME = ("--storage.resume", "True")
 
-
-def wait_until(condition: Callable[[], object], seconds: float = 30) -> bool:
-    """True as soon as the condition holds; an AssertionError if it does not in time."""
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, f"not within {seconds:.0f} s"
-        time.sleep(0.02)
-    return True
+_ACTORS = (
+    *("ray::DriverActor", "ray::ExitActor", "ray::RayTrainWorker", "ray::TrainHost"),
+    *("ray::ImplicitFunc", "ray::run_trial"),
+)
 
 
-def ray_processes(kind: str, of: psutil.Process | None = None) -> list[psutil.Process]:
-    """The processes of raygf's actors below ``of`` (this process) whose title has ``kind`` in it."""
-    found = []
-    for process in (of or psutil.Process()).children(recursive=True):
-        try:
-            title = (process.cmdline() or [""])[0]
-        except psutil.Error:
-            continue
-        if title.startswith("ray::") and kind in title:
-            found.append(process)
-    return found
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The last line on standard output."""
+        assert self.code == 0, self.err
+        return dict(json.loads(self.out.splitlines()[-1]))
+
+    @property
+    def rounds(self) -> list[str]:
+        """The rounds shown, as "2/9"."""
+        return rounds_shown(self.err)
+
+    @property
+    def notes(self) -> list[str]:
+        """The notes shown."""
+        return [line for line in self.err.splitlines() if line.startswith("note:")]
 
 
-def raygf_actors(of: psutil.Process | None = None) -> list[psutil.Process]:
-    """The processes of drivers and exit actors below ``of`` (this process)."""
-    return [*ray_processes("ray::DriverActor", of), *ray_processes("ray::ExitActor", of)]
+RunJob = Callable[..., Outcome]
+StartJob = Callable[..., "subprocess.Popen[str]"]
 
 
-def with_resources(config: RunConfig, **fields: Any) -> RunConfig:
-    return replace(config, resources=replace(config.resources, **fields))
+def rounds_shown(text: str) -> list[str]:
+    """The rounds that a job has shown, as "2/9"."""
+    return [line.split()[1] for line in text.splitlines() if line.startswith("round ")]
+
+
+def one_error(outcome: Outcome, says: str = "", code: int = 2) -> str:
+    """The error: it comes last, once, without a traceback; no round was done, there is no result.
+
+    It has the pieces of ``says``, which are separated by " … ".
+    """
+    lines = outcome.err.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1 and errors[0] == lines[-1], outcome.err
+    assert not any(line.startswith(("round ", "Traceback")) for line in lines), outcome.err
+    assert (outcome.code, outcome.out) == (code, ""), outcome.err
+    for words in says.split(" … "):
+        assert words in errors[0]
+    return errors[0]
 
 
 def local_driver(config: RunConfig) -> Driver:
-    return Driver(config, lambda run, data, exits: LocalExecutor(run, data))
+    """A driver that trains in this process."""
+    return Driver(config, lambda run, dataset, exits: LocalExecutor(run, dataset))
 
 
-def free_port() -> int:
-    """A port at which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def run_here(config: RunConfig, run_id: str = "") -> tuple[list[RoundRecord], RunEnd]:
+    """The records and the end of a run in this process, without Ray."""
+    driver = local_driver(config)
+    driver.prepare()
+    records = list(driver.rounds(run_id))
+    end = driver.end()
+    driver.close()
+    return records, end
 
 
-def rounds_shown(err: str) -> list[str]:
-    """The numbers of the lines of rounds: "3/4"."""
-    return [line.split()[1] for line in err.splitlines() if line.startswith("round ")]
+def with_resources(config: RunConfig, **fields: Any) -> RunConfig:
+    """``config`` with other resources."""
+    return replace(config, resources=replace(config.resources, **fields))
+
+
+def raygf_actors(kind: str = "", of: psutil.Process | None = None) -> list[psutil.Process]:
+    """The processes of raygf's actors and trials among the descendants of ``of``, by default of this process.
+
+    ``kind`` is a part of their title: "DriverActor", "ExitActor", "RayTrainWorker", "TrainHost".
+    """
+    found = []
+    for process in (of or psutil.Process()).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            title = (process.cmdline() or [""])[0]
+            if title.startswith(_ACTORS) and kind in title:
+                found.append(process)
+    return found
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 90, what: str = "it") -> None:
+    """Return once ``condition`` holds.
+
+    Raises:
+        AssertionError: it does not within ``seconds``.
+    """
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, f"{what} did not happen within {seconds:g} s"
+        time.sleep(0.02)
+
+
+def wait_for_answer(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return once the server ``process`` answers; ``log`` has what it says."""
+
+    def answers() -> bool:
+        assert process.poll() is None, f"the server has ended: {log.read_text()[-2000:]}"
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+            return True
+        return False
+
+    wait_until(answers, what=f"an answer at {url}")
+
+
+def end_processes(processes: list[psutil.Process]) -> None:
+    """End exactly these processes."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=10)
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """A run in MLflow."""
+
+    id: str
+    name: str
+    status: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: dict[str, float]
+    rounds: list[int]
+
+
+def tracked_runs(uri: str) -> list[Tracked]:
+    """All runs of the experiment "raygf"; deleted ones don't count."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("raygf")
+    assert experiment is not None
+    found = []
+    for run in client.search_runs([experiment.experiment_id]):
+        info, data = run.info, run.data
+        history = client.get_metric_history(info.run_id, "val_accuracy/average")
+        rounds = sorted({point.step for point in history})
+        found.append(
+            Tracked(info.run_id, info.run_name, info.status, data.tags, data.params, data.metrics, rounds)
+        )
+    return found
+
+
+def tracked_sweep(uri: str) -> tuple[Tracked, dict[str, Tracked]]:
+    """The only sweep's run in MLflow, and those of its trials by name."""
+    runs = tracked_runs(uri)
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.tags]
+    children = [run for run in runs if run.tags.get("mlflow.parentRunId") == parent.id]
+    assert len(children) == len(runs) - 1
+    assert len({child.name for child in children}) == len(children), "a trial has two runs"
+    return parent, {child.name: child for child in children}
+
+
+def table(path: str | Path) -> dict[str, dict[str, str]]:
+    """A sweep's results by trial."""
+    with Path(path).open() as stream:
+        return {line["trial"]: line for line in csv.DictReader(stream)}

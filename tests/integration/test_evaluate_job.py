@@ -5,33 +5,22 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import Outcome, RunJob, run_here
 from tiny import tiny_run
 
 from raygf.config.recipes import get_recipe
-from raygf.config.run import RunConfig, StorageConfig
-from raygf.rounds.driver import Driver
+from raygf.config.run import StorageConfig
 from raygf.storage.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
 from raygf.tracking.tracker import make_tracker
-from raygf.training.exit_trainer import LocalExecutor
-
-RunJob = Callable[..., Any]
 
 PER_RUN = {"accuracy", "conflict", "fusion_weights", "importance"}
-
-
-def train(config: RunConfig, run_id: str = "") -> list[float]:
-    """The run without Ray; returns its test accuracies."""
-    driver = Driver(config, lambda *args: LocalExecutor(*args[:2]))
-    driver.prepare()
-    for _ in driver.rounds(run_id):
-        pass
-    return list(driver.end().test.accuracy)
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +34,9 @@ def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("joint", {"method": "sgd", "rounds": 6}),
     ):
         run = replace(tiny_run(2, 2, StorageConfig(str(folder), name)), **changes)
-        accuracy[name] = train(run)
+        accuracy[name] = run_here(run)[1].test.accuracy
     (folder / "accuracy.json").write_text(json.dumps(accuracy))
     return folder
-
-
-def notes(outcome: Any) -> list[str]:
-    return [line for line in outcome.err.splitlines() if line.startswith("note:")]
 
 
 def test_all_tables_and_figures(past: Path, run_job: RunJob, tmp_path: Path) -> None:
@@ -76,7 +61,7 @@ def test_all_tables_and_figures(past: Path, run_job: RunJob, tmp_path: Path) -> 
     assert_numbers(outcome, json.loads((past / "accuracy.json").read_text()), out)
 
 
-def assert_numbers(outcome: Any, accuracy: dict[str, list[float]], out: Path) -> None:
+def assert_numbers(outcome: Outcome, accuracy: dict[str, list[float]], out: Path) -> None:
     """The accuracies are those that the runs themselves ended with."""
     ours = outcome.result["runs"]["Meta-GF"]
     assert (ours["seeds"], ours["rounds"], ours["training_passes"]) == ([0, 1], 2, 6)
@@ -94,16 +79,6 @@ def assert_numbers(outcome: Any, accuracy: dict[str, list[float]], out: Path) ->
         *(("Meta-GF", seed, passes) for seed in "01" for passes in "36"),
         *(("joint SGD", "0", passes) for passes in "123456"),
     ]
-
-
-def test_untracked_runs_are_noted_not_failed(past: Path, run_job: RunJob) -> None:
-    outcome = run_job("evaluate", "--checkpoint", str(past / "joint"), "--log-model", "True")
-    assert outcome.code == 0
-    assert notes(outcome) == [
-        "note: joint: was not tracked, no model logged",
-        "note: sgd: was not tracked, nothing logged",
-    ]
-    assert not Path("mlflow.db").exists()
 
 
 @pytest.fixture
@@ -128,7 +103,7 @@ def test_results_go_to_the_runs_page(tracked: tuple[str, str], run_job: RunJob, 
     run_id, checkpoint = tracked
     outcome = run_job("evaluate", "--checkpoint", checkpoint, "--out", "out")
     assert outcome.code == 0, outcome.err
-    assert notes(outcome) == [f"note: metagf: logged to run {run_id} in {tracking_uri}"]
+    assert outcome.notes == [f"note: metagf: logged to run {run_id} in {tracking_uri}"]
     client = MlflowClient(tracking_uri)
     logged = {item.path for item in client.list_artifacts(run_id, "evaluation")}
     names = [Path(path).name for path in outcome.result["files"]]
@@ -140,73 +115,46 @@ def test_results_go_to_the_runs_page(tracked: tuple[str, str], run_job: RunJob, 
     assert 0 < run.data.metrics["test_top5_accuracy/exit_2"] <= 1
 
 
-def test_nothing_is_logged_if_not_wanted(
-    tracked: tuple[str, str], run_job: RunJob, tracking_uri: str
+def test_untracked_runs_are_noted_and_nothing_is_logged_if_not_wanted(
+    tracked: tuple[str, str], past: Path, run_job: RunJob, tracking_uri: str
 ) -> None:
     from mlflow import MlflowClient
 
-    run_id, checkpoint = tracked
-    outcome = run_job(
-        "evaluate", "--checkpoint", checkpoint, "--log-to-mlflow", "False", "--importance", "False"
-    )
-    assert outcome.code == 0 and notes(outcome) == []
-    assert MlflowClient(tracking_uri).list_artifacts(run_id, "evaluation") == []
+    outcome = run_job("evaluate", "--checkpoint", str(past / "joint"), "--log-model", "True")
+    assert outcome.code == 0
+    assert outcome.notes == [
+        "note: joint: was not tracked, no model logged",
+        "note: sgd: was not tracked, nothing logged",
+    ]
+    quiet = ("--log-to-mlflow", "False", "--importance", "False")
+    outcome = run_job("evaluate", "--checkpoint", tracked[1], *quiet)
+    assert (outcome.code, outcome.notes) == (0, [])
+    assert MlflowClient(tracking_uri).list_artifacts(tracked[0], "evaluation") == []
     assert not list(Path("results").rglob("importance.*"))
 
 
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda db: db.unlink(), "there is no tracking database"),
-        (lambda db: db.write_bytes(b"not a database" * 99), "file is not a database"),
+        (lambda db, empty: db.unlink(), "there is no tracking database"),
+        (lambda db, empty: db.write_bytes(b"not a database" * 99), "file is not a database"),
+        (lambda db, empty: shutil.copy(empty, db), "is not in "),
     ],
+    ids=["gone", "damaged", "without the run"],
 )
-def test_a_store_that_is_gone_costs_a_line(
-    tracked: tuple[str, str], run_job: RunJob, tmp_path: Path, damage: Callable[[Path], Any], says: str
+def test_a_store_that_lacks_the_run_costs_a_line(
+    tracked: tuple[str, str],
+    run_job: RunJob,
+    empty_tracking: Path,
+    tmp_path: Path,
+    damage: Callable[[Path, Path], Any],
+    says: str,
 ) -> None:
-    damage(tmp_path / "mlflow.db")
+    damage(tmp_path / "mlflow.db", empty_tracking)
     outcome = run_job("evaluate", "--checkpoint", tracked[1])
-    assert outcome.code == 0, outcome.err
-    (line,) = notes(outcome)
+    (line,) = outcome.notes
     assert line.startswith("note: metagf: not logged to MLflow: ") and says in line
     assert outcome.result["runs"]
-
-
-def test_a_run_that_the_store_does_not_have_costs_a_line(
-    past: Path, run_job: RunJob, tmp_path: Path, tracked: tuple[str, str]
-) -> None:
-    known = load_checkpoint(tracked[1])
-    store = CheckpointStore(str(tmp_path / "runs"), "tracked", 1)
-    store.save(Checkpoint(3, known.network, known.method, known.meta | {"run_id": "0" * 32}))
-    outcome = run_job("evaluate", "--checkpoint", str(tmp_path / "runs" / "tracked"))
-    assert outcome.code == 0
-    (line,) = [line for line in notes(outcome) if "not logged" in line]
-    assert f"the run {'0' * 32} is not in" in line
-
-
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        (("--checkpoint", "{past}/joint", "--labels", "a", "b"), "labels: 2 given for 1 checkpoints"),
-        (("--checkpoint", "{past}/joint", "--out", "cut.npz"), "can't write to cut.npz"),
-        (("--checkpoint",), "checkpoint: name at least one"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
-)
-def test_what_cannot_be_done(
-    past: Path, run_job: RunJob, tmp_path: Path, flags: tuple[str, ...], says: str
-) -> None:
-    whole = (past / "joint" / "round-000006.npz").read_bytes()
-    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
-    assert_one_error(run_job("evaluate", *(flag.replace("{past}", str(past)) for flag in flags)), says)
-
-
-def assert_one_error(outcome: Any, says: str) -> None:
-    lines = outcome.err.splitlines()
-    assert outcome.code == 2, outcome.err
-    assert outcome.out == ""
-    assert len(lines) == 1 and lines[0].startswith("error:"), outcome.err
-    assert says in lines[0]
 
 
 def test_the_toy_problem(run_job: RunJob, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Jobs and sweeps through ``ray job submit``, on a head node whose Python does not have raygf."""
+"""Jobs and sweeps through ``ray job submit``, on a head node whose Python does not have raygf.
+
+Every job takes some 15 s to come and go, so that each is asked what it can be.
+"""
 
 from __future__ import annotations
 
@@ -7,103 +10,88 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ray_head import Head
-from runs import TINY, rounds_shown, wait_until
-from sweep_runs import table, tracked_sweep
+from runs import REPOSITORY, RESUME, SMALL, rounds_shown, table, tracked_runs, tracked_sweep, wait_until
 
 from raygf.storage.checkpoint import CheckpointStore, load_checkpoint
 
-RunJob = Callable[..., Any]
+
+def start(head: Head, name: str, *command: str, options: tuple[str, ...] = ()) -> None:
+    """Submit the command as the job ``name``, and don't wait for it."""
+    done = head.submit(
+        REPOSITORY, "python", *command, options=(*options, "--no-wait", "--submission-id", name)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-def only_result(logs: str) -> dict[str, Any]:
+def only_result(logs: str, first: str = "run_id") -> dict[str, Any]:
     """The job's one line of JSON among what ``ray job`` shows."""
-    (line,) = [line for line in logs.splitlines() if line.startswith('{"run_id"')]
-    result: dict[str, Any] = json.loads(line)
-    return result
+    (line,) = [line for line in logs.splitlines() if line.startswith(f'{{"{first}"')]
+    return dict(json.loads(line))
 
 
-def tracked_status(uri: str, run_id: str) -> str:
-    from mlflow import MlflowClient
-
-    return str(MlflowClient(uri).get_run(run_id).info.status)
-
-
-def tracked_by_environment(uri: str) -> tuple[str, ...]:
-    """Options of ``ray job submit`` that say where to track without a flag of the job's."""
-    return ("--runtime-env-json", json.dumps({"env_vars": {"MLFLOW_TRACKING_URI": uri}}))
+@pytest.fixture(scope="module")
+def refused(head: Head) -> str:
+    """A job with a bad flag, which comes to its end while others run."""
+    start(head, "refused", "jobs/digits.py", "--rounds", "0")
+    return "refused"
 
 
-def test_submitted_job_with_a_bad_flag_fails(head: Head, repository: Path) -> None:
-    done = head.submit(repository, "python", "jobs/digits.py", "--rounds", "0")
-    logs = done.stdout + done.stderr
-    assert done.returncode == 1, logs
-    errors = {
-        line for line in logs.splitlines() if line.startswith("error:")
-    }  # Ray shows the log's end twice
-    assert errors == {"error: rounds = 0: must be a whole number of at least 1"}
-    assert '{"run_id"' not in logs
-    assert "failed with exit code 2" in logs
-
-
-def test_stopped_job_can_be_resumed_to_the_same_bits(
-    head: Head, repository: Path, straight_hash: Callable[..., str], tracking_uri: str, tmp_path: Path
+def test_stopped_job_can_be_resumed_to_the_bits_of_a_local_run(
+    head: Head, refused: str, straight_hash: Callable[..., str], tracking_uri: str, tmp_path: Path
 ) -> None:
     storage = ("--storage.path", str(tmp_path / "runs"), "--storage.name", "one")
-    command = ("python", "jobs/digits.py", "--rounds", "16", *TINY, "--resources.actors", "2", *storage)
-    tracked = tracked_by_environment(tracking_uri)
-    started = head.submit(
-        repository, *command, options=(*tracked, "--no-wait", "--submission-id", "to-be-stopped")
-    )
-    assert started.returncode == 0, started.stdout + started.stderr
+    command = ("jobs/digits.py", "--rounds", "16", *SMALL, "--resources.actors", "2", *storage)
+    environment = json.dumps({"env_vars": {"MLFLOW_TRACKING_URI": tracking_uri}})  # without a flag of the job
+    tracked = ("--runtime-env-json", environment)
+    start(head, "to-be-stopped", *command, options=tracked)
     store = CheckpointStore(str(tmp_path / "runs"), "one", 2)
-    wait_until(lambda: store.rounds() != [], 90)
+    wait_until(lambda: store.rounds() != [])
     stopped = head.job("stop", "to-be-stopped")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert head.actors_left() == []
 
     logs = head.job("logs", "to-be-stopped").stdout
-    assert "interrupted; resume with --storage.resume True" in logs.splitlines()
+    (line,) = {line for line in logs.splitlines() if line.startswith("interrupted; ")}
+    assert line.endswith(" --storage.resume True")
     assert '{"run_id"' not in logs and "Traceback" not in logs
     checkpoint, notes = store.newest()
     assert checkpoint is not None and notes == ()
     assert 1 <= checkpoint.round < 16
-    assert tracked_status(tracking_uri, checkpoint.meta["run_id"]) == "KILLED"
+    assert [(run.id, run.status) for run in tracked_runs(tracking_uri)] == [
+        (checkpoint.meta["run_id"], "KILLED")
+    ]
 
-    done = head.submit(repository, *command, "--storage.resume", "True", options=tracked)
+    done = head.submit(REPOSITORY, "python", *command, *RESUME, options=tracked)
     logs = done.stdout + done.stderr
     assert done.returncode == 0, logs
+    assert "note: cluster " in logs  # joined the one it was submitted to, and started none
     assert rounds_shown(logs)[0] == f"{checkpoint.round + 1}/16"
+    assert "succeeded" in logs and "Traceback" not in logs
     result = only_result(logs)
-    assert result["weights_sha256"] == straight_hash("--rounds", "16", *TINY)
-    assert result["run_id"] == checkpoint.meta["run_id"]
+    assert result["weights_sha256"] == straight_hash("--rounds", "16", *SMALL)
     assert result["checkpoint"] == str(tmp_path / "runs" / "one" / "round-000016.npz")
     assert load_checkpoint(result["checkpoint"]).network.sha256() == result["weights_sha256"]
-    assert "note: cluster " in logs  # joined the one it was submitted to, and started none
-    assert "succeeded" in logs and "Traceback" not in logs
-    assert tracked_status(tracking_uri, result["run_id"]) == "FINISHED"
+    assert result["run_id"] == checkpoint.meta["run_id"]
+    assert [(run.id, run.status) for run in tracked_runs(tracking_uri)] == [(result["run_id"], "FINISHED")]
+    assert head.actors_left() == []
 
 
-def test_submitted_sweep_tracks_every_trial(
-    head: Head, repository: Path, tracking_uri: str, tmp_path: Path
-) -> None:
-    storage = ("--storage.path", str(tmp_path / "runs"), "--storage.name", "sweep")
-    started = head.submit(
-        *(repository, "python", "jobs/sweep.py", "--space", "method", "--trials", "2"),
+def test_submitted_sweep_tracks_every_trial(head: Head, tracking_uri: str, tmp_path: Path) -> None:
+    start(
+        *(head, "sweep", "jobs/sweep.py", "--space", "method", "--trials", "2", "--rounds", "4"),
         *("--concurrent", "2", "--cpus-per-exit", "0.5", "--resources.driver-cpus", "0.5"),
-        *("--resources.actors", "1", "--rounds", "4", "--grace", "4"),
-        *(*TINY, *storage, "--tracking.uri", tracking_uri),
-        options=("--no-wait", "--submission-id", "sweep"),
+        *("--resources.actors", "1", "--grace", "4", *SMALL, "--tracking.uri", tracking_uri),
+        *("--storage.path", str(tmp_path / "runs"), "--storage.name", "sweep"),
     )
-    assert started.returncode == 0, started.stdout + started.stderr
     results = tmp_path / "runs" / "sweep" / "raygf" / "results.csv"
     wait_until(lambda: results.exists() and tracked_sweep(tracking_uri)[0].status != "RUNNING", 240)
     wait_until(lambda: "succeeded" in head.job("status", "sweep").stdout, 30)
     logs = head.job("logs", "sweep").stdout
     assert "Traceback" not in logs
     assert "note: cluster " in logs  # joined the one it was submitted to, and started none
-    (line,) = [line for line in logs.splitlines() if line.startswith('{"best_trial"')]
-    result = json.loads(line)
+    result = only_result(logs, "best_trial")
     assert (result["trials"], result["failed"], result["results"]) == (2, 0, str(results))
     parent, trials = tracked_sweep(tracking_uri)
     assert (parent.id, parent.status) == (result["mlflow_run_id"], "FINISHED")
@@ -119,3 +107,13 @@ def test_submitted_sweep_tracks_every_trial(
     best = lines[result["best_trial"]]
     assert f"--method {best['method']} --optim.lr {best['optim.lr']}" in logs
     assert head.actors_left() == []
+
+
+def test_submitted_job_with_a_bad_flag_fails(head: Head, refused: str) -> None:
+    wait_until(lambda: "failed" in head.job("status", refused).stdout, 60)
+    logs = head.job("logs", refused).stdout
+    assert [line for line in logs.splitlines() if line.startswith("error:")] == [
+        "error: rounds = 0: must be a whole number of at least 1"
+    ]
+    assert '{"run_id"' not in logs and "Traceback" not in logs
+    assert "failed with exit code 2" in head.job("status", refused).stdout

@@ -1,4 +1,4 @@
-"""The jobs as people call them: what they print, and equal bits however the work is spread."""
+"""The jobs as people call them: what they print, and equal bits in other processes."""
 
 from __future__ import annotations
 
@@ -6,30 +6,27 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from runs import LOCAL, TINY, UNTRACKED
-
-RunJob = Callable[..., Any]
+from runs import LOCAL, SMALL, UNTRACKED, RunJob, tracked_runs
 
 KEYS = (
     *("run_id", "method", "rounds", "test_accuracy", "operations", "parameters", "training_passes"),
     *("seconds", "weights_sha256", "checkpoint"),
 )
-SMALL = ("--rounds", "3", *TINY, "--storage.path", "runs")
 
 
 def test_last_line_is_the_result_and_progress_is_elsewhere(
     call_job: RunJob, tracking_uri: str, tmp_path: Path, straight_hash: Callable[..., str]
 ) -> None:
     """As a program of its own, with tracking; the second run of the same gives the same bits."""
-    outcome = call_job("digits", *SMALL, *LOCAL, "--tracking.uri", tracking_uri, "--storage.name", "one")
+    flags, storage = ("--rounds", "3", *SMALL), ("--storage.path", "runs", "--storage.name", "one")
+    outcome = call_job("digits", *flags, *storage, *LOCAL, "--tracking.uri", tracking_uri)
     assert outcome.code == 0, outcome.err
     (line,) = outcome.out.splitlines()
     result = json.loads(line)
     assert tuple(result) == KEYS
-    assert result["weights_sha256"] == straight_hash("--rounds", "3", *TINY)
+    assert result["weights_sha256"] == straight_hash(*flags)
     assert re.fullmatch("[0-9a-f]{64}", result["weights_sha256"])
     assert (result["method"], result["rounds"], result["training_passes"]) == ("metagf", 3, 12)
     assert len(result["test_accuracy"]) == len(result["operations"]) == len(result["parameters"]) == 3
@@ -38,40 +35,26 @@ def test_last_line_is_the_result_and_progress_is_elsewhere(
     assert 0 < result["seconds"] < 100
     assert result["checkpoint"] == str(tmp_path / "runs" / "one" / "round-000003.npz")
     assert Path(result["checkpoint"]).is_file()
-    rounds = [line.split("  ")[0] for line in outcome.err.splitlines() if line.startswith("round ")]
-    assert rounds == ["round 1/3", "round 2/3", "round 3/3"]
+    assert outcome.rounds == ["1/3", "2/3", "3/3"]
     assert "Traceback" not in outcome.err and "error:" not in outcome.err
-    assert_tracked(tracking_uri, result)
-
-
-def assert_tracked(uri: str, result: dict[str, Any]) -> None:
-    """MLflow has the run under the id of the last line, with the same results."""
-    from mlflow import MlflowClient
-
-    run = MlflowClient(uri).get_run(result["run_id"])
-    assert run.info.status == "FINISHED"
-    assert run.data.tags["weights_sha256"] == result["weights_sha256"]
-    assert run.data.tags["recipe"] == "digits"
-    accuracy = [run.data.metrics[f"test_accuracy/exit_{i}"] for i in (1, 2, 3)]
+    (run,) = tracked_runs(tracking_uri)
+    assert (run.id, run.status, run.tags["recipe"]) == (result["run_id"], "FINISHED", "digits")
+    assert run.tags["weights_sha256"] == result["weights_sha256"]
+    accuracy = [run.metrics[f"test_accuracy/exit_{i}"] for i in (1, 2, 3)]
     assert accuracy == pytest.approx(result["test_accuracy"], abs=1e-12)
 
 
 def test_smallest_feature_maps_give_equal_bits_too(run_job: RunJob) -> None:
     """Three scales of 8x8 images end in maps of 1x1, which bfloat16 kernels must get right as well."""
-    flags = ("--model.msdnet.factors", "1", "2", "4", "--compute.precision", "bf16", *LOCAL, *UNTRACKED)
-    hashes = set()
-    for number in range(2):
-        outcome = run_job("digits", *SMALL, *flags, "--storage.name", f"run-{number}")
-        assert outcome.code == 0, outcome.err
-        hashes.add(outcome.result["weights_sha256"])
-    assert len(hashes) == 1
+    flags = ("--rounds", "3", *SMALL, "--model.msdnet.factors", "1", "2", "4", "--compute.precision", "bf16")
+    flags += (*LOCAL, *UNTRACKED, "--storage.path", "runs", "--storage.name")
+    one, two = (run_job("digits", *flags, name).result["weights_sha256"] for name in ("one", "two"))
+    assert one == two
 
 
-def test_recipe_for_sgd_costs_as_many_passes(run_job: RunJob) -> None:
+def test_recipe_for_sgd_costs_as_many_passes_and_gives_the_run_its_name(run_job: RunJob) -> None:
     """At equal compute: four times the rounds of a network with three exits."""
-    few = ("--rounds", "12", *SMALL[2:])
-    outcome = run_job("digits", "--recipe=digits-sgd", *few, *LOCAL, *UNTRACKED)
-    assert outcome.code == 0, outcome.err
-    assert (outcome.result["method"], outcome.result["training_passes"]) == ("sgd", 12)
-    assert outcome.result["run_id"] == ""
-    assert re.fullmatch(r"digits-sgd-\d{8}-\d{6}", Path(outcome.result["checkpoint"]).parent.name)
+    flags = ("--recipe=digits-sgd", "--rounds", "12", *SMALL, "--storage.path", "runs", *LOCAL, *UNTRACKED)
+    result = run_job("digits", *flags).result
+    assert (result["method"], result["training_passes"], result["run_id"]) == ("sgd", 12, "")
+    assert re.fullmatch(r"digits-sgd-\d{8}-\d{6}", Path(result["checkpoint"]).parent.name)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import local_driver, ray_processes, raygf_actors, wait_until, with_resources
+from runs import local_driver, raygf_actors, wait_until, with_resources
 
 from raygf.config.run import RunConfig
 from raygf.errors import DataError, ExitFailed, ResourceError
@@ -30,7 +30,7 @@ def start_driver(cluster: str) -> Iterator[Callable[[RunConfig], RemoteDriver]]:
     yield start
     for driver in drivers:
         driver.close()
-    assert wait_until(lambda: not raygf_actors(), 5), "closing left actors behind"
+    wait_until(lambda: not raygf_actors(), 10, "the end of all actors that closing ends")
 
 
 def assert_same_fusion(mine: FusionReport | None, theirs: FusionReport | None) -> None:
@@ -53,8 +53,8 @@ def test_records_are_those_of_the_plain_driver(
     assert remote.prepare() == local.prepare()
     rounds = remote.rounds("a-run")
     records = [next(rounds)]
-    assert wait_until(lambda: len(ray_processes("ray::ExitActor")) == 2, 30)
-    assert len(ray_processes("ray::DriverActor")) == 1
+    wait_until(lambda: len(raygf_actors("ExitActor")) == 2, 30)
+    assert len(raygf_actors("DriverActor")) == 1
     records += rounds
     assert [record.round for record in records] == [1, 2, 3]
     for mine, theirs in zip(records, local.rounds("a-run"), strict=True):

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import ray
 import torch.distributed as dist
-from runs import LOCAL, TINY, local_driver, ray_processes, wait_until
+from runs import LOCAL, SMALL, UNTRACKED, RunJob, local_driver, raygf_actors, wait_until
 from torch import nn
 
 from raygf.config.run import ComputeConfig, ModelConfig, ResourceConfig, RunConfig, StorageConfig
@@ -34,11 +34,7 @@ from raygf.storage.checkpoint import CheckpointStore
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers can't import this file
 FOLDER = str(Path(__file__).parent)
 
-RunJob = Callable[..., Any]
-
-SMALL = ("--rounds", "3", *TINY, "--storage.path", "runs", "--tracking.enabled", "False")
 FP32 = ComputeConfig("cpu", "fp32", "contiguous")
-ONE = ("--resources.workers", "1")
 
 
 def without_batchnorm(spec: InputSpec) -> nn.Module:
@@ -76,20 +72,22 @@ def start_driver(cluster: str) -> Iterator[Callable[[RunConfig], TrainDriver]]:
     yield start
     for driver in drivers:
         driver.close()
-    assert wait_until(
-        lambda: not ray_processes("ray::RayTrainWorker") and not ray_processes("ray::TrainHost"), 10
-    )
+    wait_until(lambda: not workers() and not raygf_actors("TrainHost"), 15)
     assert {group["state"] for group in ray.util.placement_group_table().values()} == {"REMOVED"}
+
+
+def workers() -> set[int]:
+    """The processes of Ray Train's workers."""
+    return {process.pid for process in raygf_actors("RayTrainWorker")}
 
 
 def test_one_worker_gives_the_bits_of_the_local_executor(
     cluster: str, run_job: RunJob, tmp_path: Path
 ) -> None:
     """PCGrad draws the order of the exits; so the draws are the same, too."""
-    pcgrad = (*SMALL, "--method", "pcgrad")
+    pcgrad = ("--rounds", "3", *SMALL, *UNTRACKED, "--storage.path", "runs", "--method", "pcgrad")
     expected = run_job("digits", *pcgrad, *LOCAL, "--storage.name", "local").result
-    trained = run_job("digits", *pcgrad, *ONE, "--storage.name", "train")
-    assert trained.code == 0, trained.err
+    trained = run_job("digits", *pcgrad, "--resources.workers", "1", "--storage.name", "train")
     assert [line.split()[0] for line in trained.err.splitlines()[:8]] == [
         *("note:", "note:", "note:", "48", "round", "round", "round", "Test"),
     ], "something else was printed"
@@ -126,7 +124,7 @@ def test_two_workers_agree_with_one_and_are_started_again_when_one_is_lost(
     np.testing.assert_allclose(two.method["momentum"], one.method["momentum"], rtol=1e-3, atol=1e-6)
     assert two.meta["run_id"] == "a-run"
 
-    before = {process.pid for process in ray_processes("ray::RayTrainWorker")}
+    before = workers()
     assert len(before) == 2
     os.kill(max(before), signal.SIGKILL)
     record = next(records)
@@ -138,8 +136,7 @@ def test_two_workers_agree_with_one_and_are_started_again_when_one_is_lost(
         rf"driver restarted in round {record.round}: worker [12] was lost: ActorDiedError: its worker process"
     )
     assert re.match(says, note), note
-    after = {process.pid for process in ray_processes("ray::RayTrainWorker")}
-    assert len(after) == 2 and not before & after
+    assert len(workers()) == 2 and not before & workers()
     expected = one_round(config, tmp_path / "copy", record.round)
     assert record.train.loss == pytest.approx(expected.train.loss, rel=1e-5)
 

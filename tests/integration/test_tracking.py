@@ -1,6 +1,7 @@
 """MLflow gets what the records say; trouble is an error before the training and a note after it began."""
 
-import contextlib
+from __future__ import annotations
+
 import math
 import multiprocessing
 import os
@@ -10,14 +11,17 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import yaml
-from runs import free_port, wait_until
+from ray_head import free_ports
+from runs import REPOSITORY, end_processes, wait_until
 
 from raygf.config.fields import from_dict
 from raygf.config.run import OptimConfig, RunConfig, StorageConfig, TrackingConfig
@@ -52,10 +56,10 @@ FUSION = FusionReport(
 CONFIG = RunConfig(rounds=3, optim=OptimConfig(lr=0.05))
 
 
-def record(number: int, accuracy: tuple[float, float] = (0.6, 0.7)) -> RoundRecord:
+def record(number: int, accuracy: tuple[float, float] = (0.6, 0.7), *notes: str) -> RoundRecord:
     train, val = ExitScore((1.2, 1.0), (0.5, 0.6)), ExitScore((1.1, math.nan), accuracy)
     seconds = {"train": 1.5, "fuse": 0.5}
-    return RoundRecord(number, 3, 3 * number, 0.05, 0.1, train, val, seconds, "c", FUSION)
+    return RoundRecord(number, 3, 3 * number, 0.05, 0.1, train, val, seconds, "c", FUSION, notes)
 
 
 @pytest.fixture(autouse=True)
@@ -69,28 +73,51 @@ def environment(monkeypatch):
         del os.environ[name]
 
 
-def client_of(uri):
+def client_of(uri: str) -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
 
 
-def artifacts_of(client, run_id: str, folder: str = "") -> set[str]:
+def artifacts_of(client: Any, run_id: str, folder: str = "") -> set[str]:
     return {item.path for item in client.list_artifacts(run_id, folder)}
 
 
-def read(client, run_id: str, path: str) -> str:
+def read(client: Any, run_id: str, path: str) -> str:
     return Path(client.download_artifacts(run_id, path)).read_text()
 
 
+def rounds_of(uri: str, run_id: str, metric: str = "lr") -> list[int]:
+    return sorted(point.step for point in client_of(uri).get_metric_history(run_id, metric))
+
+
 @pytest.fixture
-def store(tracking_uri) -> str:
+def store(tracking_uri: str) -> str:
     return tracking_uri
 
 
 @pytest.fixture
 def said() -> list[str]:
     return []
+
+
+def track(
+    store: str,
+    said: list[str],
+    *records: RoundRecord,
+    run_id: str | None = None,
+    config: RunConfig = CONFIG,
+    start: RunStart = START,
+    end: RunEnd = END,
+) -> str:
+    """A run from its start to its end; its id."""
+    tracker = MLflowTracker(store, "trial", said.append)
+    run_id = tracker.start(config, "run", run_id)
+    tracker.log_start(start)
+    for each in records:
+        tracker.log_round(each)
+    tracker.finish(end)
+    return run_id
 
 
 def test_a_whole_run(store, said, tmp_path, monkeypatch, capfd):
@@ -164,15 +191,11 @@ def check_artifacts(client, run_id: str) -> None:
 
 
 def test_a_stopped_run_is_resumed_in_place(store, said):
-    tracker = MLflowTracker(store, "trial", said.append)
-    run_id = tracker.start(CONFIG, "run")
-    tracker.log_start(START)
-    tracker.log_round(record(1, (0.1, 0.2)))
-    tracker.log_round(record(2, (0.3, 0.4)))
-    tracker.finish(replace(END, finished=False))
+    rounds = record(1, (0.1, 0.2)), record(2, (0.3, 0.4))
+    run_id = track(store, said, *rounds, end=replace(END, finished=False))
     client = client_of(store)
-    assert client.get_run(run_id).info.status == "FINISHED"
-    assert client.get_run(run_id).data.tags["raygf.stopped_at_round"] == "2"
+    stopped = client.get_run(run_id)
+    assert (stopped.info.status, stopped.data.tags["raygf.stopped_at_round"]) == ("FINISHED", "2")
 
     changed = replace(CONFIG, optim=OptimConfig(lr=0.9))
     tracker = MLflowTracker(store, "trial", said.append)
@@ -185,44 +208,43 @@ def test_a_stopped_run_is_resumed_in_place(store, said):
     tracker.log_round(record(3, (0.7, 0.8)))
     tracker.finish(replace(END, rounds=3))
 
-    assert said == []
     run = client.get_run(run_id)
-    assert run.info.status == "FINISHED"
+    assert (said, run.info.status) == ([], "FINISHED")
     assert (run.data.params["optim.lr"], run.data.params["setting"]) == ("0.05", "cpu")
-    assert read(client, run_id, "figures/accuracy.csv").splitlines()[1:] == [
-        "1,0.1,0.2",
-        "2,0.5,0.6",
-        "3,0.7,0.8",
-    ]
+    points = ["1,0.1,0.2", "2,0.5,0.6", "3,0.7,0.8"]
+    assert read(client, run_id, "figures/accuracy.csv").splitlines()[1:] == points
     assert "wall time (s),,,6.0" in read(client, run_id, "results.csv")
 
 
 def test_the_description_keeps_what_people_wrote_and_replaces_the_old_results(store, said):
-    client = client_of(store)
-    tracker = MLflowTracker(store, "trial", said.append)
-    run_id = tracker.start(CONFIG, "run")
-    client.set_tag(run_id, "mlflow.note.content", "A trial with half the images.\n")
-    tracker.log_start(START)
-    tracker.finish(replace(END, finished=False))
-    tracker = MLflowTracker(store, "trial", said.append)
-    tracker.start(CONFIG, "run", run_id)
-    tracker.log_start(START)
-    tracker.finish(replace(END, rounds=3, training_passes=9))
+    client, run_id = client_of(store), track(store, said, end=replace(END, finished=False))
+    results = client.get_run(run_id).data.tags["mlflow.note.content"]
+    client.set_tag(run_id, "mlflow.note.content", f"A trial with half the images.\n\n{results}")
+    track(store, said, run_id=run_id, end=replace(END, rounds=3, training_passes=9))
     tags = client.get_run(run_id).data.tags
-    assert said == []
-    assert tags["raygf.training_passes"] == "9"
+    assert (said, tags["raygf.training_passes"]) == ([], "9")
     description = tags["mlflow.note.content"]
     assert description.startswith("A trial with half the images.\n\n### raygf results\n\nAfter round 3:\n\n")
     assert description.count("raygf results") == description.count("| Exit ") == 1
 
 
-def test_unknown_run_and_deleted_experiment_are_refused(store, said):
-    client = client_of(store)
-    client.delete_experiment(client.create_experiment("old"))
-    with pytest.raises(TrackingError, match=r"the run to resume, 0{32}, is not in .*--tracking.uri"):
-        MLflowTracker(store, "trial", said.append).start(CONFIG, "run", "0" * 32)
-    with pytest.raises(TrackingError, match=r"tracking.experiment = 'old' is deleted"):
-        MLflowTracker(store, "old", said.append).start(CONFIG, "run")
+def test_a_round_that_was_stored_but_not_logged_is_logged_by_a_resume(store, said):
+    """The job was killed between the two."""
+    run_id = track(store, said, record(1), end=replace(END, rounds=1, finished=False))
+    recent = replace(START, round=2, recent=(record(1), record(2)))
+    track(store, said, record(3), run_id=run_id, start=recent)
+    assert said == []
+    assert rounds_of(store, run_id, "seconds/train") == [1, 2, 3]
+
+
+def test_notes_keep_the_newest_that_fit(store, said):
+    notes = [f"round 1, remark {number}: {'x' * 900}" for number in range(9)]
+    tag = (
+        client_of(store).get_run(track(store, said, record(1, (0.6, 0.7), *notes))).data.tags["raygf.remarks"]
+    )
+    assert len(tag) <= 5000
+    assert [line.split(":")[0] for line in tag.splitlines()] == [f"round 1, remark {n}" for n in range(4, 9)]
+    assert said == []
 
 
 def test_a_failed_run_says_why_and_stays_failed(store, said):
@@ -249,6 +271,18 @@ def test_passwords_stay_out_of_the_store(store, said):
     client = client_of(store)
     assert client.get_run(run_id).data.params["tracking.uri"] == "http://me:***@example.org"
     assert "secret" not in read(client, run_id, "config.yaml")
+
+
+def test_a_run_that_is_not_there_and_a_deleted_experiment_are_refused(store, said):
+    client = client_of(store)
+    with pytest.raises(
+        TrackingError, match=r"the run to resume, 0{32}, is not in .*--tracking.uri"
+    ) as caught:
+        MLflowTracker(store, "trial", said.append).start(CONFIG, "run", "0" * 32)
+    assert "\n" not in str(caught.value)
+    client.delete_experiment(client.create_experiment("old"))
+    with pytest.raises(TrackingError, match=r"tracking.experiment = 'old' is deleted"):
+        MLflowTracker(store, "old", said.append).start(CONFIG, "run")
 
 
 def open_run(uri: str) -> None:
@@ -280,25 +314,160 @@ def test_a_server_that_accepts_and_never_answers_is_refused(monkeypatch, said):
             MLflowTracker(uri, "trial", said.append).start(CONFIG, "run")
 
 
+def test_tracking_can_be_off(tmp_path, said):
+    tracker = make_tracker(TrackingConfig(enabled=False), tmp_path, said.append)
+    assert isinstance(tracker, NullTracker)
+    assert tracker.start(CONFIG, "run") == ""
+    tracker.log_start(START)
+    tracker.log_round(record(1))
+    tracker.finish(END)
+    tracker.fail("FAILED", "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+# A server, as deploy/start_mlflow.sh starts it --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Server:
+    """``folder`` holds its database, its log and its artifacts."""
+
+    folder: Path
+    port: int
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What the script is called with."""
+        artifacts = str(self.folder / "artifacts")
+        return (str(self.folder / "mlflow"), artifacts, str(self.port), "head.example.org")
+
+    def processes(self) -> list[psutil.Process]:
+        """MLflow servers with their database in ``folder``."""
+        found = []
+        for process in psutil.process_iter(["cmdline"]):
+            words = process.info["cmdline"] or []
+            if "server" in words and any(str(self.folder) in word for word in words):
+                found.append(process)
+        return found
+
+    def end(self) -> None:
+        mine = self.processes()
+        end_processes([*mine, *(child for each in mine for child in each.children(recursive=True))])
+
+    def answer_to(self, host: str) -> int:
+        """The status code that a client gets who knows the server as ``host``."""
+        url = f"{self.uri}/api/2.0/mlflow/experiments/get?experiment_id=0"
+        try:
+            request = urllib.request.Request(url, headers={"Host": f"{host}:{self.port}"})
+            return int(urllib.request.urlopen(request, timeout=20).status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+
+def start_mlflow(*words: str, first_in_path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Call the script."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    path = [str(first_in_path or Path(sys.executable).parent), str(Path(sys.executable).parent), kept["PATH"]]
+    return subprocess.run(
+        ["bash", str(REPOSITORY / "deploy" / "start_mlflow.sh"), *words],
+        env=kept | {"PATH": ":".join(path)},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+
+
+@pytest.fixture(scope="module")
+def server(empty_tracking: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    (port,) = free_ports(1)
+    server = Server(tmp_path_factory.mktemp("server"), port)
+    (server.folder / "mlflow").mkdir()
+    (server.folder / "mlflow" / "mlflow.db").write_bytes(empty_tracking.read_bytes())
+    done = start_mlflow(*server.words)
+    try:
+        assert done.returncode == 0, done.stderr
+        told = f"MLflow server on port {port}, database and log in {server.folder}/mlflow\n"
+        assert done.stdout == told
+        yield server
+    finally:
+        server.end()
+
+
+def test_the_server_is_started_once_and_serves_artifacts(server):
+    again = start_mlflow(*server.words)
+    assert (again.returncode, again.stdout) == (
+        0,
+        f"an MLflow server answers on port {server.port} already\n",
+    )
+    assert len(server.processes()) == 1
+    assert [server.answer_to(host) for host in ("127.0.0.1", "head.example.org", "10.1.2.3")] == [200] * 3
+    assert server.answer_to("elsewhere.example.org") == 403
+    client = client_of(server.uri)
+    run = client.create_run(client.create_experiment("some"))
+    assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
+    client.log_text(run.info.run_id, "one", "a.txt")
+    (stored,) = (server.folder / "artifacts").rglob("a.txt")
+    assert stored.read_text() == "one"
+
+
+def test_a_server_takes_a_run_and_its_death_does_not_end_the_training(server, said, capfd):
+    run = client_of(server.uri).get_run(track(server.uri, said, record(1)))
+    assert said == []
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["val_accuracy/exit_2"] == 0.7
+
+    tracker = MLflowTracker(server.uri, "trial", said.append)
+    tracker.start(CONFIG, "orphan")
+    tracker.log_start(START)
+    server.end()
+    began = time.monotonic()
+    for number in (1, 2, 3):
+        tracker.log_round(record(number))
+    assert time.monotonic() - began < 1  # training does not wait
+    tracker.finish(END)
+    assert time.monotonic() - began < 30
+    assert len(said) <= 2
+    assert all("\n" not in line for line in said)
+    assert said[-1].startswith(f"tracking: not delivered to {server.uri} (Connection refused): rounds 1-3, ")
+    left = "results, tags, result table, accuracy figure, fusion weight figure, final status"
+    assert said[-1].endswith(left)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_server_that_can_not_start_says_why(tmp_path):
+    broken = tmp_path / "bin" / "mlflow"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\necho no such backend store >&2\nexit 1\n")
+    broken.chmod(0o755)
+    (port,) = free_ports(1)
+    done = start_mlflow(str(tmp_path), str(tmp_path / "artifacts"), str(port), first_in_path=broken.parent)
+    assert done.returncode == 1
+    assert done.stderr == f"the MLflow server does not answer on port {port}:\nno such backend store\n"
+
+
 # Trouble during the run -------------------------------------------------------------------------------------
 
 
 class Flaky:
     """A client that can lose its store."""
 
-    def __init__(self, client):
+    def __init__(self, client: Any) -> None:
         self.client, self.broken, self.calls = client, False, 0
 
-    def __getattr__(self, name):
-        if self.broken and name not in ("client", "broken", "calls"):
-            self.calls += 1
+    def __getattr__(self, name: str) -> Any:
+        self.calls += 1
+        if self.broken:
             raise OSError(f"[Errno 111] Connection refused (call {self.calls})")
         return getattr(self.client, name)
 
 
 @pytest.fixture
-def flaky(monkeypatch):
-    """The clients that are made; the first one may be broken."""
+def flaky(monkeypatch: pytest.MonkeyPatch) -> list[Flaky]:
+    """The trackers' clients, in the order in which they were made."""
     from raygf.tracking import mlflow_run
 
     made: list[Flaky] = []
@@ -311,20 +480,54 @@ def test_rounds_that_could_not_be_sent_are_sent_later_and_noted_once(store, said
     tracker = MLflowTracker(store, "trial", said.append)
     run_id = tracker.start(CONFIG, "run")
     tracker.log_start(START)
-    client = client_of(store)
-    wait_until(lambda: "costs" not in tracker._delivery.undelivered)
+    wait_until(lambda: not tracker._delivery.undelivered)
     flaky[0].broken = True
     tracker.log_round(record(1))
     wait_until(lambda: said)
     tracker.log_round(record(2))
-    wait_until(lambda: flaky[0].calls >= 3)
+    calls = flaky[0].calls
+    wait_until(lambda: flaky[0].calls >= calls + 2)
     flaky[0].broken = False
     tracker.log_round(record(3))
     wait_until(lambda: not tracker._delivery.undelivered)
-    steps = [point.step for point in client.get_metric_history(run_id, "lr")]
-    assert steps == [1, 2, 3]
+    assert rounds_of(store, run_id) == [1, 2, 3]
     tracker.finish(END)
     assert said == ["tracking: could not send round 1 to MLflow (Connection refused); training goes on"]
+
+
+def test_what_was_not_delivered_is_kept_and_sent_by_a_resume(store, said, flaky, tmp_path):
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    storage = StorageConfig(str(tmp_path / "runs"), "one")
+    first = MLflowTracker(store, "trial", said.append, Undelivered(storage, tmp_path))
+    run_id = first.start(CONFIG, "one")
+    first.log_start(START)
+    first.log_round(record(1, (0.6, 0.7), "exit 1 retried in round 1: it died"))
+    wait_until(lambda: not first._delivery.undelivered)
+    flaky[0].broken = True
+    first.log_round(record(2, (0.6, 0.7), "took a break"))
+    first.log_round(record(3))
+    first.finish(END)
+    file = tmp_path / "runs" / "one" / NAME
+    assert said[-1].startswith(
+        f"tracking: not delivered to {store} (Connection refused): rounds 2-3, a note, "
+    )
+    assert f"; kept in {file}, sent when the run is resumed with: --storage.name one" in said[-1]
+    assert len(file.read_text().splitlines()) == 5  # two rounds, a note, results, tags
+    assert rounds_of(store, run_id) == [1]
+
+    second = MLflowTracker(store, "trial", said.append, Undelivered(storage, tmp_path))
+    assert second.start(CONFIG, "one", run_id) == run_id
+    second.log_start(replace(START, round=3, recent=(record(1), record(2), record(3))))
+    second.finish(END)
+    assert rounds_of(store, run_id) == rounds_of(store, run_id, "train_loss/exit_2") == [1, 2, 3]
+    run = client_of(store).get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["raygf.remarks"].splitlines() == [
+        "exit 1 retried in round 1: it died",
+        "round 2: took a break",
+    ]
+    assert run.data.tags["weights_sha256"] == END.weights_sha256
+    assert not file.exists()
 
 
 def test_a_slow_store_is_not_waited_for_beyond_the_limit(store, said, monkeypatch, flaky):
@@ -338,188 +541,3 @@ def test_a_slow_store_is_not_waited_for_beyond_the_limit(store, said, monkeypatc
     assert said == [
         f"tracking: not delivered to {store} (no answer within 0 s): final status, reason of the failure"
     ]
-
-
-def steps(store: str, run_id: str, metric: str) -> list[int]:
-    return sorted(point.step for point in client_of(store).get_metric_history(run_id, metric))
-
-
-def noted(number: int, *notes: str) -> RoundRecord:
-    return replace(record(number), notes=notes)
-
-
-def test_what_was_not_delivered_is_kept_and_sent_by_a_resume(store, tmp_path, said, flaky):
-    (tmp_path / "runs" / "one").mkdir(parents=True)
-    undelivered = Undelivered(StorageConfig(str(tmp_path / "runs"), "one"), tmp_path)
-    first = MLflowTracker(store, "trial", said.append, undelivered)
-    run_id = first.start(CONFIG, "one")
-    first.log_start(START)
-    first.log_round(noted(1, "exit 1 retried in round 1: it died"))
-    wait_until(lambda: not first._delivery.undelivered)
-    flaky[0].broken = True
-    first.log_round(noted(2, "took a break"))
-    first.log_round(record(3))
-    first.finish(END)
-    file = tmp_path / "runs" / "one" / NAME
-    where = f"tracking: not delivered to {store} (Connection refused): rounds 2-3, a note, "
-    assert said[-1].startswith(where)
-    assert f"; kept in {file}, sent when the run is resumed with: --storage.name one" in said[-1]
-    assert len(file.read_text().splitlines()) == 5  # two rounds, a note, results, tags
-    assert steps(store, run_id, "lr") == [1]
-
-    second = MLflowTracker(store, "trial", said[:0].append, undelivered)
-    assert second.start(CONFIG, "one", run_id) == run_id
-    second.log_start(replace(START, round=3, recent=(record(1), record(2), record(3))))
-    second.finish(END)
-    assert steps(store, run_id, "lr") == steps(store, run_id, "train_loss/exit_2") == [1, 2, 3]
-    run = client_of(store).get_run(run_id)
-    assert run.info.status == "FINISHED"
-    assert run.data.tags["raygf.remarks"].splitlines() == [
-        "exit 1 retried in round 1: it died",
-        "round 2: took a break",
-    ]
-    assert run.data.tags["weights_sha256"] == END.weights_sha256
-    assert not file.exists()
-
-
-def test_round_that_was_stored_but_not_logged_is_logged_by_a_resume(store, said):
-    """The job was killed between the two."""
-    first = MLflowTracker(store, "trial", said.append)
-    run_id = first.start(CONFIG, "one")
-    first.log_start(START)
-    first.log_round(record(1))
-    first.fail("KILLED", "interrupted")
-    second = MLflowTracker(store, "trial", said.append)
-    second.start(CONFIG, "one", run_id)
-    second.log_start(replace(START, round=2, recent=(record(1), record(2))))
-    second.log_round(record(3))
-    second.finish(END)
-    assert said == []
-    assert steps(store, run_id, "seconds/train") == [1, 2, 3]
-
-
-def test_newest_notes_that_fit_are_kept(store, said):
-    one = MLflowTracker(store, "trial", said.append)
-    run_id = one.start(CONFIG, "one")
-    one.log_round(noted(1, *(f"round 1, note {number}: {'x' * 900}" for number in range(9))))
-    one.finish(END)
-    tag = client_of(store).get_run(run_id).data.tags["raygf.remarks"]
-    assert len(tag) <= 5000
-    assert [line.split(":")[0] for line in tag.splitlines()] == [f"round 1, note {n}" for n in range(4, 9)]
-    assert said == []
-
-
-# A server ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def start_server(repository, tmp_path):
-    """Calls deploy/start_mlflow.sh; the servers that it has started end with the test."""
-    programs = Path(sys.executable).parent
-
-    def call(*words, first_in_path=programs):
-        script = str(repository / "deploy" / "start_mlflow.sh")
-        path = f"{first_in_path}:{programs}:{os.environ['PATH']}"
-        environment = os.environ | {"PATH": path}
-        return subprocess.run(
-            ["bash", script, *words], env=environment, capture_output=True, text=True, timeout=150
-        )
-
-    yield call
-    kill_servers(tmp_path)
-
-
-def servers(folder: Path) -> list[psutil.Process]:
-    """MLflow servers with their database in ``folder``."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            words = process.cmdline()
-            if "server" in words and any(str(folder) in word for word in words):
-                found.append(process)
-    return found
-
-
-def kill_servers(folder: Path) -> None:
-    mine = servers(folder)
-    for process in [*mine, *(child for each in mine for child in each.children(recursive=True))]:
-        process.kill()
-    psutil.wait_procs(mine, timeout=10)
-
-
-def answer(port: int, host: str) -> int:
-    """The status code that a client gets who knows the server as ``host``."""
-    url = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get?experiment_id=0"
-    try:
-        request = urllib.request.Request(url, headers={"Host": f"{host}:{port}"})
-        return int(urllib.request.urlopen(request, timeout=20).status)
-    except urllib.error.HTTPError as error:
-        return error.code
-
-
-def test_server_is_started_once_takes_a_run_and_its_death_does_not_end_the_training(
-    start_server, empty_tracking, tmp_path, said, capfd
-):
-    port = free_port()
-    (tmp_path / "mlflow").mkdir()
-    (tmp_path / "mlflow" / "mlflow.db").write_bytes(empty_tracking.read_bytes())
-    words = (str(tmp_path / "mlflow"), str(tmp_path / "artifacts"), str(port), "head.example.org")
-    first, again = start_server(*words), start_server(*words)
-    assert first.returncode == 0, first.stderr
-    assert first.stdout == f"MLflow server on port {port}, database and log in {tmp_path}/mlflow\n"
-    assert (again.returncode, again.stdout) == (0, f"an MLflow server answers on port {port} already\n")
-    assert len(servers(tmp_path)) == 1
-    assert [answer(port, host) for host in ("127.0.0.1", "head.example.org", "10.1.2.3")] == [200] * 3
-    assert answer(port, "elsewhere.example.org") == 403
-
-    uri = f"http://127.0.0.1:{port}"
-    whole = MLflowTracker(uri, "trial", said.append)
-    run_id = whole.start(CONFIG, "whole")
-    whole.log_start(START)
-    whole.log_round(record(1))
-    whole.finish(END)
-    assert said == []
-    run = client_of(uri).get_run(run_id)
-    assert run.info.status == "FINISHED" and run.info.artifact_uri.startswith("mlflow-artifacts:/")
-    assert run.data.metrics["val_accuracy/exit_2"] == 0.7
-    assert [*(tmp_path / "artifacts").rglob("results.md")]
-
-    orphan = MLflowTracker(uri, "trial", said.append)
-    orphan.start(CONFIG, "orphan")
-    orphan.log_start(START)
-    kill_servers(tmp_path)
-    began = time.monotonic()
-    for number in (1, 2, 3):
-        orphan.log_round(record(number))
-    assert time.monotonic() - began < 1  # training does not wait
-    orphan.finish(END)
-    assert time.monotonic() - began < 30
-    assert len(said) <= 2 and all("\n" not in line for line in said)
-    assert said[-1].startswith(f"tracking: not delivered to {uri} (Connection refused): rounds 1-3, ")
-    assert said[-1].endswith("tags, result table, accuracy figure, fusion weight figure, final status")
-    assert capfd.readouterr() == ("", "")
-
-
-def test_server_that_can_not_start_says_why(start_server, tmp_path):
-    broken = tmp_path / "bin" / "mlflow"
-    broken.parent.mkdir()
-    broken.write_text("#!/bin/sh\necho no such backend store >&2\nexit 1\n")
-    broken.chmod(0o755)
-    port = free_port()
-    done = start_server(str(tmp_path), str(tmp_path / "artifacts"), str(port), first_in_path=broken.parent)
-    assert done.returncode == 1
-    assert done.stderr == f"the MLflow server does not answer on port {port}:\nno such backend store\n"
-
-
-# No tracking ------------------------------------------------------------------------------------------------
-
-
-def test_tracking_can_be_off(tmp_path, said):
-    tracker = make_tracker(TrackingConfig(enabled=False), tmp_path, said.append)
-    assert isinstance(tracker, NullTracker)
-    assert tracker.start(CONFIG, "run") == ""
-    tracker.log_start(START)
-    tracker.log_round(record(1))
-    tracker.finish(END)
-    tracker.fail("FAILED", "x")
-    assert list(tmp_path.iterdir()) == []

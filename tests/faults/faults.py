@@ -35,7 +35,7 @@ from raygf.training.exit_trainer import ExitTrainer
 for module in (sys.modules[__name__], fault_plan):  # actors can't import them
     ray.cloudpickle.register_pickle_by_value(module)
 
-DELAY_S = 2.0
+DELAY_S = 0.7
 _STUCK_S = 3600.0
 _CHECKPOINT = re.compile(r"round-(\d{6})\.npz")
 

@@ -1,0 +1,46 @@
+"""Jobs as people start them: a second one in the same place, and one that is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+from runs import LOCAL, RESUME, SMALL, UNTRACKED, RunJob, StartJob, one_error, raygf_actors
+
+
+def test_the_second_job_is_refused_and_the_first_can_be_resumed_after_its_death(
+    cluster: str,
+    start_job: StartJob,
+    run_job: RunJob,
+    straight_hash: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    flags = ("--rounds", "12", "--data.train-limit", "96", *SMALL[2:])
+    mine = (*flags, *UNTRACKED, "--storage.path", "runs", "--storage.name", "one")
+    first = start_job("digits", *mine, "--resources.actors", "2", "--resources.address", cluster)
+    assert first.stderr is not None
+    for line in first.stderr:
+        if line.startswith("round 1/12"):
+            break
+    folder = tmp_path / "runs" / "one"
+    held = (folder / "lock.json").read_text()
+    for more in ((), RESUME):
+        error = one_error(run_job("digits", *mine, *LOCAL, *more))
+        assert "runs/one is in use by another run (process " in error and "--storage.name" in error
+    assert '"id"' in held and held.split('"id"')[1][:40] in (folder / "lock.json").read_text()
+    assert first.poll() is None, "the job was over before the second one was refused"
+
+    actors = raygf_actors()
+    assert actors
+    os.kill(first.pid, signal.SIGKILL)
+    third = run_job("digits", *mine, *LOCAL, *RESUME)  # at once
+    assert third.result["weights_sha256"] == straight_hash(*flags)
+    assert third.rounds[-1] == "12/12" and third.rounds[0] != "1/12"
+    assert "note: took " in third.err and "has ended" in third.err
+    psutil.wait_procs(actors, timeout=10)
+    assert [actor for actor in actors if actor.is_running()] == []
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["round-000011.npz", "round-000012.npz"]

@@ -1,0 +1,83 @@
+"""Clusters of several nodes: one of them is lost, and two runs share three of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nodes
+import pytest
+from ray_head import ray_folder
+from runs import run_here
+
+from raygf.storage.checkpoint import CheckpointStore
+from raygf.training.exit_trainer import LocalExecutor
+
+
+def program(name: str, folder: Path) -> dict[str, Any]:
+    """What the program has seen."""
+    with ray_folder() as temporary:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        done = subprocess.run(
+            [sys.executable, nodes.__file__, name, str(folder)],
+            env=environment | {"RAY_TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.fixture(scope="module")
+def lost(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return program("lost", tmp_path_factory.mktemp("lost"))
+
+
+def test_a_run_whose_node_is_lost_waits_for_another_and_ends_with_the_same_bits(
+    lost: dict[str, Any], tmp_path: Path
+) -> None:
+    records, end = run_here(nodes.lost_config(tmp_path))
+    assert [record.round for record in records] == lost["run"]["rounds"] == [1, 2, 3]
+    assert lost["run"]["weights_sha256"] == end.weights_sha256
+    notes = lost["run"]["notes"]
+    assert notes and all(note.startswith("driver restarted in round 2: Actor") for note in notes)
+
+
+def test_a_pool_whose_node_is_lost_counts_that_once(lost: dict[str, Any], tmp_path: Path) -> None:
+    """Three actors are lost, one failure is allowed."""
+    config = nodes.lost_config(tmp_path)
+    assert config.resources.max_failures == 1
+    assert sorted(note.split(":")[0] for note in lost["pool"]["notes"]) == [
+        f"exit {exit} retried in round 2" for exit in (1, 2, 3)
+    ]
+    dataset, state = nodes.start_of(config)
+    trained = LocalExecutor(config, dataset).train(state, 2, [None] * nodes.EXITS)
+    assert lost["pool"]["deltas"] == nodes.hashes(trained)
+
+
+def test_people_are_told_what_is_waited_for_and_that_it_came(lost: dict[str, Any]) -> None:
+    size = "(1 CPUs, 0 GPUs)"
+    for who, what in (("run", f"the driver {size}"), ("pool", f"an exit actor {size}")):
+        said = lost["said"][who]
+        waiting = said.index(f"waiting up to 120 s for a node that can hold {what}")
+        assert any(text.startswith(f"there is {what} after ") for text in said[waiting + 1 :])
+
+
+def test_two_runs_that_share_a_cluster_are_where_they_were_placed_and_keep_their_bits(tmp_path: Path) -> None:
+    """Neither goes on before the other has trained a round and both hold their actors where they should."""
+    shared = program("three", tmp_path / "three")
+    exits, drivers = shared["running"]["ExitActor"], shared["running"]["DriverActor"]
+    assert sorted(exits.values()) in ([1, 1, 2], [1, 3])  # one run on three nodes, the other on one of them
+    assert sum(drivers.values()) == 2
+    assert len(exits.keys() | drivers.keys()) == 3
+    for seed, name in enumerate(nodes.STRATEGIES):
+        records, end = run_here(nodes.shared_config(tmp_path, name, seed))
+        rounds = [record.round for record in records]
+        assert rounds == CheckpointStore(str(tmp_path / "three"), name, 2).rounds() == [1, 2]
+        assert shared["weights_sha256"][name] == end.weights_sha256
+    assert len(set(shared["weights_sha256"].values())) == 2
