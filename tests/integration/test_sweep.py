@@ -73,7 +73,7 @@ def checkpoints(sweep: Path) -> dict[str, int]:
     return found
 
 
-ROUNDS = 40
+ROUNDS = 24
 
 
 def test_interrupted_and_killed_sweep_is_resumed_to_its_end(
@@ -201,7 +201,7 @@ def test_trials_that_crash_fail_or_lag_behind_do_not_disturb_the_others(
     tmp_path: Path,
 ) -> None:
     """Trials that crash more often than they may: unit tests of the callback."""
-    rounds = ("--method", "sgd", "--rounds", "40")
+    rounds = ("--method", "sgd", "--rounds", "16")
     retries = ("--max-failures", "1", "--resources.max-driver-restarts", "0")
     flags = sweep_of("unequal", *rounds, "--grace", "6", "--search", "grid", "--concurrent", "1", *retries)
     killer = Killer(tmp_path / "runs" / "sweep")
@@ -220,7 +220,7 @@ def test_trials_that_crash_fail_or_lag_behind_do_not_disturb_the_others(
     assert [run.status for run in runs] == ["FINISHED", "FAILED", "FINISHED"]
     assert [line["status"] for line in lines.values()] == ["finished", "failed", "stopped early"]
 
-    assert runs[0].rounds == list(range(1, 41))
+    assert runs[0].rounds == list(range(1, 17))
     straight = straight_hash(*SMALL, *rounds, "--optim.lr", "0.1")
     assert runs[0].tags["weights_sha256"] == straight
     tries = [line for line in outcome.err.splitlines() if "crashed, trying again (1 of 1)" in line]
