@@ -1,10 +1,7 @@
 """Checks of shell commands in files and on pages: programs written in Python parse their own flags."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
-import importlib.util
 import io
 import runpy
 import shlex
@@ -16,16 +13,15 @@ from typing import Any
 import click
 import pytest
 
-import raygf.launch
 from raygf.cli import parse_flags
 from raygf.config.run import RunConfig
 from raygf.errors import RaygfError
 
 REPOSITORY = Path(__file__).parents[2]
 OURS = ("deploy/", "jobs/", "cluster.yaml")
-FOREIGN = ("aws", "docker", "kubectl", "pip")
+UNCHECKED = ("aws", "docker", "kubectl", "pip", "export", "mkdir", "sudo", "ulimit")
 """Programs that can't be asked here; only the files that they are given are looked up."""
-BUILT_IN = ("export", "mkdir", "sudo", "ulimit")
+GROUPS = {"ray": "ray.scripts.scripts", "mlflow": "mlflow.cli"}
 
 
 def commands(script: str) -> list[list[str]]:
@@ -47,41 +43,43 @@ def check(words: Sequence[str]) -> None:
     """Raise an error that says what is wrong with this command."""
     program, *rest = words
     name = PurePosixPath(program).name
-    check_files(rest)
-    if name == "ray":
-        entrypoint = parse_ray(rest).get("entrypoint")
-        if entrypoint:
+    for word in rest:
+        path = word.removeprefix("file://")
+        assert not path.startswith(OURS) or (REPOSITORY / path).exists(), f"{path}: no such file"
+    if name in GROUPS:
+        if entrypoint := parse_click(name, rest).get("entrypoint"):
             check(entrypoint)
-    elif name == "mlflow":
-        parse_mlflow(rest)
     elif name.startswith("python"):
-        _check_python(rest)
+        check_python(*rest)
     elif name == "bash":
         assert rest[0].endswith(".sh"), words
     else:
-        assert name in (*FOREIGN, *BUILT_IN), f"{name}: add a check for it"
+        assert name in UNCHECKED, f"{name}: add a check for it"
 
 
-def check_files(words: Sequence[str]) -> None:
-    """Files of the repository that a command names must exist."""
-    for word in words:
-        path = word.removeprefix("file://")
-        if path.startswith(OURS):
-            assert (REPOSITORY / path).exists(), f"{path}: no such file"
+def check_python(first: str, second: str = "", *rest: str) -> None:
+    if first == "-c":
+        compile(second, "-c", "exec")
+    elif first == "-m":
+        assert importlib.util.find_spec(second), second
+    else:
+        path = PurePosixPath(first)
+        assert (
+            path.parent.name in ("benchmarks", "jobs")
+            and (REPOSITORY / path.parent.name / path.name).exists()
+        )
+        if path.parent.name == "jobs":
+            parse_job(path.stem, (second, *rest) if second else ())
 
 
-def parse_ray(words: Sequence[str]) -> dict[str, Any]:
-    """The parameters of a ``ray`` command, as Ray reads them."""
-    from ray.scripts.scripts import cli
-
-    return _parse_click(cli, words)
-
-
-def parse_mlflow(words: Sequence[str]) -> dict[str, Any]:
-    """The parameters of an ``mlflow`` command, as MLflow reads them."""
-    from mlflow.cli import cli
-
-    return _parse_click(cli, words)
+def parse_click(program: str, words: Sequence[str]) -> dict[str, Any]:
+    """The parameters of a command of Ray or MLflow, as the program itself reads them."""
+    command, rest = importlib.import_module(GROUPS[program]).cli, list(words)
+    while isinstance(command, click.Group):
+        name, *rest = rest
+        assert name in command.commands, f"{command.name} {name}: no such command"
+        command = command.commands[name]
+    return command.make_context(command.name, rest).params
 
 
 def parse_job(name: str, argv: Sequence[str]) -> Any:
@@ -90,45 +88,18 @@ def parse_job(name: str, argv: Sequence[str]) -> Any:
         from raygf.sweep.command import parse_sweep
 
         return parse_sweep("", argv)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(REPOSITORY / "jobs"), *sys.path])
-        if name == "evaluate":
-            return parse_flags(importlib.import_module(name).EvaluateConfig, "", argv)
-        return _run_of(str(REPOSITORY / "jobs" / f"{name}.py"), argv)
-
-
-def _run_of(program: str, argv: Sequence[str]) -> RunConfig:
+    if name == "evaluate":
+        return parse_flags(importlib.import_module(name).EvaluateConfig, "", argv)
     seen: list[RunConfig] = []
 
-    def instead(config: RunConfig, *more: object, **named: object) -> None:
+    def instead_of_run(config: RunConfig, *more: object, **named: object) -> None:
         seen.append(config)
         raise RaygfError("parsed")
 
-    said = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said), pytest.raises(SystemExit):
-        patch.setattr(raygf.launch, "run", instead)
+    program, error = str(REPOSITORY / "jobs" / f"{name}.py"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(error), pytest.raises(SystemExit):
+        patch.setattr("raygf.launch.run", instead_of_run)
         patch.setattr(sys, "argv", [program, *argv])
         runpy.run_path(program, run_name="__main__")
-    assert seen, said.getvalue()
+    assert seen, error.getvalue()
     return seen[0]
-
-
-def _parse_click(command: click.Command, words: Sequence[str]) -> dict[str, Any]:
-    rest = list(words)
-    while isinstance(command, click.Group):
-        name, *rest = rest
-        assert name in command.commands, f"{command.name} {name}: no such command"
-        command = command.commands[name]
-    return command.make_context(command.name, rest).params
-
-
-def _check_python(rest: Sequence[str]) -> None:
-    first, second = rest[:2]
-    if first == "-c":
-        compile(second, "-c", "exec")
-    elif first == "-m":
-        assert importlib.util.find_spec(second), second
-    else:
-        path = PurePosixPath(first)
-        assert path.parent.name == "jobs", first
-        parse_job(path.stem, rest[1:])

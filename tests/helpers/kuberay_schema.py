@@ -1,146 +1,86 @@
 """The shape of KubeRay's RayJob (ray.io/v1, as of KubeRay 1.5) and of the Kubernetes objects beside it.
 
-As far as this project uses them, and strictly: fields that are not listed are errors. Field names, types and
-what is required are those of KubeRay's API types (RayJobSpec, RayClusterSpec, HeadGroupSpec, WorkerGroupSpec)
-and of Kubernetes' core and apps groups.
+Only the fields that deploy/rayjob.yaml has; others are errors. Names, types and what is required are those of
+KubeRay's API types (RayJobSpec, RayClusterSpec, HeadGroupSpec, WorkerGroupSpec) and of Kubernetes.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
-Schema = dict[str, Any]
+import yaml
 
-TEXT: Schema = {"type": "string", "minLength": 1}
-COUNT: Schema = {"type": "integer", "minimum": 0}
-FLAG: Schema = {"type": "boolean"}
-NAME: Schema = {"type": "string", "pattern": r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"}
-TEXTS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
-QUANTITY: Schema = {"type": "string", "pattern": r"^\d+(\.\d+)?(m|[KMGT]i?)?$"}
-PORT: Schema = {"type": "integer", "minimum": 1, "maximum": 65535}
+WORDS = {
+    "count": {"type": "integer", "minimum": 0},
+    "flag": {"type": "boolean"},
+    "string": {"type": "string"},
+    "text": {"type": "string", "minLength": 1},
+    "name": {"type": "string", "pattern": r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"},
+    "quantity": {"type": "string", "pattern": r"^\d+(\.\d+)?(m|[KMGT]i?)?$"},
+}
+SPECS = """
+v1 PersistentVolumeClaim:
+  accessModes: [ReadWriteOnce|ReadOnlyMany|ReadWriteMany]
+  resources: {requests: {storage: quantity}}
+  storageClassName~: text
+v1 Service:
+  selector: &texts {"*": string}
+  ports: [{port: count, name~: name, targetPort~: count}]
+apps/v1 Deployment:
+  selector: {matchLabels: *texts}
+  replicas~: count
+  strategy~: {type: Recreate|RollingUpdate}
+  template: &pod
+    metadata~: {labels~: *texts}
+    spec:
+      containers:
+        - name: name
+          image: text
+          command~: [text]
+          args~: [text]
+          ports~: [{containerPort: count, name~: name}]
+          readinessProbe~: {httpGet: {path: text, port: count}}
+          resources: {requests~: &amounts {"*": quantity}, limits~: *amounts}
+          volumeMounts~: [{name: name, mountPath: text, readOnly~: flag}]
+      volumes~: [{name: name, persistentVolumeClaim: {claimName: name}}]
+      tolerations~: [{key: text, operator: Exists|Equal, effect~: NoSchedule|PreferNoSchedule|NoExecute}]
+      securityContext~: {fsGroup~: count}
+ray.io/v1 RayJob:
+  entrypoint: text
+  runtimeEnvYAML~: text
+  submissionMode~: K8sJobMode|HTTPMode|InteractiveMode|SidecarMode
+  backoffLimit~: count
+  shutdownAfterJobFinishes~: flag
+  ttlSecondsAfterFinished~: count
+  rayClusterSpec:
+    rayVersion~: text
+    enableInTreeAutoscaling~: flag
+    autoscalerOptions~: {upscalingMode~: Default|Aggressive|Conservative, idleTimeoutSeconds~: count}
+    authOptions~: {mode: token|disabled}
+    headGroupSpec: {rayStartParams: *texts, template: *pod}
+    workerGroupSpecs~:
+      - groupName: name
+        replicas~: count
+        minReplicas: count
+        maxReplicas: count
+        rayStartParams: *texts
+        template: *pod
+"""
+"""Fields with "~" may be missing, "*" stands for any fields, a list has one or more of its item."""
 
 
-def record(required: dict[str, Schema], **optional: Schema) -> Schema:
-    """An object with these fields and no others."""
-    fields = {**required, **optional}
-    return {
-        "type": "object",
-        "properties": fields,
-        "required": list(required),
-        "additionalProperties": False,
-    }
+def schema(shape: Any) -> dict[str, Any]:
+    """A shape as JSON Schema."""
+    if isinstance(shape, str):
+        return WORDS.get(shape, {"enum": shape.split("|")})
+    if isinstance(shape, list):
+        return {"type": "array", "items": schema(shape[0]), "minItems": 1}
+    if "*" in shape:
+        return {"type": "object", "additionalProperties": schema(shape["*"])}
+    required = [name for name in shape if not name.endswith("~")]
+    fields = {name.rstrip("~"): schema(of) for name, of in shape.items()}
+    return {"type": "object", "properties": fields, "required": required, "additionalProperties": False}
 
 
-def several(items: Schema, least: int = 1) -> Schema:
-    """A list of them."""
-    return {"type": "array", "items": items, "minItems": least}
-
-
-def kind(version: str, name: str, spec: Schema) -> Schema:
-    """A whole object of the kind ``name``."""
-    metadata = record({"name": NAME}, labels=TEXTS, annotations=TEXTS, namespace=NAME)
-    head = {"apiVersion": {"const": version}, "kind": {"const": name}}
-    return record({**head, "metadata": metadata, "spec": spec})
-
-
-AMOUNTS: Schema = {"type": "object", "additionalProperties": QUANTITY}
-RESOURCES = record({}, requests=AMOUNTS, limits=AMOUNTS)
-CONTAINER = record(
-    {"name": NAME, "image": TEXT, "resources": RESOURCES},
-    command=several(TEXT),
-    args=several(TEXT),
-    env=several(record({"name": TEXT, "value": {"type": "string"}})),
-    ports=several(record({"containerPort": PORT}, name=NAME)),
-    readinessProbe=record({"httpGet": record({"path": TEXT, "port": PORT})}),
-    volumeMounts=several(record({"name": NAME, "mountPath": TEXT}, readOnly=FLAG)),
-)
-VOLUME = record({"name": NAME, "persistentVolumeClaim": record({"claimName": NAME})})
-TOLERATION = record(
-    {"key": TEXT, "operator": {"enum": ["Exists", "Equal"]}},
-    effect={"enum": ["NoSchedule", "PreferNoSchedule", "NoExecute"]},
-    value=TEXT,
-)
-POD = record(
-    {
-        "spec": record(
-            {"containers": several(CONTAINER)},
-            volumes=several(VOLUME),
-            tolerations=several(TOLERATION),
-            securityContext=record({}, fsGroup=COUNT),
-        )
-    },
-    metadata=record({}, labels=TEXTS),
-)
-
-HEAD_GROUP = record(
-    {"rayStartParams": TEXTS, "template": POD},
-    serviceType={"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
-    enableIngress=FLAG,
-)
-WORKER_GROUP = record(
-    {"groupName": NAME, "minReplicas": COUNT, "maxReplicas": COUNT, "rayStartParams": TEXTS, "template": POD},
-    replicas=COUNT,
-    numOfHosts=COUNT,
-    idleTimeoutSeconds=COUNT,
-)
-RAY_CLUSTER = record(
-    {"headGroupSpec": HEAD_GROUP},
-    rayVersion=TEXT,
-    enableInTreeAutoscaling=FLAG,
-    autoscalerOptions=record(
-        {},
-        upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]},
-        idleTimeoutSeconds=COUNT,
-        resources=RESOURCES,
-    ),
-    authOptions=record({"mode": {"enum": ["token", "disabled"]}}),
-    workerGroupSpecs=several(WORKER_GROUP),
-)
-RAY_JOB = kind(
-    "ray.io/v1",
-    "RayJob",
-    record(
-        {"entrypoint": TEXT, "rayClusterSpec": RAY_CLUSTER},
-        runtimeEnvYAML=TEXT,
-        submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
-        backoffLimit=COUNT,
-        activeDeadlineSeconds={"type": "integer", "minimum": 1},
-        shutdownAfterJobFinishes=FLAG,
-        ttlSecondsAfterFinished=COUNT,
-        suspend=FLAG,
-        metadata=TEXTS,
-        entrypointNumCpus={"type": "number"},
-        entrypointNumGpus={"type": "number"},
-    ),
-)
-CLAIM = kind(
-    "v1",
-    "PersistentVolumeClaim",
-    record(
-        {
-            "accessModes": several({"enum": ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany"]}),
-            "resources": record({"requests": record({"storage": QUANTITY})}),
-        },
-        storageClassName=TEXT,
-    ),
-)
-SERVICE = kind(
-    "v1",
-    "Service",
-    record({"selector": TEXTS, "ports": several(record({"port": PORT}, name=NAME, targetPort=PORT))}),
-)
-DEPLOYMENT = kind(
-    "apps/v1",
-    "Deployment",
-    record(
-        {"selector": record({"matchLabels": TEXTS}), "template": POD},
-        replicas=COUNT,
-        strategy=record({"type": {"enum": ["Recreate", "RollingUpdate"]}}),
-    ),
-)
 KINDS = {
-    "RayJob": RAY_JOB,
-    "PersistentVolumeClaim": CLAIM,
-    "Service": SERVICE,
-    "Deployment": DEPLOYMENT,
+    kind: schema({"apiVersion": version, "kind": kind, "metadata": {"name": "name"}, "spec": spec})
+    for (version, kind), spec in ((key.split(), spec) for key, spec in yaml.safe_load(SPECS).items())
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from itertools import product
 from pathlib import Path
@@ -30,7 +29,6 @@ from raygf.sweep.space import (
 )
 
 RUN = get_recipe("digits")
-PAGE = (Path(__file__).parents[3] / "docs" / "sweeps.md").read_text()
 SHIPPED = ("fusion_lr", "method", "fusion", "joint")
 DOMAINS = [
     tune.uniform(-2.0, 3.0),
@@ -271,19 +269,3 @@ def test_joint_sweeps_the_fusion_only_where_there_is_one():
 def test_spaces_of_the_fusion_need_a_run_that_learns_it(name):
     with pytest.raises(ConfigError, match="learned fusion weights, which sgd does not have"):
         load_space(name, get_recipe("digits-sgd"))
-
-
-def test_the_example_of_the_documentation_can_be_swept(here):
-    (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    (here / "tune_spaces" / "small_batches.py").write_text(block)
-    trials = random(axes_of("small_batches", "--trials", "12"), 12, 0)
-    assert {trial["batch_size"] for trial in trials} == {8, 16, 32}
-    assert sum(trial["loss.distill"] for trial in trials) == 6
-    assert all(0.01 <= trial["optim.lr"] <= 0.1 for trial in trials)
-    named = set(re.findall(r"^\| `(\w+)` \|", PAGE.partition("**Equal compute")[0], re.MULTILINE))
-    assert named == {*SHIPPED} == known_spaces().keys() - {"small_batches"}
-
-
-@pytest.mark.parametrize("line", re.findall(r"^python jobs/sweep\.py (.*)$", PAGE, re.MULTILINE))
-def test_the_commands_of_the_documentation_can_be_parsed(line):
-    parse_sweep("", line.split())

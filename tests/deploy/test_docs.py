@@ -1,0 +1,147 @@
+"""The commands on the pages are understood by their programs, the examples run, figures and links hold."""
+
+import re
+import sys
+from dataclasses import replace
+from math import ceil
+
+import click
+import pytest
+from command_lines import REPOSITORY, check, commands
+
+from raygf.compute import Compute
+from raygf.config.recipes import get_recipe
+from raygf.config.run import ModelConfig, ResourceConfig, StorageConfig, TrackingConfig
+from raygf.data.base import InputSpec
+from raygf.errors import RaygfError
+from raygf.launch import run
+from raygf.models.build import build_model
+from raygf.sweep.command import check_flags, check_space, parse_sweep
+from raygf.sweep.space import known_spaces, load_space, random, read_axes
+from raygf.training.network import BoundNetwork
+
+FILES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = {path.stem: path.read_text() for path in FILES}
+CLUSTER = PAGES["cluster"]
+SCRIPT = r"^```(?:bash)?\n((?:python|ray|export|pip|docker) .*?)^```$"
+COMMANDS = {
+    " ".join(words): words
+    for text in PAGES.values()
+    for script in re.findall(SCRIPT, text, re.DOTALL | re.MULTILINE)
+    for words in commands(script)
+}
+
+
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
+def test_programs_understand_the_commands_of_the_pages(words):
+    check(words)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ray start --hed",
+        "ray jobs submit -- python jobs/digits.py",
+        "ray job submit -- python jobs/digits.py --round 3",
+        "python jobs/number.py --rounds 3",
+        "python jobs/evaluate.py --checkpoints x",
+        "mlflow server --served-artifacts",
+        "ray up deploy/cluster.yaml",
+        "helm install raygf",
+    ],
+)
+def test_wrong_commands_are_found(line):
+    with pytest.raises((click.UsageError, AssertionError, RaygfError)):
+        check(commands(line)[0])
+
+
+def test_the_page_of_clusters_has_every_stage_and_job_and_its_files_are_there():
+    for start in ("ray up", "ray job submit", "ray job logs", "ray job stop", "ray down", "kubectl apply"):
+        assert re.search(rf"^{start}", CLUSTER, re.MULTILINE), start
+    for job in ("digits", "imagenet", "sweep", "evaluate"):
+        assert f"python jobs/{job}.py" in CLUSTER, job
+    for path in FILES:
+        prose = re.sub("```.*?```", "", PAGES[path.stem], flags=re.DOTALL)
+        for link in re.findall(r"\]\(((?!https?:)[^)#]+)", prose):
+            assert (path.parent / link).exists(), f"{path.name}: {link}"
+        for test in re.findall(r"\btest_\w+\.py", PAGES[path.stem]):
+            assert list((REPOSITORY / "tests").rglob(test)), test
+
+
+def rows(title):
+    """The rows of the table of docs/cluster.md whose head line has ``title``."""
+    table = rf"^\|[^\n]*{re.escape(title)}[^\n]*\n\|[-| ]+\|\n((?:\|[^\n]*\n)+)"
+    (found,) = re.findall(table, CLUSTER, re.MULTILINE)
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in found.splitlines()]
+
+
+def test_times_of_a_round_follow_from_the_formula():
+    (fusion,) = re.findall(r"\| ([\d.]+) \| `benchmarks/fusion_step\.py`", PAGES["README"])
+    table = rows("time of a round")
+    assert [(gpus, actors) for gpus, _, actors, *_ in table] == [*zip("65321", "55321", strict=True)]
+    for gpus, _, actors, *found in table:
+        epochs = ceil(5 / int(actors)) + float(fusion)
+        assert found == [f"{epochs:.2f} t", f"{int(gpus) * epochs:.1f} t"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "spec", "title"),
+    [
+        ("imagenet-msdnet-metagf", InputSpec(3, 224, 224, 1000), "MSDNet, ImageNet, 5 exits"),
+        ("cifar100-msdnet-metagf", InputSpec(3, 32, 32, 100), "MSDNet, CIFAR-100, 7 exits"),
+    ],
+)
+def test_bytes_of_a_round_follow_from_the_network(recipe, spec, title):
+    config = get_recipe(recipe)
+    network = build_model(config.model, spec, config.seed)
+    state = BoundNetwork(network, Compute("cpu", "fp32", "channels_last")).state()
+    buffers = sum(array.nbytes for array in state.buffers.values())
+    each = 4 * state.vector.size + buffers
+    assert state.vector.nbytes + buffers == each
+    sent = f"{2 * config.model.msdnet.exits * each / 1e9:.2f} GB"
+    expected = [title, f"{state.vector.size:,}", f"{buffers:,}", f"{each:,}", sent]
+    assert [row for row in rows("4P + b") if row[0] == title] == [expected]
+
+
+def python_block(page):
+    (block,) = re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)
+    return block
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """The Python block of docs/method.md as the module ``mine``."""
+    (tmp_path / "mine.py").write_text(python_block("method"))
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("mine", None)  # another test's
+    yield
+    sys.modules.pop("mine", None)
+
+
+@pytest.mark.parametrize("method", ["mine:by_length", "delta-mine:by_length", "metagf"])
+def test_a_network_and_a_method_of_ones_own(mine, tmp_path, method):
+    recipe = replace(get_recipe("digits"), method=method, rounds=6, model=ModelConfig("mine:two_exits"))
+    where = {"resources": ResourceConfig(executor="local"), "storage": StorageConfig(str(tmp_path))}
+    result = run(replace(recipe, **where, tracking=TrackingConfig(enabled=False)))
+    assert len(result.test_accuracy) == 2
+    assert result.test_accuracy[-1] > 0.2  # chance is 0.1
+    assert result.training_passes == (6 if method.startswith("mine") else 18)
+    if "mine" in method:
+        assert f"jobs/digits.py --model.name mine:two_exits --method {method}" in PAGES["method"]
+
+
+def test_the_search_space_of_the_page_can_be_swept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tune_spaces").mkdir()
+    (tmp_path / "tune_spaces" / "small_batches.py").write_text(python_block("sweeps"))
+    command = parse_sweep("", ["--space", "small_batches", "--trials", "12"])
+    space = load_space("small_batches", command.run)
+    check_flags(command)
+    check_space(space, command)
+    trials = random(read_axes(space), 12, 0)
+    assert {trial["batch_size"] for trial in trials} == {8, 16, 32}
+    assert sum(trial["loss.distill"] for trial in trials) == 6
+    assert all(0.01 <= trial["optim.lr"] <= 0.1 for trial in trials)
+    table = PAGES["sweeps"].partition("**Equal compute")[0]
+    named = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+    assert named == known_spaces().keys() - {"small_batches"} == {"fusion_lr", "method", "fusion", "joint"}
