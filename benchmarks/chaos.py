@@ -2,7 +2,7 @@
 
     python benchmarks/chaos.py --seed 0 --seeds 20 --rounds 6
 
-Every seed draws a plan (``tests/faults/fault_plan.py``) and trains a small network on digits while its faults
+Every seed draws a plan (``benchmarks/fault_plan.py``) and trains a small network on digits while its faults
 happen: exit actors and drivers are killed, exits hang, checkpoints can't be written, the job is killed and
 resumed, a node of two is lost and replaced. The table has, for every plan: the exits' trainings, drivers and
 writes that were repeated, rounds that had to be trained again, the longest time from a fault to the next
@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from chaos_run import Arena, Outcome, as_json, run_plan
+from fault_plan import Fault, draw, parse
 from rich.console import Console
 from rich.table import Table
 from timing import machine
@@ -32,11 +34,6 @@ from raygf.config.run import ResourceConfig, RunConfig, StorageConfig
 from raygf.on_ray.cluster import silent_ray
 from raygf.rounds.driver import Driver
 from raygf.training.exit_trainer import LocalExecutor
-
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "faults"))
-
-from chaos_run import Arena, Outcome, as_json, run_plan
-from fault_plan import Fault, draw, parse
 
 EXITS, STEPS = 3, 3
 _KINDS = {

@@ -1,6 +1,6 @@
 """The pool of exit actors: the bits of the local executor, whatever happens to its processes.
 
-Faults are those of ``tests/faults/faults.py``: they lie in a folder that the actors look into.
+Faults are those of ``benchmarks/faults.py``: they lie in a folder that the actors look into.
 """
 
 from __future__ import annotations
