@@ -1,9 +1,6 @@
 """A sweep's plan, its folder, and what trials are compared and made by."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from sweep_parts import plan, record
@@ -51,7 +48,7 @@ def test_no_trial_gets_more_than_the_budget_or_a_round_less(method, rounds):
     assert made.budget - cost < spent <= made.budget
 
 
-def test_a_trials_run_has_equal_compute_its_values_and_a_place_of_its_own():
+def test_a_trials_run_has_equal_compute_its_values_a_place_and_actors_where_exits_are_trained():
     made = plan()
     assert (made.budget, made.trial_run("a", {}).rounds) == (160, 40)
     assert made.trial_run("a", {"method": "sgd"}).rounds == at_equal_compute(RUN, 3).rounds == 160
@@ -59,36 +56,26 @@ def test_a_trials_run_has_equal_compute_its_values_and_a_place_of_its_own():
     assert (run.fusion.lr, run.resources.actors) == (0.3, 2)
     assert run.storage == StorageConfig("/scratch", "ab_00001")
     assert made.trial_run("ab_00001", {}).storage.path == "/runs"
-
-
-def test_only_trials_that_train_exits_have_actors():
-    made = plan()
     assert made.exit_bundles({}) == made.exit_bundles({"method": "delta-pcgrad"}) == 2
     assert made.exit_bundles({"method": "pcgrad"}) == 0
 
 
-def test_metrics_are_those_that_mlflow_shows():
+def test_metrics_are_those_that_mlflow_shows_and_scores_are_readable():
     made = record(3, accuracy=(0.5, 0.75))
-    assert metrics_of(made) == {
-        "val_accuracy/average": 0.625,
-        "val_accuracy/exit_1": 0.5,
-        "val_accuracy/exit_2": 0.75,
-        "val_loss/average": 1.0,
-        "val_loss/exit_1": 1.5,
-        "val_loss/exit_2": 0.5,
-        "training_passes": 12.0,
-    }
+    accuracy = {"val_accuracy/average": 0.625, "val_accuracy/exit_1": 0.5, "val_accuracy/exit_2": 0.75}
+    loss = {"val_loss/average": 1.0, "val_loss/exit_1": 1.5, "val_loss/exit_2": 0.5}
+    assert metrics_of(made) == {**accuracy, **loss, "training_passes": 12.0}
     assert metrics_of(made).items() <= round_metrics(made).items()
     for metric in metrics_of(made).keys() - {"training_passes"}:
         check_metric(metric, "max", exits=2)
+    assert shown_score("val_accuracy/average", 0.91237) == "91.24 %"
+    assert shown_score("val_loss/exit_1", 0.51237) == "0.5124"
 
 
 @pytest.mark.parametrize(
     ("metric", "mode", "says"),
     [
-        ("test_accuracy/average", "max", "metric = "),
-        ("val_accuracy/exit_0", "max", "metric = "),
-        ("", "max", "metric = "),
+        *((name, "max", "metric = ") for name in ("test_accuracy/average", "val_accuracy/exit_0", "")),
         ("val_accuracy/exit_7", "max", "the network has 3 exits"),
         ("val_accuracy/average", "best", "mode = 'best': must be max or min"),
     ],
@@ -96,11 +83,6 @@ def test_metrics_are_those_that_mlflow_shows():
 def test_nothing_but_validation_can_be_optimised(metric, mode, says):
     with pytest.raises(ConfigError, match=says):
         check_metric(metric, mode, exits=3)
-
-
-def test_scores_as_people_read_them():
-    assert shown_score("val_accuracy/average", 0.91237) == "91.24 %"
-    assert shown_score("val_loss/exit_1", 0.51237) == "0.5124"
 
 
 def test_fields_are_set_by_their_dotted_names_and_nothing_else_changes():
@@ -112,40 +94,33 @@ def test_fields_are_set_by_their_dotted_names_and_nothing_else_changes():
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("name", "value", "says"),
     [
-        ({"fusion.lrr": 0.1}, "space: fusion.lrr: a run has no such field"),
-        ({"lr": 0.1}, "space: lr: a run has no such field; there is optim.lr and fusion.lr"),
-        ({"fusion": 0.1}, "space: fusion: a run has no such field"),
-        ({"fusion.lr.high": 0.1}, "space: fusion.lr.high: a run has no such field"),
-        ({"fusion.lr": -1.0}, "fusion.lr = -1.0: must be a finite number at least 0"),
-        (
-            {"fusion.segments": "galaxy"},
-            "fusion.segments = 'galaxy': must be one of tensor, channel, network",
-        ),
+        ("fusion.lrr", 0.1, "space: fusion.lrr: a run has no such field"),
+        ("lr", 0.1, "space: lr: a run has no such field; there is optim.lr and fusion.lr"),
+        ("fusion", 0.1, "space: fusion: a run has no such field"),
+        ("fusion.lr.high", 0.1, "space: fusion.lr.high: a run has no such field"),
+        ("fusion.lr", -1.0, "fusion.lr = -1.0: must be a finite number at least 0"),
+        ("fusion.segments", "galaxy", "fusion.segments = 'galaxy': must be one of tensor, channel, network"),
     ],
-    ids=str,
 )
-def test_unknown_fields_and_refused_values(values, says):
+def test_unknown_fields_and_refused_values(name, value, says):
     with pytest.raises(ConfigError) as caught:
-        override(RUN, values)
+        override(RUN, {name: value})
     assert says in str(caught.value)
 
 
 def test_flags_set_the_same_run_on_the_command_line():
-    values = {
-        "fusion.lr": 0.0316,
-        "optim.milestones": (0.3, 0.6),
-        "optim.carry_momentum": True,
-        "method": "sgd",
-    }
+    optim = {"optim.milestones": (0.3, 0.6), "optim.carry_momentum": True}
+    values = {"fusion.lr": 0.0316, **optim, "method": "sgd"}
     flags = flags_for(values)
     assert flags.startswith("--fusion.lr 0.0316 --optim.milestones 0.3 0.6 --optim.carry-momentum True")
     assert parse("", "digits", flags.split())[1] == override(RUN, values)
 
 
-def storage(path: Path, name: str = "sweep") -> StorageConfig:
-    return StorageConfig(str(path), name)
+@pytest.fixture
+def folder(tmp_path):
+    return SweepFolder(StorageConfig(str(tmp_path), "sweep"))
 
 
 def test_a_plan_is_kept_whole_and_found_where_it_lies_now(tmp_path):
@@ -158,11 +133,11 @@ def test_a_plan_is_kept_whole_and_found_where_it_lies_now(tmp_path):
         folder.write_plan(made)
     assert folder.has_plan() and folder.read_plan() == made
     (tmp_path / "a").rename(tmp_path / "b")
-    assert SweepFolder(storage(tmp_path / "b")).read_plan().run.storage == storage(tmp_path / "b")
+    moved = StorageConfig(str(tmp_path / "b"), "sweep")
+    assert SweepFolder(moved).read_plan().run.storage == moved
 
 
-def test_tune_has_begun_once_it_has_written_its_state(tmp_path):
-    folder = SweepFolder(storage(tmp_path))
+def test_tune_has_begun_once_it_has_written_its_state(tmp_path, folder):
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "tuner.pkl").touch()
     assert not folder.has_trials()
@@ -179,20 +154,18 @@ def test_nothing_of_raygf_lies_where_tune_copies_files(tmp_path):
         assert folder.write("results.csv", b"1") == f"file://{tmp_path}/sweep/{OURS}/results.csv"
     assert [path.name for path in (tmp_path / "sweep").iterdir()] == [OURS]
     assert folder.of_trial("x") == f"file://{tmp_path}/sweep/x"
-    assert SweepFolder(storage(tmp_path)).has_plan()
+    assert SweepFolder(StorageConfig(str(tmp_path), "sweep")).has_plan()
     assert list(folder.read_trials().items()) == [("b", "run1"), ("a", "")]
 
 
-def test_two_sweeps_can_not_share_a_folder(tmp_path):
-    folder = SweepFolder(storage(tmp_path))
+def test_two_sweeps_can_not_share_a_folder(folder):
     with folder.held(), pytest.raises(StorageError, match="in use by another run"), folder.held():
         pytest.fail("let in")
     with folder.held():
         pass
 
 
-def test_what_is_no_sweep_is_an_error_of_one_line(tmp_path):
-    folder = SweepFolder(storage(tmp_path))
+def test_what_is_no_sweep_is_an_error_of_one_line(tmp_path, folder):
     with pytest.raises(StorageError, match=r"there is no sweep in .*/sweep: check --storage\.path and"):
         folder.read_plan()
     (tmp_path / "sweep" / OURS).mkdir(parents=True)
@@ -200,8 +173,6 @@ def test_what_is_no_sweep_is_an_error_of_one_line(tmp_path):
     with pytest.raises(StorageError, match=r"sweep\.yaml can't be read"):
         folder.read_plan()
     (tmp_path / "file").touch()
-    with (
-        pytest.raises(StorageError, match=r"storage\.path: can't write to .*file/sweep"),
-        SweepFolder(storage(tmp_path / "file")).held(),
-    ):
+    blocked = SweepFolder(StorageConfig(str(tmp_path / "file"), "sweep"))
+    with pytest.raises(StorageError, match=r"storage\.path: can't write to .*file/sweep"), blocked.held():
         pytest.fail("let in")

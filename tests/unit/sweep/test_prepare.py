@@ -1,7 +1,5 @@
 """What is found out on the cluster before trials start; here without one, on a tiny network."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -45,12 +43,17 @@ def prepared(space, run=RUN, **options):
 
 def test_the_network_says_how_many_exits_and_passes_there_are(nodes):
     plan, _, notes = prepared(Space(LR))
-    assert (plan.exits, plan.actors, plan.budget) == (3, 3, 16)
-    assert notes == []
+    assert (plan.exits, plan.actors, plan.budget, notes) == (3, 3, 16, [])
     assert (plan.fields, plan.trials, plan.options.search) == (("fusion.lr",), 8, "random")
+    with pytest.raises(ConfigError, match="metric = 'val_loss/exit_4': the network has 3 exits"):
+        prepared(Space(LR, metric="val_loss/exit_4", mode="min"))
 
 
-def test_methods_within_a_step_need_no_exit_actors(nodes):
+def test_trials_have_as_many_exit_actors_as_the_cluster_holds_and_none_within_a_step(nodes):
+    nodes[:] = [{"CPU": 4.0}]
+    plan, _, notes = prepared(Space(LR), concurrent=2)
+    assert plan.actors == 1
+    assert notes == ["every trial has 1 exit actor for 3 exits: the cluster has no room for more"]
     nodes[:] = [{"CPU": 1.0}]
     plan, _, _ = prepared(Space(variants=[{"method": "sgd"}, {"method": "pcgrad"}]))
     assert plan.actors == 0
@@ -81,18 +84,6 @@ def test_a_value_that_the_network_refuses_is_an_error(nodes):
     many = replace(RUN, model=ModelConfig("sweep_parts:EightExits"))
     with pytest.raises(ConfigError, match=r"^space: loss\.coefficients = 'sdn' supports at most 6 "):
         prepared(exits, run=many)
-
-
-def test_the_metric_must_be_of_an_exit_that_the_network_has(nodes):
-    with pytest.raises(ConfigError, match="metric = 'val_loss/exit_4': the network has 3 exits"):
-        prepared(Space(LR, metric="val_loss/exit_4", mode="min"))
-
-
-def test_a_small_cluster_gives_each_trial_fewer_actors(nodes):
-    nodes[:] = [{"CPU": 4.0}]
-    plan, _, notes = prepared(Space(LR), concurrent=2)
-    assert plan.actors == 1
-    assert notes == ["every trial has 1 exit actor for 3 exits: the cluster has no room for more"]
 
 
 def test_probing_leaves_torch_as_it_was(nodes):

@@ -1,7 +1,5 @@
 """Which trial is best, and the table, figure and files that show all of them."""
 
-from __future__ import annotations
-
 import csv
 import io
 from dataclasses import replace
@@ -50,7 +48,7 @@ def test_the_best_is_chosen_by_validation_among_those_that_did_not_fail():
         assert best_row([row(0), row(1), row(2)], mode).trial == "ab_00000"
 
 
-def test_csv_has_a_line_a_trial_in_their_order():
+def test_csv_has_a_line_a_trial_in_their_order_and_nothing_where_a_field_is_not_set():
     lines = list(csv.DictReader(io.StringIO(trials_csv(ROWS, plan()))))
     assert [line["trial"] for line in lines] == [each.trial for each in ROWS]
     assert [line["status"] for line in lines] == ["finished", "stopped early", "failed", "finished"]
@@ -59,16 +57,13 @@ def test_csv_has_a_line_a_trial_in_their_order():
     assert [line["fusion.segments"] for line in lines] == ["tensor", "network", "tensor", "channel"]
     assert lines[2]["cause"] == "the data is missing"
     assert lines[3]["checkpoint"] == ROWS[3].checkpoint and lines[3]["mlflow_run_id"] == "run3"
-
-
-def test_fields_that_a_trial_does_not_set_stay_empty():
     rows = [row(0, values={"fusion.lr": 0.1}), row(1, values={"fusion.segments": "tensor"})]
     lines = list(csv.DictReader(io.StringIO(trials_csv(rows, plan()))))
     assert [(line["fusion.lr"], line["fusion.segments"]) for line in lines] == [("0.1", ""), ("", "tensor")]
     assert [line[1:3] for line in trials_table(rows, plan())[1]] == [["0.1", "-"], ["-", "tensor"]]
 
 
-def test_tables_show_the_best_first_and_the_failed_last():
+def test_tables_show_the_best_first_the_failed_last_and_only_some_of_many():
     assert [each.trial[-1] for each in ranked(ROWS, "max")] == ["1", "3", "0", "2"]
     assert [each.trial[-1] for each in ranked(ROWS, "min")] == ["0", "3", "1", "2"]
     header, lines = trials_table(ROWS, plan())
@@ -76,9 +71,6 @@ def test_tables_show_the_best_first_and_the_failed_last():
     assert [line[0] for line in lines] == ["ab_00001", "ab_00003", "ab_00000", "ab_00002"]
     assert lines[1] == ["ab_00003", "0.01", "channel", "70.00 %", "65.00 %", "160", "finished"]
     assert failures(ROWS) == ["trial ab_00002 failed: the data is missing"]
-
-
-def test_long_tables_are_cut_for_people_and_whole_in_the_file():
     rows = [row(number) for number in range(30)]
     assert trials_table(rows, plan())[1][-1] == ["10 more", *[""] * 6]
     assert len(trials_csv(rows, plan()).splitlines()) == 31
@@ -89,7 +81,7 @@ def points(axes):
     return np.concatenate([part.get_offsets() for part in axes.collections[:-1]])
 
 
-def test_the_figure_has_a_panel_for_every_swept_field():
+def test_the_figure_has_a_panel_for_every_swept_field_with_accuracies_in_percent():
     figure = objective_figure(ROWS, plan(), ROWS[1])
     left, right = (axes for axes in figure.axes if axes.get_visible())
     assert (left.get_xlabel(), right.get_xlabel()) == FIELDS
@@ -99,30 +91,24 @@ def test_the_figure_has_a_panel_for_every_swept_field():
     np.testing.assert_allclose(left.collections[-1].get_offsets(), [(1.0, 80)])  # the ring around the best
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["trained to its end", "stopped early (accuracy when it was)", "best"]
+    figure = objective_figure(ROWS, plan(metric="val_loss/exit_2", mode="min"), ROWS[0])
+    assert figure.axes[0].get_ylabel() == "validation loss,\nexit 2"
+    assert points(figure.axes[0])[:, 1].max() == 0.8
 
 
 @pytest.mark.parametrize(
-    "rows",
-    [
-        [row(0)],
-        [row(0), row(1, None)],
-        [row(0, values={"fusion.lr": True}), row(1, values={"fusion.lr": False})],
-        [row(0, values={"fusion.lr": 0.0}), row(1, values={"fusion.lr": 1.0})],
-        [row(0, values={"fusion.lr": (0.5, 0.75)}), row(1, values={"fusion.lr": (0.3, 0.6)})],
-        [row(0, values={}), row(1)],
-    ],
-    ids=["one trial", "one and a failed one", "flags", "zero", "lists", "a trial without values"],
+    "rates",
+    [(0.1,), (True, False), (0.0, 1.0), ((0.5, 0.75), (0.3, 0.6)), (None, 0.1), (0.1, "failed")],
+    ids=str,
 )
-def test_any_rows_can_be_drawn(rows, tmp_path):
+def test_any_rows_can_be_drawn(rates, tmp_path):
+    rows = [row(number, values={"fusion.lr": rate}) for number, rate in enumerate(rates)]
+    rows = [row(1, None) if rate == "failed" else made for rate, made in zip(rates, rows, strict=True)]
+    rows = [
+        replace(made, values={}) if rate is None else made for rate, made in zip(rates, rows, strict=True)
+    ]
     objective_figure(rows, plan(), rows[0]).savefig(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
-
-
-def test_a_loss_is_drawn_as_it_is():
-    made = plan(metric="val_loss/exit_2", mode="min")
-    figure = objective_figure(ROWS, made, ROWS[0])
-    assert figure.axes[0].get_ylabel() == "validation loss,\nexit 2"
-    assert points(figure.axes[0])[:, 1].max() == 0.8
 
 
 def test_the_folder_holds_table_best_run_and_figure(tmp_path):
@@ -142,23 +128,13 @@ def test_the_folder_holds_table_best_run_and_figure(tmp_path):
 def test_the_last_line_and_the_page_without_the_password():
     made = plan(parent="parent")
     made = replace(made, run=replace(made.run, tracking=TrackingConfig(uri="http://me:secret@server")))
-    assert result_of(ROWS, made, ROWS[1], "a.csv") == {
-        "best_trial": "ab_00001",
-        "best_config": {"fusion.lr": 1.0, "fusion.segments": "network"},
-        "best_score": 0.8,
-        "trials": 4,
-        "failed": 1,
-        "mlflow_run_id": "parent",
-        "results": "a.csv",
-    }
+    best = {"best_trial": "ab_00001", "best_config": ROWS[1].values, "best_score": 0.8}
+    rest = {"trials": 4, "failed": 1, "mlflow_run_id": "parent", "results": "a.csv"}
+    assert result_of(ROWS, made, ROWS[1], "a.csv") == {**best, **rest}
     report = sweep_report(ROWS, made, ROWS[3])
     assert report.tags["best.fusion.lr"] == "0.01" and report.tags["raygf.best_run_id"] == "run3"
-    assert report.metrics == {
-        "val_accuracy/average": 0.7,
-        "test_accuracy/average": pytest.approx(0.65),
-        "trials": 4.0,
-        "failed": 1.0,
-    }
+    accuracy = {"val_accuracy/average": 0.7, "test_accuracy/average": pytest.approx(0.65)}
+    assert report.metrics == {**accuracy, "trials": 4.0, "failed": 1.0}
     assert "`--fusion.lr 0.01 --fusion.segments channel`" in report.markdown
     assert set(report.texts) == {"results.csv", "best_config.yaml"}
     assert "http://me:***@server" in report.texts["best_config.yaml"]
@@ -172,10 +148,8 @@ def test_rows_are_read_from_what_tune_has_in_the_order_of_the_trials(tmp_path):
 
     def result(trial, error=None, **metrics):
         checkpoint = SimpleNamespace(path=f"{tmp_path}/sweep/{trial}/checkpoint_000003/")
-        config = {VALUES: {"fusion.lr": 0.1}}
-        return SimpleNamespace(
-            metrics={"trial_id": trial, **metrics}, config=config, error=error, checkpoint=checkpoint
-        )
+        found = {"metrics": {"trial_id": trial, **metrics}, "config": {VALUES: {"fusion.lr": 0.1}}}
+        return SimpleNamespace(**found, error=error, checkpoint=checkpoint)
 
     scored = {RECORD: record(4, (0.5, 0.7)), made.metric: 0.6, "time_total_s": 2.5}
     results = [

@@ -1,7 +1,5 @@
 """A sweep from its flags to its last line, with what Ray and MLflow would do left out."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest
@@ -58,7 +56,7 @@ def test_a_sweep_reports_its_best_trial_and_fails_without_one(stored, monkeypatc
         assert (len(run.finished), run.failed) == (1, [])
         return
     with pytest.raises(
-        RunFailed, match="none of 2 trials succeeded: trial ab_00000 failed: the data is missing; "
+        RunFailed, match="none of 2 trials succeeded: trial ab_00000 failed: the data is miss"
     ):
         _tune(stored, lambda made: tuner, folder)
     assert {status for status, _ in run.failed} == {"FAILED"} and run.finished == []

@@ -1,7 +1,5 @@
 """Schedulers stop trials, or give them other settings, by passes over the training images."""
 
-from __future__ import annotations
-
 import pickle
 from dataclasses import replace
 from unittest.mock import Mock
@@ -19,16 +17,9 @@ from raygf.sweep.schedulers import Population, SchedulerMemory, grace_passes, ma
 from raygf.sweep.space import read_axes
 from raygf.sweep.trial import VALUES
 
-AXES = read_axes(
-    Space(
-        {
-            "fusion.lr": tune.loguniform(0.01, 1.0),
-            "fusion.ema": tune.uniform(0.5, 0.99),
-            "batch_size": tune.randint(4, 9),
-            "fusion.segments": tune.choice(["tensor", "channel"]),
-        }
-    )
-)
+RANGES = {"fusion.lr": tune.loguniform(0.01, 1.0), "fusion.ema": tune.uniform(0.5, 0.99)}
+FIXED = {"batch_size": tune.randint(4, 9), "fusion.segments": tune.choice(["tensor", "channel"])}
+AXES = read_axes(Space({**RANGES, **FIXED}))
 METHODS = read_axes(Space(variants=[{"method": "sgd"}, {"method": "metagf"}]))
 
 
@@ -48,11 +39,8 @@ def with_options(**options):
     ("axes", "grace", "passes"),
     [(AXES, None, 20), (AXES, 8, 8), (AXES, 160, 160), (METHODS, None, 20)],
 )
-def test_grace_is_an_eighth_of_the_budget_unless_named(axes, grace, passes):
+def test_grace_is_an_eighth_of_a_trial_unless_named_at_least_a_round_and_at_most_a_trial(axes, grace, passes):
     assert grace_passes(with_options(grace=grace), axes) == passes
-
-
-def test_grace_is_at_least_a_round_of_the_costliest_method_and_at_most_a_trial():
     short = plan(replace(plan().run, rounds=3))
     assert short.budget == 12
     assert grace_passes(short, AXES) == grace_passes(short, METHODS) == 4
@@ -110,9 +98,7 @@ def test_a_population_changes_ranges_of_what_may_change_and_nothing_else():
     assert max(values["fusion.ema"] for values in seen) == 0.99  # 0.9 * 1.25 would be no moving average
 
 
-@pytest.mark.parametrize(
-    "variables", [{"batch_size": tune.randint(4, 9)}, {"fusion.lr": tune.choice([0.1, 1.0])}]
-)
+@pytest.mark.parametrize("variables", [FIXED, {"fusion.lr": tune.choice([0.1, 1.0])}])
 def test_a_population_needs_a_range_that_may_change(variables):
     with pytest.raises(
         ConfigError, match="scheduler = 'pbt': the space has no range of a field that may change"

@@ -1,7 +1,5 @@
 """Which trials there are, and Ray Tune set up for them."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import sys
@@ -30,7 +28,7 @@ def searched(**options):
     return make_search(plan(options=SweepOptions(**options)), AXES)
 
 
-def test_random_and_grid_are_lists_drawn_before_the_start():
+def test_random_and_grid_are_drawn_before_the_start():
     assert searched(trials=5) == ({VALUES: tune.grid_search(random(AXES, 5, 0))}, None, 5)
     every = grid(AXES, 3)
     assert searched(search="grid") == ({VALUES: tune.grid_search(every)}, None, len(every))
@@ -51,24 +49,19 @@ def test_optuna_suggests_what_the_space_has():
 
 
 def test_optuna_learns_repeats_and_can_be_stored():
-    def best_of(searcher, count: int) -> list[float]:
-        drawn = []
-        for number in range(count):
-            value = searcher.suggest(f"trial-{number}")[VALUES]["fusion.lr"]
-            drawn.append(value)
-            score = -abs(value - 0.3)
-            searcher.on_trial_complete(f"trial-{number}", {"val_accuracy/average": score})
-        return drawn
+    def drawn() -> list[float]:
+        axes = read_axes(Space({"fusion.lr": tune.loguniform(0.01, 1.0)}))
+        _, searcher, _ = make_search(plan(options=SweepOptions(search="optuna")), axes)
+        searcher.set_search_properties("val_accuracy/average", "max", {})
+        searcher, values = pickle.loads(pickle.dumps(searcher)), []
+        for number in range(30):
+            values.append(searcher.suggest(f"trial-{number}")[VALUES]["fusion.lr"])
+            score = {"val_accuracy/average": -abs(values[-1] - 0.3)}
+            searcher.on_trial_complete(f"trial-{number}", score)
+        return values
 
-    axes = read_axes(Space({"fusion.lr": tune.loguniform(0.01, 1.0)}))
-    made = plan(options=SweepOptions(search="optuna"))
-    searchers = [make_search(made, axes)[1] for _ in range(2)]
-    for searcher in searchers:
-        searcher._metric, searcher._mode = "val_accuracy/average", "max"
-        searcher._setup_study("max")
-    searchers = [pickle.loads(pickle.dumps(searcher)) for searcher in searchers]
-    one, two = (best_of(searcher, 30) for searcher in searchers)
-    assert one == two
+    one = drawn()
+    assert one == drawn()
     assert sum(abs(value - 0.3) for value in one[-10:]) < sum(abs(value - 0.3) for value in one[:10])
 
 
