@@ -23,7 +23,6 @@ from runs import (
     tracked_sweep,
     wait_until,
 )
-from sweep_parts import row
 
 from raygf.config.run import StorageConfig
 from raygf.records import read_history
@@ -234,27 +233,6 @@ def test_trials_that_crash_fail_or_lag_behind_do_not_disturb_the_others(
     assert (runs[2].tags["raygf.stopped_at_round"], runs[2].tags["raygf.stopped_by"]) == ("6", "asha")
     assert runs[2].rounds == list(range(1, 7))
     assert not [name for name in runs[2].metrics if name.startswith("test_")]
-
-
-def test_sweep_without_a_trial_that_succeeds_fails(
-    cluster: str,
-    run_job: RunJob,
-    sweep_of: Sweep,
-    tracking_uri: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """What Tune made of its trials is made up here."""
-    failed = [row(number, None, values={"optim.lr": 0.1 * (number + 1)}) for number in range(2)]
-    monkeypatch.setattr("raygf.sweep.run._fit", lambda tuner: [])
-    monkeypatch.setattr("raygf.sweep.run.read_rows", lambda *made: failed)
-    outcome = run_job("sweep", *sweep_of("rates", "--method", "sgd", "--trials", "2"))
-    each = [f"trial {name} failed: the data is missing" for name in ("ab_00000", "ab_00001")]
-    line = one_error(outcome, code=1)
-    assert line == f"error: none of 2 trials succeeded: {'; '.join(each)}"
-    parent, _ = tracked_sweep(tracking_uri)
-    assert (parent.status, parent.tags["raygf.failure"]) == ("FAILED", line.removeprefix("error: "))
-    assert table(tmp_path / "runs" / "sweep" / "raygf" / "results.csv").keys() == {"ab_00000", "ab_00001"}
 
 
 def test_population_goes_on_from_the_checkpoints_of_its_best(

@@ -1,7 +1,5 @@
 """Tune's news passed to trackers, and what is closed when a killed sweep is resumed; without MLflow."""
 
-from __future__ import annotations
-
 import pickle
 from collections import defaultdict
 from dataclasses import replace
@@ -73,14 +71,20 @@ def report(callback, trial, made):
     callback.on_trial_result(0, [trial], trial, made)
 
 
+def begun(callback, name):
+    """The callback, told of the start of a trial, and that trial."""
+    trial = trial_named(name)
+    callback.on_trial_start(0, [trial], trial)
+    return callback, trial
+
+
 def calls(tracker):
     """The names of the calls after the start."""
     return [name for name, *_ in tracker.method_calls if name != "start"]
 
 
 def test_a_trial_from_its_start_to_its_end(started, trackers, capsys, tmp_path):
-    callback, trial = started(), trial_named("ab_00000")
-    callback.on_trial_start(0, [trial], trial)
+    callback, trial = begun(started(), "ab_00000")
     assert SweepFolder(plan(path=str(tmp_path)).run.storage).read_trials() == {"ab_00000": "run-of-ab_00000"}
     start = RunStart(0, 10, 48, 50, 497, (1, 2), (1, 2), ("a",), "cpu", notes=("careful",))
     report(callback, trial, result(1, **{START: start}))
@@ -94,17 +98,12 @@ def test_a_trial_from_its_start_to_its_end(started, trackers, capsys, tmp_path):
     checkpoint = f"{tmp_path}/sweep/ab_00000/checkpoint_000002/checkpoint.npz"
     assert tracker.log_round.call_args.args[0] == replace(record(2), checkpoint=checkpoint)
     tracker.finish.assert_called_once_with(replace(end(2), checkpoint=checkpoint))
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.splitlines() == [
-        "note: trial ab_00000: careful",
-        "note: trial ab_00000 finished: val_accuracy/average 60.00 % after 8 training passes",
-    ]
+    told = "note: trial ab_00000 finished: val_accuracy/average 60.00 % after 8 training passes"
+    assert capsys.readouterr() == ("", f"note: trial ab_00000: careful\n{told}\n")
 
 
 def test_a_trial_that_the_scheduler_stops(started, trackers, capsys):
-    callback, trial = started(), trial_named("a")
-    callback.on_trial_start(0, [trial], trial)
+    callback, trial = begun(started(), "a")
     report(callback, trial, result(3))
     callback.on_trial_complete(0, [trial], trial)
     callback.on_experiment_end([trial])
@@ -126,23 +125,22 @@ def test_trials_that_fail(started, trackers, capsys):
     callback.on_trial_start(0, [], crashed)
     callback.on_trial_error(0, [], crashed)
     callback.on_experiment_end([])
-    trackers["doomed"].fail.assert_called_once_with("FAILED", "round 1: the weights are NaN")
-    trackers["crashed"].fail.assert_called_once_with("FAILED", "the driver was lost")
+    for name, cause in (("doomed", "round 1: the weights are NaN"), ("crashed", "the driver was lost")):
+        trackers[name].fail.assert_called_once_with("FAILED", cause)
     lines = capsys.readouterr().err.splitlines()
     assert "note: trial crashed crashed, trying again (1 of 2): the driver was lost" in lines
     assert lines[-1] == "note: trial crashed failed: the driver was lost"
 
 
 def test_other_values_are_noted_with_the_first_round_that_has_them(started, trackers, capsys):
-    callback, trial = started(), trial_named("a")
-    callback.on_trial_start(0, [trial], trial)
+    callback, trial = begun(started(), "a")
     report(callback, trial, result(1))
     trial.config = {VALUES: {"fusion.lr": 0.24}}
     trial.status = Trial.PAUSED  # the scheduler has just given it the values, after this round
     report(callback, trial, result(2))
     trial.status = Trial.RUNNING
-    report(callback, trial, result(3))
-    report(callback, trial, result(4))
+    for number in (3, 4):
+        report(callback, trial, result(number))
     trackers["a"].log_tags.assert_called_once_with({"raygf.values_from_round_3": "--fusion.lr 0.24"})
     assert "trial a goes on from another's checkpoint, with --fusion.lr 0.24" in capsys.readouterr().err
 

@@ -67,7 +67,7 @@ def test_variants_that_can_not_be_used_are_left_out_with_a_note(nodes, monkeypat
 
     for name in ("upgrad", "nashmtl"):
         monkeypatch.setitem(METHODS, name, without_solvers)
-    variants = [{"method": "upgrad"}, {"method": "sgd"}, {"method": "delta-nashmtl", "loss.aux": 0.2}]
+    variants = [{"method": name} for name in ("upgrad", "sgd", "delta-nashmtl")]
     _, make, notes = prepared(Space(LR, variants=variants), search="grid")
     trials = make.keywords["space"]["values"]["grid_search"]
     assert [trial["method"] for trial in trials] == ["sgd"] * 3

@@ -41,8 +41,7 @@ def test_the_best_is_chosen_by_validation_among_those_that_did_not_fail():
     assert best_row(ROWS, "min") is ROWS[0]
     failed = replace(ROWS[1], status="failed", score=0.99)
     assert best_row([failed, ROWS[0]], "max") is ROWS[0]
-    assert best_row([failed, row(1, None)], "max") is None
-    assert best_row([], "max") is None
+    assert best_row([failed, row(1, None)], "max") is best_row([], "max") is None
     assert best_row([replace(ROWS[0], test=1.0), ROWS[3]], "max") is ROWS[3]
     for mode in ("max", "min"):
         assert best_row([row(0), row(1), row(2)], mode).trial == "ab_00000"
@@ -96,17 +95,10 @@ def test_the_figure_has_a_panel_for_every_swept_field_with_accuracies_in_percent
     assert points(figure.axes[0])[:, 1].max() == 0.8
 
 
-@pytest.mark.parametrize(
-    "rates",
-    [(0.1,), (True, False), (0.0, 1.0), ((0.5, 0.75), (0.3, 0.6)), (None, 0.1), (0.1, "failed")],
-    ids=str,
-)
+@pytest.mark.parametrize("rates", [(0.1,), (True, False), (0.0, 1.0), ((0.5, 0.75), (0.3, 0.6))], ids=str)
 def test_any_rows_can_be_drawn(rates, tmp_path):
     rows = [row(number, values={"fusion.lr": rate}) for number, rate in enumerate(rates)]
-    rows = [row(1, None) if rate == "failed" else made for rate, made in zip(rates, rows, strict=True)]
-    rows = [
-        replace(made, values={}) if rate is None else made for rate, made in zip(rates, rows, strict=True)
-    ]
+    rows += [row(8, None), row(9, values={})]
     objective_figure(rows, plan(), rows[0]).savefig(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
 
@@ -152,15 +144,11 @@ def test_rows_are_read_from_what_tune_has_in_the_order_of_the_trials(tmp_path):
         return SimpleNamespace(**found, error=error, checkpoint=checkpoint)
 
     scored = {RECORD: record(4, (0.5, 0.7)), made.metric: 0.6, "time_total_s": 2.5}
-    results = [
-        result("ab_00002", **scored, **{END: end()}),
-        result("ab_00001", **{FAILURE: "diverged"}),
-        result("ab_00000", error=RunFailed("lost"), **scored),
-    ]
+    results = [result("ab_00002", **scored, **{END: end()}), result("ab_00001", **{FAILURE: "diverged"})]
+    results.append(result("ab_00000", error=RunFailed("lost"), **scored))
     lost, diverged, done = read_rows(results, made, folder)
-    assert (lost.status, lost.cause, lost.score) == ("failed", "lost", 0.6)
-    assert (diverged.status, diverged.cause, diverged.score) == ("failed", "diverged", None)
+    told = [(each.run_id, each.status, each.cause, each.score) for each in (lost, diverged)]
+    assert told == [("r0", "failed", "lost", 0.6), ("", "failed", "diverged", None)]
     assert (done.status, done.rounds, done.passes, done.seconds) == ("finished", 4, 16, 2.5)
-    assert [row.run_id for row in (lost, diverged, done)] == ["r0", "", "r2"]
-    assert done.test == pytest.approx(0.7)
+    assert (done.run_id, done.test) == ("r2", pytest.approx(0.7))
     assert done.checkpoint == f"{tmp_path}/sweep/ab_00002/checkpoint_000003/checkpoint.npz"

@@ -41,23 +41,22 @@ def test_a_sweep_is_resumed_only_on_request(stored, tmp_path):
 
 
 @pytest.mark.parametrize("score", [0.5, None])
-def test_a_sweep_reports_its_best_trial_and_fails_without_one(stored, monkeypatch, capsys, score):
+def test_a_sweep_reports_its_best_trial_and_fails_without_one(stored, monkeypatch, capsys, tmp_path, score):
     rows = [row(0, score), row(1, None)]
     run = SimpleNamespace(start=lambda *given: "parent", failed=[], finished=[])
     run.fail = lambda status, why, texts=None: run.failed.append((status, why))
     run.finish = run.finished.append
     monkeypatch.setattr(module, "SweepRun", lambda *given: run)
     monkeypatch.setattr(module, "read_rows", lambda *given: rows)
-    tuner = SimpleNamespace(fit=list)
-    folder = SweepFolder(stored.run.storage)
-    if score is not None:
+    tuner, folder = SimpleNamespace(fit=list), SweepFolder(stored.run.storage)
+    if score is None:
+        why = "none of 2 trials succeeded: trial ab_00000 failed: .*; trial ab_00001 failed: the data is missing"
+        with pytest.raises(RunFailed, match=why):
+            _tune(stored, lambda made: tuner, folder)
+        assert {status for status, _ in run.failed} == {"FAILED"} and run.finished == []
+    else:
         result = _tune(stored, lambda made: tuner, folder)
         assert (result["best_trial"], result["mlflow_run_id"]) == ("ab_00000", "parent")
         assert (len(run.finished), run.failed) == (1, [])
-        return
-    with pytest.raises(
-        RunFailed, match="none of 2 trials succeeded: trial ab_00000 failed: the data is miss"
-    ):
-        _tune(stored, lambda made: tuner, folder)
-    assert {status for status, _ in run.failed} == {"FAILED"} and run.finished == []
+    assert (tmp_path / "sweep" / "raygf" / "results.csv").exists()
     assert (capsys.readouterr().out, folder.read_plan().parent) == ("", "parent")

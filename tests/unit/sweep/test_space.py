@@ -123,21 +123,16 @@ def test_a_space_must_have_several_runs(space):
         read_axes(space)
 
 
-def test_draws_depend_on_seed_and_number_alone():
+def test_draws_depend_on_seed_and_number_alone_and_do_not_repeat_themselves():
     axes = read_axes(RANGES)
     assert random(axes, 8, 0) == random(axes, 8, 0)
     assert random(axes, 8, 0)[:3] == random(axes, 3, 0)
     assert random(axes, 8, 0) != random(axes, 8, 1)
     assert len({str(trial) for trial in random(axes, 50, 0)}) == 50
-
-
-def test_choices_are_drawn_without_repetition_and_no_more_often_than_there_are():
     axes = read_axes(CHOICES)
-    every = [
-        {"fusion.segments": segments, "batch_size": size}
-        for segments, size in product(["tensor", "channel"], [8, 16, 32])
-    ]
-    assert grid(axes, 3) == every
+    every = grid(axes, 3)
+    pairs = [(trial["fusion.segments"], trial["batch_size"]) for trial in every]
+    assert pairs == [*product(["tensor", "channel"], [8, 16, 32])]
     drawn = random(axes, 4, 0)
     assert len(drawn) == 4 and all(drawn.count(trial) == 1 and trial in every for trial in drawn)
     assert sorted(map(str, random(axes, 100, 0))) == sorted(map(str, every))
@@ -152,16 +147,12 @@ def test_variants_take_turns():
     assert VARIANTS.fields == ("method", "optim.lr", "seed", "methods.cagrad_c")
 
 
-def test_a_grid_takes_the_ends_of_ranges():
+def test_a_grid_takes_the_ends_of_ranges_and_ends_are_those_of_every_axis():
     trials = grid(read_axes(RANGES), 3)
     assert [trial["fusion.lr"] for trial in trials] == [0.01] * 3 + [0.1] * 3 + [1.0] * 3
     assert [trial["fusion.ema"] for trial in trials] == [0.5, 0.7, 0.9] * 3
     assert [trial["method"] for trial in grid(read_axes(VARIANTS), 2)] == ["sgd", "sgd", "cagrad", "metagf"]
-
-
-@pytest.mark.parametrize("space", [RANGES, CHOICES, VARIANTS], ids=["ranges", "choices", "variants"])
-def test_ends_have_every_end_of_every_axis(space):
-    for axes in read_axes(space):
+    for axes in (*read_axes(RANGES), *read_axes(CHOICES), *read_axes(VARIANTS)):
         trials = ends(axes)
         for name, axis in axes.items():
             assert {trial[name] for trial in trials} == set(axis.ends)
@@ -192,12 +183,10 @@ def test_listing_does_not_run_the_files(here):
     (here / "tune_spaces" / "a.py").write_text('"""Fails when run."""\nraise SystemExit(9)\n')
     (here / "tune_spaces" / "b.py").write_text("x = 1\n")
     (here / "tune_spaces" / "c.py").write_text("not python at all")
-    lines = [line.split(None, 1) for line in describe_spaces().splitlines()]
+    lines = dict(line.split(None, 1) for line in describe_spaces().splitlines())
+    assert lines.keys() == known_spaces().keys()
     texts = ["Fails when run.", "(has no description)", "(can't be read: SyntaxError)"]
-    assert [line for line in lines if len(line[0]) == 1] == [
-        [*pair] for pair in zip("abc", texts, strict=True)
-    ]
-    assert len(lines) == len(known_spaces())
+    assert [lines[name] for name in "abc"] == texts
 
 
 @pytest.mark.parametrize(
