@@ -50,7 +50,7 @@ def test_a_sweep_reports_its_best_trial_and_fails_without_one(stored, monkeypatc
     monkeypatch.setattr(module, "read_rows", lambda *given: rows)
     tuner, folder = SimpleNamespace(fit=list), SweepFolder(stored.run.storage)
     if score is None:
-        why = "none of 2 trials succeeded: trial ab_00000 failed: .*; trial ab_00001 failed: the data is missing"
+        why = "none of 2 trials succeeded: trial ab_00000 failed: .*; trial ab_00001 failed"
         with pytest.raises(RunFailed, match=why):
             _tune(stored, lambda made: tuner, folder)
         assert {status for status, _ in run.failed} == {"FAILED"} and run.finished == []
