@@ -37,22 +37,22 @@ def test_programs_understand_the_commands_of_the_pages(words):
     check(words)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "ray start --hed",
-        "ray jobs submit -- python jobs/digits.py",
-        "ray job submit -- python jobs/digits.py --round 3",
-        "python jobs/number.py --rounds 3",
-        "python jobs/evaluate.py --checkpoints x",
-        "mlflow server --served-artifacts",
-        "ray up deploy/cluster.yaml",
-        "helm install raygf",
-    ],
-)
-def test_wrong_commands_are_found(line):
+WRONG = """
+ray start --hed
+ray jobs submit -- python jobs/digits.py
+ray job submit -- python jobs/digits.py --round 3
+python jobs/number.py --rounds 3
+python jobs/evaluate.py --checkpoints x
+mlflow server --served-artifacts
+ray up deploy/cluster.yaml
+helm install raygf
+"""
+
+
+@pytest.mark.parametrize("words", commands(WRONG), ids=" ".join)
+def test_wrong_commands_are_found(words):
     with pytest.raises((click.UsageError, AssertionError, RaygfError)):
-        check(commands(line)[0])
+        check(words)
 
 
 def test_the_page_of_clusters_has_every_stage_and_job_and_its_files_are_there():

@@ -1,7 +1,5 @@
 """A plan, its trials and what became of them, for the tests of sweeps."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

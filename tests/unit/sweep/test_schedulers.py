@@ -48,9 +48,10 @@ def test_grace_is_an_eighth_of_a_trial_unless_named_at_least_a_round_and_at_most
         grace_passes(with_options(grace=161), AXES)
 
 
-def told(scheduler, trial, passes, score):
+def told(scheduler, trial, passes, score=0.5, controller=None):
     """The decision on a trial that reports so many passes."""
-    return scheduler.on_trial_result(None, trial, {"training_passes": passes, "val_accuracy/average": score})
+    result = {"training_passes": passes, "val_accuracy/average": score}
+    return scheduler.on_trial_result(controller, trial, result)
 
 
 def asha(*trials):
@@ -87,8 +88,7 @@ def test_asha_remembers_its_rungs_when_the_sweep_is_resumed():
 
 def test_a_population_changes_ranges_of_what_may_change_and_nothing_else():
     population = make_scheduler(with_options(scheduler="pbt", grace=40), AXES)
-    assert isinstance(population, Population)
-    assert population.interval == 40
+    assert isinstance(population, Population) and population.interval == 40
     config = {VALUES: {"fusion.lr": 0.1, "fusion.ema": 0.9, "batch_size": 8, "fusion.segments": "tensor"}}
     seen = [population._custom_explore_fn(config)[VALUES] for _ in range(60)]
     assert config[VALUES]["fusion.lr"] == 0.1
@@ -100,33 +100,25 @@ def test_a_population_changes_ranges_of_what_may_change_and_nothing_else():
 
 @pytest.mark.parametrize("variables", [FIXED, {"fusion.lr": tune.choice([0.1, 1.0])}])
 def test_a_population_needs_a_range_that_may_change(variables):
-    with pytest.raises(
-        ConfigError, match="scheduler = 'pbt': the space has no range of a field that may change"
-    ):
+    with pytest.raises(ConfigError, match="scheduler = 'pbt': the space has no range of a field that may"):
         make_scheduler(with_options(scheduler="pbt"), read_axes(Space(variables)))
 
 
 def population_of(*members):
-    """A population as Tune starts it, how it is told of a member's passes, and its controller."""
-    made = make_scheduler(with_options(scheduler="pbt", grace=20), AXES)
+    """A population as Tune starts it, and its controller."""
+    made, live = make_scheduler(with_options(scheduler="pbt", grace=20), AXES), set(members)
     made.set_search_properties("val_accuracy/average", "max")
-    live = set(members)
     controller = Mock(search_alg=None, get_trials=lambda: members, get_live_trials=lambda: live)
     for each in members:
         made.on_trial_add(controller, each)
-
-    def report(each, passes):
-        result = {"training_passes": passes, "val_accuracy/average": 0.5}
-        return made.on_trial_result(controller, each, result)
-
-    return made, report, controller
+    return made, controller
 
 
 def test_a_member_that_failed_is_not_waited_for():
     first, second, third = (member(name) for name in ("first", "second", "third"))
-    population, report, controller = population_of(first, second, third)
+    population, controller = population_of(first, second, third)
     for each in (first, second):
-        assert report(each, 20) == TrialScheduler.PAUSE
+        assert told(population, each, 20, controller=controller) == TrialScheduler.PAUSE
         each.status = Trial.PAUSED
     third.status = Trial.ERROR
     population.on_trial_error(controller, third)
@@ -134,14 +126,14 @@ def test_a_member_that_failed_is_not_waited_for():
     chosen = population.choose_trial_to_run(controller)
     assert chosen in (first, second)
     chosen.status = Trial.RUNNING
-    assert report(chosen, 24) == TrialScheduler.CONTINUE
+    assert told(population, chosen, 24, controller=controller) == TrialScheduler.CONTINUE
 
 
 def test_a_resumed_member_is_due_at_the_next_exchange_and_not_at_once():
     first, second = (member(name, training_passes=44) for name in ("first", "second"))
-    _, report, _ = population_of(first, second)
-    assert report(first, 48) == TrialScheduler.CONTINUE
-    assert report(first, 60) == TrialScheduler.PAUSE
+    population, controller = population_of(first, second)
+    assert told(population, first, 48, controller=controller) == TrialScheduler.CONTINUE
+    assert told(population, first, 60, controller=controller) == TrialScheduler.PAUSE
 
 
 def test_a_ray_without_the_private_state_that_a_population_needs_is_refused(monkeypatch):
