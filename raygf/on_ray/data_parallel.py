@@ -23,9 +23,9 @@ from raygf.on_ray.cluster import dead_nodes
 from raygf.on_ray.driver import CLOSE_S, PREPARE_S, Mailbox, Over, ProcessHandle, Started, drive, driver_lost
 from raygf.on_ray.executor import RayExecutor
 from raygf.on_ray.faults import deadline_s
-from raygf.on_ray.placement import driver_bundle, fits, idle_nodes, size
+from raygf.on_ray.placement import START_S, driver_bundle, fits, idle_nodes, size
 from raygf.on_ray.restarts import RestartedDriver
-from raygf.records import Notify, ignore
+from raygf.records import Notify, RunStart, ignore
 from raygf.rounds.driver import Driver
 from raygf.storage.lock import Owner
 from raygf.training.peers import TorchPeers
@@ -162,6 +162,11 @@ class TrainWorkers(ProcessHandle):
         run = host.fit.remote(config, loop, owner)
         what = f"{len(self._bundles)} workers ({size(self._bundles[0])} each)"
         super().__init__(config, notify, host, run, what)
+
+    def prepare(self) -> RunStart:
+        """As ``Driver.prepare``; workers are waited for as soon as the host runs, which needs no room."""
+        ray.wait([self._mailbox.__ray_ready__.remote()], timeout=START_S)
+        return super().prepare()
 
     def close(self) -> None:
         """End the workers, and let Ray Train take note of it and give its placement group back."""
