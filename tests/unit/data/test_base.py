@@ -15,17 +15,14 @@ ALL = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 1
 
 
 @pytest.mark.parametrize("count", [1, 3, 1500])
-def test_statistics_are_numpys(count: int) -> None:
+def test_statistics_are_numpys_and_can_be_divided_by(count: int) -> None:
     images = make_split(count, (3, 4, 5)).images
     statistics = channel_statistics(images)
     np.testing.assert_allclose(statistics.mean, (images / 255).mean(axis=(0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(statistics.std, (images / 255).std(axis=(0, 2, 3)), rtol=1e-12)
     assert channel_statistics(images[::-1]) == statistics
-
-
-def test_a_channel_of_one_value_can_be_divided_by() -> None:
-    statistics = channel_statistics(np.full((3, 1, 4, 4), 51, np.uint8))
-    assert statistics.std == (1.0,) and statistics.mean == pytest.approx((0.2,))
+    one_value = channel_statistics(np.full((3, 1, 4, 4), 51, np.uint8))
+    assert one_value.std == (1.0,) and one_value.mean == pytest.approx((0.2,))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

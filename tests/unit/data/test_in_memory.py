@@ -16,15 +16,11 @@ from raygf.data.base import Batch, SplitName
 from raygf.data.in_memory import ImageSet, batch_edges, crop, draw_epoch, mirror
 
 
-def random_images(count: int, height: int, width: int) -> torch.Tensor:
-    return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator(0, "test"))
-
-
 @pytest.mark.parametrize(("height", "width", "pad"), [(6, 6, 1), (6, 6, 4), (5, 9, 2), (3, 3, 5)])
 def test_crop_is_pad_and_slice(height: int, width: int, pad: int) -> None:
     side = torch.arange(2 * pad + 1)
     corners = torch.cartesian_prod(side, side)
-    images = random_images(len(corners), height, width)
+    images = torch.tensor(make_split(len(corners), (3, height, width)).images)
     padded = functional.pad(images, (pad, pad, pad, pad))
     expected = [
         image[:, top : top + height, left : left + width]
@@ -34,7 +30,7 @@ def test_crop_is_pad_and_slice(height: int, width: int, pad: int) -> None:
 
 
 def test_mirror_is_its_own_inverse_and_touches_only_what_it_should() -> None:
-    images, flips = random_images(4, 5, 6), torch.tensor([True, False, True, False])
+    images, flips = torch.tensor(make_split(4).images), torch.tensor([True, False, True, False])
     flipped = mirror(images, flips)
     assert torch.equal(flipped[flips], images[flips].flip(3))
     assert torch.equal(flipped[~flips], images[~flips])
@@ -116,23 +112,21 @@ def test_a_last_batch_of_one_joins_the_one_before(count: int, sizes: list[int]) 
     assert [stop - start for start, stop in batch_edges(count, 8)] == sizes
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_too_few_training_images_are_refused_at_once(count: int) -> None:
-    source = make_set(train=count).open(CPU, 8, 4)
-    with refused(f"training split has {count} images: at least 2"):
-        source.train(0, "x")
+def test_too_few_training_images_are_refused_at_once() -> None:
+    for count in (0, 1):
+        with refused(f"training split has {count} images: at least 2"):
+            make_set(train=count).open(CPU, 8, 4).train(0, "x")
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(("pad", "flip"), [(0, False), (0, True), (2, False), (2, True)])
-def test_type_and_layout(pad: int, flip: bool) -> None:
-    data = make_set(pad=pad, flip=flip)
-    for compute in (CPU, Compute("cpu", "fp32", "channels_last")):
-        source = data.open(compute, 8, 4)
-        for images, labels in [*source.train(0, "x"), *source.evaluate("test")]:
-            assert images.dtype == torch.float32 and images.shape[1:] == (3, 6, 6)
-            assert images.is_contiguous(memory_format=compute.layout)
-            assert labels.dtype == torch.int64
-        assert bits(source.train(0, "x")) == bits(epoch(data, "x"))
+def test_type_and_layout(pad: int, flip: bool, layout: str) -> None:
+    data, compute = make_set(pad=pad, flip=flip), Compute("cpu", "fp32", layout)
+    source = data.open(compute, 8, 4)
+    for images, labels in [*source.train(0, "x"), *source.evaluate("test")]:
+        assert images.dtype == torch.float32 and images.shape[1:] == (3, 6, 6)
+        assert images.is_contiguous(memory_format=compute.layout) and labels.dtype == torch.int64
+    assert bits(source.train(0, "x")) == bits(epoch(data, "x"))
 
 
 def test_read_only_arrays_serve_without_a_warning_and_stay_as_they_are() -> None:

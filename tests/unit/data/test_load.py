@@ -54,11 +54,6 @@ def test_statistics_are_those_of_the_training_images_that_are_kept() -> None:
     assert [other.count(name) for name in ("train", "val", "test")] == [1200, 100, 497]
 
 
-def test_padding_must_leave_something_of_the_image() -> None:
-    with refused("data.pad = 8: of images of 8x8 pixels", "--data.image-size"):
-        load(pad=8)
-
-
 def test_a_parquet_set_in_memory(tmp_path: Path) -> None:
     write_parquet(tmp_path / "data" / "train-00001-of-00002.parquet", FILES[4:], LABELS[4:], names="a,b,c")
     write_parquet(tmp_path / "data" / "train-00000-of-00002.parquet", FILES[:4], LABELS[:4])
@@ -153,14 +148,9 @@ def test_where_nothing_is(tmp_path: Path) -> None:
         load_streamed(tmp_path, source="imagefolder")
 
 
-@pytest.mark.parametrize("source", ["parquet", *sorted(WRITE)])
-def test_test_images_must_come_from_somewhere(tmp_path: Path, source: str) -> None:
-    WRITE.get(source, write_shards)(tmp_path, test=0)
-    with refused(f"{tmp_path.name} has no test images", "--data.test"):
-        load_data(DataConfig(source=source, path=str(tmp_path)), 0)
-
-
-def test_sizes_of_streamed_images_are_not_those_of_small_ones(tmp_path: Path) -> None:
+def test_sizes_that_do_not_fit_the_set(tmp_path: Path) -> None:
+    with refused("data.pad = 8: of images of 8x8 pixels", "--data.image-size"):
+        load(pad=8)
     with refused("data.image_size = 32: not for shards; set --data.crop, --data.resize"):
         load_streamed(write_shards(tmp_path), image_size=32)
 

@@ -24,7 +24,7 @@ FILES = [encode(pixels) for pixels in PIXELS]
 CHW = np.stack(PIXELS).transpose(0, 3, 1, 2)
 
 
-def test_digits_are_those_of_the_library_split_as_it_splits_them() -> None:
+def test_digits_are_those_of_the_library_split_as_it_splits_them(monkeypatch: pytest.MonkeyPatch) -> None:
     source, original = load_digits(None), datasets.load_digits()
     assert source.class_names == tuple("0123456789") and source.test is not None
     parts = model_selection.train_test_split(
@@ -35,9 +35,6 @@ def test_digits_are_those_of_the_library_split_as_it_splits_them() -> None:
         assert np.array_equal(split.images, expected[:, None])
         assert np.array_equal(split.labels, original.target[indices])
     assert load_digits(32).train.images.shape == (1300, 1, 32, 32)
-
-
-def test_digits_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small_sets, "find_spec", lambda name: None)
     with refused("pip install scikit-learn"):
         load_digits(None)
@@ -63,33 +60,28 @@ def make_archive(folder: Path, kind: type[CIFAR10], key: str, monkeypatch: pytes
     return folder
 
 
-@pytest.fixture
-def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The unpacked archive of CIFAR-10."""
-    return make_archive(tmp_path / "cifar-10-batches-py", CIFAR10, "labels", monkeypatch)
-
-
-def test_cifar10(archive: Path) -> None:
-    source = load_cifar("cifar10", str(archive.parent), None)
+def test_cifar10_and_cifar100_by_its_fine_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = make_archive(tmp_path / "cifar-10-batches-py", CIFAR10, "labels", monkeypatch)
+    source = load_cifar("cifar10", str(tmp_path), None)
     raw = pickle.loads((archive / "data_batch_1").read_bytes())["data"]
     assert source.train.images.shape == (100, 3, 32, 32)
     assert np.array_equal(source.train.images[:20], raw.reshape(20, 3, 32, 32))
     assert source.train.labels[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
     assert source.name == "cifar10" and source.class_names == tuple("abcdefghij")
     assert source.statistics is not None and source.statistics.mean == (0.4914, 0.4824, 0.4467)
-    small = load_cifar("cifar10", str(archive.parent), 16)
+    small = load_cifar("cifar10", str(tmp_path), 16)
     assert small.test is not None and small.test.images.shape == (20, 3, 16, 16)
-
-
-def test_cifar100_uses_the_fine_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_archive(tmp_path / "cifar-100-python", CIFAR100, "fine_labels", monkeypatch)
     source = load_cifar("cifar100", str(tmp_path), None)
     assert source.name == "cifar100" and source.train.labels.tolist() == [*range(10), *range(10)]
     assert source.statistics is not None and source.statistics.std == (0.2675, 0.2565, 0.2761)
 
 
-def test_an_archive_that_is_missing_or_damaged_is_named(archive: Path) -> None:
-    root = archive.parent
+def test_an_archive_that_is_missing_or_damaged_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path
+    archive = make_archive(root / "cifar-10-batches-py", CIFAR10, "labels", monkeypatch)
     with refused(f"{root}/none: no such folder", "cifar-10-batches-py", "--data.path"):
         load_cifar("cifar10", f"{root}/none", None)
     for name in ("data_batch_2", "test_batch", "batches.meta"):
@@ -143,12 +135,6 @@ def test_too_large_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         decoded(tmp_path, FILES, [0], [], [], size=50)
 
 
-def test_a_size_that_images_have_changes_nothing() -> None:
-    images = make_split(3).images
-    assert resize(images, None) is images
-    assert np.array_equal(resize(images, 6), images)
-
-
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("size", [4, 13, 32])
 def test_scaling_is_pillows_bilinear(size: int) -> None:
@@ -161,7 +147,8 @@ def test_scaling_is_pillows_bilinear(size: int) -> None:
     assert np.abs(resize(images, size)[:, 0].astype(int) - np.stack(expected)).max() <= 1
 
 
-def test_scaling_cuts_the_central_square_first() -> None:
+def test_scaling_cuts_the_central_square_first_and_changes_nothing_of_that_size() -> None:
     images = make_split(2, (3, 6, 10)).images
+    assert resize(images, None) is images
     assert np.array_equal(resize(images, 6), images[..., 2:8])
     assert np.array_equal(resize(images, 12), resize(images[..., 2:8], 12))

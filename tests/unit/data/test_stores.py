@@ -102,14 +102,22 @@ def test_every_row_in_any_order(store: ShardStore) -> None:
         assert file.tobytes() == FILES[row] and file.flags.writeable
 
 
+def recorded(monkeypatch: pytest.MonkeyPatch, kind: type, name: str) -> list[Any]:
+    """The only argument of every call of this method from now on."""
+    original, given = getattr(kind, name), []
+
+    def method(self: Any, *args: Any, **named: Any) -> Any:
+        given.extend([*args, *named.values()])
+        return original(self, *args, **named)
+
+    monkeypatch.setattr(kind, name, method)
+    return given
+
+
 def test_a_row_group_is_read_once_a_visit_and_kept_until_it_ends(
     store: ShardStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read: list[int] = []
-    original = ShardReader._read_unit
-    monkeypatch.setattr(
-        ShardReader, "_read_unit", lambda self, unit: (read.append(unit), original(self, unit))[1]
-    )
+    read = recorded(monkeypatch, ShardReader, "_read_unit")
     reader = store.open()
     for row in (0, 3, 9, 1):
         reader.read(row, int(store.units[row]))
@@ -122,13 +130,7 @@ def test_a_row_group_is_read_once_a_visit_and_kept_until_it_ends(
 
 
 def test_only_labels_are_read_for_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[str]] = []
-    original = pq.ParquetFile.read
-    monkeypatch.setattr(
-        pq.ParquetFile,
-        "read",
-        lambda self, columns: (asked.append(columns), original(self, columns=columns))[1],
-    )
+    asked = recorded(monkeypatch, pq.ParquetFile, "read")
     index_shards([write_parquet(tmp_path / "train.parquet", FILES, LABELS)])
     assert asked == [["label"]]
 
@@ -155,24 +157,17 @@ def test_layouts_of_the_hub(tmp_path: Path, layout: dict[str, Any], names: tuple
         assert reader.read(0, 0).tobytes() == FILES[0] and reader.read(1, 0) is None
 
 
+ONE = FILES[:1]
 GOOD = {"image": FILES[:3], "label": [0, 1, 2]}
 
 
 @pytest.mark.parametrize(
     ("columns", "metadata", "text"),
     [
-        ({"picture": FILES[:1], "label": [0]}, {}, "no column 'image' or 'img'; it has 'picture', 'label'"),
+        ({"picture": ONE, "label": [0]}, {}, "no column 'image' or 'img'; it has 'picture', 'label'"),
         ({"image": ["a.png"], "label": [0]}, {}, "column 'image' is string; expected binary"),
-        (
-            {"image": FILES[:1], "label": ["a"]},
-            {},
-            "no label column 'label' or 'fine_label', and no column of",
-        ),
-        (
-            {"image": FILES[:1], "a": [0], "b": [0]},
-            {},
-            "no label column 'label' or 'fine_label', and several",
-        ),
+        ({"image": ONE, "label": ["a"]}, {}, "no label column 'label' or 'fine_label', and no column of"),
+        ({"image": ONE, "a": [0], "b": [0]}, {}, "no label column 'label' or 'fine_label', and several"),
         ({"image": FILES[:3], "label": [0, None, 1]}, {}, "row 1 has no label; every row needs one"),
         ({"image": pa.array([], pa.binary()), "label": pa.array([], pa.int8())}, {}, "the split has no rows"),
         (GOOD, {"huggingface": "{"}, "its 'huggingface' metadata can't be understood"),

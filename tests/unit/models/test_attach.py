@@ -231,15 +231,9 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path, change: Any, expected
 
 
 def test_by_name() -> None:
-    config = ModelConfig("torchvision:resnet18@0.3, layer3.0")
-    network = build_model(config, PHOTO, seed=0)
-    assert isinstance(network, AttachedNetwork)
+    network = build_model(ModelConfig("torchvision:resnet18@0.3, layer3.0"), PHOTO, seed=0)
+    assert isinstance(network, AttachedNetwork) and network.training
     assert network.cuts == ("layer1.1", "layer3.0")
-    assert network.training
-    again = build_model(config, PHOTO, seed=0).state_dict()
-    assert all(torch.equal(tensor, again[name]) for name, tensor in network.state_dict().items())
-    other = build_model(config, PHOTO, seed=1)
-    assert not torch.equal(network.heads[0].linear.weight, other.heads[0].linear.weight)
 
 
 @pytest.mark.parametrize(

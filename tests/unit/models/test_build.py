@@ -49,12 +49,14 @@ constant = 3
 """
 
 
-@pytest.fixture
-def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "raygf_test_user_networks.py").write_text(USER_CODE)
+OWN = "raygf_test_user_networks"
+
+
+@pytest.fixture(autouse=True)
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / f"{OWN}.py").write_text(USER_CODE)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "raygf_test_user_networks", raising=False)
-    return "raygf_test_user_networks"
+    monkeypatch.delitem(sys.modules, OWN, raising=False)
 
 
 def equal_bits(one: nn.Module, other: nn.Module) -> bool:
@@ -75,8 +77,8 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_other_weights() -> None:
 
 
 @pytest.mark.parametrize("function", ["two_exits", "lazy"])
-def test_a_network_of_the_users_own(user_module: str, function: str) -> None:
-    config = ModelConfig(name=f"{user_module}:{function}")
+def test_a_network_of_the_users_own(function: str) -> None:
+    config = ModelConfig(name=f"{OWN}:{function}")
     network = build_model(config, DIGITS, seed=0)
     assert isinstance(network, MultiExitNetwork)
     shapes = [tuple(logits.shape) for logits in network(torch.zeros(4, 1, 8, 8))]
@@ -85,33 +87,27 @@ def test_a_network_of_the_users_own(user_module: str, function: str) -> None:
     assert not equal_bits(network, build_model(config, DIGITS, seed=1))
 
 
-def test_the_trial_leaves_batch_norm_alone(user_module: str) -> None:
-    network = build_model(ModelConfig(name=f"{user_module}:with_batch_norm"), DIGITS, seed=0)
+def test_the_trial_leaves_batch_norm_alone() -> None:
+    network = build_model(ModelConfig(name=f"{OWN}:with_batch_norm"), DIGITS, seed=0)
     norm = network.stages[1]
     assert norm.training and norm.num_batches_tracked == 0 and not norm.running_mean.any()
 
 
 @pytest.mark.parametrize(
-    ("function", "expected"),
+    ("name", "start", "end"),
     [
-        ("one_tensor", "the network must return a list of logits (batch, 10), one per exit; "
+        (f"{OWN}:one_tensor", "the network must return a list of logits (batch, 10), one per exit; ",
          "for 2 images it returned a tensor (2, 10)"),
-        ("wrong_size", "the network failed on 2 images of 1x8x8: RuntimeError: "),
-        ("constant", "constant is not a function"),
+        (f"{OWN}:wrong_size", "the network failed on 2 images of 1x8x8: RuntimeError: ", ""),
+        (f"{OWN}:constant", "constant is not a function", ""),
+        ("resnet", "must be one of msdnet", 'or "package.module:function" of your own'),
     ],
 )  # fmt: skip
-def test_faults_of_a_users_network_are_one_line(user_module: str, function: str, expected: str) -> None:
-    name = f"{user_module}:{function}"
-    message = refusal(lambda: build_model(ModelConfig(name=name), DIGITS, seed=0))
-    assert message.startswith(f"model.name = '{name}': {expected}")
+def test_networks_and_names_that_do_not_fit_are_refused_in_one_line(name: str, start: str, end: str) -> None:
+    message = refusal(lambda: build_model(ModelConfig(name), DIGITS, seed=0))
+    assert message.startswith(f"model.name = {name!r}: {start}") and message.endswith(end)
 
 
-def test_a_users_own_config_error_is_passed_on(user_module: str) -> None:
-    config = ModelConfig(name=f"{user_module}:refuses")
+def test_a_users_own_config_error_is_passed_on() -> None:
+    config = ModelConfig(f"{OWN}:refuses")
     assert refusal(lambda: build_model(config, DIGITS, seed=0)) == "images must be square"
-
-
-def test_unknown_names_are_refused_with_the_known_ones() -> None:
-    message = refusal(lambda: build_model(ModelConfig(name="resnet"), DIGITS, seed=0))
-    assert message.startswith("model.name = 'resnet': must be one of msdnet")
-    assert message.endswith('or "package.module:function" of your own')

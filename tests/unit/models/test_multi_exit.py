@@ -97,8 +97,7 @@ def gradient(conv: nn.Conv2d, images: Tensor, toward: Tensor, bf16: bool) -> tup
 
 @pytest.mark.parametrize("side", [1, 2, 5])
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 2), (3, 2), (5, 3), (3, (2, 1))])
-@pytest.mark.parametrize("groups", [1, 16])
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(("groups", "bf16"), [(1, False), (16, True)])
 def test_outputs_and_gradients_are_those_of_the_definition(side, kernel, stride, groups, bf16):
     torch.manual_seed(0)
     conv = StridedConv2d(16, 16, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
