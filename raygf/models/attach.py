@@ -108,10 +108,10 @@ class TokenHead(nn.Module):
 
 
 class ChannelsFirst(nn.Module):
-    """(B, H, W, C) to (B, C, H, W)."""
+    """Puts the channels where convolutions have them."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Maps (B, H, W, C) to (B, C, H, W)."""
         return x.permute(0, 3, 1, 2)
 
 
@@ -229,7 +229,9 @@ def attach_exits(
     if weights is not None:
         load_local_weights(network, weights, spec.classes)
     traces = trace_modes(network)
-    images = _example(network, spec)
+    images = spec.blank(2)
+    weight = next(network.parameters(), images)
+    images = images.to(weight.device, weight.dtype)
     shapes = _run(network, traces, images, spec)
     cuts = find_cuts(network, traces, at, images, shapes)
     heads = []
@@ -244,13 +246,6 @@ def attach_exits(
     for module, training in modes:
         module.training = training
     return attached
-
-
-def _example(network: nn.Module, spec: InputSpec) -> Tensor:
-    """Two black images where the network's weights are."""
-    images = spec.blank(2)
-    weight = next(network.parameters(), images)
-    return images.to(weight.device, weight.dtype)
 
 
 def _run(network: nn.Module, traces: Traces, images: Tensor, spec: InputSpec) -> Shapes:

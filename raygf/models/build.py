@@ -30,7 +30,20 @@ def try_network(name: str, network: nn.Module, spec: InputSpec) -> None:
             trained.
     """
     for training in (False, True):
-        _require_logits(name, _answer(name, network, spec, training), spec, training)
+        mode = " while training" if training else ""
+        try:
+            with unchanged(network), torch.no_grad():
+                output = network.train(training)(spec.blank(BATCH))
+        except (Exception, SystemExit) as error:  # the forward may be the user's, and raise anything
+            if is_out_of_memory(error):
+                raise too_large(name, error) from error
+            images = f"{BATCH} images of {spec.channels}x{spec.height}x{spec.width}{mode}"
+            raise user_error("model.name", name, f"the network failed on {images}", error) from error
+        if not _are_logits(output, (BATCH, spec.classes)):
+            raise ConfigError(
+                f"model.name = {name!r}: the network must return a list of logits (batch, {spec.classes}), "
+                f"one per exit; for {BATCH} images{mode} it returned {_describe(output)}"
+            )
     try:
         trainable_parameters(network)
     except ValueError as error:
@@ -43,33 +56,12 @@ def too_large(name: str, error: BaseException) -> ConfigError:
     return ConfigError(f"model.name = {name!r}: no memory for the network, make it smaller: {cause[:200]}")
 
 
-def _answer(name: str, network: nn.Module, spec: InputSpec, training: bool) -> object:
-    try:
-        with unchanged(network), torch.no_grad():
-            network.train(training)
-            return network(spec.blank(BATCH))
-    except (Exception, SystemExit) as error:  # the forward may be the user's, and raise anything
-        if is_out_of_memory(error):
-            raise too_large(name, error) from error
-        images = f"{BATCH} images of {spec.channels}x{spec.height}x{spec.width}{_mode(training)}"
-        raise user_error("model.name", name, f"the network failed on {images}", error) from error
-
-
-def _require_logits(name: str, output: object, spec: InputSpec, training: bool) -> None:
-    expected = (BATCH, spec.classes)
-    if (
-        not isinstance(output, list | tuple)
-        or not output
-        or not all(isinstance(logits, Tensor) and logits.shape == expected for logits in output)
-    ):
-        raise ConfigError(
-            f"model.name = {name!r}: the network must return a list of logits (batch, {spec.classes}), "
-            f"one per exit; for {BATCH} images{_mode(training)} it returned {_describe(output)}"
-        )
-
-
-def _mode(training: bool) -> str:
-    return " while training" if training else ""
+def _are_logits(output: object, shape: tuple[int, int]) -> bool:
+    return (
+        isinstance(output, list | tuple)
+        and len(output) > 0
+        and all(isinstance(logits, Tensor) and logits.shape == shape for logits in output)
+    )
 
 
 def _describe(output: object) -> str:
@@ -115,19 +107,15 @@ def build_model(config: ModelConfig, spec: InputSpec, seed: int) -> nn.Module:
         )
     # The trial is inside, too: lazy modules draw their weights then.
     with seeded_globals(seed, "init"):
-        network = _built(builder, config, spec)
+        try:
+            network = builder(config, spec)
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise too_large(config.name, error) from error
+            raise
         try_network(config.name, network, spec)
     mend_strides(network)
     return network
-
-
-def _built(builder: Builder, config: ModelConfig, spec: InputSpec) -> nn.Module:
-    try:
-        return builder(config, spec)
-    except (MemoryError, RuntimeError) as error:
-        if is_out_of_memory(error):
-            raise too_large(config.name, error) from error
-        raise
 
 
 def _find_builder(name: str) -> Builder:

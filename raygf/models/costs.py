@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from raygf.data.base import InputSpec
@@ -62,9 +61,11 @@ def measure_costs(network: nn.Module, example: InputSpec | Tensor) -> list[ExitC
     Raises:
         ConfigError: the output is not a list of tensors, or an exit's logits come from no module.
     """
+    images = example.blank(1) if isinstance(example, InputSpec) else example[:1]
+    weight = next(network.parameters(), images)
     counter = _Counter()
     with evaluating(network), counter.attached(network):
-        logits = network(_one_image(network, example))
+        logits = network(images.to(weight.device, weight.dtype))
     if not isinstance(logits, list | tuple) or not logits or not all(isinstance(x, Tensor) for x in logits):
         raise ConfigError(f"costs of {type(network).__name__}: its forward must return a list of logits")
     return [counter.cost_of(exit, output) for exit, output in enumerate(logits)]
@@ -117,18 +118,11 @@ class _Counter:
             self.done.append((output, ExitCost(self.parameters, self.operations)))
 
 
-def _one_image(network: nn.Module, example: InputSpec | Tensor) -> Tensor:
-    """One image (1, C, H, W) of the kind of ``example``, where the network's weights are."""
-    if isinstance(example, InputSpec):
-        example = torch.zeros(1, example.channels, example.height, example.width)
-    weight = next(network.parameters(), example)
-    return example[:1].to(weight.device, weight.dtype)
-
-
 def _operations(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
     """Operations of one call of ``module`` itself, without its children's."""
     if isinstance(module, nn.MultiheadAttention):
-        return _attention(module, *_attention_inputs(args, kwargs))
+        given = {**dict(zip(("query", "key"), args, strict=False)), **kwargs}
+        return _attention(module, given["query"], given["key"])
     inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
     if not inputs:
         return 0
@@ -138,7 +132,8 @@ def _operations(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     if isinstance(module, TRANSPOSED):
         return inputs[0].numel() * (module.out_channels // module.groups) * math.prod(module.kernel_size)
     if isinstance(module, nn.Linear):
-        return _linear(result.numel() // module.out_features, module.weight, module.bias)
+        biases = 0 if module.bias is None else module.bias.numel()
+        return int(result.numel()) // module.out_features * (module.weight.numel() + biases)
     if isinstance(module, POOLINGS):
         return int(result.numel()) * _kernel_area(module.kernel_size, result.dim() - 2)
     if isinstance(module, PER_INPUT_ELEMENT):
@@ -146,20 +141,10 @@ def _operations(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     return 0
 
 
-def _linear(positions: int, weight: Tensor, bias: Tensor | None) -> int:
-    return positions * (weight.numel() + (0 if bias is None else bias.numel()))
-
-
 def _kernel_area(kernel: int | tuple[int, ...], dimensions: int) -> int:
     """Places under a kernel given as one side or as all sides."""
     sides = (kernel,) if isinstance(kernel, int) else tuple(kernel)
     return math.prod(sides * (dimensions // len(sides)))
-
-
-def _attention_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Query and key, however they were handed over."""
-    given = {**dict(zip(("query", "key"), args, strict=False)), **kwargs}
-    return given["query"], given["key"]
 
 
 def _attention(module: nn.MultiheadAttention, query: Tensor, key: Tensor) -> int:

@@ -71,7 +71,8 @@ def trace_modes(network: nn.Module) -> Traces:
 def _trace(network: nn.Module) -> Trace:
     name = type(network).__name__
     # Modules of torch.nn and torchvision.ops are one node each, as for torchvision's feature extractors.
-    leaves = [kind for kind in vars(torchvision.ops).values() if _is_module_class(kind)]
+    found = vars(torchvision.ops).values()
+    leaves = [kind for kind in found if isinstance(kind, type) and issubclass(kind, nn.Module)]
     tracer = NodePathTracer(autowrap_modules=(math, torchvision.ops), leaf_modules=leaves)
     tracer.proxy_buffer_attributes = True  # else what is computed from buffers alone would become a constant
     try:
@@ -89,10 +90,6 @@ def _trace(network: nn.Module) -> Trace:
             "(build it without auxiliary classifiers)"
         )
     return trace
-
-
-def _is_module_class(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, nn.Module)
 
 
 def run_nodes(network: nn.Module, trace: Trace, images: Tensor) -> dict[fx.Node, torch.Size | None]:
@@ -132,7 +129,8 @@ class GraphStage(nn.Module):
         for node in (*train.nodes, *eval.nodes):
             if node.op in ("call_module", "get_attr"):
                 _adopt(self, network, node.target)
-        self._forwards = {True: _compile(network, train), False: _compile(network, eval)}
+        graphs = ((True, train), (False, eval))
+        self._forwards = {mode: type(fx.GraphModule(network, graph)).forward for mode, graph in graphs}
 
     def forward(self, state: Any) -> Any:
         """The state after the stage before (images (B, C, H, W) at first) to the state after this one."""
@@ -257,12 +255,6 @@ def _adopt(stage: nn.Module, network: nn.Module, target: str) -> None:
         setattr(place, name, value)
 
 
-def _compile(network: nn.Module, graph: fx.Graph) -> Callable[[nn.Module, Any], Any]:
-    """``graph`` as a function of the module that holds its modules, and the state."""
-    function: Callable[[nn.Module, Any], Any] = type(fx.GraphModule(network, graph)).forward
-    return function
-
-
 Shapes = dict[fx.Node, torch.Size | None]
 
 NORMALISATIONS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
@@ -321,21 +313,14 @@ def list_cut_points(network: nn.Module, traces: Traces, images: Tensor, shapes: 
     That is where a single tensor of features is handed on, and neither normalisation nor activation still has
     to follow. Operations are those of ``raygf.models.costs``.
     """
-    names = list(_block_ends(network, traces, shapes))
+    blocks = {traces.eval.find(path): path for path in _block_paths(network, traces.eval)}
+    ends = [node for node in traces.eval.graph.nodes if node in blocks]
+    names = [blocks[node] for node in ends if _is_good_place(network, traces.eval, node, shapes)]
+    names = [name for name in names if traces.train.find(name) is not None]
     probes = [nn.Identity() for _ in names]
     costs = measure_costs(MultiExitNetwork(*split_network(network, traces, names, probes)), images)
     total = costs[-1].operations
     return [CutPoint(name, cost.operations / total) for name, cost in zip(names, costs, strict=False)]
-
-
-def _block_ends(network: nn.Module, traces: Traces, shapes: Shapes) -> Iterator[str]:
-    """Names of the blocks whose ends are good places, in the order of execution."""
-    blocks = {traces.eval.find(path): path for path in _block_paths(network, traces.eval)}
-    for node in traces.eval.graph.nodes:
-        if node not in blocks or not _is_good_place(network, traces.eval, node, shapes):
-            continue
-        if traces.train.find(blocks[node]) is not None:
-            yield blocks[node]
 
 
 def _block_paths(network: nn.Module, trace: Trace) -> Iterator[str]:
@@ -365,17 +350,16 @@ def _is_good_place(network: nn.Module, trace: Trace, node: fx.Node, shapes: Shap
     if not isinstance(_module_of(network, node), (*CONVOLUTIONS, *NORMALISATIONS, nn.Linear)):
         return True
     readers = [_module_of(network, user) for user in node.users]
-    return not any(isinstance(reader, NORMALISATIONS) or _is_activation(reader) for reader in readers)
+    return not any(
+        isinstance(reader, NORMALISATIONS) or type(reader).__module__ == nn.ReLU.__module__
+        for reader in readers
+    )
 
 
 def _module_of(network: nn.Module, node: fx.Node) -> nn.Module | None:
     """The module that ``node`` calls, if it does."""
     called = node.op == "call_module" and isinstance(node.target, str)
     return network.get_submodule(str(node.target)) if called else None
-
-
-def _is_activation(module: nn.Module | None) -> bool:
-    return type(module).__module__ == nn.ReLU.__module__
 
 
 def _reach(points: Sequence[CutPoint], share: float) -> str:

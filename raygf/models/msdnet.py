@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +18,7 @@ from raygf.config import fields as checks
 from raygf.config.run import MSDNetConfig
 from raygf.data.base import InputSpec
 from raygf.errors import ConfigError
-from raygf.models.multi_exit import MultiExitNetwork, StridedConv2d
+from raygf.models.multi_exit import MultiExitNetwork, StridedConv2d, he_fan_out, zero_biases
 
 Features = list[Tensor]
 
@@ -45,11 +44,17 @@ class MSDNet(MultiExitNetwork):
             end = config.base + exit * config.step
             stage: list[nn.Module] = [] if exit else [FirstLayer(config, spec.channels)]
             for plan in plans[begin:end]:
-                stage += _build_layer(config, plan)
+                kept = config.factors[-plan.out_scales :]
+                stage.append(
+                    DenseLayer(plan.channels, config.growth, config.factors, plan.in_scales, len(kept))
+                )
+                if plan.in_scales > plan.out_scales:
+                    stage.append(Transition(plan.grown, plan.leaving, kept))
             stages.append(nn.Sequential(*stage))
             heads.append(Head(plans[end - 1].leaving * coarsest, config.head_channels, spec.classes))
         super().__init__(stages, heads)
-        _initialise(self)
+        he_fan_out(self)
+        zero_biases(self, nn.Linear)
 
 
 class FirstLayer(nn.Module):
@@ -171,11 +176,6 @@ class _LayerPlan:
     grown: int
     leaving: int
 
-    @property
-    def narrows(self) -> bool:
-        """Whether a transition follows: wherever a scale was dropped."""
-        return self.in_scales > self.out_scales
-
 
 def _plan_layers(config: MSDNetConfig) -> list[_LayerPlan]:
     """All layers of the network, from the first (number 1) to the last."""
@@ -198,13 +198,6 @@ def _plan_layers(config: MSDNetConfig) -> list[_LayerPlan]:
     return plans
 
 
-def _build_layer(config: MSDNetConfig, plan: _LayerPlan) -> Iterator[nn.Module]:
-    """The dense layer of ``plan``, and the transition after it if there is one."""
-    yield DenseLayer(plan.channels, config.growth, config.factors, plan.in_scales, plan.out_scales)
-    if plan.narrows:
-        yield Transition(plan.grown, plan.leaving, config.factors[-plan.out_scales :])
-
-
 def _conv_bn_relu(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Sequential:
     """Convolution that keeps the size (stride 1) or halves it, rounding up (stride 2), without a bias."""
     conv = StridedConv2d(channels, out, kernel, stride, padding=kernel // 2, bias=False)
@@ -224,19 +217,6 @@ def _stem(kind: str, channels: int, out: int) -> nn.Sequential:
         return _conv_bn_relu(channels, out, kernel=3)
     pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
     return nn.Sequential(*_conv_bn_relu(channels, out, kernel=7, stride=2), pool)
-
-
-def _initialise(network: nn.Module) -> None:
-    """He's normal initialisation by fan-out, as published; the linear layers' weights keep PyTorch's."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
-            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
 
 
 def _check_fits(config: MSDNetConfig, spec: InputSpec) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -87,7 +88,8 @@ def _parts(network: MSDNet) -> tuple[dict[Place, _Part], list[int]]:
         assert isinstance(stage, nn.Sequential)
         for module in stage:
             if isinstance(module, FirstLayer):
-                parts.update(_first_parts(module))
+                for scale, conv in enumerate(module.scales):
+                    parts[Place(0, scale)] = _Part((Place(0, scale - 1),), conv)
             elif isinstance(module, DenseLayer):
                 layer += 1
                 parts.update(_dense_parts(module, layer, _scales(parts)))
@@ -101,28 +103,16 @@ def _scales(parts: Iterable[Place]) -> int:
     return 1 + max(place.scale for place in parts)
 
 
-def _first_parts(module: FirstLayer) -> dict[Place, _Part]:
-    return {Place(0, scale): _Part((Place(0, scale - 1),), conv) for scale, conv in enumerate(module.scales)}
-
-
 def _dense_parts(module: DenseLayer, layer: int, scales: int) -> dict[Place, _Part]:
     parts = {}
     for scale, unit in enumerate(module.scales, start=scales - len(module.scales)):
         assert isinstance(unit, DenseUnit)
         same, finer = Place(layer - 1, scale), Place(layer - 1, scale - 1)
         if unit.down is None:
-            parts[Place(layer, scale)] = _Part((same,), _without_finer(unit))
+            parts[Place(layer, scale)] = _Part((same,), partial(unit, None))
         else:
             parts[Place(layer, scale)] = _Part((finer, same), unit)
     return parts
-
-
-def _without_finer(unit: DenseUnit) -> Callable[[Tensor], Tensor]:
-    def compute(same: Tensor) -> Tensor:
-        features: Tensor = unit(None, same)
-        return features
-
-    return compute
 
 
 def _append_transition(parts: dict[Place, _Part], module: Transition, layer: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from ray import tune
 
 from raygf.cli import interruptible
-from raygf.config.fields import storage_path, to_dict
+from raygf.config.fields import storage_path
 from raygf.config.run import StorageConfig
 from raygf.console import print_table
 from raygf.errors import ConfigError, RunFailed, StorageError
@@ -164,10 +164,10 @@ def _described(plan: Plan) -> tuple[dict[str, Any], dict[str, Any], dict[str, st
     common = shown(plan.run)
     for name in plan.fields:
         set_field(common, name, "swept")
-    options = to_dict(plan.options)
-    params = {f"sweep.{name}": options[name] for name in ("space", "search", "scheduler", "grace")}
-    params |= {
-        f"sweep.{name}": getattr(plan, name) for name in ("trials", "budget", "metric", "mode", "actors")
+    params = {
+        f"sweep.{name}": getattr(plan.options, name) for name in ("space", "search", "scheduler", "grace")
     }
+    own = ("trials", "budget", "metric", "mode", "actors")
+    params |= {f"sweep.{name}": getattr(plan, name) for name in own}
     tags = {"recipe": plan.recipe, "raygf.sweep": plan.options.space, "model": plan.run.model.name}
     return common, params, tags

@@ -26,10 +26,6 @@ from raygf.sweep.trial import VALUES, placement, run_trial
 TRIALS = 8
 """How many trials there are by default."""
 
-_EVERY_S = 30
-"""Seconds between two tables."""
-_ROWS = 12
-_WIDEST = 100
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the other kind of output can't be given a reporter
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has it all
@@ -93,9 +89,9 @@ class Reporter(tune.CLIReporter):  # type: ignore[misc]
         super().__init__(
             metric_columns={plan.metric: plan.metric, PASSES: "passes"},
             parameter_columns=[VALUES],
-            max_progress_rows=_ROWS,
-            max_column_length=_WIDEST,
-            max_report_frequency=_EVERY_S,
+            max_progress_rows=12,
+            max_column_length=100,
+            max_report_frequency=30,  # seconds between two tables
             print_intermediate_tables=True,
             sort_by_metric=True,
         )
