@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -28,29 +27,25 @@ class LearnedWeights:
     """The fusion weights of a checkpoint: n exits, S segments, T parameter tensors.
 
     ``alpha`` (n, S). ``owned``: mask (n, S). ``per_tensor`` (n, T): means of ``alpha`` over each tensor, NaN
-    where the exit does not own it. ``source``: "fitted" if they are those of the last merge, "carried" if the
-    checkpoint has only the moving average that the next round starts from.
+    where the exit does not own it.
     """
 
     alpha: Tensor
     owned: Tensor
     segments: Segments
-    source: Literal["fitted", "carried"]
     per_tensor: Matrix
 
 
 def learned_weights(run: LoadedRun) -> LearnedWeights | None:
     """The fusion weights in ``run``'s checkpoint; None if its method learns none.
 
-    Every merge uses the η fitted in its round (``eta_fitted`` in the checkpoint): what the network has become
-    is due to those. The next round starts from their moving average (``eta``), which is read without them.
+    They are those of the last merge (``eta_fitted`` in the checkpoint): what the network has become is due to
+    them, and not to the moving average that the next round starts from (``eta``).
 
     Raises:
         CheckpointError: they do not fit the network.
     """
-    arrays = run.checkpoint.method
-    source: Literal["fitted", "carried"] = "fitted" if "eta_fitted" in arrays else "carried"
-    stored = arrays.get("eta_fitted", arrays.get("eta"))
+    stored = run.checkpoint.method.get("eta_fitted")
     if stored is None:
         return None
     eta, space, fusion = as_tensor(stored), run.bound.space, run.config.fusion
@@ -65,7 +60,7 @@ def learned_weights(run: LoadedRun) -> LearnedWeights | None:
         )
     alpha = fusion_weights(eta, owned, fusion.normalise)
     per_tensor = segments.slot_means(alpha).double().masked_fill(~per_slot, torch.nan).numpy()
-    return LearnedWeights(alpha, owned, segments, source, per_tensor)
+    return LearnedWeights(alpha, owned, segments, per_tensor)
 
 
 THRESHOLD = 0.5

@@ -101,8 +101,6 @@ def what_is_missing(run: RunResults) -> list[str]:
         lines.append("its checkpoint has no history: no convergence, accuracy or conflict figure")
     if run.curve is None:
         lines.append("no validation images to read thresholds off: not in the budgeted figure")
-    if run.learned is not None and run.learned.source == "carried":
-        lines.append("its checkpoint lacks the last fitted fusion weights: their moving average is shown")
     return lines
 
 

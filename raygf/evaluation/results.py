@@ -18,7 +18,7 @@ from raygf.evaluation.budgeted import BudgetCurve, budgeted_curve
 from raygf.evaluation.importance import Importance, LearnedWeights, importance_of, learned_weights
 from raygf.evaluation.loading import LoadedRun
 from raygf.evaluation.outputs import TOP
-from raygf.methods.registry import is_step_method
+from raygf.methods.registry import passes_per_round
 from raygf.records import History, read_history
 from raygf.storage.run_storage import binding
 
@@ -50,8 +50,7 @@ class RunResults:
     @property
     def training_passes(self) -> int:
         """Passes over the training images so far, those of the fusion included."""
-        exits = len(self.operations)
-        return self.round * (1 if is_step_method(self.config.method) else exits + 1)
+        return self.round * passes_per_round(self.config.method, len(self.operations))
 
     @property
     def seconds(self) -> float:
@@ -118,7 +117,8 @@ def group_runs(runs: Sequence[RunResults], labels: Sequence[str] = ()) -> list[G
         raise ConfigError(f"labels: {len(labels)} given for {len(runs)} checkpoints; give one for each")
     members: dict[str, list[int]] = {}
     for index, run in enumerate(runs):
-        key = _key(run)
+        values = {name: value for name, value in binding(to_dict(run.config)).items() if name != "seed"}
+        key = json.dumps([run.round, values], sort_keys=True)
         if any(runs[other].config.seed == run.config.seed for other in members.get(key, [])):
             key = f"{key} {index}"
         members.setdefault(key, []).append(index)
@@ -133,12 +133,6 @@ def group_runs(runs: Sequence[RunResults], labels: Sequence[str] = ()) -> list[G
         Group(title, tuple(sorted((runs[i] for i in indices), key=lambda run: run.config.seed)))
         for title, indices in zip(titles, members.values(), strict=True)
     ]
-
-
-def _key(run: RunResults) -> str:
-    """What runs of one group have in common, as text."""
-    values = {name: value for name, value in binding(to_dict(run.config)).items() if name != "seed"}
-    return json.dumps([run.round, values], sort_keys=True)
 
 
 def _own_labels(runs: Sequence[RunResults]) -> list[str]:

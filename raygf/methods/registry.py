@@ -59,6 +59,11 @@ def is_step_method(name: str) -> bool:
     return name not in ROUND_METHODS and not name.startswith(DELTA)
 
 
+def passes_per_round(name: str, exits: int) -> int:
+    """Passes over the training images that one round of ``name`` costs with so many exits."""
+    return 1 if is_step_method(name) else exits + 1
+
+
 def make_step_method(name: str, setting: Setting) -> StepMethod:
     """The within-step method ``name``, fresh.
 

@@ -68,7 +68,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         if start is not None:
             self._runs.log_start(trial.trial_id, start)
         self._notice_values(trial, record.round)
-        self._runs.log_round(trial.trial_id, record)
+        self._runs.post(trial.trial_id, lambda tracker: tracker.log_round(record))
         for note in (*(start.notes if start else ()), *record.notes):
             notify(f"trial {trial.trial_id}: {note}")
 
@@ -108,7 +108,8 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         if before not in (None, now):
             shown = flags_for(now)
             notify(f"trial {trial.trial_id} goes on from another's checkpoint, with {shown}")
-            self._runs.log_tags(trial.trial_id, {f"raygf.values_from_round_{round}": shown})
+            tags = {f"raygf.values_from_round_{round}": shown}
+            self._runs.post(trial.trial_id, lambda tracker: tracker.log_tags(tags))
 
     def _close(self, trial: Trial) -> None:
         result, metric = trial.last_result or {}, self._plan.metric
@@ -117,9 +118,11 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         record = self._record(trial, result)
         end: RunEnd | None = result.get(END)
         if end is not None:
-            self._runs.finish(trial.trial_id, replace(end, checkpoint=record.checkpoint))
+            whole = replace(end, checkpoint=record.checkpoint)
+            self._runs.end(trial.trial_id, lambda tracker: tracker.finish(whole))
         else:
-            self._runs.stop(trial.trial_id, record, self._plan.options.scheduler)
+            scheduler = self._plan.options.scheduler
+            self._runs.end(trial.trial_id, lambda tracker: tracker.stop(record, scheduler))
         notify(
             f"trial {trial.trial_id} {'stopped early' if end is None else 'finished'}: {metric} "
             f"{shown_score(metric, result[metric])} after {record.training_passes} training passes"
@@ -127,7 +130,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
 
     def _fail(self, trial: Trial) -> None:
         cause = (trial.last_result or {}).get(FAILURE) or cause_of(_error(trial))
-        self._runs.fail(trial.trial_id, "FAILED", cause)
+        self._runs.end(trial.trial_id, lambda tracker: tracker.fail("FAILED", cause))
         notify(f"trial {trial.trial_id} failed: {cause}")
 
     def _record(self, trial: Trial, result: dict[str, Any]) -> RoundRecord:

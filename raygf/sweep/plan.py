@@ -18,7 +18,7 @@ import yaml
 from raygf.config.fields import Limits, Section, flatten, from_dict, to_dict
 from raygf.config.run import Count, Name, Natural, RunConfig, StorageConfig
 from raygf.errors import ConfigError, StorageError
-from raygf.methods.registry import is_step_method
+from raygf.methods.registry import is_step_method, passes_per_round
 from raygf.records import RoundRecord
 from raygf.storage.folder import RunFolder, brief
 from raygf.storage.lock import Owner, RunLock
@@ -196,11 +196,6 @@ class SweepFolder:
             yield
         except OSError as error:
             raise StorageError(f"storage.path: can't {what} {self.path}: {brief(error)}") from None
-
-
-def passes_per_round(method: str, exits: int) -> int:
-    """Passes over the training images that one round of ``method`` costs with so many exits."""
-    return 1 if is_step_method(method) else exits + 1
 
 
 def metrics_of(record: RoundRecord) -> dict[str, float]:

@@ -16,7 +16,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTra
 
 from raygf.compute import derive_seed
 from raygf.errors import ConfigError
-from raygf.sweep.plan import PASSES, Plan, passes_per_round
+from raygf.methods.registry import passes_per_round
+from raygf.sweep.plan import PASSES, Plan
 from raygf.sweep.space import Axes, Range, Values
 from raygf.sweep.trial import VALUES
 

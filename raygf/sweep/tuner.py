@@ -17,8 +17,9 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from raygf.compute import derive_seed
+from raygf.methods.registry import passes_per_round
 from raygf.sweep.callback import SweepCallback
-from raygf.sweep.plan import PASSES, Plan, SweepFolder, passes_per_round
+from raygf.sweep.plan import PASSES, Plan, SweepFolder
 from raygf.sweep.schedulers import Population, SchedulerMemory
 from raygf.sweep.space import Axes, Axis, Choice, grid, random
 from raygf.sweep.trial import VALUES, placement, run_trial

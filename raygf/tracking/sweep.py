@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from raygf.config.run import RunConfig
 from raygf.errors import TrackingError
-from raygf.records import Notify, RoundRecord, RunEnd, RunStart
+from raygf.records import Notify, RunStart
 from raygf.tracking.delivery import Delivery, Parcel, Worker
 from raygf.tracking.mlflow_run import FAILURE_TAG, MLflowRun, version_tag
 from raygf.tracking.store import answering, connect
@@ -83,27 +83,26 @@ class SweepTrials:
         """Log what is known before the first round; only the first time."""
         if not self._trials[trial].started:
             self._trials[trial].started = True
-            self._post(trial, lambda tracker: tracker.log_start(start))
+            self.post(trial, lambda tracker: tracker.log_start(start))
 
-    def log_round(self, trial: str, record: RoundRecord) -> None:
-        """Log one round."""
-        self._post(trial, lambda tracker: tracker.log_round(record))
+    def post(self, trial: str, call: Callable[[Tracker], None]) -> None:
+        """Have ``call`` made, once the trial's run is open."""
+        state = self._trials[trial]
+        state.waiting.append(call)
+        if not state.opened and time.monotonic() - state.tried > RETRY_S:
+            self._open(trial, state)
+        if state.opened:
+            self._flush(state)
 
-    def log_tags(self, trial: str, tags: Mapping[str, str]) -> None:
-        """Set tags."""
-        self._post(trial, lambda tracker: tracker.log_tags(tags))
-
-    def finish(self, trial: str, end: RunEnd) -> None:
-        """Close the run of a trial that came to its end."""
-        self._end(trial, lambda tracker: tracker.finish(end))
-
-    def stop(self, trial: str, last: RoundRecord, reason: str) -> None:
-        """Close the run of a trial that was stopped after the round ``last``."""
-        self._end(trial, lambda tracker: tracker.stop(last, reason))
-
-    def fail(self, trial: str, status: Literal["FAILED", "KILLED"], reason: str) -> None:
-        """Close the run of a trial that failed."""
-        self._end(trial, lambda tracker: tracker.fail(status, reason))
+    def end(self, trial: str, call: Callable[[Tracker], None]) -> None:
+        """Have ``call`` close the run in the background; it is opened a last time if need be."""
+        state = self._trials.pop(trial, None)
+        if state is None:
+            return
+        if not state.opened and not self._open(trial, state):
+            return self._notify(f"tracking: trial {trial} is not in MLflow")
+        state.waiting.append(call)
+        self._closings.append(self._closer.submit(lambda: self._flush(state)))
 
     def close(self) -> None:
         """Wait until all runs are closed that should be."""
@@ -115,24 +114,6 @@ class SweepTrials:
                 self._notify(f"tracking: runs of trials could not be closed within {CLOSE_S:.0f} s")
                 break
         self._closer.stop()
-
-    def _post(self, trial: str, call: Callable[[Tracker], None]) -> None:
-        state = self._trials[trial]
-        state.waiting.append(call)
-        if not state.opened and time.monotonic() - state.tried > RETRY_S:
-            self._open(trial, state)
-        if state.opened:
-            self._flush(state)
-
-    def _end(self, trial: str, call: Callable[[Tracker], None]) -> None:
-        """Have ``call`` close the run in the background; it is opened a last time if need be."""
-        state = self._trials.pop(trial, None)
-        if state is None:
-            return
-        if not state.opened and not self._open(trial, state):
-            return self._notify(f"tracking: trial {trial} is not in MLflow")
-        state.waiting.append(call)
-        self._closings.append(self._closer.submit(lambda: self._flush(state)))
 
     def _open(self, trial: str, state: _Trial) -> bool:
         state.tried = time.monotonic()

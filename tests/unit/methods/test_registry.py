@@ -23,6 +23,7 @@ from raygf.methods.registry import (
     make_step_method,
     make_weighting,
     method_names,
+    passes_per_round,
 )
 from raygf.rounds.step import StepRound
 from raygf.training.losses import exit_losses
@@ -37,7 +38,9 @@ def test_the_table_knows_all_methods_and_names_them_to_who_asks_for_another():
     for name in method_names():
         check_method(name)
         assert is_step_method(name) is (name in STEP_METHODS)
+        assert passes_per_round(name, 3) == (1 if name in STEP_METHODS else 4)
     assert is_step_method("mine:by_length") and not is_step_method("delta-mine:by_length")
+    assert (passes_per_round("mine:by_length", 7), passes_per_round("delta-mine:by_length", 7)) == (1, 8)
     with pytest.raises(ConfigError, match=r"method = 'sgdd': must be one of .*metagf.*sgd"):
         check_method("sgdd")
 

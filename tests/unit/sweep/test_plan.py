@@ -9,7 +9,7 @@ from raygf.cli import parse
 from raygf.config.recipes import at_equal_compute, get_recipe
 from raygf.config.run import StorageConfig
 from raygf.errors import ConfigError, StorageError
-from raygf.methods.registry import ROUND_METHODS, STEP_METHODS
+from raygf.methods.registry import passes_per_round
 from raygf.sweep.plan import (
     OURS,
     SweepFolder,
@@ -18,19 +18,11 @@ from raygf.sweep.plan import (
     flags_for,
     metrics_of,
     override,
-    passes_per_round,
     shown_score,
 )
 from raygf.tracking.mlflow_run import round_metrics
 
 RUN = get_recipe("digits")
-
-
-def test_a_round_costs_what_the_drivers_count():
-    assert {passes_per_round(method, 3) for method in ROUND_METHODS} == {4}
-    assert {passes_per_round(method, 3) for method in STEP_METHODS} == {1}
-    assert passes_per_round("mine:method", 3) == 1
-    assert passes_per_round("delta-mine:method", 7) == 8
 
 
 @pytest.mark.parametrize("rounds", [4, 7, 160])

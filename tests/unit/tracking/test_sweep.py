@@ -52,13 +52,13 @@ def test_a_trial_has_one_run_from_its_start_to_its_end():
     trials = store.trials()
     trials.start("a", RUN)
     trials.log_start("a", "start")
-    trials.log_round("a", 1)
+    trials.post("a", lambda tracker: tracker.log_round(1))
     trials.start("b", RUN)
     trials.start("a", RUN)  # it crashed and is tried again
     trials.log_start("a", "start again")
-    trials.log_round("a", 2)
-    trials.finish("a", "end")
-    trials.stop("b", 1, "asha")
+    trials.post("a", lambda tracker: tracker.log_round(2))
+    trials.end("a", lambda tracker: tracker.finish("end"))
+    trials.end("b", lambda tracker: tracker.stop(1, "asha"))
     trials.close()
     assert store.opened == [("a", None), ("b", None)]
     assert store.calls["run-of-a"] == ["log_start start", "log_round 1", "log_round 2", "finish end"]
@@ -71,9 +71,9 @@ def test_a_resumed_sweep_opens_the_runs_that_it_knows():
     store = Store()
     trials = store.trials({"a": "old"})
     trials.start("a", RUN)
-    trials.fail("a", "FAILED", "gone")
-    trials.fail("a", "FAILED", "again")  # is closed
-    trials.stop("unknown", 1, "asha")
+    trials.end("a", lambda tracker: tracker.fail("FAILED", "gone"))
+    trials.end("a", lambda tracker: tracker.fail("FAILED", "again"))  # is closed
+    trials.end("unknown", lambda tracker: tracker.stop(1, "asha"))
     trials.close()
     assert store.opened == [("a", "old")]
     assert store.calls["old"] == ["fail FAILED gone"]
@@ -85,14 +85,14 @@ def test_what_happens_while_the_store_is_gone_is_delivered_later(monkeypatch):
     store = Store(up=False)
     trials = store.trials()
     trials.start("a", RUN)
-    trials.log_round("a", 1)
+    trials.post("a", lambda tracker: tracker.log_round(1))
     assert store.said == [
         "tracking: no answer",
         "tracking: the run of trial a is opened later; training goes on",
     ]
     store.up = True
-    trials.log_round("a", 2)
-    trials.finish("a", "end")
+    trials.post("a", lambda tracker: tracker.log_round(2))
+    trials.end("a", lambda tracker: tracker.finish("end"))
     trials.close()
     assert store.calls["run-of-a"] == ["log_round 1", "log_round 2", "finish end"]
     assert store.kept == [{"a": ""}, {"a": "run-of-a"}]
@@ -105,12 +105,12 @@ def test_a_store_that_is_not_tried_too_often_and_gets_a_last_chance(monkeypatch)
     trials = store.trials()
     trials.start("a", RUN)
     trials.start("b", RUN)
-    trials.log_round("a", 1)
-    trials.fail("b", "FAILED", "gone")
+    trials.post("a", lambda tracker: tracker.log_round(1))
+    trials.end("b", lambda tracker: tracker.fail("FAILED", "gone"))
     store.up = True
-    trials.log_round("a", 2)
+    trials.post("a", lambda tracker: tracker.log_round(2))
     assert store.opened == []
-    trials.stop("a", 2, "asha")
+    trials.end("a", lambda tracker: tracker.stop(2, "asha"))
     trials.close()
     assert store.calls == {"run-of-a": ["log_round 1", "log_round 2", "stop 2 asha"]}
     assert store.said[-1] == "tracking: trial b is not in MLflow"
