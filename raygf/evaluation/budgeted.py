@@ -53,18 +53,12 @@ def budgeted_curve(val: ExitOutputs, test: ExitOutputs, operations: Sequence[int
     Args:
         operations: (n,) up to each exit, shallow to deep, for one image.
     """
-    table = find_thresholds(val.confidence, exit_quotas(*val.confidence.shape))
-    return measure_curve(test, table, operations)
-
-
-def measure_curve(outputs: ExitOutputs, thresholds: Floats, operations: Sequence[int]) -> BudgetCurve:
-    """What each row of ``thresholds`` (S, n), one for every p, does to the images of ``outputs``."""
-    exits, samples = outputs.confidence.shape
-    images = np.arange(samples)
+    thresholds = find_thresholds(val.confidence, exit_quotas(*val.confidence.shape))
+    exits, samples = test.confidence.shape
     accuracy, share = [], []
     for row in thresholds:
-        taken = exits_taken(outputs.confidence, row)
-        accuracy.append(outputs.hit[taken, images].mean())
+        taken = exits_taken(test.confidence, row)
+        accuracy.append(test.hit[taken, np.arange(samples)].mean())
         share.append(np.bincount(taken, minlength=exits) / samples)
     shares = np.array(share)
     return BudgetCurve(

@@ -187,7 +187,13 @@ def fusion_heatmap(weights: Matrix, tensors: Sequence[str]) -> Figure:
         bar.ax.axhline(1 / exits, color="white", linewidth=1.5)
         note += " (white line)"
     axes.set_title(note, loc="left", fontsize=9)
-    _explain_special_cells(figure, absent=bool(np.isnan(weights).any()), alone=clipped)
+    patches = []
+    if clipped:
+        patches.append(Patch(facecolor=_ALONE, edgecolor="grey", label="used by this exit alone (weight 1)"))
+    if np.isnan(weights).any():
+        patches.append(Patch(**_ABSENT, label="not used by this exit"))
+    if patches:
+        figure.legend(handles=patches, loc="outside upper right", frameon=False, fontsize=8, ncols=2)
     return figure
 
 
@@ -209,13 +215,3 @@ def _colour_limit(weights: Matrix) -> tuple[float, bool]:
     shared = weights[:, (~np.isnan(weights)).sum(axis=0) > 1]
     top = float(np.nanmax(shared)) if shared.size else 0.0
     return (top, bool(np.nanmax(weights) > top)) if top > 0 else (1.0, False)
-
-
-def _explain_special_cells(figure: Figure, absent: bool, alone: bool) -> None:
-    handles = []
-    if alone:
-        handles.append(Patch(facecolor=_ALONE, edgecolor="grey", label="used by this exit alone (weight 1)"))
-    if absent:
-        handles.append(Patch(**_ABSENT, label="not used by this exit"))
-    if handles:
-        figure.legend(handles=handles, loc="outside upper right", frameon=False, fontsize=8, ncols=2)

@@ -71,7 +71,8 @@ def collect_outputs(bound: BoundNetwork, batches: Iterable[Batch]) -> ExitOutput
     for images, truth in batches:
         with bound.compute.autocast():
             logits = torch.stack([exit.float() for exit in bound.network(images)])
-        parts.append((*read_logits(logits), _top_hits(logits, truth)))
+        likeliest = logits.topk(min(TOP, logits.shape[-1]), dim=-1).indices
+        parts.append((*read_logits(logits), (likeliest == truth[:, None]).any(dim=-1)))
         labels.append(truth)
     if not labels:
         raise DataError("there are no images to evaluate")
@@ -92,12 +93,6 @@ def read_logits(logits: Tensor) -> tuple[Tensor, Tensor]:
     top, prediction = logits.max(dim=-1, keepdim=True)
     probability = (logits - top).exp().sum(dim=-1).reciprocal()
     return probability.double(), prediction.squeeze(-1)
-
-
-def _top_hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether labels (B,) are among the likeliest classes of logits (n, B, classes): (n, B)."""
-    count = min(TOP, logits.shape[-1])
-    return (logits.topk(count, dim=-1).indices == labels[:, None]).any(dim=-1)
 
 
 @torch.inference_mode()

@@ -186,7 +186,14 @@ def conflict_figure(curves: ConflictCurves) -> Figure:
     ratio = max(1.6, 0.11 * count / 2) if named else 2.2
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(ratio, 1))
     _draw_cosines(figure, above, curves, shared)
-    _draw_shares(below, curves)
+    labels = ("before fusion: pairs of exits", "after fusion: exits against the update")
+    for index, (label, shares) in enumerate(zip(labels, (curves.before, curves.after), strict=True)):
+        below.plot(curves.rounds, 100 * shares, label=label, **run_style(index, len(curves.rounds)))
+    below.set_xlabel("round")
+    below.set_ylabel("negative cosines (%)")
+    below.set_ylim(bottom=0)
+    whole_numbers(below)
+    plain_axes(below)
     legend_outside(figure, below, below=2)
     return figure
 
@@ -201,17 +208,6 @@ def _draw_cosines(figure: Figure, axes: Axes, curves: ConflictCurves, shared: ND
     label_depth(axes.yaxis, [curves.tensors[index] for index in shared], "shared parameter tensor", first=1)
     if len(cosine) > NAMED_TENSORS:
         axes.set_ylabel(axes.get_ylabel().replace(", ", ",\n"))
-
-
-def _draw_shares(axes: Axes, curves: ConflictCurves) -> None:
-    labels = ("before fusion: pairs of exits", "after fusion: exits against the update")
-    for index, (label, shares) in enumerate(zip(labels, (curves.before, curves.after), strict=True)):
-        axes.plot(curves.rounds, 100 * shares, label=label, **run_style(index, len(curves.rounds)))
-    axes.set_xlabel("round")
-    axes.set_ylabel("negative cosines (%)")
-    axes.set_ylim(bottom=0)
-    whole_numbers(axes)
-    plain_axes(axes)
 
 
 def cosine_csv(curves: ConflictCurves) -> str:

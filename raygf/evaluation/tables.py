@@ -111,9 +111,9 @@ def to_long_csv(tables: Sequence[ResultTable]) -> str:
         ]
         for column in table.columns:
             start = [column.title, len(column.top1), column.training_passes]
-            moments = [_moments_by_exit(values) for values in column.accuracies()]
-            for (exit, cost), *values in zip(costs, *moments, strict=True):
-                cells = [value for pair in values for value in pair]
+            by_exit = [[*values.T, values.mean(axis=1)] for values in column.accuracies()]
+            for (exit, cost), *by_seed in zip(costs, *by_exit, strict=True):
+                cells = [moment for values in by_seed for moment in _moments(values)]
                 rows.append([*start, exit, *cost, *cells, *[None] * (len(names) - len(cells))])
     return csv_text(rows)
 
@@ -164,7 +164,11 @@ def markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     header = [name.replace("|", r"\|") for name in names]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "".join(f"| {' | '.join(_padded(row, widths))} |\n" for row in (header, rule, *rows))
+    lines = []
+    for first, *rest in (header, rule, *rows):
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append(f"| {' | '.join([first.ljust(widths[0]), *cells])} |\n")
+    return "".join(lines)
 
 
 def _header(table: ResultTable) -> list[str]:
@@ -185,15 +189,13 @@ def _exit_rows(table: ResultTable) -> Iterator[list[str]]:
 
 
 def _summary_rows(table: ResultTable) -> Iterator[list[str]]:
-    rows: list[list[str]] = [["Average"], ["Training passes"], ["Wall time (s)"], ["Seeds"]]
-    for row in rows:
-        row += ["", ""]
+    rows = [[name, "", ""] for name in ("Average", "Training passes", "Wall time (s)", "Seeds")]
     for column in table.columns:
         means = [_spread(100 * values.mean(axis=1), 2) for values in column.accuracies()]
-        seconds = _spread(np.asarray(column.seconds), 1)
-        once = str(column.training_passes), seconds, str(len(column.top1))
-        for row, cells in zip(rows, [means, *([text] for text in once)], strict=True):
-            row += cells + [""] * (len(means) - len(cells))
+        once = str(column.training_passes), _spread(np.asarray(column.seconds), 1), str(len(column.top1))
+        rows[0] += means
+        for row, text in zip(rows[1:], once, strict=True):
+            row += [text] + [""] * (len(means) - 1)
     several = any(len(column.top1) > 1 for column in table.columns)
     yield from rows if several else rows[:-1]
 
@@ -210,15 +212,3 @@ def _spread(values: NDArray[np.float64], decimals: int) -> str:
 def _moments(values: NDArray[np.float64]) -> tuple[float, float | None]:
     """Mean and standard deviation of the sample; the latter None for one value."""
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
-
-
-def _moments_by_exit(values: Matrix) -> list[tuple[float, float | None]]:
-    """The moments (n + 1) over the seeds of ``values`` (K, n): of each exit, and of the exits' average."""
-    return [_moments(by_seed) for by_seed in (*values.T, values.mean(axis=1))]
-
-
-def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    return [
-        row[0].ljust(widths[0]),
-        *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-    ]

@@ -205,19 +205,22 @@ def end_metrics(end: RunEnd) -> dict[str, float]:
 
 def top5_metrics(accuracy: Sequence[float]) -> dict[str, float]:
     """``test_top5_accuracy/exit_i`` and their average, 0–1."""
-    average = sum(accuracy) / len(accuracy)
-    return {**_per_exit("test_top5_accuracy", accuracy), "test_top5_accuracy/average": average}
+    return _with_average("test_top5_accuracy", accuracy)
 
 
 def _per_exit(name: str, values: Iterable[float]) -> dict[str, float]:
     return {f"{name}/exit_{i}": float(value) for i, value in enumerate(values, start=1)}
 
 
+def _with_average(name: str, values: Sequence[float]) -> dict[str, float]:
+    return {**_per_exit(name, values), f"{name}/average": sum(values) / len(values)}
+
+
 def _score_metrics(split: str, score: ExitScore) -> dict[str, float]:
-    metrics: dict[str, float] = {}
-    for name, values in ((f"{split}_loss", score.loss), (f"{split}_accuracy", score.accuracy)):
-        metrics |= {**_per_exit(name, values), f"{name}/average": sum(values) / len(values)}
-    return metrics
+    return {
+        **_with_average(f"{split}_loss", score.loss),
+        **_with_average(f"{split}_accuracy", score.accuracy),
+    }
 
 
 def _fusion_metrics(fusion: FusionReport) -> dict[str, float]:

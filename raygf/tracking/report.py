@@ -48,16 +48,13 @@ class Report:
     def _log_table(self, end: RunEnd) -> None:
         column = ResultColumn(self.method, [end.test.accuracy], end.training_passes, [self._seconds()])
         table = ResultTable(self.start.operations, self.start.parameters, [column])
-        markdown = to_markdown(table)
+        markdown, uri = to_markdown(table), shlex.quote(without_password(self.run.uri))
+        command = f"mlflow artifacts download --run-id {self.run.id} --dst-path {self.run.id}"
+        more = f"Tables, figures and configuration as files: `MLFLOW_TRACKING_URI={uri} {command}`\n"
         # First, because files may have to go elsewhere: to a disk or a bucket that this process can't reach.
-        self.run.describe(_HEADING, f"After round {end.rounds}:\n\n{markdown}\n{self._more()}")
+        self.run.describe(_HEADING, f"After round {end.rounds}:\n\n{markdown}\n{more}")
         self.run.log_text("results.md", markdown)
         self.run.log_text("results.csv", to_csv(table))
-
-    def _more(self) -> str:
-        uri = shlex.quote(without_password(self.run.uri))
-        command = f"mlflow artifacts download --run-id {self.run.id} --dst-path {self.run.id}"
-        return f"Tables, figures and configuration as files: `MLFLOW_TRACKING_URI={uri} {command}`\n"
 
     def _log_accuracy(self) -> None:
         if history := self._history():

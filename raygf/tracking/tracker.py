@@ -44,7 +44,7 @@ def make_tracker(
         storage: the run's folder, where what could not be delivered is kept; nowhere without it.
     """
     if not config.enabled:
-        return NullTracker()
+        return Tracker()
     undelivered = None if storage is None else Undelivered(storage, folder)
     return MLflowTracker(resolve_uri(config, folder), config.experiment, notify, undelivered)
 
@@ -103,10 +103,6 @@ class Tracker:
 
         The status goes first: whoever kills a job gives it only seconds.
         """
-
-
-class NullTracker(Tracker):
-    """Tracks nothing."""
 
 
 class MLflowTracker(Tracker):
@@ -184,8 +180,8 @@ class MLflowTracker(Tracker):
     def _finish(
         self, parcels: list[Parcel], at: RoundRecord | RunEnd, tags: dict[str, str], end: RunEnd | None
     ) -> None:
-        tags |= {"checkpoint": at.checkpoint, "raygf.training_passes": str(at.training_passes)}
-        parcels = [*parcels, self._tags(tags)]
+        passes = str(at.training_passes)
+        parcels.append(self._tags({**tags, "checkpoint": at.checkpoint, "raygf.training_passes": passes}))
         if self._start is not None:
             parcels += Report(self._run, self._method, self._start, end, self._records).parcels()
         parcels.append(Parcel("final status", lambda: self._run.terminate("FINISHED")))
