@@ -147,22 +147,18 @@ def check_space(space: Space, command: Command) -> None:
     check_metric(space.metric, space.mode)
     alternatives = read_axes(space)
     for name in space.fields:
-        _check_field(name, command)
+        for field, why in NOT_SWEPT.items():
+            if name == field or (field.endswith(".") and name.startswith(field)):
+                raise ConfigError(f"space: {name} can't be swept: {why}")
+        if name in command.given:
+            raise ConfigError(
+                f"space: {name} is swept by {command.options.space!r} and also fixed by {flag_of(name)}: "
+                "leave one of them out"
+            )
     for axes in alternatives:
         for run in end_runs(axes, command):
             check_method(run.method)
     search_name(command.options, space)
-
-
-def _check_field(name: str, command: Command) -> None:
-    for field, why in NOT_SWEPT.items():
-        if name == field or (field.endswith(".") and name.startswith(field)):
-            raise ConfigError(f"space: {name} can't be swept: {why}")
-    if name in command.given:
-        raise ConfigError(
-            f"space: {name} is swept by {command.options.space!r} and also fixed by {flag_of(name)}: leave "
-            "one of them out"
-        )
 
 
 def end_runs(axes: Axes, command: Command) -> list[RunConfig]:

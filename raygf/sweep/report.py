@@ -75,12 +75,10 @@ def read_rows(results: Sequence[Any], plan: Plan, folder: SweepFolder) -> list[T
     """
     runs = folder.read_trials()
     started = {trial: number for number, trial in enumerate(runs)}
-    rows = [_row(result, plan, folder, runs) for result in results]
-
-    def place(row: TrialRow) -> tuple[str, int]:
-        return row.trial if "_" in row.trial else "", started.get(row.trial, len(started))
-
-    return sorted(rows, key=place)
+    return sorted(
+        (_row(result, plan, folder, runs) for result in results),
+        key=lambda row: (row.trial if "_" in row.trial else "", started.get(row.trial, len(started))),
+    )
 
 
 def _row(result: Any, plan: Plan, folder: SweepFolder, runs: Mapping[str, str]) -> TrialRow:
@@ -111,11 +109,9 @@ def _row(result: Any, plan: Plan, folder: SweepFolder, runs: Mapping[str, str]) 
 def ranked(rows: Sequence[TrialRow], mode: str) -> list[TrialRow]:
     """``rows`` with the best first and the failed last, else in their order."""
     sign = -1.0 if mode == "max" else 1.0
-
-    def key(row: TrialRow) -> tuple[bool, bool, float]:
-        return row.status == "failed", row.score is None, sign * (row.score or 0.0)
-
-    return sorted(rows, key=key)
+    return sorted(
+        rows, key=lambda row: (row.status == "failed", row.score is None, sign * (row.score or 0.0))
+    )
 
 
 def best_row(rows: Sequence[TrialRow], mode: str) -> TrialRow | None:

@@ -82,7 +82,7 @@ def read_command(argv: Sequence[str]) -> tuple[Command, SweepFolder, Plan | None
     """What is asked for, the sweep's folder, and the plan that is stored there if it is to be resumed.
 
     Raises:
-        UserError: see ``run_sweep``.
+        UserError: a flag is not allowed, or the folder does not hold what is asked for.
     """
     command, stored = parse_sweep(DESCRIPTION, argv), None
     options, storage = command.options, command.run.storage

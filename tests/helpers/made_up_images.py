@@ -119,17 +119,15 @@ def write_parquet(
 def write_shards(folder: Path, train: int = 30, test: int = 7, broken: Sequence[int] = ()) -> Path:
     """Two training shards and one of test images; the training images ``broken`` can't be decoded."""
     half = train // 2
-    for split, start, stop, first in (
-        ("train-00000-of-00002", 0, half, 0),
-        ("train-00001-of-00002", half, train, 0),
-        ("validation-00000-of-00001", 0, test, 1000),
+    for name, rows, first in (
+        ("train-00000-of-00002", range(half), 0),
+        ("train-00001-of-00002", range(half, train), 0),
+        ("validation-00000-of-00001", range(test), 1000),
     ):
-        files = [
-            BROKEN if not first and row in broken else photograph(first + row) for row in range(start, stop)
-        ]
-        labels = [row % 3 for row in range(start, stop)]
+        files = [BROKEN if not first and row in broken else photograph(first + row) for row in rows]
         if files:
-            write_parquet(folder / f"{split}.parquet", files, labels, names=",".join(NAMES), group=4)
+            labels = [row % 3 for row in rows]
+            write_parquet(folder / f"{name}.parquet", files, labels, names=",".join(NAMES), group=4)
     return folder
 
 

@@ -69,7 +69,7 @@ def test_a_parquet_set_in_memory(tmp_path: Path) -> None:
 
 
 @layouts
-def test_a_streamed_set_as_it_comes(tmp_path: Path, source: str) -> None:
+def test_a_streamed_set_as_it_comes_and_divided_as_one_in_memory(tmp_path: Path, source: str) -> None:
     WRITE[source](tmp_path)
     data = load_streamed(tmp_path, source=source)
     assert [data.count(name) for name in ("train", "val", "test")] == [30, 0, 7]
@@ -78,15 +78,11 @@ def test_a_streamed_set_as_it_comes(tmp_path: Path, source: str) -> None:
     assert data.statistics.mean == (0.485, 0.456, 0.406) and data.statistics.std == (0.229, 0.224, 0.225)
     assert np.bincount(data.train.labels).tolist() == [10, 10, 10]
     assert data.test.store is not data.train.store
-
-
-@layouts
-def test_a_streamed_set_is_divided_as_one_in_memory(tmp_path: Path, source: str) -> None:
-    WRITE[source](tmp_path, test=0)
-    data = load_streamed(tmp_path, source=source, val=6, test=5)
+    whole = WRITE[source](tmp_path / "whole", test=0)
+    data = load_streamed(whole, source=source, val=6, test=5)
     parts = [set(part.images.tolist()) for part in data.splits.values()]
     assert [len(part) for part in parts] == [19, 6, 5] and set.union(*parts) == set(range(30))
-    few = load_streamed(tmp_path, source=source, val=6, test=5, per_class=3, train_limit=8)
+    few = load_streamed(whole, source=source, val=6, test=5, per_class=3, train_limit=8)
     assert len(few.train) == 8 and np.bincount(few.train.labels).max() <= 3
     assert set(few.train.images) <= parts[0] and np.array_equal(few.test.images, data.test.images)
 

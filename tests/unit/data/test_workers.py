@@ -68,17 +68,14 @@ def test_any_stretch_of_a_windowed_order_mixes_units_evenly() -> None:
 
 @pytest.mark.parametrize("window", [100, COUNT])
 @pytest.mark.parametrize("units", [UNITS, None], ids=["units", "single"])
-def test_the_seed_decides(window: int, units: np.ndarray | None) -> None:
+def test_the_seed_decides_or_else_the_files(window: int, units: np.ndarray | None) -> None:
     first, again, other = (order(window, seed, units) for seed in (0, 0, 1))
     assert np.array_equal(first, again) and np.array_equal(np.sort(other.images), IMAGES)
     assert not np.array_equal(first.images, other.images)
     assert not np.array_equal(first.images, IMAGES)
     assert units is not None or not first.visits.any()
-
-
-def test_in_order() -> None:
-    made = in_order(IMAGES, UNITS)
-    assert np.array_equal(made.images, IMAGES) and np.array_equal(made.visits // 2, UNITS)
+    files = in_order(IMAGES, UNITS)
+    assert np.array_equal(files.images, IMAGES) and np.array_equal(files.visits // 2, UNITS)
 
 
 ORDERS = {

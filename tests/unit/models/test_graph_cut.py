@@ -32,28 +32,19 @@ def one_thread() -> None:
     torch.manual_seed(0)
 
 
-class TopHeavy(nn.Module):
+def top_heavy() -> nn.Module:
     """Most operations are in the classifier, where no exit can be."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 2, 1)
-        self.relu = nn.ReLU()
-        self.classifier = nn.Linear(128, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.relu(self.conv(x)).flatten(1))
+    return nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
 
 
 class FreeHead(nn.Module):
     """Logits that cost nothing."""
 
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(2).mean(2)[:, : SPEC.classes]
-
-
-def free_head(channels: int, classes: int) -> nn.Module:
-    return FreeHead()
 
 
 def outputs_with_seed(network: nn.Module, x: Tensor = IMAGES) -> Any:
@@ -119,9 +110,9 @@ def test_stages_can_be_walked_and_left_early() -> None:
 
 def test_a_module_means_its_last_node() -> None:
     torch.manual_seed(1)
-    by_module = attach_exits(Blocks(), SPEC, ["blocks.1"], head=free_head)
+    by_module = attach_exits(Blocks(), SPEC, ["blocks.1"], head=FreeHead)
     torch.manual_seed(1)
-    by_node = attach_exits(Blocks(), SPEC, ["blocks.1.relu"], head=free_head)
+    by_node = attach_exits(Blocks(), SPEC, ["blocks.1.relu"], head=FreeHead)
     for one, other in zip(by_module(IMAGES), by_node(IMAGES), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
@@ -132,7 +123,7 @@ def test_a_share_is_the_first_block_end_that_reaches_it(share: float) -> None:
     stem, block = 64 * 162, 64 * 324 + 64 * 6
     total = stem + 4 * block + 6 * 4 + 4
     reached = next(number for number in range(4) if (stem + (number + 1) * block) / total >= share)
-    attached = attach_exits(Blocks(), SPEC, [share], head=free_head)
+    attached = attach_exits(Blocks(), SPEC, [share], head=FreeHead)
     expected = "stem" if stem / total >= share else f"blocks.{reached}"
     assert attached.cuts == (expected,)
     operations = [cost.operations for cost in measure_costs(attached, SPEC)]
@@ -181,7 +172,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], int, Any, str]] = [
     (Blocks, 3, [0.4, 0.5], "at = [0.4, 0.5]: 0.4 and 0.5 are the same place, blocks.1 "
      "(nearby: blocks.0 (0.332), blocks.2 (0.777), blocks.3 (1.000))"),
     # 64 * 2 * 3 operations in the convolution, 128 in the ReLU, 516 in the classifier.
-    (TopHeavy, 3, [0.9], "at = 0.9: must be at most the share of the last place to cut, relu (0.498)"),
+    (top_heavy, 3, [0.9], "at = 0.9: must be at most the share of the last place to cut, 1 (0.498)"),
     (Branches, 3, [0.5], "exits can't be attached to Branches: tracing it failed: TraceError: "),
     (TwoInputs, 3, [0.5], "exits can't be attached to TwoInputs: its forward must take images and nothing"),
     (TwoOutputs, 3, [0.5], "exits can't be attached to TwoOutputs: it must return one tensor of logits"),
