@@ -27,6 +27,7 @@ from raygf.data.in_memory import ImageSet
 from raygf.data.splits import Split
 from raygf.methods.base import Setting
 from raygf.models.multi_exit import MultiExitNetwork
+from raygf.training.losses import exit_losses
 from raygf.training.network import BoundNetwork
 from raygf.training.space import FlatSpace, find_ownership
 
@@ -151,6 +152,25 @@ def run_config(model: str = "three_exits", path: str = "unused", **changes: Any)
         tracking=TrackingConfig(enabled=False),
     )
     return replace(config, **changes)
+
+
+def torch_epoch(
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    sgd: torch.optim.SGD,
+    coefficients: Iterable[float] = (1.0,),
+) -> None:
+    """An epoch of torch's own SGD on the weighted sum of the exits' losses."""
+    network.train()
+    for images, labels in batches:
+        sgd.zero_grad()
+        (exit_losses(network(images), labels) * torch.tensor(coefficients)).sum().backward()
+        sgd.step()
+
+
+def vector_of(network: nn.Module) -> Tensor:
+    """A copy of the parameters (P,)."""
+    return nn.utils.parameters_to_vector(network.parameters()).detach()
 
 
 def segment_numbers(kind: str, shapes: Iterable[tuple[int, ...]]) -> Tensor:

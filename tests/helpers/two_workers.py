@@ -21,7 +21,7 @@ from raygf.methods.registry import STEP_METHODS
 from raygf.models.multi_exit import MultiExitNetwork
 from raygf.rounds.step import StepRound
 from raygf.training.network import BoundNetwork
-from raygf.training.peers import ALONE, Peers, TorchPeers, average_buffers
+from raygf.training.peers import Peers, TorchPeers, average_buffers
 
 UNEVEN = 23
 """Training images: batches of 5, and 3 in the last, which are too few for two workers."""
@@ -39,20 +39,6 @@ def plain(spec: InputSpec = SPEC, width: int = 5) -> MultiExitNetwork:
     return MultiExitNetwork([stage(spec.channels), stage(width), stage(width)], [head() for _ in range(3)])
 
 
-def with_dropout() -> nn.Module:
-    """``plain`` with dropout, whose draws depend on the size of a share."""
-    network = plain()
-    network.stages[0].append(nn.Dropout(0.3))  # type: ignore[operator]
-    return network
-
-
-def with_batchnorm() -> nn.Module:
-    """``plain`` with BatchNorm."""
-    network = plain()
-    network.stages[0].append(nn.BatchNorm2d(5))  # type: ignore[operator]
-    return network
-
-
 class Alone(StepMethod):
     """A method of the user's own that forgets the others."""
 
@@ -65,12 +51,13 @@ def forgetful(setting: Setting) -> StepMethod:
     return Alone()
 
 
-def train(method: str, peers: Peers, build: Any = plain, rounds: int = 2) -> dict[str, Any]:
-    """The weights, buffers and scores after two rounds, in batches of 5."""
-    config = run_config(method=method, batch_size=5)
-    bound = BoundNetwork(seeded(build), CPU, peers)
-    owned = owners_of(bound)
-    step = StepRound(config, bound, dataset(train=UNEVEN).open(CPU, 5, 5), owned)
+def train(method: str, peers: Peers, extra: nn.Module | None = None, rounds: int = 2) -> dict[str, Any]:
+    """The weights, buffers and scores after the rounds, in batches of 5; ``extra`` ends the first stage."""
+    config, network = run_config(method=method, batch_size=5), seeded(plain)
+    if extra is not None:
+        network.stages[0].append(extra)
+    bound = BoundNetwork(network, CPU, peers)
+    step = StepRound(config, bound, dataset(train=UNEVEN).open(CPU, 5, 5), owners_of(bound))
     state = bound.state()
     for round in range(1, rounds + 1):
         outcome = step.run(state, round)
@@ -118,24 +105,20 @@ def exchange(peers: Peers) -> dict[str, Any]:
     }
 
 
-def forget(peers: Peers) -> str:
-    """The error of a method that does not add up gradients."""
+def all_tasks(peers: Peers) -> dict[str, Any]:
+    """What each worker has to tell."""
+    forgotten = ""
     try:
         train("two_workers:forgetful", peers)
     except RaygfError as error:
-        return str(error)
-    return ""
-
-
-def all_tasks(peers: Peers) -> dict[str, Any]:
-    """What each worker has to tell."""
+        forgotten = str(error)
     return {
         "exchange": exchange(peers),
         "trained": {name: train(name, peers) for name in STEP_METHODS},
-        "dropout": train("pcgrad", peers, with_dropout),
-        "batchnorm": train("sgd", peers, with_batchnorm, rounds=1),
+        "dropout": train("pcgrad", peers, nn.Dropout(0.3)),  # its draws depend on the size of a share
+        "batchnorm": train("sgd", peers, nn.BatchNorm2d(5), rounds=1),
         "nan": train_with_a_nan(peers),
-        "forgetful": forget(peers),
+        "forgetful": forgotten,
     }
 
 
@@ -153,11 +136,6 @@ def together(folder: Path) -> list[dict[str, Any]]:
         for worker in workers:
             worker.kill()
     return [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(2)]
-
-
-def alone() -> dict[str, Any]:
-    """What one worker has to tell."""
-    return all_tasks(ALONE)
 
 
 def _work(rank: int, folder: Path) -> None:

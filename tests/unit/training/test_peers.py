@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import two_workers
+from tiny_network import vector_of
 
 from raygf.methods.registry import STEP_METHODS
 from raygf.training.peers import ALONE, Peers, average_buffers, share_of
@@ -22,21 +23,18 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def single() -> dict[str, Any]:
-    return two_workers.alone()
-
-
-def both(pair: list[dict[str, Any]], name: str) -> list[Any]:
-    return [told["exchange"][name] for told in pair]
+    return two_workers.all_tasks(ALONE)
 
 
 def test_what_two_workers_exchange(pair):
+    first, second = [told["exchange"] for told in pair]
     tenth = torch.tensor(0.1).item()
-    assert both(pair, "rank") == [(0, 2, True), (1, 2, False)]
-    assert both(pair, "sum") == [[3.0, 21.0]] * 2
-    assert both(pair, "first") == [[1.0, 10.0]] * 2
-    assert both(pair, "made") == [({"from": 0}, [0]), ({"from": 0}, [])]  # made by the first alone
-    assert both(pair, "same") == [(True, False)] * 2  # the others differ in a bit
-    assert both(pair, "buffers") == [[[tenth, 1.5], 7], [[tenth, 1.5], 8]]  # counters are left
+    assert (first["rank"], second["rank"]) == ((0, 2, True), (1, 2, False))
+    assert first["sum"] == second["sum"] == [3.0, 21.0]
+    assert first["first"] == second["first"] == [1.0, 10.0]
+    assert (first["made"], second["made"]) == (({"from": 0}, [0]), ({"from": 0}, []))  # by the first alone
+    assert first["same"] == second["same"] == (True, False)  # the others differ in a bit
+    assert (first["buffers"], second["buffers"]) == ([[tenth, 1.5], 7], [[tenth, 1.5], 8])  # not counters
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
@@ -62,43 +60,28 @@ def test_shares_cover_a_batch_and_their_means_add_up_to_its_mean(count):
 @pytest.mark.parametrize("name", STEP_METHODS)
 def test_two_workers_agree_with_one(pair, single, name):
     one, (first, second) = single["trained"][name], [told["trained"][name] for told in pair]
+    start = vector_of(two_workers.seeded(two_workers.plain)).numpy()
     assert first["sha"] == second["sha"]
     np.testing.assert_allclose(first["vector"], one["vector"], rtol=1e-5, atol=5e-6)
-    assert np.abs(one["vector"] - start()).max() > 0.1
+    assert np.abs(one["vector"] - start).max() > 0.1
     assert first["score"].accuracy == second["score"].accuracy == one["score"].accuracy
     assert first["score"].loss == pytest.approx(one["score"].loss, rel=1e-5)
 
 
-def start() -> np.ndarray:
-    return np.asarray(two_workers.BoundNetwork(two_workers.seeded(two_workers.plain), two_workers.CPU).vector)
-
-
-def test_random_weightings_agree_though_dropout_draws_differently(pair):
-    first, second = [told["dropout"] for told in pair]
-    assert first["sha"] == second["sha"]
-
-
-def test_batchnorm_statistics_end_up_the_same(pair, single):
-    first, second = [told["batchnorm"] for told in pair]
-    name = next(name for name in first["buffers"] if name.endswith("running_mean"))
-    assert np.array_equal(first["buffers"][name], second["buffers"][name])
-    assert first["buffers"][name].any()
-    assert first["sha"] == second["sha"] != single["batchnorm"]["sha"]
-
-
-class Alike(Peers):
-    """Three workers that hold the same."""
-
-    count = 3
-
-    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.add_(tensor.clone()).add_(tensor / 2)
+def test_workers_agree_though_dropout_and_batchnorm_differ(pair, single):
+    for kind in ("dropout", "batchnorm"):
+        first, second = [told[kind] for told in pair]
+        assert first["sha"] == second["sha"] != single[kind]["sha"]
+        means = [array for name, array in first["buffers"].items() if name.endswith("running_mean")]
+        assert len(means) == (kind == "batchnorm") and all(mean.any() for mean in means)
 
 
 def test_the_mean_of_equal_buffers_is_that_buffer():
+    """Three workers that hold the same."""
     values = torch.rand(2000, generator=torch.Generator().manual_seed(0))
-    buffers = [values.clone()]
-    average_buffers(buffers, Alike())
+    peers, buffers = Peers(), [values.clone()]
+    peers.count, peers.sum_ = 3, lambda tensor: tensor.add_(tensor.clone()).add_(tensor / 2)
+    average_buffers(buffers, peers)
     assert torch.equal(buffers[0], values)
 
 

@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_network import bind, random_batches, seeded, three_exits
+from tiny_network import bind, random_batches, seeded, three_exits, torch_epoch
 from torch.testing import assert_close
 
 from raygf.config.run import OptimConfig
 from raygf.errors import NonFiniteError
 from raygf.records import ExitScore
-from raygf.training.losses import exit_losses
 from raygf.training.network import BoundNetwork
 from raygf.training.sgd import FlatSGD, train_epoch
 
@@ -19,25 +18,17 @@ def train(bound: BoundNetwork, optimizer: FlatSGD, batches=BATCHES) -> ExitScore
     return train_epoch(bound, optimizer, batches, lambda losses: losses.sum().backward(), "here")
 
 
-def by_hand(optim: OptimConfig, lr: float) -> torch.nn.Module:
-    """The same epoch with separate parameters and torch's own SGD."""
-    network = seeded(three_exits).train()
-    sgd = torch.optim.SGD(network.parameters(), lr, optim.momentum, weight_decay=optim.weight_decay)
-    for images, labels in BATCHES:
-        sgd.zero_grad()
-        exit_losses(network(images), labels).sum().backward()
-        sgd.step()
-    return network
-
-
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
 def test_an_epoch_in_train_mode_equals_torchs_sgd(momentum, weight_decay):
-    optim, bound = OptimConfig(momentum=momentum, weight_decay=weight_decay), bind()
+    bound, reference = bind(), seeded(three_exits)
     bound.network.eval()
-    place, optimizer = bound.grad.data_ptr(), FlatSGD(bound, optim, 0.05)
+    optimizer = FlatSGD(bound, OptimConfig(momentum=momentum, weight_decay=weight_decay), 0.05)
+    place = bound.grad.data_ptr()
     train(bound, optimizer)
-    expected = by_hand(optim, 0.05).state_dict()
+    sgd = torch.optim.SGD(reference.parameters(), 0.05, momentum, weight_decay=weight_decay)
+    torch_epoch(reference, BATCHES, sgd)
+    expected = reference.state_dict()
     for name, tensor in bound.network.state_dict().items():
         assert_close(tensor, expected[name], msg=name)
     assert not torch.equal(bound.vector, bind().vector)

@@ -19,53 +19,25 @@ EXAMPLE = torch.zeros(2, SPEC.channels, SPEC.height, SPEC.width)
 @given(SHAPES)
 def test_packing_and_viewing_undo_each_other(shapes):
     space = space_of(*shapes)
-    vector = torch.randn(space.size)
+    vector = torch.randn(space.size, requires_grad=True)
     views = space.views(vector)
-    assert torch.equal(space.pack(views), vector)
+    packed = space.pack(views)
+    assert torch.equal(packed, vector) and not packed.requires_grad
+    assert packed.data_ptr() != vector.data_ptr() == views["0"].data_ptr()
     assert [views[name].shape for name in space.names] == [torch.Size(shape) for shape in shapes]
+    sum((view**2).sum() for view in views.values()).backward()
+    assert torch.equal(vector.grad, 2 * vector)
 
 
-def test_views_share_memory_and_pack_copies():
-    space = space_of((2, 3), (4,))
-    vector = torch.zeros(10)
-    space.views(vector)["0"][1, 2] = 7.0
-    assert vector[5] == 7.0
-    tensors = {"0": torch.ones(2, 3, requires_grad=True), "1": torch.ones(4)}
-    packed = space.pack(tensors)
-    assert not packed.requires_grad
-    packed.zero_()
-    assert torch.equal(tensors["0"], torch.ones(2, 3))
-
-
-def test_order_is_that_of_named_parameters():
+def test_parameters_keep_their_order_without_the_frozen_and_the_tied():
     network = seeded(three_exits)
-    names = [name for name, _ in network.named_parameters()]
-    space = FlatSpace.of(network)
-    assert list(space.names) == names
-    expected = torch.cat([p.detach().flatten() for p in network.parameters()])
-    assert torch.equal(space.pack(dict(network.named_parameters())), expected)
-
-
-def test_gradient_flows_through_views():
-    space = space_of((2, 2), (3,))
-    vector = torch.arange(7.0, requires_grad=True)
-    views = space.views(vector)
-    (2 * views["0"].sum() + (views["1"] ** 2).sum()).backward()
-    assert torch.equal(vector.grad, torch.tensor([2.0, 2, 2, 2, 8, 10, 12]))
-
-
-def test_tied_weight_counts_once():
+    network.stages[1][0].weight.requires_grad_(False)
+    space, named = FlatSpace.of(network), dict(network.named_parameters())
+    assert list(space.names) == [name for name in named if name != "stages.1.0.weight"]
+    assert torch.equal(space.pack(named), torch.cat([named[name].flatten() for name in space.names]))
     space = FlatSpace.of(Tied())
     assert space.names == ("into.weight", "into.bias", "first.weight", "first.bias", "second.bias")
     assert space.size == 16 * 3 + 3 + 9 + 3 + 3
-
-
-def test_frozen_parameters_are_left_out():
-    network = seeded(three_exits)
-    network.stages[1][0].weight.requires_grad_(False)
-    space = FlatSpace.of(network)
-    assert "stages.1.0.weight" not in space.names
-    assert space.size == sum(p.numel() for p in network.parameters()) - 144
 
 
 def test_a_network_without_trainable_float32_parameters_is_refused():
@@ -105,27 +77,19 @@ def test_blocks_are_short_and_put_every_element_into_its_segment(kind, size, sha
         assert block.stop - block.start <= size or (kind == "channel" and block.parts == 1)
 
 
-def test_a_long_tensor_is_cut_into_pieces_of_one_segment():
-    block = module._BLOCK
-    segments = Segments("tensor", space_of((5,), (block + 70,), (2,)))
-    assert [(b.start, b.stop, b.first, b.parts) for b in segments.blocks] == [
-        (0, 5, 0, 1),
-        (5, 5 + block, 1, 1),
-        (5 + block, block + 75, 1, 1),
-        (block + 75, block + 77, 2, 1),
-    ]
-    assert segments.lengths.tolist() == [5, block + 70, 2]
-
-
-def test_channels_of_a_long_tensor_are_grouped_whole(monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "shapes", "blocks"),
+    [
+        ("tensor", [(5,), (85,), (2,)], [(0, 5, 0, 1), (5, 75, 1, 1), (75, 90, 1, 1), (90, 92, 2, 1)]),
+        ("channel", [(7, 30)], [(0, 60, 0, 2), (60, 120, 2, 2), (120, 180, 4, 2), (180, 210, 6, 1)]),
+    ],
+)
+def test_a_long_tensor_is_cut_into_pieces_and_its_channels_are_grouped_whole(
+    monkeypatch, kind, shapes, blocks
+):
     monkeypatch.setattr(module, "_BLOCK", 70)
-    segments = Segments("channel", space_of((7, 30)))
-    assert [(b.start, b.stop, b.first, b.parts) for b in segments.blocks] == [
-        (0, 60, 0, 2),
-        (60, 120, 2, 2),
-        (120, 180, 4, 2),
-        (180, 210, 6, 1),
-    ]
+    segments = Segments(kind, space_of(*shapes))
+    assert [(b.start, b.stop, b.first, b.parts) for b in segments.blocks] == blocks
 
 
 def test_of_slots():
@@ -180,14 +144,11 @@ def test_a_stage_belongs_to_all_exits_from_it_on_and_a_head_to_its_own():
         assert found[f"heads.{depth}.2.weight"] == found[f"heads.{depth}.2.bias"] == [depth]
 
 
-def test_an_unused_parameter_belongs_to_no_exit():
+def test_an_unused_parameter_belongs_to_no_exit_and_a_tied_weight_to_all_its_users():
     network = seeded(three_exits)
     network.spare = nn.Linear(2, 2)
     found = owners(network)
     assert found["spare.weight"] == found["spare.bias"] == []
-
-
-def test_a_tied_weight_belongs_to_every_exit_that_uses_it():
     assert owners(Tied())["first.weight"] == [0, 1]
 
 
