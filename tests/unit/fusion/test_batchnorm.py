@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_network import seeded, space_of, three_exits
+from tiny_network import seeded, three_exits
 from torch import nn
 
 from raygf.errors import ConfigError
@@ -10,12 +10,9 @@ from raygf.fusion.batchnorm import scaled_layers, weighted_statistics
 from raygf.training.space import FlatSpace, Segments
 
 
-def layer_buffers(mean, var, count=1):
-    return {
-        "0.running_mean": torch.tensor(mean),
-        "0.running_var": torch.tensor(var),
-        "0.num_batches_tracked": torch.tensor(count),
-    }
+def layer_buffers(mean, var, count):
+    found = {"running_mean": mean, "running_var": var, "num_batches_tracked": count}
+    return {f"0.{name}": torch.tensor(value) for name, value in found.items()}
 
 
 LAYER = nn.Sequential(nn.BatchNorm2d(2))  # tensors 0.weight (2,), 0.bias (2,)
@@ -46,18 +43,13 @@ def test_layers_are_found_by_name():
     names = [name for name, _ in network.named_parameters()]
     assert scaled_layers(network, names) == ["stages.0.1.", "stages.1.1.", "stages.2.1."]
     assert scaled_layers(nn.BatchNorm1d(2), ["weight", "bias"]) == [""]
+    assert scaled_layers(nn.BatchNorm1d(2, affine=False, track_running_stats=False), ["0"]) == []
 
 
 def test_a_layer_without_a_trainable_scale_is_refused_by_name():
     network = nn.Sequential(nn.BatchNorm1d(2, affine=False), nn.BatchNorm1d(2))
-    with pytest.raises(ConfigError, match=r"fusion\.batchnorm = 'weighted': 0 has no trainable scale"):
-        scaled_layers(network, FlatSpace.of(network).names)
-    network = nn.Sequential(nn.BatchNorm1d(2))
-    network[0].weight.requires_grad_(False)
-    with pytest.raises(ConfigError, match="0 has no trainable scale"):
-        scaled_layers(network, FlatSpace.of(network).names)
-
-
-def test_a_layer_without_running_statistics_needs_no_scale():
-    network = nn.BatchNorm1d(2, affine=False, track_running_stats=False)
-    assert scaled_layers(network, space_of((1,)).names) == []
+    frozen = nn.Sequential(nn.BatchNorm1d(2))
+    frozen[0].weight.requires_grad_(False)
+    for layers in (network, frozen):
+        with pytest.raises(ConfigError, match=r"fusion\.batchnorm = 'weighted': 0 has no trainable scale"):
+            scaled_layers(layers, FlatSpace.of(layers).names)

@@ -42,86 +42,50 @@ def test_gramians_equal_the_naive_ones(block, monkeypatch):
     assert_close(grams, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_cosine_by_hand():
+    one, two = torch.zeros(15), torch.zeros(15)
+    one[0], one[6], two[0], two[10] = 3.0, 4.0, 1.0, 2.0
+    cosine = shared_cosine(tensor_gramians([one, two], SPACE), ALL)
+    assert cosine[0, 1].item() == pytest.approx(3 / (5 * 5**0.5)) and cosine[0, 1] == cosine[1, 0]
+    assert shared_cosine(tensor_gramians([one, torch.zeros(15)], SPACE), ALL)[0, 1].isnan()
+
+
 def test_only_what_both_own_counts():
     """The second tensor, where the deltas are opposite, belongs to the first exit alone."""
     (delta,) = random_vectors(1, SPACE.size)
     other = delta.clone()
     other[6:10] *= -7
-    owned = torch.tensor([[True, True, True], [True, False, True]])
-    cosine = shared_cosine(tensor_gramians([delta, other], SPACE), owned)
-    assert cosine[0, 1].item() == pytest.approx(1)
-    assert cosine[0, 1] == cosine[1, 0]
+    grams = tensor_gramians([delta, other], SPACE)
+    assert shared_cosine(grams, torch.tensor([[True, True, True], [True, False, True]]))[0, 1].item() == (
+        pytest.approx(1)
+    )
+    nothing = torch.tensor([[True, True, False], [False, False, True]])
+    assert shared_cosine(grams, nothing)[0, 1].isnan()
+    norms = delta_norms(grams, torch.tensor([[True, True, True], [False, True, False]]))
+    assert_close(norms, torch.stack([delta.norm(), other[6:10].norm()]).double(), atol=1e-5, rtol=1e-5)
 
 
-def test_cosine_by_hand():
-    one, two = torch.zeros(15), torch.zeros(15)
-    one[0], one[6], two[0], two[10] = 3.0, 4.0, 1.0, 2.0
-    cosine = shared_cosine(tensor_gramians([one, two], SPACE), ALL)
-    assert cosine[0, 1].item() == pytest.approx(3 / (5 * 5**0.5))
-
-
-def test_nothing_in_common_or_a_zero_delta_has_no_cosine():
-    deltas = random_vectors(2, SPACE.size)
-    owned = torch.tensor([[True, True, False], [False, False, True]])
-    assert shared_cosine(tensor_gramians(deltas, SPACE), owned)[0, 1].isnan()
-    assert shared_cosine(tensor_gramians([deltas[0], torch.zeros(15)], SPACE), ALL)[0, 1].isnan()
-
-
-def test_permuting_the_exits_permutes_the_cosines():
-    deltas, order = random_vectors(3, SPACE.size), [2, 0, 1]
-    owned = torch.tensor([[1, 1, 1], [0, 1, 1], [1, 0, 1]], dtype=torch.bool)
-    cosine = shared_cosine(tensor_gramians(deltas, SPACE), owned)
-    turned = shared_cosine(tensor_gramians([deltas[i] for i in order], SPACE), owned[order])
-    assert_close(turned, cosine[order][:, order])
-
-
-def test_norms_are_over_what_an_exit_owns():
-    deltas = random_vectors(2, SPACE.size)
-    owned = torch.tensor([[True, True, True], [False, True, False]])
-    norms = delta_norms(tensor_gramians(deltas, SPACE), owned)
-    expected = torch.stack([deltas[0].norm(), deltas[1][6:10].norm()]).double()
-    assert_close(norms, expected, atol=1e-5, rtol=1e-5)
-
-
-def by_hand():
+def test_shares_by_hand():
     """Three exits on tensors of 2, 1 and 1 elements; the last tensor belongs to exit 3 alone.
 
     In tensor 1 the cosines are −1 (exits 1, 2), 0 (1, 3), 0 (2, 3); in tensor 2: −1 (1, 2), exit 3 has zero.
+    With α = 1/3 the update is (−1/3, 5/3) in tensor 1 and −2/3 in tensor 2, so exit 1 loses in both.
     """
-    space = space_of((2,), (1,), (1,))
+    tensors = Segments("tensor", space_of((2,), (1,), (1,)))
     deltas = [torch.tensor(row) for row in ([1.0, 0, 1, 9], [-2.0, 0, -3, 9], [0.0, 5, 0, 9])]
     owned = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 1, 1]], dtype=torch.bool)
-    return space, deltas, owned
-
-
-def test_tensor_cosines_by_hand():
-    space, deltas, owned = by_hand()
-    cosines = tensor_cosines(tensor_gramians(deltas, space), owned)
+    grams = segment_gramians(deltas, tensors)
+    cosines = tensor_cosines(grams, owned)
     assert cosines[:2].tolist() == [pytest.approx(-1 / 3), -1.0]  # the zero delta is left out
     assert cosines[2].isnan()  # one owner
-
-
-def test_share_of_negative_pairs_by_hand():
-    space, deltas, owned = by_hand()
-    assert share_before(tensor_gramians(deltas, space), owned) == pytest.approx(2 / 4)
-
-
-def test_share_against_the_update_by_hand():
-    """α = 1/3 each: the update is (−1/3, 5/3) in tensor 1 and −2/3 in tensor 2, so exit 1 loses in both."""
-    space, deltas, owned = by_hand()
-    tensors = Segments("tensor", space)
-    alpha = torch.full((3, 3), 1 / 3)
-    share = share_after(tensor_gramians(deltas, space), alpha, tensors, owned)
+    assert share_before(grams, owned) == pytest.approx(2 / 4)
+    share = share_after(grams, torch.full((3, 3), 1 / 3), tensors, owned)
     assert share == pytest.approx(2 / 5)  # five deltas count: exit 3 has none in tensor 2
     only_third = torch.tensor([[0.0, 0, 0], [0, 0, 0], [1, 1, 1]])
-    assert share_after(tensor_gramians(deltas, space), only_third, tensors, owned) == 0  # all are orthogonal
-
-
-def test_nothing_shared_has_no_shares():
-    space, deltas, _ = by_hand()
-    alone, grams = torch.eye(3, dtype=torch.bool), tensor_gramians(deltas, space)
+    assert share_after(grams, only_third, tensors, owned) == 0  # all are orthogonal
+    alone = torch.eye(3, dtype=torch.bool)  # nothing is shared
     assert math.isnan(share_before(grams, alone))
-    assert math.isnan(share_after(grams, torch.eye(3), Segments("tensor", space), alone))
+    assert math.isnan(share_after(grams, torch.eye(3), tensors, alone))
     assert tensor_cosines(grams, alone).isnan().all()
 
 

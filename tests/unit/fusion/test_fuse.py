@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -39,20 +41,11 @@ def test_weights_of_the_owners_sum_to_one_whatever_the_others_and_the_order(kind
 
 def test_weights_by_hand():
     owned = torch.tensor([[True], [True], [False]])
-    log3 = torch.log(torch.tensor(3.0)).item()
-    softmax = fusion_weights(torch.tensor([[0.0], [log3], [9.0]]), owned)
+    softmax = fusion_weights(torch.tensor([[0.0], [math.log(3)], [9.0]]), owned)
     assert_close(softmax, torch.tensor([[0.25], [0.75], [0.0]]))
-    one, two = 0.5, 1 / (1 + torch.tensor(-1.0).exp().item())
+    one, two = 0.5, 1 / (1 + math.exp(-1))
     expected = torch.tensor([[one / (one + two)], [two / (one + two)], [0.0]])
     assert_close(fusion_weights(torch.tensor([[0.0], [1.0], [-2.0]]), owned, "sigmoid"), expected)
-
-
-@pytest.mark.parametrize("kind", NORMALISE)
-@pytest.mark.parametrize("value", [-40.0, -3.3, 0.1, 7.0, 90.0])
-def test_a_single_owner_gets_exactly_one(kind, value):
-    owned = torch.tensor([[False], [True], [False]])
-    eta = torch.tensor([[5.0], [value], [-1.0]])
-    assert torch.equal(fusion_weights(eta, owned, kind), owned.float())
 
 
 @pytest.mark.parametrize("kind", NORMALISE)
@@ -63,32 +56,22 @@ def test_very_small_logits_still_share_one(kind):
 
 
 @pytest.mark.parametrize("kind", NORMALISE)
-def test_an_orphaned_segment_gets_nothing_and_harms_nothing(kind):
-    eta = torch.randn(3, 4, requires_grad=True)
-    owned = torch.ones(3, 4, dtype=torch.bool)
-    owned[:, 2] = False
-    alpha = fusion_weights(eta, owned, kind)
-    assert torch.equal(alpha[:, 2], torch.zeros(3))
-    (alpha * torch.randn(3, 4)).sum().backward()
-    assert torch.isfinite(eta.grad).all()
-    assert torch.equal(eta.grad[:, 2], torch.zeros(3))
-    assert (eta.grad[:, [0, 1, 3]] != 0).all()
-
-
-@pytest.mark.parametrize("kind", NORMALISE)
-def test_gradient_check_of_the_weights(kind):
+def test_gradient_check_of_the_weights_also_where_nobody_owns(kind):
     eta = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     owned = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 0]], dtype=torch.bool)
+    assert not fusion_weights(eta, owned, kind)[:, 3].any()
     assert torch.autograd.gradcheck(lambda e: fusion_weights(e, owned, kind), (eta,))
 
 
 @pytest.mark.parametrize("kind", NORMALISE)
-def test_a_single_owners_logit_has_no_gradient(kind):
-    """Its weight is 1 whatever η is. Adam would turn even a rounding error into a step of full length."""
-    eta = torch.linspace(-3, 3, 50).view(1, 50).requires_grad_()
-    alpha = fusion_weights(eta, torch.ones(1, 50, dtype=torch.bool), kind)
-    (alpha * torch.linspace(-1, 1.3, 50)).sum().backward()
-    assert torch.equal(eta.grad, torch.zeros(1, 50))
+def test_a_single_owner_gets_exactly_one_and_its_logit_no_gradient(kind):
+    """Adam would turn even a rounding error into a step of full length."""
+    eta = torch.tensor([[-40.0, -3.3, 0.1, 7.0, 90.0, *torch.linspace(-3, 3, 50)]] * 3, requires_grad=True)
+    owned = torch.tensor([False, True, False])[:, None].expand(3, 55)
+    alpha = fusion_weights(eta, owned, kind)
+    assert torch.equal(alpha, owned.float())
+    (alpha * torch.linspace(-1, 1.3, 55)).sum().backward()
+    assert not eta.grad.any()
 
 
 @st.composite
@@ -169,20 +152,6 @@ def test_weights_of_one_and_zero_are_exact(kind, add):
     assert torch.equal(add(base, [delta], torch.ones(1, segments.count), segments), base + delta)
     fused = add(base, [delta], torch.zeros(1, segments.count), segments)
     assert torch.equal(fused, base) and fused.data_ptr() != base.data_ptr()
-
-
-@settings(deadline=None, max_examples=40)
-@given(cases(), st.integers(0, 1000))
-def test_equal_deltas_are_added_once_where_an_exit_owns_them(case, seed):
-    """The weights share one update out; they do not make it longer or shorter."""
-    kind, shapes, n, _ = case
-    segments = Segments(kind, space_of(*shapes))
-    stream = torch.Generator().manual_seed(seed)
-    owned = segments.spread(torch.rand(n, len(shapes), generator=stream) < 0.5)
-    alpha = fusion_weights(torch.randn(n, segments.count, generator=stream, dtype=torch.float64), owned)
-    base, delta = random_vectors(2, segments.space.size, dtype=torch.float64)
-    reached = owned.any(dim=0)[segment_numbers(kind, shapes)]
-    assert_close(fuse(base, [delta] * n, alpha, segments), base + reached * delta)
 
 
 def test_what_an_exit_does_not_own_is_not_read():

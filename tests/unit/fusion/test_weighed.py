@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_network import CPU, bind, dataset, owners_of, random_batches, random_vectors, run_config, setting_of
+from tiny_network import bind, owners_of, random_batches, random_vectors, run_config, setting_of
 from torch.testing import assert_close
 
 from raygf.config.run import FusionConfig
 from raygf.errors import NonFiniteError
 from raygf.fusion.fuse import FusionTask
 from raygf.fusion.weighed import WeighedFusion, owner_shares
-from raygf.methods.registry import ROUND_METHODS, WEIGHTINGS, make_weighting
-from raygf.rounds.delta import DeltaRound
-from raygf.training.exit_trainer import LocalExecutor
+from raygf.methods.registry import WEIGHTINGS, make_weighting
 from raygf.training.space import Segments
 
 OWNED = owners_of(bind())
@@ -35,12 +33,9 @@ def test_shares_sum_to_one_over_the_owners():
     owned = torch.tensor([[1, 0, 1, 0], [1, 1, 0, 0], [1, 1, 0, 0]], dtype=torch.bool)
     expected = torch.tensor([[3 / 3.5, 0, 1, 0], [1 / 3.5, 2, 0, 0], [-0.5 / 3.5, -1, 0, 0]])
     assert_close(owner_shares(weights, owned), expected)
-
-
-@pytest.mark.parametrize("weights", [[0.0, 0.0, 1.0], [1.0, -1.0, 0.0], [-2.0, 1.0, 0.0]])
-def test_where_weights_cancel_the_owners_mean_is_taken(weights):
-    owned = torch.tensor([[True], [True], [False]])
-    assert_close(owner_shares(torch.tensor(weights), owned), torch.tensor([[0.5], [0.5], [0.0]]))
+    for cancels in ([0.0, 0.0, 1.0], [1.0, -1.0, 0.0], [-2.0, 1.0, 0.0]):  # the owners' mean is taken
+        found = owner_shares(torch.tensor(cancels), torch.tensor([[True], [True], [False]]))
+        assert_close(found, torch.tensor([[0.5], [0.5], [0.0]]))
 
 
 def test_the_mean_is_the_mean_of_the_owners_deltas():
@@ -69,15 +64,6 @@ def test_epsilon_scales_the_step(name, kind):
     assert_close(half.vector - bound.vector, (whole.vector - bound.vector) / 2)
 
 
-def test_a_larger_conflicting_delta_does_not_win_under_mgda():
-    """The shortest vector of the hull leans to the short delta."""
-    size = bind().space.size
-    short, long = random_vectors(2, size)
-    deltas = [short, -10 * short + long, short]
-    _, fused = fuse("mgda", deltas)
-    assert fused.alpha[0, 0] + fused.alpha[2, 0] > 0.8
-
-
 def test_statistics_are_those_of_a_pass_in_train_mode():
     _, fused = fuse("mean", random_vectors(3, bind().space.size, scale=0.01))
     other = bind()
@@ -89,26 +75,6 @@ def test_statistics_are_those_of_a_pass_in_train_mode():
     for name, value in other.network.named_buffers():
         assert_close(fused.buffers[name], value)
     assert fused.score.loss and len(fused.score.accuracy) == 3
-
-
-@pytest.mark.parametrize("name", ROUND_METHODS)
-@pytest.mark.parametrize("batchnorm", ["recalibrated", "weighted"])
-def test_a_round_learns_and_repeats_bit_for_bit(name, batchnorm):
-    def train():
-        config = run_config(method=name, fusion=FusionConfig(batchnorm=batchnorm))
-        data, bound = dataset(train=40), bind()
-        executor = LocalExecutor(config, data)
-        step = DeltaRound(config, bound, data.open(CPU, 4, 5), executor, OWNED)
-        state, losses = executor._trainer._bound.state(), []
-        for round in (1, 2):
-            outcome = step.run(state, round)
-            state = outcome.state
-            losses.append(outcome.fusion.loss)
-        return losses, state.sha256()
-
-    losses, digest = train()
-    assert losses[-1] < losses[0]
-    assert train()[1] == digest
 
 
 def test_a_delta_that_is_not_finite_is_named():

@@ -35,21 +35,16 @@ def test_pcgrad_is_equation_3_and_upgrad_of_two_gradients_is_the_mean_of_it():
 
 def test_gradvac_projects_at_first_and_then_to_the_cosine_that_it_has_seen():
     """After one step with cosine s the moving average is s / 2, and both gradients are brought to that."""
-    rows = TWO
-    lengths = rows.norm(dim=1)
-    cosine = (rows[0] @ rows[1] / lengths.prod()).item()
+    lengths, weighting = TWO.norm(dim=1, keepdim=True), make("gradvac")
+    cosine = (TWO[0] @ TWO[1] / lengths.prod()).item()
     target = cosine / 2
     ratio = target * math.sqrt(1 - cosine**2) - cosine * math.sqrt(1 - target**2)
     ratio /= math.sqrt(1 - target**2)
-    brought = rows + ratio * lengths[:, None] * (rows / lengths[:, None]).flip(0)
-    for number in (0, 1):
-        other = rows[1 - number]
-        assert (brought[number] @ other / brought[number].norm() / other.norm()).item() == pytest.approx(
-            target
-        )
-    weighting = make("gradvac")
-    assert_close(weighting(rows @ rows.T) @ rows, weights_of("pcgrad", rows) @ rows)
-    assert_close(weighting(rows @ rows.T) @ rows, brought.sum(dim=0))
+    brought = TWO + ratio * lengths * (TWO / lengths).flip(0)
+    cosines = torch.cosine_similarity(brought, TWO.flip(0))
+    assert cosines.tolist() == pytest.approx([target, target])
+    assert_close(weighting(TWO @ TWO.T) @ TWO, weights_of("pcgrad", TWO) @ TWO)
+    assert_close(weighting(TWO @ TWO.T) @ TWO, brought.sum(dim=0))
 
 
 THREE = torch.diag(torch.tensor([2.0, 1.0, 4.0]))

@@ -68,9 +68,6 @@ def drive(run: RunConfig, bad: tuple[int, ...] = (), jump: tuple[int, ...] = ())
         driver.close()
 
 
-KINDS = [("metagf", False), ("metagf", True), ("sgd", False), ("delta-mean", False)]
-
-
 @pytest.mark.parametrize(
     ("method", "carry"), [("metagf", False), ("metagf", True), ("sgd", False), ("delta-mean", False)]
 )

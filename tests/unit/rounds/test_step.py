@@ -4,12 +4,21 @@ import copy
 
 import numpy as np
 import torch
-from tiny_network import CPU, bind, dataset, owners_of, run_config, seeded, three_exits
+from tiny_network import (
+    CPU,
+    bind,
+    dataset,
+    owners_of,
+    run_config,
+    seeded,
+    three_exits,
+    torch_epoch,
+    vector_of,
+)
 from torch.testing import assert_close
 
 from raygf.config.run import LossConfig, OptimConfig
 from raygf.rounds.step import StepRound
-from raygf.training.losses import exit_losses
 
 DATA = dataset()
 STATE = bind().state()
@@ -21,21 +30,14 @@ def make(**changes) -> StepRound:
     return StepRound(config, bound, DATA.open(CPU, config.batch_size, 5), owners_of(bound))
 
 
-def by_hand(rounds, rates, coefficients=(1.0, 1.0, 1.0)) -> torch.nn.Module:
+def by_hand(rounds, rates, coefficients=(1.0,)) -> torch.nn.Module:
     """torch's SGD on the weighted sum of the exits' losses, momentum running on."""
-    network = seeded(three_exits).train()
+    network = seeded(three_exits)
     sgd = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=1e-3)
     for round, lr in zip(rounds, rates, strict=True):
         sgd.param_groups[0]["lr"] = lr
-        for images, labels in DATA.open(CPU, 4, 5).train(0, "step", round):
-            sgd.zero_grad()
-            (exit_losses(network(images), labels) * torch.tensor(coefficients)).sum().backward()
-            sgd.step()
+        torch_epoch(network, DATA.open(CPU, 4, 5).train(0, "step", round), sgd, coefficients)
     return network
-
-
-def vector_of(network: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in network.parameters()])
 
 
 def test_a_round_is_an_epoch_of_joint_sgd():
