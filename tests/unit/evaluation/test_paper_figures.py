@@ -82,7 +82,7 @@ def test_convergence_of_seeds_is_their_mean_with_a_band():
 
 def test_budgeted_lines_are_means_in_units():
     one = Budgeted("ours", (0, 1), (curve(0.5), curve(0.25)))
-    other = Budgeted("SGD", (0,), (curve(0.125, scale=2e6),))
+    other = Budgeted("SGD", (7,), (curve(0.125, scale=2e6),))
     figure = budgeted_figure([one, other])
     (axes,) = figure.axes
     lines = lines_of(axes)
@@ -91,37 +91,24 @@ def test_budgeted_lines_are_means_in_units():
     assert axes.get_xlabel() == "average cost per image (million operations)"
     assert axes.get_ylabel() == "test accuracy (%)"
     assert len(assert_legend_outside(figure)) == 2
-
-
-def test_small_networks_are_counted_in_thousands():
-    figure = budgeted_figure([Budgeted("x", (0,), (curve(scale=1e4),))])
-    assert figure.axes[0].get_xlabel() == "average cost per image (thousand operations)"
-    assert lines_of(figure.axes[0])["x"][0] == [10, 15, 20]
-
-
-def test_budgeted_csv():
-    table = rows(budgeted_csv([Budgeted("x", (7,), (curve(),))]))
+    table = rows(budgeted_csv([other]))
     assert table[0] == [
         *("run", "seed", "p", "operations", "accuracy"),
         *("share_exit_1", "share_exit_2", "threshold_exit_1", "threshold_exit_2"),
     ]
-    assert table[1] == ["x", "7", "0.5", "1000000.0", "0.5", "1.0", "0.0", "0.9", "-inf"]
+    assert table[1] == ["SGD", "7", "0.5", "2000000.0", "0.125", "1.0", "0.0", "0.9", "-inf"]
     assert table[3][-2:] == ["inf", "-inf"]
-
-
-def conflict(*rounds: int):
-    history = [entry(r, 0.5, 0.5, conflict_before=r / 10, conflict_after=None) for r in rounds]
-    return conflict_curves(history, TENSORS)
+    small = budgeted_figure([Budgeted("x", (0,), (curve(scale=1e4),))])  # is counted in thousands
+    assert small.axes[0].get_xlabel() == "average cost per image (thousand operations)"
+    assert lines_of(small.axes[0])["x"][0] == [10, 15, 20]
 
 
 def test_conflict_of_a_history_by_hand():
     """Round 2 is missing: its column stays empty, the others keep their place."""
-    found = conflict(1, 3)
-    assert found.rounds.tolist() == [1, 2, 3]
-    assert found.before == pytest.approx(np.array([0.1, np.nan, 0.3]), nan_ok=True)
-    assert np.isnan(found.after).all()
-    expected = np.array([[0.5, np.nan, 0.5], [np.nan] * 3, [-0.25, np.nan, -0.25]])
-    assert found.cosine == pytest.approx(expected, nan_ok=True)
+    history = [entry(r, 0.5, 0.5, conflict_before=r / 10, conflict_after=None) for r in (1, 3)]
+    found = conflict_curves(history, TENSORS)
+    assert cosine_csv(found) == "tensor,round_1,round_2,round_3\nstem,0.5,,0.5\nhead,,,\nstage,-0.25,,-0.25\n"
+    assert rows(share_csv(found))[1:] == [["1", "0.1", ""], ["2", "", ""], ["3", "0.3", ""]]
 
 
 def test_there_is_no_figure_where_there_is_nothing_to_show():
@@ -158,13 +145,7 @@ def test_many_tensors_are_counted():
     assert zero.axes[0].images[0].get_clim() == (-1, 1)
 
 
-def test_conflict_csv():
-    found = conflict(1, 3)
-    assert cosine_csv(found) == "tensor,round_1,round_2,round_3\nstem,0.5,,0.5\nhead,,,\nstage,-0.25,,-0.25\n"
-    assert rows(share_csv(found))[1:] == [["1", "0.1", ""], ["2", "", ""], ["3", "0.3", ""]]
-
-
-def test_importance_figure_by_hand():
+def test_importance_by_hand():
     figure = importance_figure(IMPORTANCE)
     left, right = figure.axes[:2]
     assert left.images[0].get_array().tolist() == [[75, -10], [0, 0]]
@@ -177,9 +158,6 @@ def test_importance_figure_by_hand():
     assert "(%" in figure.axes[2].get_ylabel()
     tiny = type(IMPORTANCE)((1,), (1,), (0.5,), np.array([[-0.001]]), np.array([[0.0]]))
     assert [text.get_text() for text in importance_figure(tiny).axes[0].texts] == ["0"]  # not -0
-
-
-def test_importance_csv():
     table = rows(importance_csv(IMPORTANCE))
     assert len(table) == 9
     assert table[1] == ["alone", "1", "1", "2500", "1", "0.75"]

@@ -53,10 +53,7 @@ def test_bowls_lie_where_the_docstring_says():
         best = grid.reshape(-1, 2)[values.argmin()]
         assert best[0].item() == pytest.approx(place, abs=0.06)
         assert best[1].item() == pytest.approx(-8.4, abs=0.06)
-
-
-def test_losses_by_hand():
-    """On the axis the blend is 0; far below, the bowl alone: f_1(7, −8) = −20·tanh 4."""
+    # On the axis the blend is 0; far below, the bowl alone: f_1(7, −8) = −20·tanh 4.
     zero = torch.tensor([3.0, 0.0], dtype=torch.float64)
     assert [loss.item() for loss in task_losses(zero, zero)] == [0.0, 0.0]
     low = torch.tensor([7.0, -8.0], dtype=torch.float64)
@@ -77,16 +74,12 @@ def test_a_step_of_sgd_is_along_the_sum():
     assert_close(points[1], BEGIN - LR * gradients(BEGIN).sum(dim=0))
 
 
-def conflicting_point():
-    """θ_1 lies in the bowls, θ_2 on its way there: the tasks disagree about w_1 and w_2."""
-    point = torch.tensor([0.5, -2.0, 0.5, -2.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
-    assert shared_cosine_at(point) < 0
-    return point
-
-
 def test_pcgrads_weights_give_equation_3():
     """ĝ_1 + ĝ_2, each gradient without its part along the other, written out by hand."""
-    g_1, g_2 = gradients(conflicting_point())[:, :4]
+    # θ_1 lies in the bowls, θ_2 on its way there: the tasks disagree about w_1 and w_2.
+    point = torch.tensor([0.5, -2.0, 0.5, -2.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+    assert shared_cosine_at(point) < 0
+    g_1, g_2 = gradients(point)[:, :4]
     hat_1 = g_1 - (g_1 @ g_2) / (g_2 @ g_2) * g_2
     hat_2 = g_2 - (g_1 @ g_2) / (g_1 @ g_1) * g_1
     rows = torch.stack([g_1, g_2])
@@ -114,7 +107,7 @@ def test_every_method_goes_downhill(runs):
         assert losses_at(run.points[-1])[task] < losses_at(run.points[0])[task] - 0.5
 
 
-def test_trajectory_figure_draws_what_was_trained(runs):
+def test_trajectories_are_what_was_trained(runs):
     methods, alone = runs
     figure = trajectory_figure(methods, alone)
     panels = figure.axes[:3]
@@ -136,19 +129,10 @@ def test_loss_figure_draws_totals_and_cosines(runs):
     left, right = loss_figure(methods, alone).axes
     lines = {line.get_label(): line for line in left.lines}
     assert list(lines["SGD"].get_ydata()) == pytest.approx(losses_at(methods[0].points).sum(dim=1).tolist())
-    best = [
-        float(losses_at(a)[0] + losses_at(b)[1])
-        for a, b in zip(alone[0].points, alone[1].points, strict=True)
-    ]
-    assert list(lines["each task alone"].get_ydata()) == pytest.approx(best)
-    cosines = {line.get_label(): line for line in right.lines}["Meta-GF"]
-    assert list(cosines.get_ydata()) == pytest.approx(
-        [shared_cosine_at(point) for point in methods[2].points]
-    )
-
-
-def test_trajectory_csv(runs):
-    methods, _ = runs
+    best = losses_at(alone[0].points)[:, 0] + losses_at(alone[1].points)[:, 1]
+    assert list(lines["each task alone"].get_ydata()) == pytest.approx(best.tolist())
+    cosines = {line.get_label(): list(line.get_ydata()) for line in right.lines}
+    assert cosines["Meta-GF"] == pytest.approx([shared_cosine_at(point) for point in methods[2].points])
     table = list(csv.DictReader(io.StringIO(trajectory_csv(methods))))
     assert len(table) == 41 + 41 + 5
     assert (table[0]["method"], table[0]["step"], table[0]["theta_1_x"]) == ("SGD", "0", "10.0")
@@ -199,12 +183,8 @@ def test_table_of_equation_7_by_hand():
     assert cells[:4] == ["0.5", "135", "0.707", "no"]
     assert cells[6:8] == ["0.707", "no"]
     assert cells[8:10] == ["0.625", "0.771"]
-    assert len(cases_markdown(check_cases()).splitlines()) == 2 + len(RATIOS) * len(ANGLES)
-
-
-def test_csv_of_equation_7_has_every_number():
     cases = check_cases()
     rows = list(csv.DictReader(io.StringIO(cases_csv(cases))))
-    assert len(rows) == len(cases)
+    assert len(rows) == len(cases) == len(cases_markdown(cases).splitlines()) - 2 == len(RATIOS) * len(ANGLES)
     assert float(rows[3]["measured_small"]) == cases[3].measured_small
     assert float(rows[3]["printed_threshold"]) == cases[3].printed_threshold

@@ -19,7 +19,7 @@ def record(val: ExitScore | None, fusion: FusionReport | None) -> RoundRecord:
     return RoundRecord(2, 3, 8, 0.05, 0.1, SCORE, val, {"train": 1.5, "fuse": 0.5}, "c", fusion)
 
 
-def test_names_of_a_rounds_metrics():
+def test_names_and_values_of_a_rounds_metrics():
     assert set(round_metrics(record(SCORE, FUSION))) == {
         *(f"{split}_{what}/{of}" for split in ("train", "val") for what in ("loss", "accuracy")
           for of in ("exit_1", "exit_2", "exit_3", "average")),
@@ -30,9 +30,6 @@ def test_names_of_a_rounds_metrics():
         *("fusion_loss", "lr", "fusion_lr", "training_passes"),
         *("seconds/train", "seconds/fuse", "seconds/round"),
     }  # fmt: skip
-
-
-def test_values_of_a_rounds_metrics():
     metrics = round_metrics(record(SCORE, FUSION))
     assert (metrics["train_loss/exit_3"], metrics["train_loss/average"]) == (6.0, 3.0)
     assert (metrics["val_accuracy/exit_2"], metrics["val_accuracy/average"]) == (0.25, 0.5)
@@ -45,20 +42,14 @@ def test_values_of_a_rounds_metrics():
 
 def test_what_a_round_lacks_is_left_out():
     names = set(round_metrics(record(None, None)))
-    assert not [
-        name for name in names if name.startswith(("val", "fusion_w", "fusion_loss", "delta", "conflict"))
-    ]
-    assert "train_loss/exit_1" in names
+    lacking = ("val", "fusion_w", "fusion_loss", "delta", "conflict")
+    assert "train_loss/exit_1" in names and not [name for name in names if name.startswith(lacking)]
 
 
 def test_start_and_end():
     start = RunStart(0, 10, 900, 300, 597, (30, 60), (350, 800), ("stem",), "cpu")
-    assert start_metrics(start) == {
-        "operations/exit_1": 350.0,
-        "operations/exit_2": 800.0,
-        "parameters/exit_1": 30.0,
-        "parameters/exit_2": 60.0,
-    }
+    operations = {"operations/exit_1": 350.0, "operations/exit_2": 800.0}
+    assert start_metrics(start) == {**operations, "parameters/exit_1": 30.0, "parameters/exit_2": 60.0}
     sizes = {"train_images": 900, "val_images": 300, "test_images": 597}
     assert start_params(start) == {**sizes, "classes": 10, "setting": "cpu"}
     metrics = end_metrics(RunEnd(2, 6, SCORE, "ab", "c", True))
