@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from past_runs import entry, results, train
@@ -12,7 +13,7 @@ from tiny_network import run_config
 from raygf.config.run import DataConfig, OptimConfig
 from raygf.errors import ConfigError
 from raygf.evaluation.loading import load_run
-from raygf.evaluation.results import evaluate_run, group_runs
+from raygf.evaluation.results import RunResults, evaluate_run, group_runs
 
 DIGITS = DataConfig("digits", val=0, train_limit=40, pad=0, flip=False)
 
@@ -51,36 +52,34 @@ def test_wall_time_is_unknown_where_rounds_are():
     assert results().seconds == 5.0
 
 
-def shown(groups):
-    return [(group.label, group.seeds) for group in groups]
+ONE, TWO = results(seed=0, name="a"), results(seed=1, name="b")
 
 
-def test_seeds_of_one_configuration_are_one_group_by_ascending_seed():
-    runs = [results("metagf", 3, name="a"), results("sgd", 0), results("metagf", 1, name="b")]
-    assert shown(group_runs(runs)) == [("metagf", (1, 3)), ("sgd", (0,))]
+def changed(run: RunResults, **changes: Any) -> RunResults:
+    return replace(run, config=replace(run.config, **changes))
 
 
-def test_machines_and_names_do_not_matter_but_the_configuration_does():
-    one, two = results(seed=0, name="a"), results(seed=1, name="b")
-    moved = replace(two, config=replace(two.config, eval_batch_size=99))
-    assert shown(group_runs([one, moved])) == [("sgd", (0, 1))]
-    other = replace(two, config=replace(two.config, optim=OptimConfig(lr=0.5)))
-    assert len(group_runs([one, other])) == 2
-    assert shown(group_runs([two, one], ["its first label", "another"])) == [("its first label", (0, 1))]
-
-
-def test_other_numbers_of_rounds_are_other_groups():
-    labels = [group.label for group in group_runs([results(seed=0), results(seed=1, rounds=3)])]
-    assert labels == ["sgd (run, round 2)", "sgd (run, round 3)"]
-
-
-def test_a_seed_given_twice_is_no_second_seed():
-    groups = group_runs([results(seed=0), results(seed=0), results(seed=1)], ["a", "b", "a"])
-    assert shown(groups) == [("a", (0, 1)), ("b", (0,))]
-    assert [group.label for group in group_runs([results(), results()])] == [
-        "sgd (run, round 2) #1",
-        "sgd (run, round 2) #2",
-    ]
+@pytest.mark.parametrize(
+    ("runs", "labels", "groups"),
+    [
+        # Seeds of one configuration are one group, by ascending seed, labelled by the first run given.
+        ([results("metagf", 3), ONE, results("metagf", 1)], [], [("metagf", (1, 3)), ("sgd", (0,))]),
+        ([TWO, ONE], ["its first label", "another"], [("its first label", (0, 1))]),
+        # Machines and names do not matter, the configuration and the number of rounds do.
+        ([ONE, changed(TWO, eval_batch_size=99)], [], [("sgd", (0, 1))]),
+        ([ONE, changed(TWO, optim=OptimConfig(lr=0.5))], ["a", "b"], [("a", (0,)), ("b", (1,))]),
+        (
+            [ONE, results(seed=1, rounds=3)],
+            [],
+            [("sgd (a, round 2)", (0,)), ("sgd (run, round 3)", (1,))],
+        ),
+        # A seed given twice is no second seed.
+        ([ONE, ONE, TWO], ["a", "b", "a"], [("a", (0, 1)), ("b", (0,))]),
+        ([ONE, ONE], [], [("sgd (a, round 2) #1", (0,)), ("sgd (a, round 2) #2", (0,))]),
+    ],
+)
+def test_what_belongs_together_is_one_group(runs, labels, groups):
+    assert [(group.label, group.seeds) for group in group_runs(runs, labels)] == groups
 
 
 @pytest.mark.parametrize(

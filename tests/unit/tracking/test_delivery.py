@@ -6,7 +6,6 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -180,12 +179,13 @@ def test_rounds_are_drawn_together(labels, text):
     assert listed(labels) == text
 
 
-@dataclass
 class Run:
     """Stands in for MLflowRun: remembers what it is asked."""
 
-    id: str = "run-1"
-    asked: list[dict[str, Any]] = field(default_factory=list)
+    id = "run-1"
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
 
     def log_metrics(self, **arguments: Any) -> None:
         self.asked.append(arguments)
@@ -207,30 +207,18 @@ def file(tmp_path) -> Path:
     return tmp_path / "runs" / "one" / NAME
 
 
-def test_what_is_kept_is_taken_and_can_be_sent(kept, file):
+def test_what_is_kept_can_be_sent_and_the_file_goes_when_all_has_arrived(kept, file):
+    flags = "--storage.name one --storage.resume True"
     said = kept.keep("run-1", [ROUND, FIGURE])
-    assert said == (
-        f"kept in {file}, sent when the run is resumed with: --storage.name one --storage.resume True"
-    )
+    assert said == f"kept in {file}, sent when the run is resumed with: {flags}"
+    assert kept.keep("run-1", []) == "" and file.exists()  # it was not taken
     run = Run()
     (parcel,) = kept.take(run)
+    assert file.exists()  # nothing has been sent yet
     assert (parcel.label, parcel.later) == ("round 3", ("log_metrics", METRICS))
     parcel.send()
     assert run.asked == [METRICS]
-
-
-def test_the_file_goes_when_all_has_arrived_and_not_before(kept, file):
-    kept.keep("run-1", [ROUND])
-    kept.take(Run())
-    assert file.exists()  # nothing has been sent yet
-    assert kept.keep("run-1", [FIGURE]) == ""
-    assert not file.exists()
-
-
-def test_a_file_that_was_not_taken_is_left_alone(kept, file):
-    kept.keep("run-1", [ROUND])
-    assert kept.keep("run-1", []) == ""
-    assert file.exists()
+    assert kept.keep("run-1", [FIGURE]) == "" and not file.exists()
 
 
 def test_without_the_runs_folder_it_lies_here(tmp_path):

@@ -23,11 +23,12 @@ class Store:
     kept: list[dict[str, str]] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
 
-    def tracker(self, trial: str) -> FakeTracker:
-        return FakeTracker(self)
-
-    def trials(self, known: dict[str, str] | None = None) -> SweepTrials:
-        return SweepTrials(self.tracker, "parent", "digits", known or {}, self.kept.append, self.said.append)
+    def trials(self, **known: str) -> SweepTrials:
+        """With trial ``a`` started."""
+        notes = self.kept.append, self.said.append
+        trials = SweepTrials(lambda trial: FakeTracker(self), "parent", "digits", known, *notes)
+        trials.start("a", RUN)
+        return trials
 
 
 class FakeTracker:
@@ -50,7 +51,6 @@ class FakeTracker:
 def test_a_trial_has_one_run_from_its_start_to_its_end():
     store = Store()
     trials = store.trials()
-    trials.start("a", RUN)
     trials.log_start("a", "start")
     trials.post("a", lambda tracker: tracker.log_round(1))
     trials.start("b", RUN)
@@ -69,8 +69,7 @@ def test_a_trial_has_one_run_from_its_start_to_its_end():
 
 def test_a_resumed_sweep_opens_the_runs_that_it_knows():
     store = Store()
-    trials = store.trials({"a": "old"})
-    trials.start("a", RUN)
+    trials = store.trials(a="old")
     trials.end("a", lambda tracker: tracker.fail("FAILED", "gone"))
     trials.end("a", lambda tracker: tracker.fail("FAILED", "again"))  # is closed
     trials.end("unknown", lambda tracker: tracker.stop(1, "asha"))
@@ -84,7 +83,6 @@ def test_what_happens_while_the_store_is_gone_is_delivered_later(monkeypatch):
     monkeypatch.setattr(sweep_trials, "RETRY_S", 0.0)
     store = Store(up=False)
     trials = store.trials()
-    trials.start("a", RUN)
     trials.post("a", lambda tracker: tracker.log_round(1))
     assert store.said == [
         "tracking: no answer",
@@ -103,7 +101,6 @@ def test_a_store_that_is_not_tried_too_often_and_gets_a_last_chance(monkeypatch)
     monkeypatch.setattr(sweep_trials, "RETRY_S", 1000.0)
     store = Store(up=False)
     trials = store.trials()
-    trials.start("a", RUN)
     trials.start("b", RUN)
     trials.post("a", lambda tracker: tracker.log_round(1))
     trials.end("b", lambda tracker: tracker.fail("FAILED", "gone"))
