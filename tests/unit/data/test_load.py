@@ -38,7 +38,7 @@ CHW = np.stack(PIXELS).transpose(0, 3, 1, 2)
 def load(path: Path | None = None, **fields: Any) -> ImageSet:
     """The digits, or the Parquet set in ``path``, in memory."""
     source = {} if path is None else {"source": "parquet", "path": str(path)}
-    data = load_data(DataConfig(**{**source, **fields}), fields.pop("seed", 0))
+    data = load_data(DataConfig(**{**source, **fields}), 0)
     assert isinstance(data, ImageSet)
     return data
 

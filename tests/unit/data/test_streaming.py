@@ -34,7 +34,7 @@ from raygf.data.base import Batch, Normaliser
 from raygf.data.pixels import decode_tensor, evaluation_view, training_view
 from raygf.data.stores import ShardReader
 from raygf.data.streaming import STATISTICS, StreamedBatches
-from raygf.errors import DataError, RunFailed
+from raygf.errors import RunFailed
 
 torch.set_num_threads(1)
 layouts = pytest.mark.parametrize("source", sorted(WRITE))
@@ -132,8 +132,6 @@ def test_seed_and_key_decide_the_order_and_the_augmentation(sets: dict[str, Path
 def test_a_last_batch_of_one_joins_the_one_before(sets: dict[str, Path]) -> None:
     batches = open_set(sets["shards"], batch=29, workers=1)
     assert [len(labels) for _, labels in batches.train(0, "a")] == [30]
-    sizes = [len(labels) for _, labels in open_set(sets["shards"], batch=4, train_limit=21).train(0, "a")]
-    assert sizes == [4, 4, 4, 4, 5]
 
 
 def test_global_random_numbers_are_left_alone(sets: dict[str, Path]) -> None:
@@ -196,11 +194,15 @@ def test_a_pass_that_is_given_up_or_fails_ends_its_workers_and_the_next_one_work
     assert not children() - before
     assert bits(batches.train(0, "b")) == bits(open_set(sets["shards"], batch=2).train(0, "b"))
     batches.close()
-    failing = open_set(write_folders(tmp_path), source="imagefolder", workers=2)
+    write_folders(tmp_path)
+    failing = [
+        open_set(tmp_path, source="imagefolder", workers=count, max_undecodable=30) for count in (0, 2)
+    ]
     (tmp_path / "train" / "n02" / "0004.JPEG").unlink()
-    with pytest.raises(DataError) as caught:
-        list(failing.train(0, "a"))
-    assert caught.value and not children() - before
+    for batches in failing:
+        with refused("n02/0004.JPEG: can't be read"):  # whatever the limit
+            list(batches.train(0, "a"))
+        assert not children() - before
 
 
 def test_two_passes_at_a_time(sets: dict[str, Path]) -> None:
@@ -311,10 +313,3 @@ def test_a_training_batch_with_one_image_left_is_left_out(tmp_path: Path) -> Non
     with refused("of the train images too few can be decoded"):
         list(batches.train(0, "a"))
     assert [len(labels) for _, labels in batches.evaluate("train")] == [1]
-
-
-def test_a_file_that_is_gone_is_an_error_whatever_the_limit(tmp_path: Path) -> None:
-    batches = open_set(write_folders(tmp_path), source="imagefolder", max_undecodable=30)
-    (tmp_path / "train" / "n02" / "0004.JPEG").unlink()
-    with refused("n02/0004.JPEG: can't be read"):
-        list(batches.train(0, "a"))

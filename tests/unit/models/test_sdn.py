@@ -18,10 +18,9 @@ FEATURES = {
     "wideresnet32-4-sdn": [(64, 32), (64, 32), (128, 16), (128, 16), (256, 8), (256, 8)],
     "mobilenet-sdn": [(128, 16), (256, 8), (512, 4), (512, 4), (1024, 2)],
 }
-NAMES = list(FEATURES)
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=FEATURES)
 def network(request: pytest.FixtureRequest) -> MultiExitNetwork:
     torch.set_num_threads(1)
     built = build_model(ModelConfig(request.param), CIFAR, seed=0)
