@@ -48,11 +48,7 @@ class BudgetCurve:
 
 
 def budgeted_curve(val: ExitOutputs, test: ExitOutputs, operations: Sequence[int]) -> BudgetCurve:
-    """Accuracy on ``test`` over average operations, with thresholds read off ``val``.
-
-    Args:
-        operations: (n,) up to each exit, shallow to deep, for one image.
-    """
+    """Accuracy on ``test`` over average ``operations`` (n, up to each exit), thresholds read off ``val``."""
     thresholds = find_thresholds(val.confidence, exit_quotas(*val.confidence.shape))
     exits, samples = test.confidence.shape
     accuracy, share = [], []
@@ -174,10 +170,9 @@ class ThresholdTable:
 
 
 def calibrate(val: ExitOutputs, operations: Sequence[int]) -> ThresholdTable:
-    """The settings of budgeted batch evaluation, and between which they lie: first exit alone, last alone.
+    """The settings of budgeted batch evaluation on validation images, between the first and last exit alone.
 
     Args:
-        val: The exits on validation images.
         operations: (n,) up to each exit, for one image.
 
     Raises:

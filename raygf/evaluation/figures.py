@@ -46,11 +46,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def run_style(index: int, points: int = 0) -> dict[str, Any]:
-    """Colour, line and marker of the run number ``index``: runs differ in all three, for print in grey.
-
-    Args:
-        points: Of the line; too many are not marked.
-    """
+    """Colour, line and marker of run number ``index``, for print in grey; many ``points`` are not marked."""
     return {
         "color": _RUN_COLOURS[index % len(_RUN_COLOURS)],
         "linestyle": _RUN_LINES[index % len(_RUN_LINES)],
@@ -171,7 +167,9 @@ def fusion_heatmap(weights: Matrix, tensors: Sequence[str]) -> Figure:
     Raises:
         ValueError: the shapes do not fit.
     """
-    exits, count = _checked_shape(weights, tensors)
+    if weights.ndim != 2 or 0 in weights.shape or weights.shape[1] != len(tensors):
+        raise ValueError(f"fusion weights {weights.shape} do not fit {len(tensors)} tensor names")
+    exits, count = weights.shape
     named = count <= NAMED_TENSORS
     size = (max(7.0, 2.6 + 0.17 * count), 2.9 + 0.3 * exits) if named else (11.0, 2.0 + 0.3 * exits)
     figure = new_figure(*size)
@@ -199,15 +197,8 @@ def fusion_heatmap(weights: Matrix, tensors: Sequence[str]) -> Figure:
 
 def fusion_csv(weights: Matrix, tensors: Sequence[str]) -> str:
     """The numbers of ``fusion_heatmap``: one line a tensor, empty where an exit does not own it."""
-    exits, _ = _checked_shape(weights, tensors)
     rows = ([name, *column] for name, column in zip(tensors, weights.T.tolist(), strict=True))
-    return csv_text([["tensor", *(f"exit_{i + 1}" for i in range(exits))], *rows])
-
-
-def _checked_shape(weights: Matrix, tensors: Sequence[str]) -> tuple[int, int]:
-    if weights.ndim != 2 or 0 in weights.shape or weights.shape[1] != len(tensors):
-        raise ValueError(f"fusion weights {weights.shape} do not fit {len(tensors)} tensor names")
-    return weights.shape[0], weights.shape[1]
+    return csv_text([["tensor", *(f"exit_{i + 1}" for i in range(len(weights)))], *rows])
 
 
 def _colour_limit(weights: Matrix) -> tuple[float, bool]:

@@ -87,12 +87,7 @@ class Importance:
 
 
 def important_segments(alpha: Tensor, owned: Tensor) -> Tensor:
-    """The mask (n, S): ``α_i^s > 0.5`` in a segment that at least two exits own.
-
-    Args:
-        alpha: fusion weights (n, S).
-        owned: mask (n, S), bool.
-    """
+    """The mask (n, S): ``α_i^s > 0.5`` in a segment that at least two exits own, by the mask ``owned``."""
     return (alpha > THRESHOLD) & owned & (owned.sum(dim=0) > 1)
 
 

@@ -44,10 +44,9 @@ class Parcel:
 
 
 class Delivery:
-    """Sends parcels to one store. What is posted before ``open`` or after ``close`` is dropped.
+    """Sends parcels to the store at ``uri``. What is posted before ``open`` or after ``close`` is dropped.
 
     Args:
-        uri: The store.
         notify: Called with one line when something could not be delivered; maybe from another thread.
         keep: Called at the end with what was not delivered; returns where it was kept, for people.
     """

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from raygf.config.fields import flatten
 from raygf.errors import TrackingError, without_password
-from raygf.records import ExitScore, FusionReport, RoundRecord, RunEnd, RunStart
+from raygf.records import ExitScore, RoundRecord, RunEnd, RunStart
 from raygf.tracking.store import connect, find_experiment
 
 STOPPED_TAG, STOPPED_BY_TAG = "raygf.stopped_at_round", "raygf.stopped_by"
@@ -194,7 +194,16 @@ def round_metrics(record: RoundRecord) -> dict[str, float]:
     if record.val is not None:
         metrics |= _score_metrics("val", record.val)
     if record.fusion is not None:
-        metrics |= _fusion_metrics(record.fusion)
+        fusion, pairs = record.fusion, combinations(range(len(record.fusion.delta_norm)), 2)
+        metrics |= {
+            "fusion_loss": fusion.loss,
+            "conflict/before_fusion": fusion.conflict_before,
+            "conflict/after_fusion": fusion.conflict_after,
+            **_per_exit("fusion_accuracy", fusion.accuracy),
+            **_per_exit("fusion_weight", fusion.mean_weight),
+            **_per_exit("delta_norm", fusion.delta_norm),
+            **{f"delta_cosine/exit_{i + 1}_{j + 1}": float(fusion.cosine[i, j]) for i, j in pairs},
+        }
     return metrics
 
 
@@ -220,17 +229,4 @@ def _score_metrics(split: str, score: ExitScore) -> dict[str, float]:
     return {
         **_with_average(f"{split}_loss", score.loss),
         **_with_average(f"{split}_accuracy", score.accuracy),
-    }
-
-
-def _fusion_metrics(fusion: FusionReport) -> dict[str, float]:
-    pairs = combinations(range(len(fusion.delta_norm)), 2)
-    return {
-        "fusion_loss": fusion.loss,
-        "conflict/before_fusion": fusion.conflict_before,
-        "conflict/after_fusion": fusion.conflict_after,
-        **_per_exit("fusion_accuracy", fusion.accuracy),
-        **_per_exit("fusion_weight", fusion.mean_weight),
-        **_per_exit("delta_norm", fusion.delta_norm),
-        **{f"delta_cosine/exit_{i + 1}_{j + 1}": float(fusion.cosine[i, j]) for i, j in pairs},
     }

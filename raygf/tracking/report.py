@@ -38,15 +38,15 @@ class Report:
     def parcels(self) -> list[Parcel]:
         """The report in parts, each of which may fail on its own."""
         end = self.end
-        table = [] if end is None else [Parcel("result table", lambda: self._log_table(end))]
-        return [
-            *table,
-            Parcel("accuracy figure", self._log_accuracy),
-            Parcel("fusion weight figure", self._log_fusion),
-        ]
+        parcels = [] if end is None else [Parcel("result table", lambda: self._log_table(end))]
+        parcels.append(Parcel("accuracy figure", self._log_accuracy))
+        return [*parcels, Parcel("fusion weight figure", self._log_fusion)]
 
     def _log_table(self, end: RunEnd) -> None:
-        column = ResultColumn(self.method, [end.test.accuracy], end.training_passes, [self._seconds()])
+        seconds = self.run.history("seconds/round") if self.run.resumed else {}
+        seconds |= {record.round: record.total_seconds for record in self.records}
+        wall = sum(seconds.values())
+        column = ResultColumn(self.method, [end.test.accuracy], end.training_passes, [wall])
         table = ResultTable(self.start.operations, self.start.parameters, [column])
         markdown, uri = to_markdown(table), shlex.quote(without_password(self.run.uri))
         command = f"mlflow artifacts download --run-id {self.run.id} --dst-path {self.run.id}"
@@ -88,11 +88,6 @@ class Report:
         by_exit = [self.run.history(f"{split}_accuracy/exit_{i}") for i in exits]
         rounds = set(by_exit[0]).intersection(*by_exit)
         return {r: {"accuracy": [accuracy[r] for accuracy in by_exit]} for r in rounds}
-
-    def _seconds(self) -> float:
-        """Wall time of all rounds, those before a resume included."""
-        seconds = self.run.history("seconds/round") if self.run.resumed else {}
-        return sum((seconds | {record.round: record.total_seconds for record in self.records}).values())
 
 
 FOLDER = "evaluation"

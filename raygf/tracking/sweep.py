@@ -39,6 +39,12 @@ class _Trial:
     trouble: str = ""
     waiting: list[Callable[[Tracker], None]] = field(default_factory=list)
 
+    def flush(self) -> None:
+        """Make the calls that wait."""
+        waiting, self.waiting = self.waiting, []
+        for call in waiting:
+            call(self.tracker)
+
 
 class SweepTrials:
     """Feeds one tracker a trial. No trouble with the store is raised: it costs one note a trial.
@@ -47,11 +53,8 @@ class SweepTrials:
 
     Args:
         make: makes a trial's tracker.
-        parent: the sweep's run.
-        recipe: that all trials come from.
-        known: the runs of trials that were started before, by trial.
-        keep: called with ``known`` after it has grown.
-        notify: called with one-line notes.
+        parent: the sweep's run; ``recipe``: that all trials come from.
+        known: the runs of trials that were started before, by trial; ``keep`` is called after it has grown.
     """
 
     def __init__(
@@ -92,7 +95,7 @@ class SweepTrials:
         if not state.opened and time.monotonic() - state.tried > RETRY_S:
             self._open(trial, state)
         if state.opened:
-            self._flush(state)
+            state.flush()
 
     def end(self, trial: str, call: Callable[[Tracker], None]) -> None:
         """Have ``call`` close the run in the background; it is opened a last time if need be."""
@@ -102,7 +105,7 @@ class SweepTrials:
         if not state.opened and not self._open(trial, state):
             return self._notify(f"tracking: trial {trial} is not in MLflow")
         state.waiting.append(call)
-        self._closings.append(self._closer.submit(lambda: self._flush(state)))
+        self._closings.append(self._closer.submit(state.flush))
 
     def close(self) -> None:
         """Wait until all runs are closed that should be."""
@@ -135,12 +138,6 @@ class SweepTrials:
     def _remember(self, trial: str, run_id: str) -> None:
         self._known[trial] = run_id
         self._keep(dict(self._known))
-
-    @staticmethod
-    def _flush(state: _Trial) -> None:
-        waiting, state.waiting = state.waiting, []
-        for call in waiting:
-            call(state.tracker)
 
 
 def child_statuses(uri: str, parent: str) -> dict[str, str]:
@@ -183,10 +180,9 @@ HEADING = "### raygf sweep"
 
 @dataclass(frozen=True)
 class SweepReport:
-    """What a sweep leaves on its page.
+    """What a sweep leaves on its page: ``texts`` are files by name, ``markdown`` is for the description.
 
-    ``tags``, ``metrics``: of the best trial and of the sweep. ``texts``: files by name. ``figure``: drawn
-    when it is delivered. ``markdown``: for the description.
+    ``figure`` draws when it is delivered.
     """
 
     tags: Mapping[str, str]

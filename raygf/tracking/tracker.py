@@ -106,16 +106,10 @@ class Tracker:
 
 
 class MLflowTracker(Tracker):
-    """One MLflow run.
+    """One MLflow run, filed under ``experiment`` in the store at the absolute ``uri``.
 
     Everything happens on one background thread, in order. After ``start`` it is waited for only at the end
-    (``finish``, ``stop``, ``fail``), and with a limit.
-
-    Args:
-        uri: Absolute tracking URI, from ``resolve_uri``.
-        experiment: Created if there is none of this name.
-        notify: Called with one line when something could not be delivered; maybe from another thread.
-        undelivered: Where what was not delivered is kept, and what earlier processes have kept there.
+    (``finish``, ``stop``, ``fail``), and with a limit. ``undelivered`` keeps what did not arrive.
     """
 
     def __init__(

@@ -43,26 +43,18 @@ def test_files_of_a_comparison():
     assert "metagf top-1 (%)" in files["anytime.md"]
 
 
-def test_what_runs_lack_makes_no_figure():
-    bare = results(history=[], curve=None)
-    assert set(comparison_files(group_runs([bare]))) == {"anytime.md", "anytime.csv"}
-    assert run_files(bare) == {}
-    history, validation = what_is_missing(bare)
-    assert "no history" in history and "no validation images" in validation
-    assert what_is_missing(results()) == []
-
-
-def test_files_of_a_run():
+def test_files_of_a_run_are_those_of_what_it_has():
     full = results("metagf", importance=IMPORTANCE, history=[entry(1, 0.5, 0.5), entry(2, 0.5, 0.75)])
     assert set(run_files(full)) == {
         *("accuracy.png", "accuracy.csv", "conflict.png", "conflict_cosines.csv", "conflict_shares.csv"),
         *("importance.png", "importance.csv"),
     }
-    assert run_files(full)["accuracy.csv"] == (
-        "round,validation_accuracy_exit_1,validation_accuracy_exit_2\n1,0.5,0.25\n2,0.5,0.5\n"
-    )
-    untried = [entry(1, 0.5) | {"val": None}]
-    assert "training_accuracy_exit_2\n1,0.0,0.5\n" in run_files(results(history=untried))["accuracy.csv"]
+    assert what_is_missing(results()) == []
+    bare = results(history=[], curve=None)
+    assert set(comparison_files(group_runs([bare]))) == {"anytime.md", "anytime.csv"}
+    assert run_files(bare) == {}
+    history, validation = what_is_missing(bare)
+    assert "no history" in history and "no validation images" in validation
 
 
 def test_folders_are_labels_fit_for_file_systems():

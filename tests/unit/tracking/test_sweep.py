@@ -84,10 +84,8 @@ def test_what_happens_while_the_store_is_gone_is_delivered_later(monkeypatch):
     store = Store(up=False)
     trials = store.trials()
     trials.post("a", lambda tracker: tracker.log_round(1))
-    assert store.said == [
-        "tracking: no answer",
-        "tracking: the run of trial a is opened later; training goes on",
-    ]
+    later = "tracking: the run of trial a is opened later; training goes on"
+    assert store.said == ["tracking: no answer", later]
     store.up = True
     trials.post("a", lambda tracker: tracker.log_round(2))
     trials.end("a", lambda tracker: tracker.finish("end"))
