@@ -1,4 +1,4 @@
-"""The driver as a Ray actor with its own resources, and the handle of a run that goes on in other processes.
+"""The driver as a Ray actor with its own resources, and the handle of a run in other processes.
 
 A run sends its messages to a ``Mailbox`` in the order of ``DriverHandle``'s methods: a ``Started`` from every
 process, the ``RunStart``, a ``RoundRecord`` a round, the ``RunEnd``, and ``Over`` when no more will come.

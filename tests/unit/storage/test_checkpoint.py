@@ -70,15 +70,6 @@ def store(tmp_path: Path, keep: int = 2) -> CheckpointStore:
     return found
 
 
-def raw(tmp_path: Path) -> bytes:
-    return Path(store(tmp_path).save(make())).read_bytes()
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> bytes:
-    return raw(tmp_path_factory.mktemp("whole"))
-
-
 def put(tmp_path: Path, round: int, content: bytes) -> Path:
     path = tmp_path / "run" / f"round-{round:06d}.npz"
     path.parent.mkdir(exist_ok=True)
@@ -179,15 +170,6 @@ def assert_noticed_or_harmless(content: bytes, checkpoint: Checkpoint) -> None:
     assert listed(again) == listed(checkpoint) and again.round == checkpoint.round
 
 
-def test_members_lost_from_the_zip_directory_are_noticed(whole):
-    """A damaged comment length swallows the entries that follow it."""
-    entry = whole.index(b"PK\x01\x02", whole.index(b"PK\x01\x02") + 4)
-    damaged = bytearray(whole)
-    damaged[entry + 33] ^= 0x10
-    with pytest.raises(CheckpointError):
-        read_archive(io.BytesIO(bytes(damaged)))
-
-
 def test_a_shortened_array_is_noticed():
     """Damage in an array's header makes NumPy read less; zip's checksum is only looked at after all bytes."""
     vector = np.zeros(90_000, np.float32)
@@ -258,12 +240,6 @@ def test_what_is_no_checkpoint_is_refused(content):
         read_archive(io.BytesIO(content))
 
 
-def test_an_unknown_format_is_refused_by_number():
-    content = archive(meta=np.array(json.dumps({"format": 2, "round": 1})), vector=np.zeros(2))
-    with pytest.raises(CheckpointError, match="has format 2, this version reads format 1"):
-        read_archive(io.BytesIO(content))
-
-
 def test_damaged_newest_ones_are_passed_over_with_a_note(tmp_path):
     found = store(tmp_path, keep=9)
     found.save(make(1))
@@ -278,14 +254,12 @@ def test_damaged_newest_ones_are_passed_over_with_a_note(tmp_path):
         found.newest()
 
 
-@pytest.mark.parametrize("keep", [1, 2])
-def test_damaged_later_ones_do_not_crowd_out_what_is_saved_now(tmp_path, keep):
+def test_damaged_later_ones_do_not_crowd_out_what_is_saved_now(tmp_path):
     """A run that had to start over keeps the checkpoints that it writes."""
-    found = store(tmp_path, keep)
+    found = store(tmp_path, keep=1)
     for round in (7, 8):
         put(tmp_path, round, b"rubbish")
-    path = found.save(make(1))
-    assert Path(path).exists()
+    assert Path(found.save(make(1))).exists()
     assert found.newest()[0].round == 1
 
 
