@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from raygf.evaluation.budgeted import BudgetCurve
@@ -231,10 +230,15 @@ def importance_figure(importance: Importance) -> Figure:
     figure = new_figure(5.2 + 1.0 * exits, 2.2 + 0.5 * exits)
     left, right = figure.subplots(1, 2, sharey=True)
     names = [f"exit {i + 1}\n({100 * b:.1f} %)" for i, b in enumerate(importance.baseline)]
-    for axes in (left, right):
+    titles = "each exit's alone", "one after the other, top to bottom"
+    for axes, lost, title in zip((left, right), (importance.alone, importance.in_turn), titles, strict=True):
         axes.set_xticks(range(exits), names, fontsize=7)
-    image = _draw_importance(left, importance.alone, "each exit's alone")
-    _draw_importance(right, importance.in_turn, "one after the other, top to bottom")
+        axes.set_title(title, fontsize=9)
+        image = heat_map(axes, 100 * lost, cmap="cividis", vmin=0, vmax=100)
+        for (row, column), value in np.ndenumerate(lost):  # the text tells gains from zeros, the colour not
+            text = "–" if np.isnan(value) else f"{100 * value:.0f}".replace("-0", "0")
+            colour = "black" if np.isnan(value) or value > 0.55 else "white"
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     sizes = zip(importance.segments, importance.parameters, strict=True)
     rows = [f"exit {i + 1}\n{_amount(*size)}" for i, size in enumerate(sizes)]
     left.set_yticks(range(exits), rows, fontsize=7)
@@ -243,17 +247,6 @@ def importance_figure(importance: Importance) -> Figure:
     bar = figure.colorbar(image, ax=(left, right), pad=0.02)
     bar.set_label("accuracy lost (% of the value before)")
     return figure
-
-
-def _draw_importance(axes: Axes, lost: Matrix, title: str) -> AxesImage:
-    """Negative losses (gains) get the colour of zero; the text in the cell tells them apart."""
-    image = heat_map(axes, 100 * lost, cmap="cividis", vmin=0, vmax=100)
-    for (row, column), value in np.ndenumerate(lost):
-        text = "–" if np.isnan(value) else f"{100 * value:.0f}".replace("-0", "0")
-        colour = "black" if np.isnan(value) or value > 0.55 else "white"
-        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
-    axes.set_title(title, fontsize=9)
-    return image
 
 
 def _amount(segments: int, parameters: int) -> str:

@@ -210,9 +210,7 @@ class SweepRun:
     ) -> str:
         """Create the run, or reopen ``run_id`` of a sweep that is resumed; returns its id.
 
-        Args:
-            config: what trials have in common; kept as parameters and as ``config.yaml``.
-            params: of the sweep itself.
+        ``config``: what trials have in common; ``params``: of the sweep itself.
 
         Raises:
             TrackingError: the store can't be used; no trial has been started yet.

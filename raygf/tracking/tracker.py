@@ -64,13 +64,9 @@ class Tracker:
         recipe: str = "",
         parent_run_id: str = "",
     ) -> str:
-        """Create a run, or reopen ``run_id`` after a resume, and log the configuration.
+        """Create a run, or reopen ``run_id`` after a resume, and log the configuration; returns the run's id.
 
-        Parameters that a resumed run has already stay as they are, even if they have changed since: MLflow
-        refuses to change them.
-
-        Returns:
-            The run's id, for the checkpoint; empty if nothing is tracked.
+        The id is empty if nothing is tracked. Parameters that a resumed run has already stay as they are.
 
         Raises:
             TrackingError: the store can't be used; nothing has been trained yet.

@@ -12,14 +12,15 @@ from raygf.tracking.store import answering, reason, resolve_uri, sqlite_path, st
 
 
 def test_uri_from_flag_environment_or_folder(tmp_path, monkeypatch):
+    def found(uri: str = "") -> str:
+        return resolve_uri(TrackingConfig(uri=uri), tmp_path)
+
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert resolve_uri(TrackingConfig(), tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert found() == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
-    assert resolve_uri(TrackingConfig(), tmp_path) == "http://server:5000"
-    assert resolve_uri(TrackingConfig(uri="sqlite:///a/b.db?timeout=9"), tmp_path) == (
-        f"sqlite:///{tmp_path}/a/b.db?timeout=9"
-    )
-    assert resolve_uri(TrackingConfig(uri="sqlite:////abs.db"), tmp_path) == "sqlite:////abs.db"
+    assert found() == "http://server:5000"
+    assert found("sqlite:///a/b.db?timeout=9") == f"sqlite:///{tmp_path}/a/b.db?timeout=9"
+    assert found("sqlite:////abs.db") == "sqlite:////abs.db"
 
 
 @pytest.mark.parametrize(
