@@ -117,9 +117,9 @@ def test_missing_data(trained, rewritten, tmp_path):
     config = config_of(trained.checkpoint)
     config["data"] |= {"source": "cifar10", "path": "gone"}
     path = rewritten(config=config)
-    for how, where in (({}, "gone"), ({"data_path": str(tmp_path)}, str(tmp_path))):
+    for elsewhere, where in ((None, "gone"), (str(tmp_path), str(tmp_path))):
         with pytest.raises(DataError, match=where) as caught:
-            load_run(path, **how)
+            load_run(path, elsewhere)
         assert isinstance(caught.value, UserError) and caught.value.exit_code == 2
         assert "\n" not in str(caught.value)
 

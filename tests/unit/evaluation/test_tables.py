@@ -82,9 +82,8 @@ def test_csv_of_the_same_form():
 
 def test_long_csv_by_hand():
     rows = list(csv.DictReader(io.StringIO(to_long_csv([SEEDS]))))
-    assert [(row["run"], row["exit"]) for row in rows] == [
-        (run, exit) for run in ("ours", "a|b") for exit in ("1", "2", "average")
-    ]
+    places = [(run, exit) for run in ("ours", "a|b") for exit in ("1", "2", "average")]
+    assert [(row["run"], row["exit"]) for row in rows] == places
     assert (rows[1]["operations"], rows[1]["parameters"], rows[1]["seeds"]) == ("2500000", "300000", "2")
     assert float(rows[1]["top1_mean"]) == pytest.approx(0.8)
     assert float(rows[1]["top1_std"]) == pytest.approx(0.2 / 2**0.5)

@@ -70,13 +70,10 @@ def test_a_trial_has_one_run_from_its_start_to_its_end():
 def test_a_resumed_sweep_opens_the_runs_that_it_knows():
     store = Store()
     trials = store.trials(a="old")
-    trials.end("a", lambda tracker: tracker.fail("FAILED", "gone"))
-    trials.end("a", lambda tracker: tracker.fail("FAILED", "again"))  # is closed
-    trials.end("unknown", lambda tracker: tracker.stop(1, "asha"))
+    for trial in ("a", "a", "unknown"):  # the second time it is closed
+        trials.end(trial, lambda tracker: tracker.fail("FAILED", "gone"))
     trials.close()
-    assert store.opened == [("a", "old")]
-    assert store.calls["old"] == ["fail FAILED gone"]
-    assert store.kept == []
+    assert (store.opened, store.calls, store.kept) == ([("a", "old")], {"old": ["fail FAILED gone"]}, [])
 
 
 def test_what_happens_while_the_store_is_gone_is_delivered_later(monkeypatch):
