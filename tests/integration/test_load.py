@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from types import ModuleType
-
+import load
 import numpy as np
 import pytest
 import ray
@@ -16,19 +14,11 @@ from raygf.training.network import NetworkState
 
 EXITS = 64
 
-
-@pytest.fixture
-def load() -> Iterator[ModuleType]:
-    """The benchmark as a module."""
-    import load
-
-    ray.cloudpickle.register_pickle_by_value(load)
-    yield load
-    ray.cloudpickle.unregister_pickle_by_value(load)
+ray.cloudpickle.register_pickle_by_value(load)  # the actors can't import it
 
 
 @pytest.mark.timeout(120)
-def test_a_thousand_trainings_on_actors_that_join_while_others_train(cluster: str, load: ModuleType) -> None:
+def test_a_thousand_trainings_on_actors_that_join_while_others_train(cluster: str) -> None:
     """On two cores they start one after the other; who is there trains, nobody is waited for.
 
     The actors know nothing of the network: every update is its own. ``benchmarks/load.py`` has 16 exits,

@@ -48,6 +48,8 @@ def page(ui: str, tracked_run: Any, browser: Any) -> Any:
     """Opens a tab of the run's page."""
     found = screenshot.find_run(tracked_run.database, "small")
     assert found[1] == tracked_run.result.run_id
+    with pytest.raises(LookupError, match="has no run nothing"):
+        screenshot.find_run(tracked_run.database, "nothing")
 
     def open_tab(tab: str = "") -> Any:
         screenshot.open_run(browser, ui, found, tab)
@@ -101,8 +103,3 @@ def test_figures_under_artifacts(page: Any, figure: str) -> None:
         wait_for_text(browser, name)
     drawn = "[...document.images].some(i => i.complete && i.naturalWidth > 600 && i.naturalHeight > 200)"
     screenshot.wait_for(browser, drawn, limit_s=LIMIT_S)
-
-
-def test_runs_that_are_not_there(tracked_run: Any) -> None:
-    with pytest.raises(LookupError, match="has no run nothing"):
-        screenshot.find_run(tracked_run.database, "nothing")

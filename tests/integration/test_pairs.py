@@ -37,7 +37,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[tuple[str, Bench]]:
     name = request.param
     data = few_images(str(CIFAR) if CIFAR.is_dir() else "", IMAGES, SIZES.get(name, 8))
     with pytest.MonkeyPatch.context() as patch, torch_threads(1):
-        for kind, factor in ((VGG16SDN, 8), (WideResNet32x4SDN, 4), (MobileNetSDN, 4)):
+        for kind, factor in ((VGG16SDN, 8), (WideResNet32x4SDN, 8), (MobileNetSDN, 8)):
             patch.setattr(kind, "widths", tuple(width // factor for width in kind.widths))
         patch.setattr(VGG16SDN, "hidden", 32)
         yield name, Bench(ModelConfig(name, msdnet=MSDNET), data, IMAGES, lr=0.01)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -20,12 +17,13 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from mlflow.exceptions import MlflowException
+from ray_head import free_ports
+from runs import end_processes, wait_for_answer
 
 from raygf.errors import TrackingError
 from raygf.evaluation.loading import LoadedRun, load_run
 from raygf.serving.adaptive import AdaptiveClassifier
-
-START_S = 90.0
 
 
 @dataclass(frozen=True)
@@ -84,17 +82,17 @@ def assert_same(found: pd.DataFrame, wanted: pd.DataFrame) -> None:
 
 
 def test_loaded_model_answers_as_the_classifier(logged: Logged, model: Any) -> None:
+    """Without a budget as the whole network; other images are refused."""
     budget = middle_budget(logged.classifier)
     found = model.predict(logged.images, params={"budget": budget})
     assert list(found.columns) == ["label", "probability", "exit", "operations"]
     assert_same(found, expected(logged, 40, budget))
     assert found["exit"].min() == 1 and found["exit"].nunique() > 1
     assert found["operations"].mean() < logged.classifier.operations[-1]
-
-
-def test_without_a_budget_the_whole_network_answers(logged: Logged, model: Any) -> None:
-    found = model.predict(logged.images)
-    assert found["exit"].tolist() == [3] * 40
+    assert model.predict(logged.images)["exit"].tolist() == [3] * 40
+    for other in (np.zeros((2, 1, 9, 9), np.uint8), np.zeros((2, 1, 8, 8))):  # of another size, floats
+        with pytest.raises(MlflowException, match="schema"):
+            model.predict(other)
 
 
 def test_data_frames_of_images(logged: Logged, model: Any) -> None:
@@ -103,16 +101,6 @@ def test_data_frames_of_images(logged: Logged, model: Any) -> None:
     for column in (list(images), [image.ravel() for image in images], [i.ravel().tolist() for i in images]):
         found = model.predict(pd.DataFrame({"image": column}), params={"budget": budget})
         assert_same(found, expected(logged, 5, budget))
-
-
-@pytest.mark.parametrize(
-    "images", [np.zeros((2, 1, 9, 9), np.uint8), np.zeros((2, 1, 8, 8))], ids=["size", "floats"]
-)
-def test_other_images_are_refused(model: Any, images: np.ndarray) -> None:
-    from mlflow.exceptions import MlflowException
-
-    with pytest.raises(MlflowException, match="schema"):
-        model.predict(images)
 
 
 def test_signature_and_example(logged: Logged, model: Any) -> None:
@@ -165,14 +153,12 @@ def test_a_run_that_is_not_there(logged: Logged) -> None:
 @pytest.fixture
 def server(logged: Logged, tmp_path: Path) -> Iterator[str]:
     """``mlflow models serve`` on a port of its own; its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    (port,) = free_ports(1)
     log = tmp_path / "serve.log"
     serve = (sys.executable, "-m", "mlflow", "models", "serve", "--workers", "1")
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [*serve, "-m", logged.uri, "--env-manager", "local", "-h", "127.0.0.1", "-p", port],
+            [*serve, "-m", logged.uri, "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)],
             cwd=tmp_path,
             env={
                 **os.environ,
@@ -184,26 +170,12 @@ def server(logged: Logged, tmp_path: Path) -> Iterator[str]:
             stderr=stream,
         )
     try:
-        wait_until_it_answers(f"http://127.0.0.1:{port}/ping", process, log)
+        wait_for_answer(f"http://127.0.0.1:{port}/ping", process, log)
         yield f"http://127.0.0.1:{port}"
     finally:
-        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-        for member in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.terminate()
-        _, alive = psutil.wait_procs(family, timeout=10)
-        for member in alive:
-            member.kill()
+        program = psutil.Process(process.pid)
+        end_processes([*program.children(recursive=True), program])
         process.wait(10)
-
-
-def wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + START_S
-    while time.monotonic() < end and process.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
-            return
-        time.sleep(0.2)
-    pytest.fail(f"the server does not answer: {log.read_text()[-2000:]}")
 
 
 def post(url: str, content: dict[str, Any]) -> Any:

@@ -42,10 +42,6 @@ def rates(run):
 def unequal(run):
     """One trial that is well, one whose weights become infinite, and one that hardly learns."""
     return Space(variants=[{"optim.lr": lr} for lr in (0.1, 1e9, 1e-6)])
-
-
-def crossed(run):
-    return Space({"fusion.lr": tune.loguniform(1.0, 0.1)})
 '''
 
 Sweep = Callable[..., tuple[str, ...]]
@@ -262,26 +258,15 @@ def test_population_goes_on_from_the_checkpoints_of_its_best(
     assert histories[0] == histories[1]
 
 
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        (("--space", "nope"), "space = 'nope': there is none; choose from fusion, fusion_lr, joint, method"),
-        (("--space", "spaces:crossed"), "space: fusion.lr goes from 1 to 0.1: no values to draw from"),
-        (("--fusion.lr", "0.3"), "fusion.lr is swept by 'fusion_lr' and also fixed by --fusion.lr"),
-        (("--resources.executor", "local"), "sweeps need Ray"),
-        (("--resume",), "resume: say which sweep with --storage.name"),
-        (("--resume", "--storage.name", "nope"), "there is no sweep in "),
-        (("--nonsense", "1"), "--nonsense"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
-)
 def test_what_can_not_be_swept_is_refused_before_the_cluster_is_asked(
-    run_job: RunJob, tmp_path: Path, flags: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch
+    run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "spaces.py").write_text(SPACES)
+    """What else: unit tests of commands, spaces and runs of sweeps."""
     monkeypatch.setattr("raygf.on_ray.cluster.connect", lambda resources: pytest.fail("went to the cluster"))
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    one_error(run_job("sweep", *UNTRACKED, "--storage.path", "runs", *SMALL, *flags), says)
+    flags = (*UNTRACKED, "--storage.path", "runs", *SMALL, "--space", "nope")
+    says = "space = 'nope': there is none; choose from fusion, fusion_lr, joint, method"
+    one_error(run_job("sweep", *flags), says)
     assert not (tmp_path / "runs").exists()
 
 
@@ -292,13 +277,12 @@ def test_what_can_not_be_swept_is_refused_before_the_cluster_is_asked(
             ("--cpus-per-exit", "64"),
             "could never hold a trial with a driver (1 CPUs, 0 GPUs) and 1 exit actor (64",
         ),
-        (("--concurrent", "3"), "could never hold 3 trials side by side, each with a driver"),
         (("--model.name", "nope"), "nope"),
         (("--rounds", "2", "--grace", "9"), "grace = 9: a trial gets 8 training passes in all"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+    ids=["resources", "network", "grace"],
 )
-def test_what_does_not_fit_on_the_cluster_is_refused_before_the_first_trial(
+def test_what_does_not_fit_is_refused_before_the_first_trial(
     cluster: str, run_job: RunJob, tmp_path: Path, flags: tuple[str, ...], says: str
 ) -> None:
     one_error(run_job("sweep", *UNTRACKED, "--storage.path", "runs", *SMALL, *flags), says)

@@ -1,13 +1,54 @@
-"""The decisions: what is retried, how failures are counted, how long is waited."""
+"""What is retried, how failures are counted, how long is waited, and what Ray's errors mean.
+
+The texts are those of Ray 2.60; integration/test_ray_errors.py has those that Ray raises now.
+"""
 
 from __future__ import annotations
 
 import pickle
 
 import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayError
 
 from raygf.errors import DriverLost, ExitFailed
-from raygf.on_ray.faults import FIRST_DEADLINE_S, Action, Failure, Loss, count, deadline_s, decide
+from raygf.on_ray.faults import (
+    FIRST_DEADLINE_S,
+    Action,
+    Failure,
+    Loss,
+    cause_of,
+    count,
+    deadline_s,
+    decide,
+    failure_of,
+    node_of,
+)
+
+KILLED_FOR_MEMORY = """1 worker(s) were killed due to the node running low on memory. Memory on the node \
+(IP: 10.0.0.7, ID: 105b28c7) was 5.45GB used / 23.54GB limit (0.231335)
+OOM kill reason: Memory usage 5780221952B exceeded threshold of 5776586240B (22.9% of 25276510208B limit)
+Considered workers: [
+Selected to kill: (Actor(8655): job ID=01000000, pid=17411, actual memory used=0.81GB, worker ID=8f4f01af),
+(Actor(99): job ID=01000000, pid=17412, actual memory used=2.9GB, worker ID=8f4f01b0)
+]"""
+NODE_DIED = """The actor died unexpectedly before finishing this task.
+\tclass_name: D
+\tip: 10.0.0.7
+The actor died because its node has died. Node Id: 78a7025f0e10
+\tthe actor's node was terminated unexpectedly: health check failed due to missing too many heartbeats
+The actor never ran - it was cancelled before it started running."""
+SILENT = "The actor is temporarily unavailable: RpcError: RPC error: Socket closed rpc_code: 14"
+
+
+class Died(ActorDiedError):
+    """With a text of its own."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.error_msg = text
+
+    def __str__(self) -> str:
+        return self.error_msg
 
 
 @pytest.mark.parametrize("failure", Failure)
@@ -62,3 +103,36 @@ def test_errors_survive_the_way_between_processes(error, text):
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.args, again.exit_code) == (text, error.args, 1)
     assert vars(again) == vars(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "failure", "cause"),
+    [
+        (
+            OutOfMemoryError(KILLED_FOR_MEMORY),
+            Failure.MEMORY,
+            "OutOfMemoryError: Ray ended it because the node ran low on memory: 5.45GB used / 23.54GB limit "
+            "on it, 0.81GB by pid 17411, 2.9GB by pid 17412",
+        ),
+        (
+            OutOfMemoryError("in other words"),
+            Failure.MEMORY,
+            "OutOfMemoryError: Ray ended it because the node ran low on memory",
+        ),
+        (Died(NODE_DIED), Failure.LOST, "Died: its node has died"),
+        (
+            ActorUnavailableError(SILENT, None),
+            Failure.LOST,
+            "ActorUnavailableError: it does not answer (Socket closed)",
+        ),
+        (
+            RayError("the result could not be fetched\nand more"),
+            Failure.LOST,
+            "RayError: the result could not be fetched",
+        ),
+    ],
+    ids=["memory", "memory in other words", "node", "silence", "unknown words"],
+)
+def test_errors_of_ray_are_told_in_one_line(error, failure, cause):
+    assert (failure_of(error), cause_of(error)) == (failure, cause)
+    assert node_of(error) == ("78a7025f0e10" if isinstance(error, Died) else "")
