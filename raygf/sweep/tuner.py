@@ -93,8 +93,7 @@ class Reporter(tune.CLIReporter):  # type: ignore[misc]
             max_progress_rows=12,
             max_column_length=100,
             max_report_frequency=30,  # seconds between two tables
-            print_intermediate_tables=True,
-            sort_by_metric=True,
+            print_intermediate_tables=True,  # not by the metric: failed trials have none
         )
 
     def should_report(self, trials: list[Trial], done: bool = False) -> bool:

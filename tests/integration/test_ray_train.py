@@ -32,7 +32,7 @@ from raygf.records import RoundRecord
 from raygf.storage.checkpoint import CheckpointStore
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers can't import this file
-FOLDER = str(Path(__file__).parent)
+PATH = [str(Path(__file__).parents[2]), *sys.path]
 
 FP32 = ComputeConfig("cpu", "fp32", "contiguous")
 
@@ -48,7 +48,7 @@ def without_batchnorm(spec: InputSpec) -> nn.Module:
 
 def loop(job: dict[str, Any]) -> None:
     """A worker that finds the networks of this file."""
-    sys.path.append(FOLDER)
+    sys.path.extend(PATH)
     work(job)
 
 

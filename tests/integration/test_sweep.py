@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -134,6 +135,7 @@ def interrupted(run_job: RunJob, sweep: Path, flags: tuple[str, ...]) -> Outcome
         over.set()
         thread.join()
         signal.signal(signal.SIGTERM, before)
+        gc.collect()  # Ray ends the actors of what is forgotten; a program's end with it
 
 
 def assert_all_agree(result: dict[str, Any], uri: str) -> None:
