@@ -3,32 +3,28 @@
 And what is shown at the end of all tests.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from ray_head import Head, free_ports, started_head
-from runs import LOCAL, REPOSITORY, UNTRACKED, Outcome, RunJob, StartJob, end_processes
+from ray_head import free_ports, started_head
+from runs import LOCAL, REPOSITORY, UNTRACKED, Outcome, end_processes
 from tiny import tiny_run
 
-from raygf.config.run import DataConfig, ResourceConfig, RunConfig, StorageConfig, TrackingConfig
+from raygf.config.run import DataConfig, ResourceConfig, StorageConfig, TrackingConfig
 from raygf.launch import Result
 
 _HASHES: dict[tuple[str, ...], str] = {}
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+def pytest_terminal_summary(terminalreporter):
     """The losses of all pairs of a network and a method that were trained (see integration/test_pairs.py)."""
     reports = terminalreporter.stats.get("passed", [])
     found = [value for report in reports for name, value in report.user_properties if name == "pair"]
@@ -49,13 +45,13 @@ class TrackedRun:
 
 
 @pytest.fixture
-def small_config(tmp_path: Path) -> RunConfig:
+def small_config(tmp_path):
     """The recipe "digits" made small, three rounds, without tracking: a tenth of a second a round."""
     return tiny_run(3, 3, StorageConfig(str(tmp_path / "runs"), "small"), ResourceConfig())
 
 
 @pytest.fixture(scope="session")
-def empty_tracking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty_tracking(tmp_path_factory):
     """An MLflow database with its tables, which take seconds to create."""
     from mlflow import MlflowClient
 
@@ -65,7 +61,7 @@ def empty_tracking(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tracking_uri(empty_tracking: Path, tmp_path: Path) -> str:
+def tracking_uri(empty_tracking, tmp_path):
     """A tracking database of the test's own."""
     copy = tmp_path / "mlflow.db"
     shutil.copy(empty_tracking, copy)
@@ -73,7 +69,7 @@ def tracking_uri(empty_tracking: Path, tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def tracked_run(empty_tracking: Path, tmp_path_factory: pytest.TempPathFactory) -> TrackedRun:
+def tracked_run(empty_tracking, tmp_path_factory):
     """Three rounds of a small network, in this process, tracked in a database of their own."""
     from raygf.launch import run
 
@@ -89,7 +85,7 @@ def tracked_run(empty_tracking: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
-def _cluster_stops_in_the_end() -> Iterator[None]:
+def _cluster_stops_in_the_end():
     yield
     if "ray" in sys.modules:
         import ray
@@ -98,7 +94,7 @@ def _cluster_stops_in_the_end() -> Iterator[None]:
 
 
 @pytest.fixture
-def cluster(_cluster_stops_in_the_end: None) -> str:
+def cluster(_cluster_stops_in_the_end):
     """This process in a Ray cluster of four CPUs that the tests share; returns its address."""
     import ray
 
@@ -111,27 +107,27 @@ def cluster(_cluster_stops_in_the_end: None) -> str:
 
 
 @pytest.fixture(scope="session")
-def head() -> Iterator[Head]:
+def head():
     """A head node with three CPUs for jobs that are submitted; this process is not in its cluster."""
     with started_head(cpus=3) as started:
         yield started
 
 
 @pytest.fixture
-def closed_port() -> int:
+def closed_port():
     """A port where nobody listens."""
     (port,) = free_ports(1)
     return port
 
 
 @pytest.fixture
-def run_job(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RunJob:
+def run_job(capsys, monkeypatch, tmp_path):
     """Runs a job in this process, in a folder of the test's own: ``run_job("digits", "--rounds", "2")``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))  # the command line adds the working directory
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
-    def run(name: str, *argv: str) -> Outcome:
+    def run(name, *argv):
         program = str(REPOSITORY / "jobs" / f"{name}.py")
         monkeypatch.setattr(sys, "argv", [program, *argv])
         capsys.readouterr()
@@ -144,10 +140,10 @@ def run_job(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.fixture
-def straight_hash(run_job: RunJob) -> Callable[..., str]:
+def straight_hash(run_job):
     """The weights after an undisturbed run of the job "digits" with these flags, in one process."""
 
-    def straight(*flags: str) -> str:
+    def straight(*flags):
         if flags not in _HASHES:
             storage = ("--storage.path", "straight", "--storage.name", str(len(_HASHES)))
             outcome = run_job("digits", *flags, *LOCAL, *UNTRACKED, *storage)
@@ -158,11 +154,11 @@ def straight_hash(run_job: RunJob) -> Callable[..., str]:
 
 
 @pytest.fixture
-def start_job(tmp_path: Path) -> Iterator[StartJob]:
+def start_job(tmp_path):
     """Starts a job as a program with a process group of its own, and ends what is left of it."""
     started: list[psutil.Process] = []
 
-    def start(name: str, *argv: str) -> subprocess.Popen[str]:
+    def start(name, *argv):
         process = subprocess.Popen(
             [sys.executable, str(REPOSITORY / "jobs" / f"{name}.py"), *argv],
             cwd=tmp_path,
@@ -182,10 +178,10 @@ def start_job(tmp_path: Path) -> Iterator[StartJob]:
 
 
 @pytest.fixture
-def call_job(start_job: StartJob) -> RunJob:
+def call_job(start_job):
     """Runs a job as a program."""
 
-    def call(name: str, *argv: str, seconds: float = 120) -> Outcome:
+    def call(name, *argv, seconds=120):
         process = start_job(name, *argv)
         out, err = process.communicate(timeout=seconds)
         return Outcome(process.returncode, out, err)

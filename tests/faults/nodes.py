@@ -10,37 +10,31 @@ within a second or two.
 ``three``: two runs at the same time on three nodes, each in a placement group of its own.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import ray
 from faults import Faults
 from ray.cluster_utils import Cluster
-from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
+from ray.util.placement_group import placement_group, placement_group_table
 from runs import raygf_actors, wait_until, with_resources
 from tiny import ON_CPUS, tiny_run
 
 from raygf.compute import resolve_compute
-from raygf.config.run import RunConfig, StorageConfig
+from raygf.config.run import StorageConfig
 from raygf.data.load import load_data
 from raygf.models.build import build_model
 from raygf.on_ray.driver import RemoteDriver
 from raygf.on_ray.executor import RayExecutor
 from raygf.on_ray.placement import Bundles
-from raygf.records import Notify
-from raygf.training.exit_trainer import Trained
-from raygf.training.network import BoundNetwork, NetworkState
+from raygf.training.network import BoundNetwork
 
 EXITS = 3
 WAIT_S = 120.0
@@ -57,7 +51,7 @@ Placement = dict[str, Counter[str]]
 """How many actors of each kind there are, by node."""
 
 
-def main(program: str, folder: Path) -> dict[str, Any]:
+def main(program, folder):
     """Run one of the programs on a cluster of its own."""
     head = {"num_cpus": 0, "_system_config": _NOTICED_SOON}
     cluster = Cluster(True, head_node_args=head) if program == "lost" else Cluster()
@@ -68,7 +62,7 @@ def main(program: str, folder: Path) -> dict[str, Any]:
         cluster.shutdown()
 
 
-def joined(cluster: Cluster, nodes: int, cpus: int) -> list[Any]:
+def joined(cluster, nodes, cpus):
     """The nodes, once this process is in the cluster."""
     made = [cluster.add_node(num_cpus=cpus, include_dashboard=False) for _ in range(nodes)]
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
@@ -78,13 +72,13 @@ def joined(cluster: Cluster, nodes: int, cpus: int) -> list[Any]:
 # A node is lost ---------------------------------------------------------------------------------------------
 
 
-def lost_config(folder: Path) -> RunConfig:
+def lost_config(folder):
     """Three rounds; two failures in a row would end the run."""
     resources = replace(ON_CPUS, wait_for_resources_s=WAIT_S, max_failures=1, max_driver_restarts=1)
     return tiny_run(3, EXITS, StorageConfig(str(folder / "runs"), "small"), resources)
 
 
-def lose_a_node(cluster: Cluster, folder: Path) -> dict[str, Any]:
+def lose_a_node(cluster, folder):
     """Start both, drop their node in round 2, give it back when they wait for it, and see what they made."""
     config, run, pool = lost_config(folder), Faults(folder / "run"), Faults(folder / "pool")
     run.add("stick exit 1 in round 2")
@@ -105,7 +99,7 @@ def lose_a_node(cluster: Cluster, folder: Path) -> dict[str, Any]:
     return {"run": results[0], "pool": results[1], "said": said}
 
 
-def whole_run(config: RunConfig, faults: Faults, notify: Notify) -> dict[str, Any]:
+def whole_run(config, faults, notify):
     """All rounds, by a driver and exit actors on the node that is dropped."""
     driver = RemoteDriver(config, notify=notify, parts=faults.parts())
     try:
@@ -118,7 +112,7 @@ def whole_run(config: RunConfig, faults: Faults, notify: Notify) -> dict[str, An
         driver.close()
 
 
-def one_round(config: RunConfig, faults: Faults, notify: Notify) -> dict[str, Any]:
+def one_round(config, faults, notify):
     """Round 2 of a pool without a driver, whose process is safe on the head."""
     config = with_resources(config, driver_cpus=0.0)
     dataset, state = start_of(config)
@@ -130,14 +124,14 @@ def one_round(config: RunConfig, faults: Faults, notify: Notify) -> dict[str, An
         pool.close()
 
 
-def start_of(config: RunConfig) -> tuple[Any, NetworkState]:
+def start_of(config):
     """The data and the network before the first round."""
     dataset = load_data(config.data, config.seed)
     network = build_model(config.model, dataset.spec, config.seed)
     return dataset, BoundNetwork(network, resolve_compute(config.compute)).state()
 
 
-def hashes(trained: Trained) -> list[str]:
+def hashes(trained):
     """SHA-256 of every exit's delta."""
     return [hashlib.sha256(update.delta.tobytes()).hexdigest() for update in trained.updates]
 
@@ -145,19 +139,19 @@ def hashes(trained: Trained) -> list[str]:
 # Two runs on three nodes ------------------------------------------------------------------------------------
 
 
-def shared_config(folder: Path, name: str, seed: int) -> RunConfig:
+def shared_config(folder, name, seed):
     """Two rounds of a small network with two exits."""
     return replace(tiny_run(2, 2, StorageConfig(str(folder), name)), seed=seed)
 
 
-def share_three_nodes(cluster: Cluster, folder: Path) -> dict[str, Any]:
+def share_three_nodes(cluster, folder):
     """Place both runs, let them meet after their first round, and see where they are."""
     nodes = joined(cluster, 3, 4)
     groups = {name: placement_group([{"CPU": 1}] * 3, strategy) for name, strategy in STRATEGIES.items()}
     assert all(group.wait(WAIT_S) for group in groups.values())
     expected = asked(groups)
 
-    def meet() -> None:
+    def meet():
         """A pool starts with its first actor, the others come later."""
         wait_until(lambda: running(nodes) == expected, WAIT_S / 2)
 
@@ -171,7 +165,7 @@ def share_three_nodes(cluster: Cluster, folder: Path) -> dict[str, Any]:
     return {"running": expected, "weights_sha256": found}
 
 
-def train(config: RunConfig, group: PlacementGroup, meet: Callable[[], object]) -> str:
+def train(config, group, meet):
     """A run in ``group``; it goes on after its first round once the others are there too."""
     driver = RemoteDriver(config, Bundles(group, 0, (1, 2)))
     try:
@@ -184,7 +178,7 @@ def train(config: RunConfig, group: PlacementGroup, meet: Callable[[], object]) 
         driver.close()
 
 
-def asked(groups: Mapping[str, PlacementGroup]) -> Placement:
+def asked(groups):
     """Where Ray has put the bundles of the driver (0) and of the exits (1, 2)."""
     places: Placement = {kind: Counter() for kind in KINDS}
     for group in groups.values():
@@ -194,7 +188,7 @@ def asked(groups: Mapping[str, PlacementGroup]) -> Placement:
     return places
 
 
-def running(nodes: Sequence[Any]) -> Placement:
+def running(nodes):
     """Where the actors' processes are: a worker is a child of its node's raylet."""
     raylets = {node.node_id: psutil.Process(node.all_processes["raylet"][0].process.pid) for node in nodes}
     return {

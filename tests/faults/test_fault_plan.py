@@ -1,7 +1,5 @@
 """Plans in plain words: read, written, and drawn so that a run can survive them."""
 
-from __future__ import annotations
-
 import pytest
 from fault_plan import MOMENTS, Fault, draw, parse
 
@@ -25,7 +23,7 @@ TARGETS = ("exit", "driver", "write", "node", "job")
         *((line, None) for line in ("kill", "kill exit in round 3", "eat exit 1 in round 2", "fail write a")),
     ],
 )
-def test_lines_are_faults_and_back_or_refused(line: str, fault: Fault | None) -> None:
+def test_lines_are_faults_and_back_or_refused(line, fault):
     if fault is not None:
         assert parse(line) == parse(str(fault)) == (fault,)
     else:
@@ -33,20 +31,20 @@ def test_lines_are_faults_and_back_or_refused(line: str, fault: Fault | None) ->
             parse(line)
 
 
-def test_a_plan_has_lines_and_repetitions() -> None:
+def test_a_plan_has_lines_and_repetitions():
     plan = parse("kill exit 1 in round 1, 2 times; fail write 1\n\n  fail write 2  ")
     twice = ["kill exit 1 in round 1 at step 1"] * 2
     assert [str(fault) for fault in plan] == [*twice, "fail write 1", "fail write 2"]
     assert parse("") == ()
 
 
-def test_a_seed_always_draws_the_same_plan_and_others_draw_others() -> None:
+def test_a_seed_always_draws_the_same_plan_and_others_draw_others():
     plans = [draw(seed, 6, 3, 4, TARGETS) for seed in range(50)]
     assert plans == [draw(seed, 6, 3, 4, TARGETS) for seed in range(50)]
     assert len(set(plans)) > 40
 
 
-def test_plans_fit_the_run_every_kind_comes_and_what_can_happen_only_once_is_drawn_once() -> None:
+def test_plans_fit_the_run_every_kind_comes_and_what_can_happen_only_once_is_drawn_once():
     plans = [draw(seed, 6, 3, 4, TARGETS) for seed in range(300)]
     faults = [fault for plan in plans for fault in plan]
     assert {fault.target for fault in faults} == set(TARGETS)

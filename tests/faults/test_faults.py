@@ -1,19 +1,15 @@
 """Whatever dies, the weights are those of an undisturbed run; ``faults.py`` makes the faults of a plan."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from faults import Faults
 from runs import raygf_actors, run_here, wait_until, with_resources
 from tiny import tiny_run
 
-from raygf.config.run import RunConfig, StorageConfig
+from raygf.config.run import StorageConfig
 from raygf.on_ray.cluster import with_gpus
 from raygf.on_ray.driver import RemoteDriver
 from raygf.records import RoundRecord
@@ -35,25 +31,22 @@ class Survived:
     faults: Faults
 
     @property
-    def notes(self) -> dict[int, tuple[str, ...]]:
+    def notes(self):
         """By round, of those that have any."""
         return {record.round: record.notes for record in self.records if record.notes}
 
     @property
-    def rounds(self) -> list[int]:
+    def rounds(self):
         return [record.round for record in self.records]
 
 
-Survive = Callable[..., Survived]
-
-
 @pytest.fixture
-def config(small_config: RunConfig) -> RunConfig:
+def config(small_config):
     return replace(small_config, rounds=ROUNDS)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
+def undisturbed(tmp_path_factory):
     """The weights after each round, in one process."""
     storage = StorageConfig(str(tmp_path_factory.mktemp("undisturbed")), "small", keep=ROUNDS)
     records, _ = run_here(tiny_run(ROUNDS, EXITS, storage))
@@ -63,10 +56,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
 
 
 @pytest.fixture
-def survive(cluster: str, tmp_path: Path) -> Survive:
+def survive(cluster, tmp_path):
     """Runs a configuration on the shared cluster while the faults of a plan happen to it."""
 
-    def run(config: RunConfig, plan: str) -> Survived:
+    def run(config, plan):
         faults, said = Faults(tmp_path / "faults"), []
         faults.add(plan)
         config = replace(config, resources=with_gpus(config.resources))
@@ -82,7 +75,7 @@ def survive(cluster: str, tmp_path: Path) -> Survive:
     return run
 
 
-def test_every_exit_is_killed(survive: Survive, config: RunConfig, undisturbed: dict[int, str]) -> None:
+def test_every_exit_is_killed(survive, config, undisturbed):
     plan = [f"kill exit {exit} in round 1 at step {exit}" for exit in range(1, EXITS + 1)]
     run = survive(with_resources(replace(config, stop_after=1), max_failures=EXITS), "\n".join(plan))
     assert (run.rounds, run.sha256) == ([1], undisturbed[1])
@@ -92,9 +85,7 @@ def test_every_exit_is_killed(survive: Survive, config: RunConfig, undisturbed: 
         assert re.fullmatch(said, note), note
 
 
-def test_driver_is_killed_while_and_after_it_writes(
-    survive: Survive, config: RunConfig, undisturbed: dict[int, str]
-) -> None:
+def test_driver_is_killed_while_and_after_it_writes(survive, config, undisturbed):
     """Before it writes: ``test_everything_at_once``."""
     plan = "kill driver in round 2 while it writes; kill driver in round 3 after it writes"
     run = survive(with_resources(replace(config, stop_after=4), actors=1), plan)
@@ -115,7 +106,7 @@ def test_driver_is_killed_while_and_after_it_writes(
     wait_until(lambda: not raygf_actors(), 15)  # those of dead drivers have gone with them
 
 
-def test_everything_at_once(survive: Survive, config: RunConfig, tmp_path: Path) -> None:
+def test_everything_at_once(survive, config, tmp_path):
     """A stuck exit, a disk that is full for a moment, a dead exit and a dead driver in one round, a round
     that diverges and is skipped."""
     diverging = "nan exit 3 in round 4 at step 2; nan exit 2 in round 4 at step 3"
@@ -143,13 +134,13 @@ def test_everything_at_once(survive: Survive, config: RunConfig, tmp_path: Path)
     )
 
 
-def hash_in_this_process(config: RunConfig, plan: str) -> str:
+def hash_in_this_process(config, plan):
     """A fault that ends a round leaves those of later exits in it waiting."""
     faults = Faults(Path(config.storage.path) / "faults")
     faults.add(plan)
 
     class Faulty(LocalExecutor):
-        def __init__(self, run: RunConfig, data: Any) -> None:
+        def __init__(self, run, data):
             super().__init__(run, data)
             self._trainer = faults.trainer(run, data)
 

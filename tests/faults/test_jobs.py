@@ -1,23 +1,15 @@
 """Jobs as people start them: a second one in the same place, and one that is killed."""
 
-from __future__ import annotations
-
 import os
 import signal
-from collections.abc import Callable
-from pathlib import Path
 
 import psutil
-from runs import LOCAL, RESUME, SMALL, UNTRACKED, RunJob, StartJob, one_error, raygf_actors
+from runs import LOCAL, RESUME, SMALL, UNTRACKED, one_error, raygf_actors
 
 
 def test_the_second_job_is_refused_and_the_first_can_be_resumed_after_its_death(
-    cluster: str,
-    start_job: StartJob,
-    run_job: RunJob,
-    straight_hash: Callable[..., str],
-    tmp_path: Path,
-) -> None:
+    cluster, start_job, run_job, straight_hash, tmp_path
+):
     flags = ("--rounds", "12", "--data.train-limit", "96", *SMALL[2:])
     mine = (*flags, *UNTRACKED, "--storage.path", "runs", "--storage.name", "one")
     first = start_job("digits", *mine, "--resources.actors", "2", "--resources.address", cluster)

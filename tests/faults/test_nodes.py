@@ -1,13 +1,9 @@
 """Clusters of several nodes: one of them is lost, and two runs share three of them."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import nodes
 import pytest
@@ -18,7 +14,7 @@ from raygf.storage.checkpoint import CheckpointStore
 from raygf.training.exit_trainer import LocalExecutor
 
 
-def program(name: str, folder: Path) -> dict[str, Any]:
+def program(name, folder):
     """What the program has seen."""
     with ray_folder() as temporary:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
@@ -34,13 +30,11 @@ def program(name: str, folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def lost(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def lost(tmp_path_factory):
     return program("lost", tmp_path_factory.mktemp("lost"))
 
 
-def test_a_run_whose_node_is_lost_waits_for_another_and_ends_with_the_same_bits(
-    lost: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_run_whose_node_is_lost_waits_for_another_and_ends_with_the_same_bits(lost, tmp_path):
     records, end = run_here(nodes.lost_config(tmp_path))
     assert [record.round for record in records] == lost["run"]["rounds"] == [1, 2, 3]
     assert lost["run"]["weights_sha256"] == end.weights_sha256
@@ -48,7 +42,7 @@ def test_a_run_whose_node_is_lost_waits_for_another_and_ends_with_the_same_bits(
     assert notes and all(note.startswith("driver restarted in round 2: Actor") for note in notes)
 
 
-def test_a_pool_whose_node_is_lost_counts_that_once(lost: dict[str, Any], tmp_path: Path) -> None:
+def test_a_pool_whose_node_is_lost_counts_that_once(lost, tmp_path):
     """Three actors are lost, one failure is allowed."""
     config = nodes.lost_config(tmp_path)
     assert config.resources.max_failures == 1
@@ -60,7 +54,7 @@ def test_a_pool_whose_node_is_lost_counts_that_once(lost: dict[str, Any], tmp_pa
     assert lost["pool"]["deltas"] == nodes.hashes(trained)
 
 
-def test_people_are_told_what_is_waited_for_and_that_it_came(lost: dict[str, Any]) -> None:
+def test_people_are_told_what_is_waited_for_and_that_it_came(lost):
     size = "(1 CPUs, 0 GPUs)"
     for who, what in (("run", f"the driver {size}"), ("pool", f"an exit actor {size}")):
         said = lost["said"][who]
@@ -68,7 +62,7 @@ def test_people_are_told_what_is_waited_for_and_that_it_came(lost: dict[str, Any
         assert any(text.startswith(f"there is {what} after ") for text in said[waiting + 1 :])
 
 
-def test_two_runs_that_share_a_cluster_are_where_they_were_placed_and_keep_their_bits(tmp_path: Path) -> None:
+def test_two_runs_that_share_a_cluster_are_where_they_were_placed_and_keep_their_bits(tmp_path):
     """Neither goes on before the other has trained a round and both hold their actors where they should."""
     shared = program("three", tmp_path / "three")
     exits, drivers = shared["running"]["ExitActor"], shared["running"]["DriverActor"]

@@ -3,8 +3,6 @@
 A maker is called with a bench and puts things into its folder, in which the job then runs.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import pickle
@@ -12,10 +10,8 @@ import shutil
 import sqlite3
 import struct
 import zipfile
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,42 +33,37 @@ class Bench:
     past: Path
 
     @property
-    def mark(self) -> Path:
+    def mark(self):
         """The file that is there if something was executed."""
         return self.folder / "executed"
-
-
-Make = Callable[[Bench], object]
-Row = tuple[bytes | None, int | None]
-"""An encoded image and its label."""
 
 
 class Bomb:
     """Leaves ``mark`` when it is unpickled."""
 
-    def __init__(self, mark: Path) -> None:
+    def __init__(self, mark):
         self.mark = mark
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self):
         return (Path.touch, (self.mark,))
 
 
 # Files ------------------------------------------------------------------------------------------------------
 
 
-def nothing(bench: Bench) -> None:
+def nothing(bench):
     """The flags alone are bad."""
 
 
-def each(*makes: Make) -> Make:
+def each(*makes):
     """One after the other."""
     return lambda bench: [make(bench) for make in makes]
 
 
-def file(name: str, content: str | bytes = "in the way") -> Make:
+def file(name, content="in the way"):
     """A file."""
 
-    def make(bench: Bench) -> None:
+    def make(bench):
         path = bench.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -80,20 +71,20 @@ def file(name: str, content: str | bytes = "in the way") -> Make:
     return make
 
 
-def folder(name: str) -> Make:
+def folder(name):
     """An empty folder."""
     return lambda bench: (bench.folder / name).mkdir(parents=True)
 
 
-def gone(name: str) -> Make:
+def gone(name):
     """Without the file ``name``."""
     return lambda bench: (bench.folder / name).unlink()
 
 
-def link(name: str, target: str) -> Make:
+def link(name, target):
     """A symbolic link, whether or not there is something where it points."""
 
-    def make(bench: Bench) -> None:
+    def make(bench):
         path = bench.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
@@ -102,25 +93,25 @@ def link(name: str, target: str) -> Make:
     return make
 
 
-def damage(name: str, change: Callable[[bytes], bytes]) -> Make:
+def damage(name, change):
     """``change`` done to a file that is there."""
 
-    def make(bench: Bench) -> None:
+    def make(bench):
         path = bench.folder / name
         path.write_bytes(change(path.read_bytes()))
 
     return make
 
 
-def cut(share: float) -> Callable[[bytes], bytes]:
+def cut(share):
     """The first ``share`` of the bytes."""
     return lambda content: content[: int(share * len(content))]
 
 
-def flip(place: int | bytes) -> Callable[[bytes], bytes]:
+def flip(place):
     """One bit flipped in the byte ``place``, or in the first one of the text ``place``."""
 
-    def change(content: bytes) -> bytes:
+    def change(content):
         changed = bytearray(content)
         changed[place if isinstance(place, int) else content.index(place)] ^= 0x10
         return bytes(changed)
@@ -128,12 +119,12 @@ def flip(place: int | bytes) -> Callable[[bytes], bytes]:
     return change
 
 
-def replaced(content: bytes) -> Callable[[bytes], bytes]:
+def replaced(content):
     """Other bytes in their place."""
     return lambda _: content
 
 
-def pickled(name: str) -> Make:
+def pickled(name):
     """A pickle that runs code when it is loaded."""
     return lambda bench: file(name, pickle.dumps(Bomb(bench.mark)))(bench)
 
@@ -141,7 +132,7 @@ def pickled(name: str) -> Make:
 # Images -----------------------------------------------------------------------------------------------------
 
 
-def photo(seed: int, mode: str = "RGB", size: int = 8, format: str = "JPEG") -> bytes:
+def photo(seed, mode="RGB", size=8, format="JPEG"):
     """An image file of ``size`` pixels a side."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
     stream = io.BytesIO()
@@ -149,12 +140,12 @@ def photo(seed: int, mode: str = "RGB", size: int = 8, format: str = "JPEG") -> 
     return stream.getvalue()
 
 
-def rows(count: int, **kind: Any) -> list[Row]:
+def rows(count, **kind):
     """Images with the labels 0 and 1 in turn."""
     return [(photo(number, **kind), number % 2) for number in range(count)]
 
 
-def one_row(image: bytes | None = b"", label: int | None = -9) -> list[Row]:
+def one_row(image=b"", label=-9):
     """24 rows, of which number 17 has this image, or this label."""
     changed = rows(24)
     kept, known = changed[17]
@@ -162,17 +153,10 @@ def one_row(image: bytes | None = b"", label: int | None = -9) -> list[Row]:
     return changed
 
 
-def parquet(
-    train: Sequence[Row] | None = None,
-    test: Sequence[Row] | None = None,
-    image: str = "image",
-    label: str = "label",
-    kind: pa.DataType | None = None,
-    names: bytes | None = b"cat,dog",
-) -> Make:
+def parquet(train=None, test=None, image="image", label="label", kind=None, names=b"cat,dog"):
     """The set ``set`` in two Parquet files; ``kind`` is the type of the labels."""
 
-    def make(bench: Bench) -> None:
+    def make(bench):
         (bench.folder / "set").mkdir(exist_ok=True)
         for split, part in (("train", rows(24) if train is None else train), ("test", test or rows(8))):
             images = pa.array(
@@ -187,10 +171,10 @@ def parquet(
     return make
 
 
-def class_folders(train: Sequence[Row] | None = None) -> Make:
+def class_folders(train=None):
     """The set ``set`` as class folders."""
 
-    def make(bench: Bench) -> None:
+    def make(bench):
         for split, part in (("train", rows(24) if train is None else train), ("val", rows(8))):
             for number, (data, label) in enumerate(part):
                 name = ("cat", "dog")[label or 0]
@@ -199,18 +183,18 @@ def class_folders(train: Sequence[Row] | None = None) -> Make:
     return make
 
 
-def copied(name: str, copy: str) -> Make:
+def copied(name, copy):
     """A second copy of a file."""
     return lambda bench: shutil.copy(bench.folder / name, bench.folder / copy)
 
 
-def empty_file(bench: Bench) -> None:
+def empty_file(bench):
     """A training file more, without rows."""
     whole = pq.read_table(bench.folder / "set" / "train-00000.parquet")
     pq.write_table(whole.slice(0, 0), bench.folder / "set" / "train-1.parquet")
 
 
-def cifar_archive(bench: Bench) -> None:
+def cifar_archive(bench):
     """CIFAR-10's folder whose first batch is a pickle that runs code."""
     base = "set/cifar-10-batches-py"
     for name in (*(f"data_batch_{number}" for number in range(2, 6)), "test_batch", "batches.meta"):
@@ -221,28 +205,28 @@ def cifar_archive(bench: Bench) -> None:
 # Checkpoints ------------------------------------------------------------------------------------------------
 
 
-def past_run(bench: Bench) -> None:
+def past_run(bench):
     """The past run, as ``runs/one``."""
     shutil.copytree(bench.past, bench.folder / "runs" / "one")
 
 
-def newest(change: Callable[[bytes], bytes]) -> Make:
+def newest(change):
     """The past run with its newest checkpoint changed."""
     return each(past_run, damage(NEWEST, change))
 
 
-def only(change: Callable[[bytes], bytes]) -> Make:
+def only(change):
     """The past run with a single checkpoint, and that changed."""
     return each(newest(change), lambda bench: (bench.folder / "runs/one/round-000001.npz").unlink())
 
 
-def edited(change: Callable[[dict[str, Any], dict[str, Any]], object]) -> Make:
+def edited(change):
     """The past run whose newest checkpoint was written by a program that knows the format.
 
     ``change`` gets its description and its arrays, the weights as "vector", and may change both.
     """
 
-    def make(bench: Bench) -> None:
+    def make(bench):
         past_run(bench)
         path = bench.folder / NEWEST
         known = load_checkpoint(str(path))
@@ -257,22 +241,22 @@ def edited(change: Callable[[dict[str, Any], dict[str, Any]], object]) -> Make:
     return make
 
 
-def array(name: str, change: Callable[[Any], Any]) -> Make:
+def array(name, change):
     """As ``edited``, with one array changed."""
     return edited(lambda _, arrays: arrays.update({name: change(arrays[name])}))
 
 
-def meta(**values: Any) -> Make:
+def meta(**values):
     """As ``edited``, with some values of the description changed."""
     return edited(lambda known, _: known.update(values))
 
 
-def other_format(content: bytes) -> bytes:
+def other_format(content):
     """Of the format that may come after this one."""
     return repacked(content, lambda known: {**known, "format": 2})
 
 
-def repacked(content: bytes, change: Callable[[dict[str, Any]], dict[str, Any]], **packing: int) -> bytes:
+def repacked(content, change, **packing):
     """The archive packed anew with another description."""
     stream = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(stream, "w", **packing) as new:
@@ -287,7 +271,7 @@ def repacked(content: bytes, change: Callable[[dict[str, Any]], dict[str, Any]],
     return stream.getvalue()
 
 
-def bloated(content: bytes) -> bytes:
+def bloated(content):
     """With a member that is a thousand times as large once it is unpacked: 30 MB of zeros."""
     stream = io.BytesIO(repacked(content, dict, compression=zipfile.ZIP_DEFLATED))
     with zipfile.ZipFile(stream, "a", zipfile.ZIP_DEFLATED) as archive:
@@ -295,7 +279,7 @@ def bloated(content: bytes) -> bytes:
     return stream.getvalue()
 
 
-def boastful(content: bytes) -> bytes:
+def boastful(content):
     """Whose weights claim to be a petabyte."""
     header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (250000000000000,), }"
     header += b" " * (118 - len(header) - 1) + b"\n"
@@ -307,7 +291,7 @@ def boastful(content: bytes) -> bytes:
     return stream.getvalue()
 
 
-def object_array(bench: Bench) -> None:
+def object_array(bench):
     """The past run whose weights are an object array, with a pickle in it."""
     past_run(bench)
     stream = io.BytesIO()
@@ -318,10 +302,10 @@ def object_array(bench: Bench) -> None:
 # Databases, networks, weights -------------------------------------------------------------------------------
 
 
-def database(*statements: str) -> Make:
+def database(*statements):
     """A SQLite database ``other.db`` that is not MLflow's."""
 
-    def make(bench: Bench) -> None:
+    def make(bench):
         with sqlite3.connect(bench.folder / "other.db") as connection:
             for statement in statements:
                 connection.execute(statement)
@@ -378,17 +362,17 @@ no_method = lambda setting: 3
 """
 
 
-def networks(bench: Bench) -> None:
+def networks(bench):
     """The module ``mine`` with functions that return networks and methods, good and bad."""
     file("mine.py", NETWORKS)(bench)
     file("broken.py", "def net(spec:\n")(bench)
     file("leaving.py", "import sys\nsys.exit(0)\n")(bench)
 
 
-def weights(change: Callable[[dict[str, Any]], object] = dict) -> Make:
+def weights(change=dict):
     """``weights.pt``: torchvision's squeezenet1_1 for two classes, changed."""
 
-    def make(bench: Bench) -> None:
+    def make(bench):
         from torchvision.models import get_model
 
         state = get_model("squeezenet1_1", weights=None, num_classes=2).state_dict()
@@ -398,11 +382,11 @@ def weights(change: Callable[[dict[str, Any]], object] = dict) -> Make:
     return make
 
 
-def torch_pickle(name: str) -> Make:
+def torch_pickle(name):
     """What ``torch.save`` makes of an object that runs code when it is loaded."""
     return lambda bench: torch.save(Bomb(bench.mark), bench.folder / name)
 
 
-def unreadable(name: str) -> Make:
+def unreadable(name):
     """A file that nobody but root may read."""
     return lambda bench: (bench.folder / name).chmod(0)

@@ -6,9 +6,7 @@ import io
 import runpy
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import click
 import pytest
@@ -24,7 +22,7 @@ UNCHECKED = ("aws", "docker", "kubectl", "pip", "export", "mkdir", "sudo", "ulim
 GROUPS = {"ray": "ray.scripts.scripts", "mlflow": "mlflow.cli"}
 
 
-def commands(script: str) -> list[list[str]]:
+def commands(script):
     """The simple commands of a shell script as words, without comments and leading assignments."""
     found: list[list[str]] = []
     for line in script.replace("\\\n", " ").splitlines():
@@ -39,7 +37,7 @@ def commands(script: str) -> list[list[str]]:
     return [words for words in found if words]
 
 
-def check(words: Sequence[str]) -> None:
+def check(words):
     """Raise an error that says what is wrong with this command."""
     program, *rest = words
     name = PurePosixPath(program).name
@@ -57,7 +55,7 @@ def check(words: Sequence[str]) -> None:
         assert name in UNCHECKED, f"{name}: add a check for it"
 
 
-def check_python(first: str, second: str = "", *rest: str) -> None:
+def check_python(first, second="", *rest):
     if first == "-c":
         compile(second, "-c", "exec")
     elif first == "-m":
@@ -72,7 +70,7 @@ def check_python(first: str, second: str = "", *rest: str) -> None:
             parse_job(path.stem, (second, *rest) if second else ())
 
 
-def parse_click(program: str, words: Sequence[str]) -> dict[str, Any]:
+def parse_click(program, words):
     """The parameters of a command of Ray or MLflow, as the program itself reads them."""
     command, rest = importlib.import_module(GROUPS[program]).cli, list(words)
     while isinstance(command, click.Group):
@@ -82,7 +80,7 @@ def parse_click(program: str, words: Sequence[str]) -> dict[str, Any]:
     return command.make_context(command.name, rest).params
 
 
-def parse_job(name: str, argv: Sequence[str]) -> Any:
+def parse_job(name, argv):
     """What the job ``name`` makes of its flags; for a training job the run that it would start."""
     if name == "sweep":
         from raygf.sweep.command import parse_sweep
@@ -92,7 +90,7 @@ def parse_job(name: str, argv: Sequence[str]) -> Any:
         return parse_flags(importlib.import_module(name).EvaluateConfig, "", argv)
     seen: list[RunConfig] = []
 
-    def instead_of_run(config: RunConfig, *more: object, **named: object) -> None:
+    def instead_of_run(config, *more, **named):
         seen.append(config)
         raise RaygfError("parsed")
 

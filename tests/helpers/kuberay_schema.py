@@ -4,8 +4,6 @@ Only the fields that deploy/rayjob.yaml has; others are errors. Names, types and
 KubeRay's API types (RayJobSpec, RayClusterSpec, HeadGroupSpec, WorkerGroupSpec) and of Kubernetes.
 """
 
-from typing import Any
-
 import yaml
 
 WORDS = {
@@ -67,7 +65,7 @@ ray.io/v1 RayJob:
 """Fields with "~" may be missing, "*" stands for any fields, a list has one or more of its item."""
 
 
-def schema(shape: Any) -> dict[str, Any]:
+def schema(shape):
     """A shape as JSON Schema."""
     if isinstance(shape, str):
         return WORDS.get(shape, {"enum": shape.split("|")})

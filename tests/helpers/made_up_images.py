@@ -1,14 +1,10 @@
 """Small made-up images: in memory, as files, and as sets on disk in every layout that is read."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +14,7 @@ from PIL import Image
 
 from raygf.compute import Compute
 from raygf.config.run import DataConfig
-from raygf.data.base import Batch, ChannelStatistics, InputSpec
+from raygf.data.base import ChannelStatistics, InputSpec
 from raygf.data.in_memory import ImageSet
 from raygf.data.load import load_data
 from raygf.data.splits import Split
@@ -33,7 +29,7 @@ REAL = Path(os.environ.get("RAYGF_DATA") or Path(__file__).parents[2].parent / "
 
 
 @contextmanager
-def refused(*parts: str) -> Iterator[pytest.ExceptionInfo[DataError]]:
+def refused(*parts):
     """What is inside must raise a DataError of one line that has all ``parts``."""
     with pytest.raises(DataError) as caught:
         yield caught
@@ -42,13 +38,13 @@ def refused(*parts: str) -> Iterator[pytest.ExceptionInfo[DataError]]:
         assert part in str(caught.value)
 
 
-def make_split(count: int, shape: tuple[int, ...] = (3, 6, 6), seed: int = 0) -> Split:
+def make_split(count, shape=(3, 6, 6), seed=0):
     """Random images that can be told apart, with labels 0 … 9 in turn."""
     images = np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
     return Split(images, np.arange(count, dtype=np.int64) % 10)
 
 
-def make_set(train: int = 20, val: int = 5, test: int = 7, pad: int = 0, flip: bool = False) -> ImageSet:
+def make_set(train=20, val=5, test=7, pad=0, flip=False):
     """An image set of random 6x6 images."""
     return ImageSet(
         "made up",
@@ -61,17 +57,17 @@ def make_set(train: int = 20, val: int = 5, test: int = 7, pad: int = 0, flip: b
     )
 
 
-def bits(batches: Iterable[Batch]) -> list[tuple[bytes, list[int]]]:
+def bits(batches):
     """Images and labels of every batch, to be compared."""
     return [(images.contiguous().numpy().tobytes(), labels.tolist()) for images, labels in batches]
 
 
-def random_pixels(count: int, size: int = 5, seed: int = 0) -> list[np.ndarray]:
+def random_pixels(count, size=5, seed=0):
     """``count`` RGB images uint8 (size, size, 3)."""
     return list(np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8))
 
 
-def encode(pixels: np.ndarray, format: str = "PNG", mode: str | None = None, **options: Any) -> bytes:
+def encode(pixels, format="PNG", mode=None, **options):
     """Pixels uint8 (H, W, 3) or (H, W) as an image file, converted to ``mode`` first."""
     image = Image.fromarray(pixels)
     file = io.BytesIO()
@@ -79,7 +75,7 @@ def encode(pixels: np.ndarray, format: str = "PNG", mode: str | None = None, **o
     return file.getvalue()
 
 
-def photograph(seed: int, width: int = 0, height: int = 0) -> bytes:
+def photograph(seed, width=0, height=0):
     """A smooth colour JPEG of some 24 to 47 pixels a side; no two seeds look alike."""
     rng = np.random.default_rng(seed)
     size = (width or int(rng.integers(24, 48)), height or int(rng.integers(24, 48)))
@@ -87,21 +83,13 @@ def photograph(seed: int, width: int = 0, height: int = 0) -> bytes:
     return encode(np.asarray(small.resize(size, Image.Resampling.BICUBIC)), "JPEG", quality=92)
 
 
-def photographs(count: int, first: int = 0) -> list[bytes]:
+def photographs(count, first=0):
     return [photograph(seed) for seed in range(first, first + count)]
 
 
 def write_parquet(
-    path: Path,
-    files: Sequence[bytes | None],
-    labels: Any,
-    columns: tuple[str, str] = ("image", "label"),
-    names: str | None = None,
-    hub_names: dict[str, list[str]] | None = None,
-    plain: bool = False,
-    group: int = 2,
-    **more: Any,
-) -> Path:
+    path, files, labels, columns=("image", "label"), names=None, hub_names=None, plain=False, group=2, **more
+):
     """One Parquet file with row groups of ``group`` rows, its images in structs or ``plain``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = pa.binary() if plain else pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -116,7 +104,7 @@ def write_parquet(
     return path
 
 
-def write_shards(folder: Path, train: int = 30, test: int = 7, broken: Sequence[int] = ()) -> Path:
+def write_shards(folder, train=30, test=7, broken=()):
     """Two training shards and one of test images; the training images ``broken`` can't be decoded."""
     half = train // 2
     for name, rows, first in (
@@ -131,7 +119,7 @@ def write_shards(folder: Path, train: int = 30, test: int = 7, broken: Sequence[
     return folder
 
 
-def write_folders(folder: Path, train: int = 30, test: int = 7, broken: Sequence[int] = ()) -> Path:
+def write_folders(folder, train=30, test=7, broken=()):
     """The same images as class folders; in this layout they are ordered by class."""
     for split, count, first in (("train", train, 0), ("val", test, 1000)):
         for row, file in enumerate(photographs(count, first)):
@@ -144,7 +132,7 @@ def write_folders(folder: Path, train: int = 30, test: int = 7, broken: Sequence
 WRITE = {"shards": write_shards, "imagefolder": write_folders}
 
 
-def load_streamed(path: Path, seed: int = 0, **fields: Any) -> StreamedSet:
+def load_streamed(path, seed=0, **fields):
     """A small streamed set: crops of 16 pixels, no workers."""
     values = {"source": "shards", "path": str(path), "crop": 16, "resize": 20, "workers": 0, **fields}
     data = load_data(DataConfig(**values), seed)

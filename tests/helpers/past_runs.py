@@ -1,23 +1,18 @@
 """Past runs: trained here, or never trained, with chosen results and histories to match."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from tiny_network import run_config
 
-from raygf.config.run import RunConfig
 from raygf.evaluation.budgeted import BudgetCurve
 from raygf.evaluation.importance import Importance
 from raygf.evaluation.results import RunResults
-from raygf.records import RunEnd
 from raygf.rounds.driver import Driver
 from raygf.training.exit_trainer import LocalExecutor
 
 
-def train(config: RunConfig, run_id: str = "") -> RunEnd:
+def train(config, run_id=""):
     """Train in this process, to the end."""
     driver = Driver(config, lambda run, dataset, exits: LocalExecutor(run, dataset))
     driver.prepare()
@@ -28,9 +23,7 @@ def train(config: RunConfig, run_id: str = "") -> RunEnd:
     return end
 
 
-def entry(
-    round: int, train: float, fused: float | None = None, passes: int = 1, **fusion: Any
-) -> dict[str, Any]:
+def entry(round, train, fused=None, passes=1, **fusion):
     """One round of two exits: training accuracy of the last exit, and of the fused network if any."""
     known = {
         "accuracy": [0.0, fused],
@@ -48,7 +41,7 @@ def entry(
     }
 
 
-def curve(accuracy: float = 0.5, scale: float = 1e6) -> BudgetCurve:
+def curve(accuracy=0.5, scale=1e6):
     """Three settings of two exits."""
     return BudgetCurve(
         p=np.array([0.5, 1.0, 1.5]),
@@ -68,14 +61,7 @@ IMPORTANCE = Importance(
 )
 
 
-def results(
-    method: str = "sgd",
-    seed: int = 0,
-    top1: tuple[float, ...] = (0.5, 0.75),
-    rounds: int = 2,
-    name: str = "run",
-    **changes: Any,
-) -> RunResults:
+def results(method="sgd", seed=0, top1=(0.5, 0.75), rounds=2, name="run", **changes):
     """A run of two exits after some rounds; every other field can be changed."""
     config = run_config(method=method, seed=seed)
     found = RunResults(

@@ -1,7 +1,5 @@
 """A Ray head node of its own, started as people start one, and ``ray job`` against it."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket
@@ -10,7 +8,6 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +26,7 @@ class Head:
     folder: Path
     environment: dict[str, str]
 
-    def actors(self) -> list[str]:
+    def actors(self):
         """Titles of raygf's actors that live on it."""
         titles = []
         for process in processes_of(self.folder):
@@ -39,27 +36,25 @@ class Head:
                 continue
         return [title for title in titles if title.startswith(_ACTORS)]
 
-    def actors_left(self, seconds: float = 10) -> list[str]:
+    def actors_left(self, seconds=10):
         """Titles of raygf's actors that have not ended within ``seconds``."""
         limit = time.monotonic() + seconds
         while (left := self.actors()) and time.monotonic() < limit:
             time.sleep(0.1)
         return left
 
-    def submit(
-        self, working_dir: Path, *command: str, options: tuple[str, ...] = ()
-    ) -> subprocess.CompletedProcess[str]:
+    def submit(self, working_dir, *command, options=()):
         """``ray job submit``, followed to the job's end unless ``options`` have ``--no-wait``."""
         return self.job("submit", "--working-dir", str(working_dir), *options, "--", *command)
 
-    def job(self, verb: str, *words: str) -> subprocess.CompletedProcess[str]:
+    def job(self, verb, *words):
         """``ray job VERB``, with what it has printed."""
         call = [program("ray"), "job", verb, "--address", self.dashboard, *words]
         return subprocess.run(call, env=self.environment, capture_output=True, text=True, timeout=200)
 
 
 @contextmanager
-def started_head(cpus: int) -> Iterator[Head]:
+def started_head(cpus):
     """A head node with this many CPUs, whose Python has raygf's packages but not raygf."""
     port, dashboard, agent, metrics = free_ports(4)
     with ray_folder() as folder:
@@ -77,7 +72,7 @@ def started_head(cpus: int) -> Iterator[Head]:
 
 
 @contextmanager
-def ray_folder() -> Iterator[Path]:
+def ray_folder():
     """A folder for one Ray's files. It ends with its processes: ``ray stop`` would end every Ray there is."""
     folder = Path(tempfile.mkdtemp(prefix="rgf", dir="/tmp"))  # short: paths of sockets must be
     try:
@@ -93,7 +88,7 @@ def ray_folder() -> Iterator[Path]:
         assert left == []
 
 
-def processes_of(folder: Path) -> list[psutil.Process]:
+def processes_of(folder):
     """Everything that belongs to the Ray in ``folder``: what names it, and the children of that."""
     found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
@@ -105,7 +100,7 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     return list(found.values())
 
 
-def python_without_raygf(folder: Path) -> Path:
+def python_without_raygf(folder):
     """A Python with the packages of the one that runs the tests, as a cluster's nodes have it: no raygf."""
     venv.create(folder / "python", with_pip=False)
     (site,) = (folder / "python" / "lib").glob("python*/site-packages")
@@ -114,7 +109,7 @@ def python_without_raygf(folder: Path) -> Path:
     return folder / "python" / "bin" / "python"
 
 
-def _environment(python: Path) -> dict[str, str]:
+def _environment(python):
     """This process's, with nothing of Ray, MLflow or Python in it, and with ``python`` first in PATH."""
     ours = ("RAY_", "MLFLOW_", "PYTHON")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
@@ -122,12 +117,12 @@ def _environment(python: Path) -> dict[str, str]:
     return kept | {"RAY_AUTH_MODE": "disabled", "PATH": path, "NO_COLOR": "1"}
 
 
-def program(name: str) -> str:
+def program(name):
     """A program of the environment that runs the tests."""
     return str(Path(sys.executable).with_name(name))
 
 
-def free_ports(count: int) -> list[int]:
+def free_ports(count):
     """Ports that nobody listened on just now."""
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:

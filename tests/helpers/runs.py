@@ -1,22 +1,15 @@
 """Running jobs and runs in tests, and looking after their processes."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import json
-import subprocess
 import time
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from raygf.config.run import RunConfig
-from raygf.records import RoundRecord, RunEnd
 from raygf.rounds.driver import Driver
 from raygf.training.exit_trainer import LocalExecutor
 
@@ -45,32 +38,28 @@ class Outcome:
     err: str
 
     @property
-    def result(self) -> dict[str, Any]:
+    def result(self):
         """The last line on standard output."""
         assert self.code == 0, self.err
         return dict(json.loads(self.out.splitlines()[-1]))
 
     @property
-    def rounds(self) -> list[str]:
+    def rounds(self):
         """The rounds shown, as "2/9"."""
         return rounds_shown(self.err)
 
     @property
-    def notes(self) -> list[str]:
+    def notes(self):
         """The notes shown."""
         return [line for line in self.err.splitlines() if line.startswith("note:")]
 
 
-RunJob = Callable[..., Outcome]
-StartJob = Callable[..., "subprocess.Popen[str]"]
-
-
-def rounds_shown(text: str) -> list[str]:
+def rounds_shown(text):
     """The rounds that a job has shown, as "2/9"."""
     return [line.split()[1] for line in text.splitlines() if line.startswith("round ")]
 
 
-def one_error(outcome: Outcome, says: str = "", code: int = 2) -> str:
+def one_error(outcome, says="", code=2):
     """The error: it comes last, once, without a traceback; no round was done, there is no result.
 
     It has the pieces of ``says``, which are separated by " … ".
@@ -85,12 +74,12 @@ def one_error(outcome: Outcome, says: str = "", code: int = 2) -> str:
     return errors[0]
 
 
-def local_driver(config: RunConfig) -> Driver:
+def local_driver(config):
     """A driver that trains in this process."""
     return Driver(config, lambda run, dataset, exits: LocalExecutor(run, dataset))
 
 
-def run_here(config: RunConfig, run_id: str = "") -> tuple[list[RoundRecord], RunEnd]:
+def run_here(config, run_id=""):
     """The records and the end of a run in this process, without Ray."""
     driver = local_driver(config)
     driver.prepare()
@@ -100,12 +89,12 @@ def run_here(config: RunConfig, run_id: str = "") -> tuple[list[RoundRecord], Ru
     return records, end
 
 
-def with_resources(config: RunConfig, **fields: Any) -> RunConfig:
+def with_resources(config, **fields):
     """``config`` with other resources."""
     return replace(config, resources=replace(config.resources, **fields))
 
 
-def raygf_actors(kind: str = "", of: psutil.Process | None = None) -> list[psutil.Process]:
+def raygf_actors(kind="", of=None):
     """The processes of raygf's actors and trials among the descendants of ``of``, by default of this process.
 
     ``kind`` is a part of their title: "DriverActor", "ExitActor", "RayTrainWorker", "TrainHost".
@@ -119,7 +108,7 @@ def raygf_actors(kind: str = "", of: psutil.Process | None = None) -> list[psuti
     return found
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 90, what: str = "it") -> None:
+def wait_until(condition, seconds=90, what="it"):
     """Return once ``condition`` holds.
 
     Raises:
@@ -131,10 +120,10 @@ def wait_until(condition: Callable[[], object], seconds: float = 90, what: str =
         time.sleep(0.02)
 
 
-def wait_for_answer(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for_answer(url, process, log):
     """Return once the server ``process`` answers; ``log`` has what it says."""
 
-    def answers() -> bool:
+    def answers():
         assert process.poll() is None, f"the server has ended: {log.read_text()[-2000:]}"
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
             return True
@@ -143,7 +132,7 @@ def wait_for_answer(url: str, process: subprocess.Popen[bytes], log: Path) -> No
     wait_until(answers, what=f"an answer at {url}")
 
 
-def end_processes(processes: list[psutil.Process]) -> None:
+def end_processes(processes):
     """End exactly these processes."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -164,7 +153,7 @@ class Tracked:
     rounds: list[int]
 
 
-def tracked_runs(uri: str) -> list[Tracked]:
+def tracked_runs(uri):
     """All runs of the experiment "raygf"; deleted ones don't count."""
     from mlflow import MlflowClient
 
@@ -182,7 +171,7 @@ def tracked_runs(uri: str) -> list[Tracked]:
     return found
 
 
-def tracked_sweep(uri: str) -> tuple[Tracked, dict[str, Tracked]]:
+def tracked_sweep(uri):
     """The only sweep's run in MLflow, and those of its trials by name."""
     runs = tracked_runs(uri)
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.tags]
@@ -192,7 +181,7 @@ def tracked_sweep(uri: str) -> tuple[Tracked, dict[str, Tracked]]:
     return parent, {child.name: child for child in children}
 
 
-def table(path: str | Path) -> dict[str, dict[str, str]]:
+def table(path):
     """A sweep's results by trial."""
     with Path(path).open() as stream:
         return {line["trial"]: line for line in csv.DictReader(stream)}

@@ -1,13 +1,11 @@
 """A plan, its trials and what became of them, for the tests of sweeps."""
 
 from dataclasses import replace
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from raygf.config.recipes import get_recipe
-from raygf.config.run import RunConfig, StorageConfig
-from raygf.data.base import InputSpec
+from raygf.config.run import StorageConfig
 from raygf.records import ExitScore, RoundRecord, RunEnd
 from raygf.sweep.plan import Plan, SweepOptions
 from raygf.sweep.report import TrialRow
@@ -15,7 +13,7 @@ from raygf.sweep.report import TrialRow
 FIELDS = ("fusion.lr", "fusion.segments")
 
 
-def plan(run: RunConfig | None = None, path: str = "/runs", **changes: Any) -> Plan:
+def plan(run=None, path="/runs", **changes):
     """A sweep of ``FIELDS`` around the recipe "digits", with 3 exits and 2 actors a trial."""
     run = run or get_recipe("digits")
     made = Plan(
@@ -31,7 +29,7 @@ def plan(run: RunConfig | None = None, path: str = "/runs", **changes: Any) -> P
     return replace(made, **changes)
 
 
-def row(number: int, score: float | None = 0.5, **changes: Any) -> TrialRow:
+def row(number, score=0.5, **changes):
     """A trial that came to its end; without a score one that failed."""
     made = TrialRow(
         trial=f"ab_{number:05d}",
@@ -49,14 +47,14 @@ def row(number: int, score: float | None = 0.5, **changes: Any) -> TrialRow:
     return replace(made, **changes)
 
 
-def record(round: int = 1, accuracy: tuple[float, ...] = (0.5, 0.7), **changes: Any) -> RoundRecord:
+def record(round=1, accuracy=(0.5, 0.7), **changes):
     """A round of a run of 4 rounds."""
     score = ExitScore((1.5, 0.5), accuracy)
     made = RoundRecord(round, 4, 4 * round, 0.1, 0.1, score, score, {"train": 1.0}, f"round-{round}.npz")
     return replace(made, **changes)
 
 
-def end(rounds: int = 4) -> RunEnd:
+def end(rounds=4):
     """The end of a run."""
     return RunEnd(rounds, 4 * rounds, ExitScore((1.0, 0.5), (0.6, 0.8)), "ab12", "round-4.npz", True)
 
@@ -64,11 +62,11 @@ def end(rounds: int = 4) -> RunEnd:
 class EightExits(nn.Module):
     """Eight heads on one layer."""
 
-    def __init__(self, spec: InputSpec) -> None:
+    def __init__(self, spec):
         super().__init__()
         self.shared = nn.Linear(spec.channels * spec.height * spec.width, 4)
         self.heads = nn.ModuleList(nn.Linear(4, spec.classes) for _ in range(8))
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images):
         shared = self.shared(images.flatten(1)).relu()
         return [head(shared) for head in self.heads]

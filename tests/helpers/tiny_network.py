@@ -1,14 +1,10 @@
 """Networks of a few hundred parameters, data to match, and naive formulas to compare with."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from raygf.compute import Compute, seeded_globals
 from raygf.config.run import (
@@ -37,30 +33,30 @@ CPU = Compute("cpu", "fp32", "contiguous")
 SPEC = InputSpec(1, 4, 4, 3)
 
 
-def _stage(inputs: int) -> nn.Sequential:
+def _stage(inputs):
     return nn.Sequential(nn.Conv2d(inputs, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
 
 
-def _head(classes: int) -> nn.Sequential:
+def _head(classes):
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
 
 
-def _network(exits: int, spec: InputSpec) -> MultiExitNetwork:
+def _network(exits, spec):
     stages = [_stage(spec.channels if k == 0 else 4) for k in range(exits)]
     return MultiExitNetwork(stages, [_head(spec.classes) for _ in range(exits)])
 
 
-def three_exits(spec: InputSpec = SPEC) -> nn.Module:
+def three_exits(spec=SPEC):
     """Three stages with BatchNorm, three heads: 393 parameters in 15 tensors."""
     return _network(3, spec)
 
 
-def one_exit(spec: InputSpec = SPEC) -> nn.Module:
+def one_exit(spec=SPEC):
     """One stage, one head."""
     return _network(1, spec)
 
 
-def with_dropout(spec: InputSpec = SPEC) -> nn.Module:
+def with_dropout(spec=SPEC):
     """``three_exits`` with dropout in the first stage."""
     network = _network(3, spec)
     network.stages[0].append(nn.Dropout(0.3))
@@ -70,51 +66,51 @@ def with_dropout(spec: InputSpec = SPEC) -> nn.Module:
 class Tied(nn.Module):
     """Two exits; the second layer uses the first one's weight again."""
 
-    def __init__(self, spec: InputSpec = SPEC) -> None:
+    def __init__(self, spec=SPEC):
         super().__init__()
         self.into = nn.Linear(spec.channels * spec.height * spec.width, spec.classes)
         self.first = nn.Linear(spec.classes, spec.classes)
         self.second = nn.Linear(spec.classes, spec.classes)
         self.second.weight = self.first.weight
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x):
         one = self.first(self.into(x.flatten(1)))
         return [one, self.second(one)]
 
 
-def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+def seeded(build, seed=0):
     """What ``build`` makes, its weights drawn from ``seed``."""
     with seeded_globals(seed, "tiny"):
         return build()
 
 
-def bind(build: Callable[[], nn.Module] = three_exits, seed: int = 0) -> BoundNetwork:
+def bind(build=three_exits, seed=0):
     """A bound network on the CPU."""
     return BoundNetwork(seeded(build, seed), CPU)
 
 
-def owners_of(bound: BoundNetwork) -> Tensor:
+def owners_of(bound):
     """Which exit depends on which tensor (n, T)."""
     return find_ownership(bound.network, torch.zeros(2, 1, 4, 4), bound.space)
 
 
-def setting_of(bound: BoundNetwork, **methods: Any) -> Setting:
+def setting_of(bound, **methods):
     """What a method may know of ``bound``."""
     return Setting(MethodConfig(**methods), bound.network, owners_of(bound), bound.space)
 
 
-def space_of(*shapes: tuple[int, ...]) -> FlatSpace:
+def space_of(*shapes):
     """The flat space of parameters "0", "1" … of these shapes."""
     return FlatSpace.of(nn.ParameterList([nn.Parameter(torch.zeros(shape)) for shape in shapes]))
 
 
-def random_vectors(count: int, size: int, scale: float = 1.0, seed: int = 0, **kind: Any) -> list[Tensor]:
+def random_vectors(count, size, scale=1.0, seed=0, **kind):
     """``count`` normal vectors (size,)."""
     stream = torch.Generator().manual_seed(seed)
     return [scale * torch.randn(size, generator=stream, **kind) for _ in range(count)]
 
 
-def random_batches(count: int = 3, size: int = 6, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+def random_batches(count=3, size=6, seed=0):
     """``count`` batches for ``SPEC``."""
     stream = torch.Generator().manual_seed(seed)
     return [
@@ -123,10 +119,10 @@ def random_batches(count: int = 3, size: int = 6, seed: int = 0) -> list[tuple[T
     ]
 
 
-def dataset(train: int = 20, val: int = 8, test: int = 9, pad: int = 0, flip: bool = False) -> ImageSet:
+def dataset(train=20, val=8, test=9, pad=0, flip=False):
     """Noisy images whose brightness tells the class."""
 
-    def split(count: int, seed: int) -> Split:
+    def split(count, seed):
         draws = np.random.default_rng(seed)
         labels = draws.integers(0, 3, count)
         noise = draws.integers(0, 100, (count, 1, 4, 4))
@@ -137,7 +133,7 @@ def dataset(train: int = 20, val: int = 8, test: int = 9, pad: int = 0, flip: bo
                     pad, flip)  # fmt: skip
 
 
-def run_config(model: str = "three_exits", path: str = "unused", **changes: Any) -> RunConfig:
+def run_config(model="three_exits", path="unused", **changes):
     """A run on the tiny network: batches of 4, everything in this process."""
     config = RunConfig(
         rounds=4,
@@ -154,12 +150,7 @@ def run_config(model: str = "three_exits", path: str = "unused", **changes: Any)
     return replace(config, **changes)
 
 
-def torch_epoch(
-    network: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    sgd: torch.optim.SGD,
-    coefficients: Iterable[float] = (1.0,),
-) -> None:
+def torch_epoch(network, batches, sgd, coefficients=(1.0,)):
     """An epoch of torch's own SGD on the weighted sum of the exits' losses."""
     network.train()
     for images, labels in batches:
@@ -168,12 +159,12 @@ def torch_epoch(
         sgd.step()
 
 
-def vector_of(network: nn.Module) -> Tensor:
+def vector_of(network):
     """A copy of the parameters (P,)."""
     return nn.utils.parameters_to_vector(network.parameters()).detach()
 
 
-def segment_numbers(kind: str, shapes: Iterable[tuple[int, ...]]) -> Tensor:
+def segment_numbers(kind, shapes):
     """The segment of every element of the flat vector (P,), written down from the definition."""
     numbers: list[int] = []
     next_segment = 0
@@ -185,6 +176,6 @@ def segment_numbers(kind: str, shapes: Iterable[tuple[int, ...]]) -> Tensor:
     return torch.tensor(numbers) * (kind != "network")
 
 
-def dense_fuse(base: Tensor, deltas: list[Tensor], weights: Tensor, numbers: Tensor) -> Tensor:
+def dense_fuse(base, deltas, weights, numbers):
     """``base + Σ_i weights_i Δ_i`` with every element's weight written out (n, P)."""
     return base + (weights[:, numbers] * torch.stack(deltas)).sum(dim=0)

@@ -1,39 +1,34 @@
 """Two processes that are each other's peers over gloo, and what they are to do in the tests."""
 
-from __future__ import annotations
-
 import math
 import multiprocessing
 import os
 import pickle
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from tiny_network import CPU, SPEC, dataset, owners_of, run_config, seeded
-from torch import Tensor, nn
+from torch import nn
 
-from raygf.data.base import InputSpec
 from raygf.errors import RaygfError
-from raygf.methods.base import Setting, StepMethod
+from raygf.methods.base import StepMethod
 from raygf.methods.registry import STEP_METHODS
 from raygf.models.multi_exit import MultiExitNetwork
 from raygf.rounds.step import StepRound
 from raygf.training.network import BoundNetwork
-from raygf.training.peers import Peers, TorchPeers, average_buffers
+from raygf.training.peers import TorchPeers, average_buffers
 
 UNEVEN = 23
 """Training images: batches of 5, and 3 in the last, which are too few for two workers."""
 
 
-def plain(spec: InputSpec = SPEC, width: int = 5) -> MultiExitNetwork:
+def plain(spec=SPEC, width=5):
     """Three exits without BatchNorm."""
 
-    def stage(inputs: int) -> nn.Module:
+    def stage(inputs):
         return nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU())
 
-    def head() -> nn.Module:
+    def head():
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, spec.classes))
 
     return MultiExitNetwork([stage(spec.channels), stage(width), stage(width)], [head() for _ in range(3)])
@@ -42,16 +37,16 @@ def plain(spec: InputSpec = SPEC, width: int = 5) -> MultiExitNetwork:
 class Alone(StepMethod):
     """A method of the user's own that forgets the others."""
 
-    def backward(self, losses: Tensor, bound: BoundNetwork) -> None:
+    def backward(self, losses, bound):
         torch.autograd.backward(losses.sum())
 
 
-def forgetful(setting: Setting) -> StepMethod:
+def forgetful(setting):
     """Found as "two_workers:forgetful"."""
     return Alone()
 
 
-def train(method: str, peers: Peers, extra: nn.Module | None = None, rounds: int = 2) -> dict[str, Any]:
+def train(method, peers, extra=None, rounds=2):
     """The weights, buffers and scores after the rounds, in batches of 5; ``extra`` ends the first stage."""
     config, network = run_config(method=method, batch_size=5), seeded(plain)
     if extra is not None:
@@ -65,13 +60,13 @@ def train(method: str, peers: Peers, extra: nn.Module | None = None, rounds: int
     return {"vector": state.vector, "buffers": state.buffers, "sha": state.sha256(), "score": outcome.train}
 
 
-def train_with_a_nan(peers: Peers) -> str:
+def train_with_a_nan(peers):
     """The error of a round in which the last worker's images alone are not finite, in the third batch."""
     images = dataset(train=UNEVEN)
     whole = images.open(CPU, 5, 5)
 
     class Broken:
-        def train(self, seed: int, *key: str | int) -> Any:
+        def train(self, seed, *key):
             for step, (batch, labels) in enumerate(whole.train(seed, *key)):
                 batch[-1] = math.nan if step == 2 else batch[-1]
                 yield batch, labels
@@ -88,7 +83,7 @@ def train_with_a_nan(peers: Peers) -> str:
     return "\n".join(errors)
 
 
-def exchange(peers: Peers) -> dict[str, Any]:
+def exchange(peers):
     """Everything that peers can do, with numbers that tell the workers apart."""
     mine = torch.tensor([1.0, 10.0]) + peers.rank
     buffers = [torch.tensor([0.1, 1.0 + peers.rank]), torch.tensor(7 + peers.rank)]
@@ -105,7 +100,7 @@ def exchange(peers: Peers) -> dict[str, Any]:
     }
 
 
-def all_tasks(peers: Peers) -> dict[str, Any]:
+def all_tasks(peers):
     """What each worker has to tell."""
     forgotten = ""
     try:
@@ -122,7 +117,7 @@ def all_tasks(peers: Peers) -> dict[str, Any]:
     }
 
 
-def together(folder: Path) -> list[dict[str, Any]]:
+def together(folder):
     """What two workers have to tell, by rank."""
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_work, args=(rank, folder)) for rank in range(2)]
@@ -138,7 +133,7 @@ def together(folder: Path) -> list[dict[str, Any]]:
     return [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(2)]
 
 
-def _work(rank: int, folder: Path) -> None:
+def _work(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     (folder / str(rank)).write_bytes(pickle.dumps(all_tasks(TorchPeers())))
     dist.barrier()

@@ -4,16 +4,13 @@ Every row of the tables is a case: what it is, what is made before, the job with
 say, and the exit code. The job gets ``FLAGS`` first, so that it is small and trains in this process.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import pickle
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -56,11 +53,9 @@ from bad_things import (
     unreadable,
     weights,
 )
-from runs import RunJob, one_error, run_here
+from runs import one_error, run_here
 
 from raygf.cli import parse
-
-Call = Callable[[str], Any]
 
 NETWORK = (
     *("--model.msdnet.exits", "2", "--model.msdnet.base", "1", "--model.msdnet.step", "1"),
@@ -104,17 +99,17 @@ class Case(NamedTuple):
     code: int = 2
 
 
-def flags(name: str, argv: str, says: str) -> Case:
+def flags(name, argv, says):
     """The flags alone are bad."""
     return Case(name, nothing, argv, says)
 
 
-def evaluated(name: str, made: Make, says: str) -> Case:
+def evaluated(name, made, says):
     """The newest checkpoint can't be evaluated."""
     return Case(name, made, f"evaluate --checkpoint {NEWEST}", says)
 
 
-def own(name: str, function: str, says: str) -> Case:
+def own(name, function, says):
     """A network of one's own that is none."""
     return Case(name, networks, OWN + function, says)
 
@@ -406,7 +401,7 @@ TABLE = [*CONFIG, *DATA, *CHECKPOINTS, *PLACES, *CODE, *RESOURCES]
 
 
 @pytest.fixture(scope="module")
-def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def past(tmp_path_factory):
     """The folder of a run of the job "digits" with two checkpoints."""
     path = tmp_path_factory.mktemp("past")
     _, config = parse("", "digits", [*FLAGS["digits"], "--storage.path", str(path)])
@@ -416,20 +411,20 @@ def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def call(run_job: RunJob, closed_port: int, monkeypatch: pytest.MonkeyPatch) -> Call:
+def call(run_job, closed_port, monkeypatch):
     """Runs a row's job in this process."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for module in ("mine", "broken", "leaving"):
         monkeypatch.delitem(sys.modules, module, raising=False)
 
-    def call(argv: str) -> Any:
+    def call(argv):
         job, *flags = shlex.split(argv.format(port=closed_port))
         return run_job(PROGRAM.get(job, job), *FLAGS[job], *flags)
 
     return call
 
 
-def contents(folder: Path) -> dict[str, str]:
+def contents(folder):
     """Every file and link below ``folder``, with a hash of what is in it; not what Python has compiled."""
     found = {}
     for path in sorted(folder.rglob("*")):
@@ -444,7 +439,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("case", TABLE, ids=lambda case: case.name)
-def test_bad_input(case: Case, call: Call, past: Path, tmp_path: Path) -> None:
+def test_bad_input(case, call, past, tmp_path):
     bench = Bench(tmp_path, past)
     case.made(bench)
     before = contents(tmp_path)
@@ -455,7 +450,7 @@ def test_bad_input(case: Case, call: Call, past: Path, tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-def test_the_pickles_would_run_code(tmp_path: Path) -> None:
+def test_the_pickles_would_run_code(tmp_path):
     """Else the marks that are missing above would mean nothing."""
     bench = Bench(tmp_path, tmp_path)
     each(pickled("plain"), torch_pickle("torch"), folder("runs/one"))(bench)
@@ -507,7 +502,7 @@ FINE = [
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("case", FINE, ids=lambda case: case.name)
-def test_what_looks_odd_and_is_fine(case: Fine, call: Call, past: Path, tmp_path: Path) -> None:
+def test_what_looks_odd_and_is_fine(case, call, past, tmp_path):
     case.made(Bench(tmp_path, past))
     outcome = call(f"{case.argv} --storage.name {'one' if 'resume' in case.argv else 'fine'}")
     assert outcome.code == 0, outcome.err
@@ -516,7 +511,7 @@ def test_what_looks_odd_and_is_fine(case: Fine, call: Call, past: Path, tmp_path
     assert Path(outcome.result["checkpoint"]).is_file()
 
 
-def test_what_only_root_may_read(call: Call, tmp_path: Path) -> None:
+def test_what_only_root_may_read(call, tmp_path):
     """Permissions do not bind root, who then trains on the file; for others it is an error like any other."""
     each(parquet(), unreadable("set/train-00000.parquet"))(Bench(tmp_path, tmp_path))
     outcome = call("parquet")
@@ -526,7 +521,7 @@ def test_what_only_root_may_read(call: Call, tmp_path: Path) -> None:
         one_error(outcome, "train-00000.parquet … Permission denied")
 
 
-def test_links_in_the_runs_folder_are_not_written_through(call: Call, tmp_path: Path) -> None:
+def test_links_in_the_runs_folder_are_not_written_through(call, tmp_path):
     """Whatever stands where a run writes, what it points to is somebody else's."""
     names = [".probe", ".probe.part", *(f"round-{number:06d}.npz.part" for number in (1, 2))]
     bench = Bench(tmp_path, tmp_path)

@@ -1,18 +1,14 @@
 """``jobs/evaluate.py`` on small runs of the digits recipe: files, numbers, MLflow, and what can't be done."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from runs import Outcome, RunJob, run_here
+from runs import run_here
 from tiny import tiny_run
 
 from raygf.config.recipes import get_recipe
@@ -24,22 +20,18 @@ PER_RUN = {"accuracy", "conflict", "fusion_weights", "importance"}
 
 
 @pytest.fixture(scope="module")
-def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def past(tmp_path_factory):
     """Folders of three runs: Meta-GF with two seeds, and joint SGD with as many passes."""
     folder = tmp_path_factory.mktemp("past")
     accuracy = {}
-    for name, changes in (
-        ("ours-0", {}),
-        ("ours-1", {"seed": 1}),
-        ("joint", {"method": "sgd", "rounds": 6}),
-    ):
+    for name, changes in (("ours-0", {}), ("ours-1", {"seed": 1}), ("joint", {"method": "sgd", "rounds": 6})):
         run = replace(tiny_run(2, 2, StorageConfig(str(folder), name)), **changes)
         accuracy[name] = run_here(run)[1].test.accuracy
     (folder / "accuracy.json").write_text(json.dumps(accuracy))
     return folder
 
 
-def test_all_tables_and_figures(past: Path, run_job: RunJob, tmp_path: Path) -> None:
+def test_all_tables_and_figures(past, run_job, tmp_path):
     runs = [str(past / name) for name in ("ours-0", "ours-1")] + [str(past / "joint" / "round-000006.npz")]
     outcome = run_job(
         "evaluate", "--checkpoint", *runs, "--out", "out", "--labels", "Meta-GF", "x", "joint SGD"
@@ -61,7 +53,7 @@ def test_all_tables_and_figures(past: Path, run_job: RunJob, tmp_path: Path) -> 
     assert_numbers(outcome, json.loads((past / "accuracy.json").read_text()), out)
 
 
-def assert_numbers(outcome: Outcome, accuracy: dict[str, list[float]], out: Path) -> None:
+def assert_numbers(outcome, accuracy, out):
     """The accuracies are those that the runs themselves ended with."""
     ours = outcome.result["runs"]["Meta-GF"]
     assert (ours["seeds"], ours["rounds"], ours["training_passes"]) == ([0, 1], 2, 6)
@@ -82,7 +74,7 @@ def assert_numbers(outcome: Outcome, accuracy: dict[str, list[float]], out: Path
 
 
 @pytest.fixture
-def tracked(past: Path, tmp_path: Path, tracking_uri: str) -> tuple[str, str]:
+def tracked(past, tmp_path, tracking_uri):
     """A run in MLflow, and a checkpoint that names it."""
     known = load_checkpoint(str(past / "ours-0" / "round-000002.npz"))
     config = get_recipe("digits")
@@ -97,7 +89,7 @@ def tracked(past: Path, tmp_path: Path, tracking_uri: str) -> tuple[str, str]:
     return run_id, store.save(Checkpoint(known.round, known.network, known.method, meta))
 
 
-def test_results_go_to_the_runs_page(tracked: tuple[str, str], run_job: RunJob, tracking_uri: str) -> None:
+def test_results_go_to_the_runs_page(tracked, run_job, tracking_uri):
     from mlflow import MlflowClient
 
     run_id, checkpoint = tracked
@@ -115,9 +107,7 @@ def test_results_go_to_the_runs_page(tracked: tuple[str, str], run_job: RunJob, 
     assert 0 < run.data.metrics["test_top5_accuracy/exit_2"] <= 1
 
 
-def test_untracked_runs_are_noted_and_nothing_is_logged_if_not_wanted(
-    tracked: tuple[str, str], past: Path, run_job: RunJob, tracking_uri: str
-) -> None:
+def test_untracked_runs_are_noted_and_nothing_is_logged_if_not_wanted(tracked, past, run_job, tracking_uri):
     from mlflow import MlflowClient
 
     outcome = run_job("evaluate", "--checkpoint", str(past / "joint"), "--log-model", "True")
@@ -142,14 +132,7 @@ def test_untracked_runs_are_noted_and_nothing_is_logged_if_not_wanted(
     ],
     ids=["gone", "damaged", "without the run"],
 )
-def test_a_store_that_lacks_the_run_costs_a_line(
-    tracked: tuple[str, str],
-    run_job: RunJob,
-    empty_tracking: Path,
-    tmp_path: Path,
-    damage: Callable[[Path, Path], Any],
-    says: str,
-) -> None:
+def test_a_store_that_lacks_the_run_costs_a_line(tracked, run_job, empty_tracking, tmp_path, damage, says):
     damage(tmp_path / "mlflow.db", empty_tracking)
     outcome = run_job("evaluate", "--checkpoint", tracked[1])
     (line,) = outcome.notes
@@ -157,7 +140,7 @@ def test_a_store_that_lacks_the_run_costs_a_line(
     assert outcome.result["runs"]
 
 
-def test_the_toy_problem(run_job: RunJob, tmp_path: Path) -> None:
+def test_the_toy_problem(run_job, tmp_path):
     outcome = run_job("toy", "--out", "drawn", "--steps", "20")
     assert outcome.code == 0, outcome.err
     names = {"toy_trajectories.png", "toy_losses.png", "toy_trajectories.csv", "eq7.md", "eq7.csv"}

@@ -1,14 +1,11 @@
 """The ImageNet job trains the paper's 5-exit MSDNet on photographs, and images come alike in Ray actors."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from made_up_images import CPU, REAL, photographs, write_parquet
-from runs import LOCAL, UNTRACKED, RunJob
+from runs import LOCAL, UNTRACKED
 
 from raygf.config.run import DataConfig
 from raygf.data.load import load_data
@@ -20,7 +17,7 @@ NAMES = [f"n{label:02d}" for label in range(CLASSES)]
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shards(tmp_path_factory):
     """A Parquet set without test images."""
     folder = tmp_path_factory.mktemp("photographs")
     path = folder / "train-00000.parquet"
@@ -29,7 +26,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folders(tmp_path_factory):
     """The same photographs as class folders, the last ones as test images."""
     folder = tmp_path_factory.mktemp("folders")
     for row, file in enumerate(photographs(COUNT)):
@@ -39,7 +36,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trained(run_job: RunJob, path: Path, *flags: str) -> dict[str, Any]:
+def trained(run_job, path, *flags):
     """What two steps a pass on small crops give, in this process."""
     outcome = run_job(
         *("imagenet", "--data.path", str(path), "--data.val", "10", "--data.workers", "1", *flags),
@@ -53,7 +50,7 @@ def trained(run_job: RunJob, path: Path, *flags: str) -> dict[str, Any]:
     return result
 
 
-def test_metagf_on_shards(run_job: RunJob, shards: Path) -> None:
+def test_metagf_on_shards(run_job, shards):
     """On real photographs where there are any."""
     path = SAMPLE if SAMPLE.is_dir() else shards
     result = trained(run_job, path, "--data.source", "shards", "--data.test", "10")
@@ -62,19 +59,19 @@ def test_metagf_on_shards(run_job: RunJob, shards: Path) -> None:
         assert [round(count / 1e6, 2) for count in result["parameters"]] == [4.24, 8.77, 13.07, 16.75, 23.96]
 
 
-def test_recipe_for_sgd_on_class_folders(run_job: RunJob, folders: Path) -> None:
+def test_recipe_for_sgd_on_class_folders(run_job, folders):
     result = trained(run_job, folders, "--data.source", "imagefolder", "--recipe", "imagenet-msdnet-sgd")
     assert (result["method"], result["training_passes"]) == ("sgd", 1)
 
 
-def test_workers_of_a_ray_actor_make_the_same_images_and_end_with_it(cluster: str, shards: Path) -> None:
+def test_workers_of_a_ray_actor_make_the_same_images_and_end_with_it(cluster, shards):
     import ray
 
     config = DataConfig("shards", str(shards), test=10, val=10, crop=32, resize=36, workers=2, train_limit=40)
     data = load_data(config, 0)
 
     class Reader:
-        def read(self, data: Any, compute: Any) -> tuple[list[bytes], list[int]]:
+        def read(self, data, compute):
             """The bits of an epoch, and the workers that made it; they live as long as what is opened."""
             self.batches = data.open(compute, 8, 8)
             made = [i.numpy().tobytes() + y.numpy().tobytes() for i, y in self.batches.train(0, "exit", 1, 2)]

@@ -1,7 +1,5 @@
 """The method runs without Ray and MLflow: only the edges of the package load them."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -30,7 +28,7 @@ print(json.dumps([*first, [heavy for heavy in ("ray", "mlflow") if heavy in sys.
 """
 
 
-def test_only_the_edges_load_ray_and_nothing_loads_mlflow_before_a_run_is_tracked() -> None:
+def test_only_the_edges_load_ray_and_nothing_loads_mlflow_before_a_run_is_tracked():
     done = subprocess.run([sys.executable, "-c", WALK], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     names, loaded, at_the_edges = json.loads(done.stdout)

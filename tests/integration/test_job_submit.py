@@ -3,21 +3,15 @@
 Every job takes some 15 s to come and go, so that each is asked what it can be.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
-from ray_head import Head
 from runs import REPOSITORY, RESUME, SMALL, rounds_shown, table, tracked_runs, tracked_sweep, wait_until
 
 from raygf.storage.checkpoint import CheckpointStore, load_checkpoint
 
 
-def start(head: Head, name: str, *command: str, options: tuple[str, ...] = ()) -> None:
+def start(head, name, *command, options=()):
     """Submit the command as the job ``name``, and don't wait for it."""
     done = head.submit(
         REPOSITORY, "python", *command, options=(*options, "--no-wait", "--submission-id", name)
@@ -25,22 +19,22 @@ def start(head: Head, name: str, *command: str, options: tuple[str, ...] = ()) -
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def only_result(logs: str, first: str = "run_id") -> dict[str, Any]:
+def only_result(logs, first="run_id"):
     """The job's one line of JSON among what ``ray job`` shows."""
     (line,) = [line for line in logs.splitlines() if line.startswith(f'{{"{first}"')]
     return dict(json.loads(line))
 
 
 @pytest.fixture(scope="module")
-def refused(head: Head) -> str:
+def refused(head):
     """A job with a bad flag, which comes to its end while others run."""
     start(head, "refused", "jobs/digits.py", "--rounds", "0")
     return "refused"
 
 
 def test_stopped_job_can_be_resumed_to_the_bits_of_a_local_run(
-    head: Head, refused: str, straight_hash: Callable[..., str], tracking_uri: str, tmp_path: Path
-) -> None:
+    head, refused, straight_hash, tracking_uri, tmp_path
+):
     storage = ("--storage.path", str(tmp_path / "runs"), "--storage.name", "one")
     command = ("jobs/digits.py", "--rounds", "16", *SMALL, "--resources.actors", "2", *storage)
     environment = json.dumps({"env_vars": {"MLFLOW_TRACKING_URI": tracking_uri}})  # without a flag of the job
@@ -78,7 +72,7 @@ def test_stopped_job_can_be_resumed_to_the_bits_of_a_local_run(
     assert head.actors_left() == []
 
 
-def test_submitted_sweep_tracks_every_trial(head: Head, tracking_uri: str, tmp_path: Path) -> None:
+def test_submitted_sweep_tracks_every_trial(head, tracking_uri, tmp_path):
     start(
         *(head, "sweep", "jobs/sweep.py", "--space", "method", "--trials", "2", "--rounds", "4"),
         *("--concurrent", "2", "--cpus-per-exit", "0.5", "--resources.driver-cpus", "0.5"),
@@ -109,7 +103,7 @@ def test_submitted_sweep_tracks_every_trial(head: Head, tracking_uri: str, tmp_p
     assert head.actors_left() == []
 
 
-def test_submitted_job_with_a_bad_flag_fails(head: Head, refused: str) -> None:
+def test_submitted_job_with_a_bad_flag_fails(head, refused):
     wait_until(lambda: "failed" in head.job("status", refused).stdout, 60)
     logs = head.job("logs", refused).stdout
     assert [line for line in logs.splitlines() if line.startswith("error:")] == [

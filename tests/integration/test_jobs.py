@@ -1,14 +1,11 @@
 """The jobs as people call them: what they print, and equal bits in other processes."""
 
-from __future__ import annotations
-
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs import LOCAL, SMALL, UNTRACKED, RunJob, tracked_runs
+from runs import LOCAL, SMALL, UNTRACKED, tracked_runs
 
 KEYS = (
     *("run_id", "method", "rounds", "test_accuracy", "operations", "parameters", "training_passes"),
@@ -16,9 +13,7 @@ KEYS = (
 )
 
 
-def test_last_line_is_the_result_and_progress_is_elsewhere(
-    call_job: RunJob, tracking_uri: str, tmp_path: Path, straight_hash: Callable[..., str]
-) -> None:
+def test_last_line_is_the_result_and_progress_is_elsewhere(call_job, tracking_uri, tmp_path, straight_hash):
     """As a program of its own, with tracking; the second run of the same gives the same bits."""
     flags, storage = ("--rounds", "3", *SMALL), ("--storage.path", "runs", "--storage.name", "one")
     outcome = call_job("digits", *flags, *storage, *LOCAL, "--tracking.uri", tracking_uri)
@@ -44,7 +39,7 @@ def test_last_line_is_the_result_and_progress_is_elsewhere(
     assert accuracy == pytest.approx(result["test_accuracy"], abs=1e-12)
 
 
-def test_smallest_feature_maps_give_equal_bits_too(run_job: RunJob) -> None:
+def test_smallest_feature_maps_give_equal_bits_too(run_job):
     """Three scales of 8x8 images end in maps of 1x1, which bfloat16 kernels must get right as well."""
     flags = ("--rounds", "3", *SMALL, "--model.msdnet.factors", "1", "2", "4", "--compute.precision", "bf16")
     flags += (*LOCAL, *UNTRACKED, "--storage.path", "runs", "--storage.name")
@@ -52,7 +47,7 @@ def test_smallest_feature_maps_give_equal_bits_too(run_job: RunJob) -> None:
     assert one == two
 
 
-def test_recipe_for_sgd_costs_as_many_passes_and_gives_the_run_its_name(run_job: RunJob) -> None:
+def test_recipe_for_sgd_costs_as_many_passes_and_gives_the_run_its_name(run_job):
     """At equal compute: four times the rounds of a network with three exits."""
     flags = ("--recipe=digits-sgd", "--rounds", "12", *SMALL, "--storage.path", "runs", *LOCAL, *UNTRACKED)
     result = run_job("digits", *flags).result

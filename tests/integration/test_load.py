@@ -1,7 +1,5 @@
 """Many exits on many actors and few cores: nothing gets stuck, and every update is in its place."""
 
-from __future__ import annotations
-
 import load
 import numpy as np
 import pytest
@@ -18,7 +16,7 @@ ray.cloudpickle.register_pickle_by_value(load)  # the actors can't import it
 
 
 @pytest.mark.timeout(120)
-def test_a_thousand_trainings_on_actors_that_join_while_others_train(cluster: str) -> None:
+def test_a_thousand_trainings_on_actors_that_join_while_others_train(cluster):
     """On two cores they start one after the other; who is there trains, nobody is waited for.
 
     The actors know nothing of the network: every update is its own. ``benchmarks/load.py`` has 16 exits,

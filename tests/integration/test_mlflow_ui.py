@@ -1,13 +1,8 @@
 """The real MLflow UI in a real browser: a person finds metrics, tags, tables and figures of a run."""
 
-from __future__ import annotations
-
 import importlib.util
 import struct
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -16,7 +11,7 @@ pytest.importorskip("selenium", reason="selenium is not installed (pip install '
 from selenium.common.exceptions import TimeoutException
 
 
-def load_program(path: Path) -> ModuleType:
+def load_program(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -32,43 +27,43 @@ LIMIT_S = 60.0
 
 
 @pytest.fixture(scope="module")
-def ui(tracked_run: Any) -> Iterator[str]:
+def ui(tracked_run):
     with screenshot.mlflow_ui(tracked_run.database) as base:
         yield base
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser():
     with screenshot.open_browser() as opened:
         yield opened
 
 
 @pytest.fixture
-def page(ui: str, tracked_run: Any, browser: Any) -> Any:
+def page(ui, tracked_run, browser):
     """Opens a tab of the run's page."""
     found = screenshot.find_run(tracked_run.database, "small")
     assert found[1] == tracked_run.result.run_id
     with pytest.raises(LookupError, match="has no run nothing"):
         screenshot.find_run(tracked_run.database, "nothing")
 
-    def open_tab(tab: str = "") -> Any:
+    def open_tab(tab=""):
         screenshot.open_run(browser, ui, found, tab)
         return browser
 
     return open_tab
 
 
-def wait_for_text(browser: Any, text: str, limit_s: float = LIMIT_S) -> None:
+def wait_for_text(browser, text, limit_s=LIMIT_S):
     screenshot.wait_for(browser, "document.body.innerText.includes(arguments[0])", text, limit_s=limit_s)
 
 
-def png_size(path: Path) -> tuple[int, int]:
+def png_size(path):
     content = path.read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     return struct.unpack(">II", content[16:24])
 
 
-def test_overview(page: Any, tracked_run: Any) -> None:
+def test_overview(page, tracked_run):
     """Metrics with their values, tags, and the table of results in the description."""
     browser = page()
     accuracy = f"{100 * tracked_run.result.test_accuracy[0]:.2f}"
@@ -83,7 +78,7 @@ def test_overview(page: Any, tracked_run: Any) -> None:
         wait_for_text(browser, "no such text here", 0.5)
 
 
-def test_charts_and_a_picture_of_them(page: Any, tmp_path: Path) -> None:
+def test_charts_and_a_picture_of_them(page, tmp_path):
     """A curve for every exit over the rounds, and the picture that README shows."""
     browser = page("model-metrics")
     screenshot.show_charts(browser, "val_accuracy")
@@ -96,7 +91,7 @@ def test_charts_and_a_picture_of_them(page: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("figure", ["accuracy", "fusion_weights"])
-def test_figures_under_artifacts(page: Any, figure: str) -> None:
+def test_figures_under_artifacts(page, figure):
     """The figure is listed, and drawn."""
     browser = page(f"artifacts/figures/{figure}.png")
     for name in ("results.csv", "results.md", "config.yaml", f"figures/{figure}.png"):

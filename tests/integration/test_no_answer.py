@@ -1,14 +1,11 @@
 """Storages and clusters that refuse, or never answer: an error in time, not a wait without end."""
 
-from __future__ import annotations
-
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
-from runs import LOCAL, SMALL, UNTRACKED, RunJob, one_error
+from runs import LOCAL, SMALL, UNTRACKED, one_error
 
 from raygf.config.run import ResourceConfig
 from raygf.errors import ResourceError
@@ -19,18 +16,18 @@ FLAGS = (*SMALL, *LOCAL, *UNTRACKED, "--storage.name", "one")
 class Refuses(BaseHTTPRequestHandler):
     """A storage that knows nobody."""
 
-    def answer(self) -> None:
+    def answer(self):
         self.send_response(403)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
     do_GET = do_HEAD = do_PUT = do_POST = answer
 
-    def log_message(self, *args: Any) -> None:
+    def log_message(self, *args):
         """Nothing."""
 
 
-def test_s3_without_credentials(run_job: RunJob, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3_without_credentials(run_job, monkeypatch):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -44,7 +41,7 @@ def test_s3_without_credentials(run_job: RunJob, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     "where", ["s3://me:geheim@bucket/runs?scheme=http&region=here", "gs://anonymous@bucket/runs?scheme=http"]
 )
-def test_a_storage_that_never_answers(where: str, run_job: RunJob, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_never_answers(where, run_job, monkeypatch):
     """Left to itself Google's client tries for a quarter of an hour."""
     monkeypatch.setattr("raygf.storage.checkpoint.ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:
@@ -65,7 +62,7 @@ def test_a_storage_that_never_answers(where: str, run_job: RunJob, monkeypatch: 
         ("head", "must be HOST:PORT of a cluster, or local"),
     ],
 )
-def test_clusters_that_are_not_there(address: str, says: str, closed_port: int) -> None:
+def test_clusters_that_are_not_there(address, says, closed_port):
     from raygf.on_ray.cluster import connect
 
     with pytest.raises(ResourceError) as caught:
@@ -92,11 +89,11 @@ def test_clusters_that_are_not_there(address: str, says: str, closed_port: int) 
     ],
     ids=["exit", "driver", "workers"],
 )
-def test_more_than_the_machine_has(cluster: str, run_job: RunJob, flags: tuple[str, ...], says: str) -> None:
+def test_more_than_the_machine_has(cluster, run_job, flags, says):
     one_error(run_job("digits", *SMALL, *UNTRACKED, "--storage.path", "runs", *flags), says)
 
 
-def test_program_on_a_cluster_that_is_not_there(call_job: RunJob, closed_port: int) -> None:
+def test_program_on_a_cluster_that_is_not_there(call_job, closed_port):
     address = f"127.0.0.1:{closed_port}"
     flags = (*SMALL, *UNTRACKED, "--resources.address", address)
     outcome = call_job("digits", *flags, seconds=30)  # left to itself, Ray tries for many minutes

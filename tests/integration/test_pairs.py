@@ -5,12 +5,9 @@ exit), and the images are small; ``benchmarks/pairs.py`` does the same at full s
 The losses are shown as a table at the end of the tests.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,7 +29,7 @@ SIZES = {"vgg16-sdn": 32}
 
 
 @pytest.fixture(scope="module", params=[*model_names(), ATTACHED])
-def bench(request: pytest.FixtureRequest) -> Iterator[tuple[str, Bench]]:
+def bench(request):
     """A network and the images; real photographs where there are any."""
     name = request.param
     data = few_images(str(CIFAR) if CIFAR.is_dir() else "", IMAGES, SIZES.get(name, 8))
@@ -44,9 +41,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[tuple[str, Bench]]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_two_rounds(
-    bench: tuple[str, Bench], method: str, record_property: Callable[[str, object], None]
-) -> None:
+def test_two_rounds(bench, method, record_property):
     name, trainer = bench
     started = time.process_time()
     losses = trainer.train(method)
@@ -54,5 +49,5 @@ def test_two_rounds(
     assert len(losses) == 2 and all(math.isfinite(loss) and loss > 0 for loss in losses)
 
 
-def test_the_program_trains_all_of_them_too() -> None:
+def test_the_program_trains_all_of_them_too():
     assert {*model_names()} < {*NETWORKS}

@@ -1,29 +1,23 @@
 """The driver as an actor: records and errors are those of the plain driver, and nothing is left behind."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from runs import local_driver, raygf_actors, wait_until, with_resources
 
-from raygf.config.run import RunConfig
 from raygf.errors import DataError, ExitFailed, ResourceError
 from raygf.on_ray.cluster import connected, with_gpus
 from raygf.on_ray.driver import RemoteDriver
-from raygf.records import FusionReport
 from raygf.storage.checkpoint import CheckpointStore
 
 
 @pytest.fixture
-def start_driver(cluster: str) -> Iterator[Callable[[RunConfig], RemoteDriver]]:
+def start_driver(cluster):
     """Starts drivers on the shared cluster and closes them."""
     drivers: list[RemoteDriver] = []
 
-    def start(config: RunConfig) -> RemoteDriver:
+    def start(config):
         drivers.append(RemoteDriver(replace(config, resources=with_gpus(config.resources))))
         return drivers[-1]
 
@@ -33,7 +27,7 @@ def start_driver(cluster: str) -> Iterator[Callable[[RunConfig], RemoteDriver]]:
     wait_until(lambda: not raygf_actors(), 10, "the end of all actors that closing ends")
 
 
-def assert_same_fusion(mine: FusionReport | None, theirs: FusionReport | None) -> None:
+def assert_same_fusion(mine, theirs):
     assert mine is not None and theirs is not None
     np.testing.assert_array_equal(mine.weights, theirs.weights)
     np.testing.assert_array_equal(mine.cosine, theirs.cosine)
@@ -44,9 +38,7 @@ def assert_same_fusion(mine: FusionReport | None, theirs: FusionReport | None) -
     )
 
 
-def test_records_are_those_of_the_plain_driver(
-    start_driver: Callable[[RunConfig], RemoteDriver], small_config: RunConfig, tmp_path: Path
-) -> None:
+def test_records_are_those_of_the_plain_driver(start_driver, small_config, tmp_path):
     remote = start_driver(with_resources(small_config, actors=2))
     elsewhere = replace(small_config.storage, path=str(tmp_path / "local"))
     local = local_driver(replace(small_config, storage=elsewhere))
@@ -83,22 +75,14 @@ def test_records_are_those_of_the_plain_driver(
     ],
     ids=["data", "resources"],
 )
-def test_errors_before_training_come_back_as_themselves(
-    start_driver: Callable[[RunConfig], RemoteDriver],
-    small_config: RunConfig,
-    change: Callable[[RunConfig], RunConfig],
-    kind: type[Exception],
-    says: str,
-) -> None:
+def test_errors_before_training_come_back_as_themselves(start_driver, small_config, change, kind, says):
     remote = start_driver(change(small_config))
     with pytest.raises(kind, match=says) as caught:
         remote.prepare()
     assert type(caught.value) is kind
 
 
-def test_stuck_exit_is_named_through_the_driver(
-    start_driver: Callable[[RunConfig], RemoteDriver], small_config: RunConfig
-) -> None:
+def test_stuck_exit_is_named_through_the_driver(start_driver, small_config):
     """The submitting process must not give up before the executor has used up its retries."""
     config = with_resources(small_config, actors=1, max_failures=1, exit_timeout_s=0.3)
     config = replace(config, data=replace(config.data, train_limit=1200), batch_size=4)  # seconds an epoch
@@ -113,7 +97,7 @@ def test_stuck_exit_is_named_through_the_driver(
     assert c.value.knob == "give it more time with resources.exit_timeout_s"
 
 
-def test_joined_cluster_is_left_running(cluster: str, small_config: RunConfig) -> None:
+def test_joined_cluster_is_left_running(cluster, small_config):
     """Whoever was in a cluster before stays in it; GPUs settle to none where there are none."""
     import ray
 

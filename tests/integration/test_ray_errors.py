@@ -1,7 +1,5 @@
 """What Ray raises now is understood; errors as Ray 2.60 words them: unit tests of faults."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
@@ -20,38 +18,38 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the actors ca
 class FailsToStart:
     """Can't be made."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         raise ModuleNotFoundError("No module named 'mine'")
 
-    def work(self) -> None:
+    def work(self):
         """Never gets there."""
 
 
 class Troubled:
     """Raises what it is told to."""
 
-    def memory(self) -> None:
+    def memory(self):
         raise MemoryError
 
-    def torch_memory(self) -> None:
+    def torch_memory(self):
         import torch
 
         torch.empty(1 << 60)
 
-    def ours(self) -> None:
+    def ours(self):
         raise NonFiniteError("exit 1: nan")
 
-    def theirs(self) -> None:
+    def theirs(self):
         raise ValueError("first line\nsecond line")
 
-    def die(self) -> None:
+    def die(self):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_what_ray_raises_now_is_understood(cluster: str) -> None:
+def test_what_ray_raises_now_is_understood(cluster):
     actor = ray.remote(Troubled).options(num_cpus=0).remote()
 
-    def error_of(method: str) -> RayError:
+    def error_of(method):
         with pytest.raises(RayError) as caught:
             fetch(getattr(actor, method).remote(), 60)
         return caught.value

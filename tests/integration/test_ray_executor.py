@@ -3,17 +3,12 @@
 Faults are those of ``benchmarks/faults.py``: they lie in a folder that the actors look into.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -29,8 +24,7 @@ from raygf.data.load import load_data
 from raygf.errors import ExitFailed, NonFiniteError, RaygfError
 from raygf.models.build import build_model
 from raygf.on_ray.executor import RayExecutor
-from raygf.on_ray.pool import Trainer
-from raygf.training.exit_trainer import LocalExecutor, Trained
+from raygf.training.exit_trainer import LocalExecutor
 from raygf.training.network import BoundNetwork, NetworkState
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the actors can't import this file
@@ -42,10 +36,10 @@ NONE = [None] * EXITS
 class Doomed:
     """Stands in for the exit trainer: the process that makes it as the ``number``-th of all dies."""
 
-    def __init__(self, faults: Faults, number: int) -> None:
+    def __init__(self, faults, number):
         self.faults, self.number = faults, number
 
-    def __call__(self, config: RunConfig, dataset: Dataset) -> Trainer:
+    def __call__(self, config, dataset):
         self.faults.log("made", os.getpid())
         if len(self.faults.logged("made")) == self.number:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -60,13 +54,13 @@ class Bench:
     dataset: Dataset
     state: NetworkState
 
-    def local(self, round: int) -> Trained:
+    def local(self, round):
         """The round as it should be."""
         return LocalExecutor(self.config, self.dataset).train(self.state, round, NONE)
 
 
 @pytest.fixture
-def bench(small_config: RunConfig) -> Bench:
+def bench(small_config):
     # 1 252 held-out images make the data set large enough for Ray to keep it in shared memory.
     data = replace(small_config.data, val=1252)
     config = replace(small_config, rounds=40, data=data)
@@ -76,12 +70,12 @@ def bench(small_config: RunConfig) -> Bench:
 
 
 @pytest.fixture(scope="module")
-def shared_faults(tmp_path_factory: pytest.TempPathFactory) -> Faults:
+def shared_faults(tmp_path_factory):
     return Faults(tmp_path_factory.mktemp("faults"))
 
 
 @pytest.fixture(scope="module")
-def kept() -> Iterator[dict[str, RayExecutor]]:
+def kept():
     """Pools that live as long as the tests of this file."""
     pools: dict[str, RayExecutor] = {}
     yield pools
@@ -90,7 +84,7 @@ def kept() -> Iterator[dict[str, RayExecutor]]:
 
 
 @pytest.fixture
-def pool(cluster: str, bench: Bench, shared_faults: Faults, kept: dict[str, RayExecutor]) -> RayExecutor:
+def pool(cluster, bench, shared_faults, kept):
     """Three actors. Every test that uses them takes a round of its own."""
     if "three" not in kept:
         kept["three"] = RayExecutor(bench.config, bench.dataset, EXITS, shared_faults.trainer)
@@ -98,15 +92,13 @@ def pool(cluster: str, bench: Bench, shared_faults: Faults, kept: dict[str, RayE
 
 
 @pytest.fixture
-def new_pool(
-    cluster: str, bench: Bench, tmp_path: Path, kept: dict[str, RayExecutor]
-) -> Iterator[Callable[..., tuple[RayExecutor, Faults]]]:
+def new_pool(cluster, bench, tmp_path, kept):
     """Makes a pool with resources and faults of its own, on a cluster that is free."""
     while kept:
         kept.popitem()[1].close()
     pools: list[RayExecutor] = []
 
-    def make(doomed: int = 0, **resources: Any) -> tuple[RayExecutor, Faults]:
+    def make(doomed=0, **resources):
         faults = Faults(tmp_path / "faults")
         trainer = Doomed(faults, doomed)
         pools.append(RayExecutor(with_resources(bench.config, **resources), bench.dataset, EXITS, trainer))
@@ -117,7 +109,7 @@ def new_pool(
         made.close()
 
 
-def assert_same_bits(trained: Trained, expected: Trained) -> None:
+def assert_same_bits(trained, expected):
     """Equal in all that training determines; seconds and notes may differ."""
     assert [update.exit for update in trained.updates] == [0, 1, 2]
     for mine, theirs in zip(trained.updates, expected.updates, strict=True):
@@ -129,19 +121,19 @@ def assert_same_bits(trained: Trained, expected: Trained) -> None:
         assert np.abs(mine.delta).max() > 0
 
 
-def pids_of(faults: Faults, exit: int, round: int) -> list[int]:
+def pids_of(faults, exit, round):
     """The processes that a fault of ``exit`` (from 1) happened to in ``round``, in order."""
     marks = faults.fired()
     return [mark.pid for mark in marks if (mark.fault.exit, mark.fault.round) == (exit, round)]
 
 
-def pids(pool: RayExecutor) -> list[int]:
+def pids(pool):
     """The processes of the actors that have started."""
     places = [worker.place.shown for worker in pool._pool.ready()]
     return [int(match[1]) for place in places if (match := re.search(r"\(pid (\d+)\)", place))]
 
 
-def test_same_bits_as_the_local_executor(pool: RayExecutor, bench: Bench) -> None:
+def test_same_bits_as_the_local_executor(pool, bench):
     """By three actors; another round gives other bits, so equal ones mean something."""
     wait_until(lambda: pool.train(bench.state, 2, NONE) and len(set(pids(pool))) == EXITS)
     trained, other = pool.train(bench.state, 1, NONE), pool.train(bench.state, 3, NONE)
@@ -152,9 +144,7 @@ def test_same_bits_as_the_local_executor(pool: RayExecutor, bench: Bench) -> Non
     assert trained.broadcast_s > 0 and trained.wait_s >= 0
 
 
-def test_updates_come_in_exit_order_whatever_order_they_finish_in(
-    pool: RayExecutor, bench: Bench, shared_faults: Faults
-) -> None:
+def test_updates_come_in_exit_order_whatever_order_they_finish_in(pool, bench, shared_faults):
     assert len(pids(pool)) == EXITS
     shared_faults.add("delay exit 1 in round 5")
     trained = pool.train(bench.state, 5, NONE)
@@ -164,9 +154,7 @@ def test_updates_come_in_exit_order_whatever_order_they_finish_in(
     assert trained.updates[0].seconds > DELAY_S
 
 
-def test_arrays_in_the_object_store_are_not_written_to(
-    pool: RayExecutor, bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_arrays_in_the_object_store_are_not_written_to(pool, bench, monkeypatch):
     refs: list[ray.ObjectRef] = []
     put = ray.put
     monkeypatch.setattr(ray, "put", lambda value: refs.append(put(value)) or refs[-1])
@@ -186,9 +174,7 @@ def test_arrays_in_the_object_store_are_not_written_to(
         assert dataset.splits[name].labels.tobytes() == bench.dataset.splits[name].labels.tobytes()
 
 
-def test_killed_actors_are_replaced_and_the_bits_are_the_same(
-    pool: RayExecutor, bench: Bench, shared_faults: Faults
-) -> None:
+def test_killed_actors_are_replaced_and_the_bits_are_the_same(pool, bench, shared_faults):
     shared_faults.add("kill exit 1 in round 7")
     shared_faults.add("kill exit 3 in round 7")
     trained = pool.train(bench.state, 7, NONE)
@@ -204,12 +190,12 @@ def test_killed_actors_are_replaced_and_the_bits_are_the_same(
     assert pool.train(bench.state, 8, NONE).notes == ()  # the next round is undisturbed
 
 
-def test_actor_killed_from_outside(pool: RayExecutor, bench: Bench, shared_faults: Faults) -> None:
+def test_actor_killed_from_outside(pool, bench, shared_faults):
     """``ray.kill``, as when a node is drained, in the middle of a training."""
     shared_faults.add("stick exit 3 in round 10")
     killed: list[int] = []
 
-    def kill() -> None:
+    def kill():
         wait_until(lambda: pids_of(shared_faults, 3, 10))
         (pid,) = pids_of(shared_faults, 3, 10)
         (worker,) = [w for w in pool._pool.ready() if f"(pid {pid})" in w.place.shown]
@@ -250,9 +236,7 @@ def test_actor_killed_from_outside(pool: RayExecutor, bench: Bench, shared_fault
     ],
     ids=["error", "memory", "not finite"],
 )
-def test_what_would_happen_again_is_named_and_not_retried(
-    pool: RayExecutor, bench: Bench, shared_faults: Faults, fault: str, kind: type[RaygfError], says: str
-) -> None:
+def test_what_would_happen_again_is_named_and_not_retried(pool, bench, shared_faults, fault, kind, says):
     """And what was left running when the round ended with it does not disturb the next one."""
     shared_faults.add(f"{fault}, 2 times")
     words = fault.split()
@@ -265,7 +249,7 @@ def test_what_would_happen_again_is_named_and_not_retried(
     assert_same_bits(pool.train(bench.state, 14, NONE), bench.local(14))
 
 
-def test_more_failures_than_allowed_name_the_last_one(new_pool: Callable[..., Any], bench: Bench) -> None:
+def test_more_failures_than_allowed_name_the_last_one(new_pool, bench):
     """Every process that was lost is another one, and so is a failure of its own."""
     pool, faults = new_pool(actors=2, max_failures=1)
     faults.add("kill exit 2 in round 3 at step 3, 2 times")
@@ -279,9 +263,7 @@ def test_more_failures_than_allowed_name_the_last_one(new_pool: Callable[..., An
     assert caught.value.knob == "allow more retries with resources.max_failures"
 
 
-def test_stuck_training_is_retried_elsewhere_and_then_ends_the_run(
-    new_pool: Callable[..., Any], bench: Bench
-) -> None:
+def test_stuck_training_is_retried_elsewhere_and_then_ends_the_run(new_pool, bench):
     pool, faults = new_pool(actors=1, max_failures=1, exit_timeout_s=2.0)
     faults.add("stick exit 1 in round 2, 5 times")
     (first,) = pids(pool)
@@ -297,7 +279,7 @@ def test_stuck_training_is_retried_elsewhere_and_then_ends_the_run(
     assert caught.value.knob == "give it more time with resources.exit_timeout_s"
 
 
-def test_closing_ends_the_processes(new_pool: Callable[..., Any]) -> None:
+def test_closing_ends_the_processes(new_pool):
     """Those that train and those that are still starting."""
     wait_until(lambda: not raygf_actors("ExitActor"))
     pool, _ = new_pool(actors=2)
@@ -307,24 +289,24 @@ def test_closing_ends_the_processes(new_pool: Callable[..., Any]) -> None:
     wait_until(lambda: not raygf_actors("ExitActor"), 15, "the end of all actors, also of those that start,")
 
 
-def test_actor_that_dies_while_it_starts_is_replaced(new_pool: Callable[..., Any], bench: Bench) -> None:
+def test_actor_that_dies_while_it_starts_is_replaced(new_pool, bench):
     """The first of the pool, which is waited for, like any other."""
     pool, faults = new_pool(doomed=1, actors=1)
     assert len(faults.logged("made")) == 2
     assert_same_bits(pool.train(bench.state, 1, NONE), bench.local(1))
 
 
-def test_actor_that_can_not_start_is_an_error_for_people(cluster: str, bench: Bench, tmp_path: Path) -> None:
+def test_actor_that_can_not_start_is_an_error_for_people(cluster, bench, tmp_path):
     """A constructor that raises would raise again: one line, with the cause."""
 
-    def missing(config: RunConfig, dataset: Dataset) -> Trainer:
+    def missing(config, dataset):
         raise OSError("made-up library is missing here")
 
     with pytest.raises(RaygfError, match="made-up library is missing here"):
         RayExecutor(with_resources(bench.config, actors=1), bench.dataset, EXITS, missing)
 
 
-def test_actor_lost_while_starting_is_not_called_exit_0(new_pool: Callable[..., Any], bench: Bench) -> None:
+def test_actor_lost_while_starting_is_not_called_exit_0(new_pool, bench):
     """Exits count from 1; an actor that had no exit yet must not be blamed on one."""
     pool, faults = new_pool(doomed=2, actors=2, max_failures=0)
     faults.add("stick exit 1 in round 1")  # keeps the round going until the second has died
@@ -337,14 +319,12 @@ def test_actor_lost_while_starting_is_not_called_exit_0(new_pool: Callable[..., 
 class Hog:
     """Takes CPUs."""
 
-    def ready(self) -> bool:
+    def ready(self):
         return True
 
 
 @pytest.mark.timeout(30)
-def test_replacement_that_can_not_be_placed_ends_the_run(
-    new_pool: Callable[..., Any], bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replacement_that_can_not_be_placed_ends_the_run(new_pool, bench, monkeypatch):
     """Somebody else has taken the place of the lost actor: an error after the limit, no wait without end."""
     pool, faults = new_pool(actors=1)
     monkeypatch.setattr("raygf.on_ray.placement.START_S", 2.0)

@@ -3,32 +3,26 @@
 Starting Ray Train takes most of these tests' time, so that each asks of one start what it can.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import ray
 import torch.distributed as dist
-from runs import LOCAL, SMALL, UNTRACKED, RunJob, local_driver, raygf_actors, wait_until
+from runs import LOCAL, SMALL, UNTRACKED, local_driver, raygf_actors, wait_until
 from torch import nn
 
-from raygf.config.run import ComputeConfig, ModelConfig, ResourceConfig, RunConfig, StorageConfig
-from raygf.data.base import InputSpec
+from raygf.config.run import ComputeConfig, ModelConfig, ResourceConfig, StorageConfig
 from raygf.errors import ConfigError
 from raygf.models.multi_exit import MultiExitNetwork
 from raygf.on_ray.cluster import with_gpus
 from raygf.on_ray.data_parallel import TrainDriver, work
-from raygf.records import RoundRecord
 from raygf.storage.checkpoint import CheckpointStore
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers can't import this file
@@ -37,7 +31,7 @@ PATH = [str(Path(__file__).parents[2]), *sys.path]
 FP32 = ComputeConfig("cpu", "fp32", "contiguous")
 
 
-def without_batchnorm(spec: InputSpec) -> nn.Module:
+def without_batchnorm(spec):
     """Two exits, a thousand parameters."""
     stages = [nn.Sequential(nn.Conv2d(c, 8, 3, padding=1), nn.ReLU()) for c in (spec.channels, 8)]
     heads = [
@@ -46,13 +40,13 @@ def without_batchnorm(spec: InputSpec) -> nn.Module:
     return MultiExitNetwork(stages, heads)
 
 
-def loop(job: dict[str, Any]) -> None:
+def loop(job):
     """A worker that finds the networks of this file."""
     sys.path.extend(PATH)
     work(job)
 
 
-def fails_on_the_second(spec: InputSpec) -> nn.Module:
+def fails_on_the_second(spec):
     """A network that one of the workers can't build."""
     if dist.get_rank() == 1:
         raise ValueError("not here")
@@ -60,11 +54,11 @@ def fails_on_the_second(spec: InputSpec) -> nn.Module:
 
 
 @pytest.fixture
-def start_driver(cluster: str) -> Iterator[Callable[[RunConfig], TrainDriver]]:
+def start_driver(cluster):
     """Starts two workers on the shared cluster and ends them."""
     drivers: list[TrainDriver] = []
 
-    def start(config: RunConfig) -> TrainDriver:
+    def start(config):
         resources = with_gpus(ResourceConfig(workers=2))
         drivers.append(TrainDriver(replace(config, resources=resources), loop))
         return drivers[-1]
@@ -76,32 +70,30 @@ def start_driver(cluster: str) -> Iterator[Callable[[RunConfig], TrainDriver]]:
     assert {group["state"] for group in ray.util.placement_group_table().values()} == {"REMOVED"}
 
 
-def workers() -> set[int]:
+def workers():
     """The processes of Ray Train's workers."""
     return {process.pid for process in raygf_actors("RayTrainWorker")}
 
 
-def test_one_worker_gives_the_bits_of_the_local_executor(
-    cluster: str, run_job: RunJob, tmp_path: Path
-) -> None:
+def test_one_worker_gives_the_bits_of_the_local_executor(cluster, run_job, tmp_path):
     """PCGrad draws the order of the exits; so the draws are the same, too."""
     pcgrad = ("--rounds", "3", *SMALL, *UNTRACKED, "--storage.path", "runs", "--method", "pcgrad")
     expected = run_job("digits", *pcgrad, *LOCAL, "--storage.name", "local").result
     trained = run_job("digits", *pcgrad, "--resources.workers", "1", "--storage.name", "train")
     assert [line.split()[0] for line in trained.err.splitlines()[:8]] == [
-        *("note:", "note:", "note:", "48", "round", "round", "round", "Test"),
+        *("note:", "note:", "note:", "48", "round", "round", "round", "Test")
     ], "something else was printed"
     for key in ("weights_sha256", "test_accuracy", "training_passes", "rounds", "operations"):
         assert trained.result[key] == expected[key], key
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
     assert sorted(path.name for path in tmp_path.glob("runs/train/*")) == [
-        *("round-000002.npz", "round-000003.npz"),
+        *("round-000002.npz", "round-000003.npz")
     ]
 
 
 def test_two_workers_agree_with_one_and_are_started_again_when_one_is_lost(
-    start_driver: Callable[[RunConfig], TrainDriver], small_config: RunConfig, tmp_path: Path
-) -> None:
+    start_driver, small_config, tmp_path
+):
     """Records too; that both workers hold the same weights is checked by every round itself."""
     config = replace(small_config, method="sgd", rounds=2000, batch_size=15)
     config = replace(config, model=ModelConfig(f"{__name__}:without_batchnorm"))
@@ -141,7 +133,7 @@ def test_two_workers_agree_with_one_and_are_started_again_when_one_is_lost(
     assert record.train.loss == pytest.approx(expected.train.loss, rel=1e-5)
 
 
-def one_round(config: RunConfig, folder: Path, round: int) -> RoundRecord:
+def one_round(config, folder, round):
     """What one process makes of ``round``, from the checkpoint before it."""
     (folder / "small").mkdir(parents=True)
     shutil.copy(Path(config.storage.path, "small", f"round-{round - 1:06d}.npz"), folder / "small")
@@ -153,9 +145,7 @@ def one_round(config: RunConfig, folder: Path, round: int) -> RoundRecord:
     return record
 
 
-def test_error_of_one_worker_ends_both_and_comes_back_as_itself(
-    start_driver: Callable[[RunConfig], TrainDriver], small_config: RunConfig
-) -> None:
+def test_error_of_one_worker_ends_both_and_comes_back_as_itself(start_driver, small_config):
     """While the first one waits for the second."""
     model = ModelConfig(f"{__name__}:fails_on_the_second")
     driver = start_driver(replace(small_config, method="sgd", model=model))

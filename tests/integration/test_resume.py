@@ -1,15 +1,11 @@
 """A run that was stopped or interrupted goes on to the bits of one that was not."""
 
-from __future__ import annotations
-
 import os
 import signal
-from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 import pytest
-from runs import LOCAL, RESUME, SMALL, RunJob, StartJob, raygf_actors, tracked_runs
+from runs import LOCAL, RESUME, SMALL, raygf_actors, tracked_runs
 
 from raygf.storage.checkpoint import CheckpointStore
 
@@ -22,9 +18,7 @@ from raygf.storage.checkpoint import CheckpointStore
     ],
     ids=["plain", "with more in the checkpoint"],
 )
-def test_stopped_run_goes_on_to_the_same_bits(
-    run_job: RunJob, tracking_uri: str, straight_hash: Callable[..., str], flags: tuple[str, ...]
-) -> None:
+def test_stopped_run_goes_on_to_the_same_bits(run_job, tracking_uri, straight_hash, flags):
     """Under Ray: tests of faults, and of submitted jobs."""
     flags = ("--rounds", "4", *SMALL, *flags)
     mine = (*flags, *LOCAL, "--tracking.uri", tracking_uri, "--storage.path", "runs", "--storage.name", "one")
@@ -40,12 +34,8 @@ def test_stopped_run_goes_on_to_the_same_bits(
 
 
 def test_ctrl_c_ends_a_job_and_its_ray_at_once_and_the_run_can_be_resumed(
-    start_job: StartJob,
-    run_job: RunJob,
-    tracking_uri: str,
-    straight_hash: Callable[..., str],
-    tmp_path: Path,
-) -> None:
+    start_job, run_job, tracking_uri, straight_hash, tmp_path
+):
     """It goes to the whole process group. SIGTERM: tests of submitted jobs, and of sweeps."""
     flags = ("--rounds", "9", "--data.train-limit", "96", *SMALL[2:])
     mine = (*flags, "--tracking.uri", tracking_uri, "--storage.path", "runs", "--storage.name", "one")

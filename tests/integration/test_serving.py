@@ -1,17 +1,13 @@
 """The classifier as an MLflow model: logged, loaded, and served over HTTP."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,12 +32,12 @@ class Logged:
     classifier: AdaptiveClassifier
 
     @property
-    def images(self) -> np.ndarray:
+    def images(self):
         return self.run.dataset.test.images[:40]
 
 
 @pytest.fixture(scope="module")
-def logged(tracked_run: Any) -> Logged:
+def logged(tracked_run):
     from raygf.serving.mlflow_model import log_model
 
     run = load_run(tracked_run.result.checkpoint)
@@ -51,7 +47,7 @@ def logged(tracked_run: Any) -> Logged:
 
 
 @pytest.fixture
-def model(logged: Logged) -> Iterator[Any]:
+def model(logged):
     import mlflow
 
     before = mlflow.get_tracking_uri()
@@ -60,11 +56,11 @@ def model(logged: Logged) -> Iterator[Any]:
     mlflow.set_tracking_uri(before)
 
 
-def middle_budget(classifier: AdaptiveClassifier) -> float:
+def middle_budget(classifier):
     return float(np.median(classifier.table.operations))
 
 
-def expected(logged: Logged, count: int, budget: float) -> pd.DataFrame:
+def expected(logged, count, budget):
     answers = logged.classifier.predict(logged.images[:count], budget=budget)
     return pd.DataFrame(
         {
@@ -76,12 +72,12 @@ def expected(logged: Logged, count: int, budget: float) -> pd.DataFrame:
     )
 
 
-def assert_same(found: pd.DataFrame, wanted: pd.DataFrame) -> None:
+def assert_same(found, wanted):
     # Another process may have another number of threads, and so round otherwise.
     pd.testing.assert_frame_equal(found, wanted, check_dtype=False, rtol=2e-2, atol=2e-2)
 
 
-def test_loaded_model_answers_as_the_classifier(logged: Logged, model: Any) -> None:
+def test_loaded_model_answers_as_the_classifier(logged, model):
     """Without a budget as the whole network; other images are refused."""
     budget = middle_budget(logged.classifier)
     found = model.predict(logged.images, params={"budget": budget})
@@ -95,7 +91,7 @@ def test_loaded_model_answers_as_the_classifier(logged: Logged, model: Any) -> N
             model.predict(other)
 
 
-def test_data_frames_of_images(logged: Logged, model: Any) -> None:
+def test_data_frames_of_images(logged, model):
     budget = middle_budget(logged.classifier)
     images = logged.images[:5]
     for column in (list(images), [image.ravel() for image in images], [i.ravel().tolist() for i in images]):
@@ -103,7 +99,7 @@ def test_data_frames_of_images(logged: Logged, model: Any) -> None:
         assert_same(found, expected(logged, 5, budget))
 
 
-def test_signature_and_example(logged: Logged, model: Any) -> None:
+def test_signature_and_example(logged, model):
     signature = model.metadata.signature
     (images,) = signature.inputs.inputs
     assert (images.type, images.shape) == (np.dtype(np.uint8), (-1, 1, 8, 8))
@@ -113,7 +109,7 @@ def test_signature_and_example(logged: Logged, model: Any) -> None:
     assert np.array_equal(np.array(model.input_example), logged.images[:2])
 
 
-def test_nothing_stored_is_pickled(logged: Logged, tracked_run: Any) -> None:
+def test_nothing_stored_is_pickled(logged, tracked_run):
     from mlflow import MlflowClient
 
     location = MlflowClient(logged.tracking).get_logged_model(logged.uri.split("/")[-1]).artifact_location
@@ -124,7 +120,7 @@ def test_nothing_stored_is_pickled(logged: Logged, tracked_run: Any) -> None:
     assert not [path for path in files if path.read_bytes()[:1] == b"\x80"]
 
 
-def test_the_model_belongs_to_the_run(logged: Logged, tracked_run: Any) -> None:
+def test_the_model_belongs_to_the_run(logged, tracked_run):
     from mlflow import MlflowClient
 
     client = MlflowClient(logged.tracking)
@@ -138,7 +134,7 @@ def test_the_model_belongs_to_the_run(logged: Logged, tracked_run: Any) -> None:
     assert accuracy == run.data.metrics["test_accuracy/exit_3"]
 
 
-def test_a_run_that_is_not_there(logged: Logged) -> None:
+def test_a_run_that_is_not_there(logged):
     import mlflow
 
     from raygf.serving.mlflow_model import log_model
@@ -151,7 +147,7 @@ def test_a_run_that_is_not_there(logged: Logged) -> None:
 
 
 @pytest.fixture
-def server(logged: Logged, tmp_path: Path) -> Iterator[str]:
+def server(logged, tmp_path):
     """``mlflow models serve`` on a port of its own; its address."""
     (port,) = free_ports(1)
     log = tmp_path / "serve.log"
@@ -178,7 +174,7 @@ def server(logged: Logged, tmp_path: Path) -> Iterator[str]:
         process.wait(10)
 
 
-def post(url: str, content: dict[str, Any]) -> Any:
+def post(url, content):
     request = urllib.request.Request(
         f"{url}/invocations", json.dumps(content).encode(), {"Content-Type": "application/json"}
     )
@@ -186,7 +182,7 @@ def post(url: str, content: dict[str, Any]) -> Any:
         return json.loads(reply.read())
 
 
-def test_served_over_http(logged: Logged, server: str) -> None:
+def test_served_over_http(logged, server):
     budget = middle_budget(logged.classifier)
     content = {"inputs": logged.images.tolist(), "params": {"budget": budget}}
     found = pd.DataFrame(post(server, content)["predictions"])

@@ -1,12 +1,8 @@
 """A short soak: what a run takes does not grow; and if it did, ``benchmarks/soak.py`` would notice."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import time
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +13,7 @@ from raygf.config.run import StorageConfig
 ROUNDS, SETTLED = 8, 3
 
 
-def test_a_few_rounds(cluster: str, tmp_path: Path) -> None:
+def test_a_few_rounds(cluster, tmp_path):
     """Open files and threads stay as they are but for a connection that Ray may open, the object store is
     given back in the end (in between Ray frees it when it gets round to it)."""
     before = settled_objects()
@@ -34,7 +30,7 @@ def test_a_few_rounds(cluster: str, tmp_path: Path) -> None:
     assert names == [f"round-{number:06d}.npz" for number in (ROUNDS - 1, ROUNDS)]
 
 
-def settled_objects(at_most: int | None = None) -> int:
+def settled_objects(at_most=None):
     """Objects in the store, when they are so few, or when as many as 1.5 s before.
 
     Ray frees them together, about once a second.
@@ -42,7 +38,7 @@ def settled_objects(at_most: int | None = None) -> int:
     store, until = soak.Store(), time.monotonic() + 30
     looks = [store.look()[1]]
 
-    def settled() -> bool:
+    def settled():
         return looks[-1] <= at_most if at_most is not None else looks[-16:] == looks[-1:] * 16
 
     while not settled() and time.monotonic() < until:
@@ -51,7 +47,7 @@ def settled_objects(at_most: int | None = None) -> int:
     return int(looks[-1])
 
 
-def curves_of(rounds: int = 200, **growth: float) -> Any:
+def curves_of(rounds=200, **growth):
     """Made-up curves of a driver that breathes, and grows by so much a round; Ray's part grows anyway,
     and the history by 1 300 bytes a round."""
     number = np.arange(rounds)
@@ -68,7 +64,7 @@ def curves_of(rounds: int = 200, **growth: float) -> Any:
     )
 
 
-def broken(curves: Any) -> list[str]:
+def broken(curves):
     return [f"{row.name}: {row.what}" for row in soak.judge(curves, 50) if not row.holds]
 
 
@@ -85,11 +81,11 @@ def broken(curves: Any) -> list[str]:
     ],
     ids=lambda value: " ".join(value) or "flat",
 )
-def test_what_grows_is_noticed(growth: dict[str, float], names: list[str]) -> None:
+def test_what_grows_is_noticed(growth, names):
     assert broken(curves_of(**growth)) == names
 
 
-def test_the_slope_of_a_line_and_of_noise() -> None:
+def test_the_slope_of_a_line_and_of_noise():
     line = soak.Slope.of(3.0 * np.arange(150) + 7)
     assert line.value == pytest.approx(3.0) and line.half == pytest.approx(0.0, abs=1e-9)
     covered = [
@@ -99,9 +95,7 @@ def test_the_slope_of_a_line_and_of_noise() -> None:
     assert 0.92 < np.mean(covered) < 0.98  # what a 95 % interval is
 
 
-def test_growth_is_in_the_exit_code_and_the_last_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_growth_is_in_the_exit_code_and_the_last_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(soak, "own_cluster", contextlib.nullcontext)
     monkeypatch.setattr(soak, "soak", lambda config, exits: curves_of(files=1.0))
     figure = tmp_path / "figures" / "soak.png"
@@ -112,6 +106,6 @@ def test_growth_is_in_the_exit_code_and_the_last_line(
     assert figure.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-def test_too_few_rounds_for_a_slope() -> None:
+def test_too_few_rounds_for_a_slope():
     with pytest.raises(SystemExit, match="--rounds must be at least --warmup"):
         soak.Options(rounds=60, warmup=50)

@@ -1,29 +1,14 @@
 """Sweeps from start to end: interrupted, killed and resumed; with trials that crash, fail and are cloned."""
 
-from __future__ import annotations
-
 import gc
 import os
 import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from runs import (
-    SMALL,
-    UNTRACKED,
-    Outcome,
-    RunJob,
-    StartJob,
-    one_error,
-    raygf_actors,
-    table,
-    tracked_sweep,
-    wait_until,
-)
+from runs import SMALL, UNTRACKED, one_error, raygf_actors, table, tracked_sweep, wait_until
 
 from raygf.config.run import StorageConfig
 from raygf.records import read_history
@@ -45,22 +30,20 @@ def unequal(run):
     return Space(variants=[{"optim.lr": lr} for lr in (0.1, 1e9, 1e-6)])
 '''
 
-Sweep = Callable[..., tuple[str, ...]]
-
 
 @pytest.fixture
-def sweep_of(tmp_path: Path, tracking_uri: str) -> Sweep:
+def sweep_of(tmp_path, tracking_uri):
     """Flags of a sweep of the space with this name, tracked, in ``runs/sweep``."""
     (tmp_path / "spaces.py").write_text(SPACES)
     storage = ("--storage.path", str(tmp_path / "runs"), "--storage.name", "sweep")
 
-    def flags(space: str, *more: str) -> tuple[str, ...]:
+    def flags(space, *more):
         return ("--space", f"spaces:{space}", *storage, "--tracking.uri", tracking_uri, *SMALL, *more)
 
     return flags
 
 
-def checkpoints(sweep: Path) -> dict[str, int]:
+def checkpoints(sweep):
     """The number of the newest checkpoint of every trial that has one."""
     found: dict[str, int] = {}
     for file in sweep.glob("*/checkpoint_*/checkpoint.npz"):
@@ -73,14 +56,8 @@ ROUNDS = 24
 
 
 def test_interrupted_and_killed_sweep_is_resumed_to_its_end(
-    cluster: str,
-    start_job: StartJob,
-    run_job: RunJob,
-    straight_hash: Callable[..., str],
-    sweep_of: Sweep,
-    tracking_uri: str,
-    tmp_path: Path,
-) -> None:
+    cluster, start_job, run_job, straight_hash, sweep_of, tracking_uri, tmp_path
+):
     rounds = ("--method", "sgd", "--rounds", str(ROUNDS))
     flags = sweep_of("rates", *rounds, "--trials", "2", "--search", "optuna", "--scheduler", "none")
     flags += ("--concurrent", "1", "--resources.address", cluster)
@@ -118,11 +95,11 @@ def test_interrupted_and_killed_sweep_is_resumed_to_its_end(
     wait_until(lambda: not raygf_actors(), 20)
 
 
-def interrupted(run_job: RunJob, sweep: Path, flags: tuple[str, ...]) -> Outcome:
+def interrupted(run_job, sweep, flags):
     """The sweep in this process, which gets SIGTERM once a trial has a checkpoint."""
     over = threading.Event()
 
-    def terminate() -> None:
+    def terminate():
         wait_until(lambda: checkpoints(sweep) or over.is_set())
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -138,7 +115,7 @@ def interrupted(run_job: RunJob, sweep: Path, flags: tuple[str, ...]) -> Outcome
         gc.collect()  # Ray ends the actors of what is forgotten; a program's end with it
 
 
-def assert_all_agree(result: dict[str, Any], uri: str) -> None:
+def assert_all_agree(result, uri):
     """MLflow, the table, the checkpoints and the last line have the same of two trials that are through."""
     from mlflow import MlflowClient
 
@@ -173,14 +150,14 @@ def assert_all_agree(result: dict[str, Any], uri: str) -> None:
 class Killer(threading.Thread):
     """Kills the first trial's driver once, when it has a checkpoint."""
 
-    def __init__(self, sweep: Path) -> None:
+    def __init__(self, sweep):
         super().__init__(daemon=True)
         self.sweep = sweep
         self.folder = SweepFolder(StorageConfig(str(sweep.parent), sweep.name))
         self.over = threading.Event()
         self.killed = 0
 
-    def run(self) -> None:
+    def run(self):
         while not self.killed and not self.over.wait(0.02):
             started = len(self.folder.read_trials()) if self.sweep.is_dir() else 0
             if started == 1 and max(checkpoints(self.sweep).values(), default=0) >= 3:
@@ -190,13 +167,8 @@ class Killer(threading.Thread):
 
 
 def test_trials_that_crash_fail_or_lag_behind_do_not_disturb_the_others(
-    cluster: str,
-    run_job: RunJob,
-    straight_hash: Callable[..., str],
-    sweep_of: Sweep,
-    tracking_uri: str,
-    tmp_path: Path,
-) -> None:
+    cluster, run_job, straight_hash, sweep_of, tracking_uri, tmp_path
+):
     """Trials that crash more often than they may: unit tests of the callback."""
     rounds = ("--method", "sgd", "--rounds", "16")
     retries = ("--max-failures", "1", "--resources.max-driver-restarts", "0")
@@ -233,9 +205,7 @@ def test_trials_that_crash_fail_or_lag_behind_do_not_disturb_the_others(
     assert not [name for name in runs[2].metrics if name.startswith("test_")]
 
 
-def test_population_goes_on_from_the_checkpoints_of_its_best(
-    cluster: str, run_job: RunJob, sweep_of: Sweep, tracking_uri: str
-) -> None:
+def test_population_goes_on_from_the_checkpoints_of_its_best(cluster, run_job, sweep_of, tracking_uri):
     flags = sweep_of("rates", "--method", "sgd", "--rounds", "4", "--trials", "2", "--concurrent", "2")
     outcome = run_job("sweep", *flags, "--scheduler", "pbt", "--grace", "2")
     result, told = outcome.result, "from another's checkpoint, with"
@@ -260,9 +230,7 @@ def test_population_goes_on_from_the_checkpoints_of_its_best(
     assert histories[0] == histories[1]
 
 
-def test_what_can_not_be_swept_is_refused_before_the_cluster_is_asked(
-    run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_can_not_be_swept_is_refused_before_the_cluster_is_asked(run_job, tmp_path, monkeypatch):
     """What else: unit tests of commands, spaces and runs of sweeps."""
     monkeypatch.setattr("raygf.on_ray.cluster.connect", lambda resources: pytest.fail("went to the cluster"))
     monkeypatch.setattr("ray.is_initialized", lambda: False)
@@ -284,8 +252,6 @@ def test_what_can_not_be_swept_is_refused_before_the_cluster_is_asked(
     ],
     ids=["resources", "network", "grace"],
 )
-def test_what_does_not_fit_is_refused_before_the_first_trial(
-    cluster: str, run_job: RunJob, tmp_path: Path, flags: tuple[str, ...], says: str
-) -> None:
+def test_what_does_not_fit_is_refused_before_the_first_trial(cluster, run_job, tmp_path, flags, says):
     one_error(run_job("sweep", *UNTRACKED, "--storage.path", "runs", *SMALL, *flags), says)
     assert not (tmp_path / "runs").exists()

@@ -1,7 +1,5 @@
 """MLflow gets what the records say; trouble is an error before the training and a note after it began."""
 
-from __future__ import annotations
-
 import math
 import multiprocessing
 import os
@@ -11,10 +9,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -56,7 +52,7 @@ FUSION = FusionReport(
 CONFIG = RunConfig(rounds=3, optim=OptimConfig(lr=0.05))
 
 
-def record(number: int, accuracy: tuple[float, float] = (0.6, 0.7), *notes: str) -> RoundRecord:
+def record(number, accuracy=(0.6, 0.7), *notes):
     train, val = ExitScore((1.2, 1.0), (0.5, 0.6)), ExitScore((1.1, math.nan), accuracy)
     seconds = {"train": 1.5, "fuse": 0.5}
     return RoundRecord(number, 3, 3 * number, 0.05, 0.1, train, val, seconds, "c", FUSION, notes)
@@ -73,43 +69,35 @@ def environment(monkeypatch):
         del os.environ[name]
 
 
-def client_of(uri: str) -> Any:
+def client_of(uri):
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
 
 
-def artifacts_of(client: Any, run_id: str, folder: str = "") -> set[str]:
+def artifacts_of(client, run_id, folder=""):
     return {item.path for item in client.list_artifacts(run_id, folder)}
 
 
-def read(client: Any, run_id: str, path: str) -> str:
+def read(client, run_id, path):
     return Path(client.download_artifacts(run_id, path)).read_text()
 
 
-def rounds_of(uri: str, run_id: str, metric: str = "lr") -> list[int]:
+def rounds_of(uri, run_id, metric="lr"):
     return sorted(point.step for point in client_of(uri).get_metric_history(run_id, metric))
 
 
 @pytest.fixture
-def store(tracking_uri: str) -> str:
+def store(tracking_uri):
     return tracking_uri
 
 
 @pytest.fixture
-def said() -> list[str]:
+def said():
     return []
 
 
-def track(
-    store: str,
-    said: list[str],
-    *records: RoundRecord,
-    run_id: str | None = None,
-    config: RunConfig = CONFIG,
-    start: RunStart = START,
-    end: RunEnd = END,
-) -> str:
+def track(store, said, *records, run_id=None, config=CONFIG, start=START, end=END):
     """A run from its start to its end; its id."""
     tracker = MLflowTracker(store, "trial", said.append)
     run_id = tracker.start(config, "run", run_id)
@@ -145,7 +133,7 @@ def test_a_whole_run(store, said, tmp_path, monkeypatch, capfd):
     assert list(cwd.iterdir()) == []  # nothing is left lying about
 
 
-def check_params_and_tags(client, run_id: str) -> None:
+def check_params_and_tags(client, run_id):
     params, tags = client.get_run(run_id).data.params, client.get_run(run_id).data.tags
     assert (params["optim.lr"], params["model.msdnet.factors"]) == ("0.05", "[1, 2, 4]")
     assert (params["rounds"], params["train_images"], params["setting"]) == ("3", "900", "cpu")
@@ -158,7 +146,7 @@ def check_params_and_tags(client, run_id: str) -> None:
     assert "raygf.stopped_at_round" not in tags
 
 
-def check_description(client, run_id: str, store: str) -> None:
+def check_description(client, run_id, store):
     description = client.get_run(run_id).data.tags["mlflow.note.content"]
     assert description.startswith("### raygf results\n\nAfter round 2:\n\n| Exit ")
     assert read(client, run_id, "results.md") in description
@@ -166,7 +154,7 @@ def check_description(client, run_id: str, store: str) -> None:
     assert f"`MLFLOW_TRACKING_URI={store} {download}`" in description
 
 
-def check_metrics(client, run_id: str) -> None:
+def check_metrics(client, run_id):
     metrics = client.get_run(run_id).data.metrics
     assert metrics["operations/exit_2"] == 800_000
     assert metrics["parameters/exit_1"] == 30_000
@@ -178,7 +166,7 @@ def check_metrics(client, run_id: str) -> None:
     assert "val_loss/exit_2" not in metrics  # NaN
 
 
-def check_artifacts(client, run_id: str) -> None:
+def check_artifacts(client, run_id):
     assert artifacts_of(client, run_id) == {"config.yaml", "results.md", "results.csv", "figures"}
     assert artifacts_of(client, run_id, "figures") == {
         f"figures/{name}.{kind}" for name in ("accuracy", "fusion_weights") for kind in ("png", "csv")
@@ -285,7 +273,7 @@ def test_a_run_that_is_not_there_and_a_deleted_experiment_are_refused(store, sai
         MLflowTracker(store, "old", said.append).start(CONFIG, "run")
 
 
-def open_run(uri: str) -> None:
+def open_run(uri):
     tracker = MLflowTracker(uri, "trial", print)
     tracker.start(CONFIG, "run")
     tracker.fail("KILLED", "")
@@ -335,16 +323,16 @@ class Server:
     port: int
 
     @property
-    def uri(self) -> str:
+    def uri(self):
         return f"http://127.0.0.1:{self.port}"
 
     @property
-    def words(self) -> tuple[str, ...]:
+    def words(self):
         """What the script is called with."""
         artifacts = str(self.folder / "artifacts")
         return (str(self.folder / "mlflow"), artifacts, str(self.port), "head.example.org")
 
-    def processes(self) -> list[psutil.Process]:
+    def processes(self):
         """MLflow servers with their database in ``folder``."""
         found = []
         for process in psutil.process_iter(["cmdline"]):
@@ -353,11 +341,11 @@ class Server:
                 found.append(process)
         return found
 
-    def end(self) -> None:
+    def end(self):
         mine = self.processes()
         end_processes([*mine, *(child for each in mine for child in each.children(recursive=True))])
 
-    def answer_to(self, host: str) -> int:
+    def answer_to(self, host):
         """The status code that a client gets who knows the server as ``host``."""
         url = f"{self.uri}/api/2.0/mlflow/experiments/get?experiment_id=0"
         try:
@@ -367,7 +355,7 @@ class Server:
             return error.code
 
 
-def start_mlflow(*words: str, first_in_path: Path | None = None) -> subprocess.CompletedProcess[str]:
+def start_mlflow(*words, first_in_path=None):
     """Call the script."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     path = [str(first_in_path or Path(sys.executable).parent), str(Path(sys.executable).parent), kept["PATH"]]
@@ -381,7 +369,7 @@ def start_mlflow(*words: str, first_in_path: Path | None = None) -> subprocess.C
 
 
 @pytest.fixture(scope="module")
-def server(empty_tracking: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(empty_tracking, tmp_path_factory):
     (port,) = free_ports(1)
     server = Server(tmp_path_factory.mktemp("server"), port)
     (server.folder / "mlflow").mkdir()
@@ -454,10 +442,10 @@ def test_a_server_that_can_not_start_says_why(tmp_path):
 class Flaky:
     """A client that can lose its store."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client):
         self.client, self.broken, self.calls = client, False, 0
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name):
         self.calls += 1
         if self.broken:
             raise OSError(f"[Errno 111] Connection refused (call {self.calls})")
@@ -465,7 +453,7 @@ class Flaky:
 
 
 @pytest.fixture
-def flaky(monkeypatch: pytest.MonkeyPatch) -> list[Flaky]:
+def flaky(monkeypatch):
     """The trackers' clients, in the order in which they were made."""
     from raygf.tracking import mlflow_run
 

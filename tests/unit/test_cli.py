@@ -1,22 +1,18 @@
 """Flags become a run, errors one line and an exit code, Ctrl-C an orderly end."""
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from raygf.cli import interruptible, main, parse
 from raygf.config.fields import flatten, to_dict
 from raygf.config.recipes import RECIPES, get_recipe
-from raygf.errors import ConfigError, ExitFailed, NonFiniteError, RaygfError, ResourceError
+from raygf.errors import ConfigError, ExitFailed, NonFiniteError, ResourceError
 
 
 @pytest.mark.parametrize(
@@ -27,7 +23,7 @@ from raygf.errors import ConfigError, ExitFailed, NonFiniteError, RaygfError, Re
         (["--rounds", "7", "--recipe=digits-sgd", "--seed", "2"], "digits-sgd", {"rounds": 7, "seed": 2}),
     ],
 )
-def test_a_recipe_is_chosen_by_name(words: list[str], name: str, changes: dict[str, Any]) -> None:
+def test_a_recipe_is_chosen_by_name(words, name, changes):
     assert parse("", "digits", words) == (name, replace(get_recipe(name), **changes))
 
 
@@ -46,7 +42,7 @@ def test_a_recipe_is_chosen_by_name(words: list[str], name: str, changes: dict[s
         ("--resources.gpus-per-exit 0.5", {"resources.gpus_per_exit": 0.5}),
     ],
 )
-def test_flags_override_their_fields_and_nothing_else(words: str, changes: dict[str, Any]) -> None:
+def test_flags_override_their_fields_and_nothing_else(words, changes):
     run = parse("", "digits", words.split())[1]
     assert flatten(to_dict(run)) == flatten(to_dict(get_recipe("digits"))) | changes
 
@@ -64,9 +60,7 @@ def test_flags_override_their_fields_and_nothing_else(words: str, changes: dict[
         ("--rounds", "--rounds"),
     ],
 )
-def test_flags_that_are_not_allowed_or_understood_are_one_line(
-    words: str, part: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_flags_that_are_not_allowed_or_understood_are_one_line(words, part, capsys):
     with pytest.raises(ConfigError) as caught:
         parse("", "digits", words.split())
     text = str(caught.value)
@@ -75,7 +69,7 @@ def test_flags_that_are_not_allowed_or_understood_are_one_line(
     assert capsys.readouterr() == ("", "")
 
 
-def test_help_shows_recipes_and_the_chosen_ones_values(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_recipes_and_the_chosen_ones_values(capsys):
     with pytest.raises(SystemExit) as end:
         parse("Trains a network.", "digits", ["--recipe", "cifar10-msdnet-sgd", "--help"])
     assert end.value.code == 0
@@ -88,15 +82,15 @@ def test_help_shows_recipes_and_the_chosen_ones_values(capsys: pytest.CaptureFix
     assert "{softmax,sigmoid}" in text
 
 
-def raising(error: BaseException) -> Any:
-    def job(argv: Sequence[str]) -> dict[str, Any]:
+def raising(error):
+    def job(argv):
         raise error
 
     return job
 
 
-def test_main_prints_the_result_as_its_last_line(capsys: pytest.CaptureFixture[str]) -> None:
-    def job(argv: Sequence[str]) -> dict[str, Any]:
+def test_main_prints_the_result_as_its_last_line(capsys):
+    def job(argv):
         print("something before")
         return {"argv": list(argv), "test_accuracy": (0.5, 0.75)}
 
@@ -115,22 +109,18 @@ def test_main_prints_the_result_as_its_last_line(capsys: pytest.CaptureFixture[s
         (ExitFailed(1, 7, "10.0.0.1", "gone", "allow more retries with resources.max_failures"), 1),
     ],
 )
-def test_main_turns_errors_into_one_line_and_an_exit_code(
-    capsys: pytest.CaptureFixture[str], error: RaygfError, code: int
-) -> None:
+def test_main_turns_errors_into_one_line_and_an_exit_code(capsys, error, code):
     assert main(raising(error), []) == code
     assert capsys.readouterr() == ("", f"error: {' '.join(str(error).split())}\n")
 
 
 @pytest.mark.parametrize(("flags", "shown"), [("", "--storage.resume True"), ("--resume", "--resume")])
-def test_main_names_the_flags_that_resume_what_was_interrupted(
-    capsys: pytest.CaptureFixture[str], flags: str, shown: str
-) -> None:
+def test_main_names_the_flags_that_resume_what_was_interrupted(capsys, flags, shown):
     assert main(raising(KeyboardInterrupt(flags)), []) == 130
     assert capsys.readouterr() == ("", f"interrupted; resume with {shown}\n")
 
 
-def test_main_does_not_hide_faults_of_the_program() -> None:
+def test_main_does_not_hide_faults_of_the_program():
     with pytest.raises(ZeroDivisionError):
         main(raising(ZeroDivisionError()), [])
 
@@ -163,9 +153,7 @@ with interruptible(*sys.argv[1:]) as again:
         (signal.SIGINT, signal.SIGTERM, ("--resume --storage.name mine",)),
     ],
 )
-def test_the_first_signal_ends_cleanly_and_the_second_at_once(
-    first: signal.Signals, second: signal.Signals | None, flags: tuple[str, ...]
-) -> None:
+def test_the_first_signal_ends_cleanly_and_the_second_at_once(first, second, flags):
     pipe = subprocess.PIPE
     program = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *flags], stdin=pipe, stdout=pipe, stderr=pipe, text=True
@@ -182,11 +170,11 @@ def test_the_first_signal_ends_cleanly_and_the_second_at_once(
     assert program.communicate() == ("", f"\ninterrupted again: stopped at once; resume with {shown}\n")
 
 
-def test_handlers_are_put_back_and_other_threads_leave_them_alone() -> None:
-    def handlers() -> list[Any]:
+def test_handlers_are_put_back_and_other_threads_leave_them_alone():
+    def handlers():
         return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
-    def body() -> None:
+    def body():
         with interruptible() as again:
             again()
             seen.append(handlers())

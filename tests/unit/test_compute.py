@@ -1,9 +1,6 @@
 """Devices, number formats, threads; lack of memory in all its forms; random streams."""
 
-from __future__ import annotations
-
 import hashlib
-from typing import Any
 
 import numpy as np
 import pytest
@@ -34,12 +31,12 @@ GPU = (
 
 
 @pytest.fixture
-def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.mark.usefixtures("no_cuda")
-def test_explicit_settings_stay() -> None:
+def test_explicit_settings_stay():
     plain = resolve_compute(ComputeConfig("cpu", "fp32", "contiguous"))
     assert plain == Compute("cpu", "fp32", "contiguous") and plain.layout is torch.contiguous_format
     last = resolve_compute(ComputeConfig("cpu", "bf16", "channels_last"))
@@ -48,20 +45,20 @@ def test_explicit_settings_stay() -> None:
 
 @pytest.mark.usefixtures("no_cuda")
 @pytest.mark.parametrize(("has", "precision"), [(True, "bf16"), (False, "fp32")])
-def test_auto_takes_what_the_machine_has(monkeypatch: pytest.MonkeyPatch, has: bool, precision: str) -> None:
+def test_auto_takes_what_the_machine_has(monkeypatch, has, precision):
     monkeypatch.setattr(module, "_has_fast_bf16", lambda device: has)
     assert resolve_compute(ComputeConfig()) == Compute("cpu", precision, "channels_last")
     assert resolve_compute(ComputeConfig(precision="fp32")).precision == "fp32"
 
 
 @pytest.mark.usefixtures("no_cuda")
-def test_a_missing_gpu_is_refused() -> None:
+def test_a_missing_gpu_is_refused():
     with pytest.raises(ResourceError, match=r"^compute\.device = 'cuda': .* no CUDA device.*$"):
         resolve_compute(ComputeConfig(device="cuda"))
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_autocast_sets_the_arithmetic(precision: str, dtype: torch.dtype) -> None:
+def test_autocast_sets_the_arithmetic(precision, dtype):
     layer = torch.nn.Linear(2, 2)
     with Compute("cpu", precision, "contiguous").autocast():
         assert layer(torch.ones(1, 2)).dtype == dtype
@@ -69,7 +66,7 @@ def test_autocast_sets_the_arithmetic(precision: str, dtype: torch.dtype) -> Non
 
 
 @pytest.mark.parametrize(("asked", "got"), [(1, 1), (2.0, 2), (0.25, 1), (0, 1), (1.9, 1)])
-def test_threads_are_set_inside_and_put_back(asked: float, got: int) -> None:
+def test_threads_are_set_inside_and_put_back(asked, got):
     before = torch.get_num_threads()
     with pytest.raises(KeyError), torch_threads(asked):
         assert torch.get_num_threads() == got
@@ -77,7 +74,7 @@ def test_threads_are_set_inside_and_put_back(asked: float, got: int) -> None:
     assert torch.get_num_threads() == before
 
 
-def test_lack_of_memory_is_recognised_in_all_its_forms() -> None:
+def test_lack_of_memory_is_recognised_in_all_its_forms():
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(torch.cuda.OutOfMemoryError(GPU))
     with pytest.raises(RuntimeError) as of_torch:
@@ -90,14 +87,14 @@ def test_lack_of_memory_is_recognised_in_all_its_forms() -> None:
         assert not is_out_of_memory(other)
 
 
-def test_a_cause_has_sizes_its_own_or_those_known() -> None:
+def test_a_cause_has_sizes_its_own_or_those_known():
     known = sizes(64, 7_364_272)
     assert memory_cause(MemoryError(), known) == "MemoryError (batches of 64 images, 28.1 MiB of weights)"
     cause = memory_cause(torch.cuda.OutOfMemoryError(GPU), known)
     assert cause == "OutOfMemoryError: " + GPU.partition(" See")[0]
 
 
-def test_who_lacked_memory_is_named_with_the_settings_to_change() -> None:
+def test_who_lacked_memory_is_named_with_the_settings_to_change():
     says = r"^the driver, in round 4, ran out of memory on node \S+: MemoryError \(batches of 8\); "
     lacking = naming_out_of_memory("the driver, in round 4,", "batches of 8")
     with pytest.raises(MemoryExhausted, match=says) as caught, lacking:
@@ -114,20 +111,20 @@ KEYS = st.tuples(st.integers(0, 10_000), st.lists(PARTS, max_size=3).map(tuple))
 
 @settings(deadline=None, max_examples=200)
 @given(KEYS, KEYS)
-def test_seeds_are_equal_just_where_keys_are(one: Any, two: Any) -> None:
+def test_seeds_are_equal_just_where_keys_are(one, two):
     seeds = [derive_seed(seed, *key) for seed, key in (one, two)]
     assert (seeds[0] == seeds[1]) == (one == two)
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_seeds_are_pinned() -> None:
+def test_seeds_are_pinned():
     """Stored results could otherwise not be reproduced by a later version."""
     digest = hashlib.blake2b(b"(0, 'exit', 1, 2)", digest_size=8).digest()
     assert derive_seed(0, "exit", 1, 2) == int.from_bytes(digest, "little") // 2
 
 
-def test_generators_of_one_key_draw_alike() -> None:
-    def draw(*key: Any) -> list[float]:
+def test_generators_of_one_key_draw_alike():
+    def draw(*key):
         return torch.randn(5, generator=generator(*key)).tolist()
 
     assert generator(0, "a").device.type == "cpu"
@@ -135,7 +132,7 @@ def test_generators_of_one_key_draw_alike() -> None:
     assert draw(3, "a", 1) not in (draw(3, "a", 2), draw(4, "a", 1))
 
 
-def test_seeded_globals_seed_inside_and_leave_no_trace() -> None:
+def test_seeded_globals_seed_inside_and_leave_no_trace():
     before, draws = torch.random.get_rng_state(), []
     for _ in range(2):
         with pytest.raises(KeyError), seeded_globals(1, "x"):
@@ -145,7 +142,7 @@ def test_seeded_globals_seed_inside_and_leave_no_trace() -> None:
     assert torch.equal(*draws)
 
 
-def test_seeded_globals_nest() -> None:
+def test_seeded_globals_nest():
     with seeded_globals(1, "outer"):
         plain = torch.randn(4)[2:]
     with seeded_globals(1, "outer"):

@@ -1,13 +1,9 @@
 """What a terminal and a log file get to see of a run."""
 
-from __future__ import annotations
-
 import io
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import IO
 
 import pytest
 
@@ -35,16 +31,16 @@ SCORE = ExitScore((1.1, 1.2, 1.402), (0.712, 0.801, 0.83))
 class Terminal(io.StringIO):
     """A stream that says it is a terminal."""
 
-    def isatty(self) -> bool:
+    def isatty(self):
         return True
 
 
-def record(number: int, seconds: float = 1.9, notes: tuple[str, ...] = ()) -> RoundRecord:
+def record(number, seconds=1.9, notes=()):
     phases = {"train": seconds - 0.4, "fuse": 0.4}
     return RoundRecord(number, 40, 4, 0.1, 0.1, SCORE, SCORE, phases, "c", notes=notes)
 
 
-def shown(*records: RoundRecord, last_round: int | None = None) -> list[str]:
+def shown(*records, last_round=None):
     out = io.StringIO()
     progress = Progress(out, last_round)
     for each in records:
@@ -52,7 +48,7 @@ def shown(*records: RoundRecord, last_round: int | None = None) -> list[str]:
     return out.getvalue().splitlines()
 
 
-def test_plain_output_is_exact() -> None:
+def test_plain_output_is_exact():
     out = io.StringIO()
     with Progress(out) as progress:
         progress.start(START)
@@ -73,7 +69,7 @@ def test_plain_output_is_exact() -> None:
     )
 
 
-def test_what_a_round_lacks_is_left_out() -> None:
+def test_what_a_round_lacks_is_left_out():
     nothing = ExitScore((math.nan,) * 3, (math.nan,) * 3)
     skipped = replace(record(40), train=nothing, skipped=True)
     assert shown(replace(record(40), val=None), skipped, replace(skipped, val=None)) == [
@@ -83,14 +79,14 @@ def test_what_a_round_lacks_is_left_out() -> None:
     ]
 
 
-def test_the_estimate_is_a_median_and_ends_where_the_run_will_stop() -> None:
+def test_the_estimate_is_a_median_and_ends_where_the_run_will_stop():
     assert shown(record(28, 1.0), record(29, 1.0), record(30, 500.0))[-1].endswith("eta 10s")
     lines = shown(record(3, 10.0), record(5, 10.0), last_round=5)
     assert [line.partition("%")[2] for line in lines] == ["  eta 20s", ""]
 
 
 @pytest.mark.parametrize("columns", ["200", "20"])
-def test_a_terminal_gets_a_bar_and_every_row(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+def test_a_terminal_gets_a_bar_and_every_row(monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
     monkeypatch.setenv("TERM", "xterm")
     out = Terminal()
@@ -107,7 +103,7 @@ def test_a_terminal_gets_a_bar_and_every_row(monkeypatch: pytest.MonkeyPatch, co
 
 
 @pytest.fixture(params=["closed", "reader gone", "ascii"])
-def trouble(request: pytest.FixtureRequest) -> Iterator[IO[str]]:
+def trouble(request):
     """A stream that can't be written to, or not everything."""
     if request.param == "reader gone":
         reader, writer = os.pipe()
@@ -124,7 +120,7 @@ def trouble(request: pytest.FixtureRequest) -> Iterator[IO[str]]:
     yield stream
 
 
-def test_trouble_with_the_stream_does_not_end_a_run(trouble: IO[str]) -> None:
+def test_trouble_with_the_stream_does_not_end_a_run(trouble):
     with Progress(trouble) as progress:
         progress.start(START)
         progress.note("Δ")
@@ -134,13 +130,13 @@ def test_trouble_with_the_stream_does_not_end_a_run(trouble: IO[str]) -> None:
         assert b"note: on the CPU\nround 3/40 " in trouble.buffer.getvalue()  # type: ignore[attr-defined]
 
 
-def test_a_table_in_a_file_is_not_squeezed() -> None:
+def test_a_table_in_a_file_is_not_squeezed():
     out = io.StringIO()
     print_table(to_rich(TABLE), out)
     assert "a long title 4 test accuracy (%)" in out.getvalue()
 
 
-def test_durations_show_their_two_largest_units() -> None:
+def test_durations_show_their_two_largest_units():
     seconds = (0.2, 59.4, 59.6, 70, 3599.6, 7400, 86399, 273600)
     shown = ["0s", "59s", "1m00s", "1m10s", "1h00m", "2h03m", "1d00h", "3d04h"]
     assert [duration(each) for each in seconds] == shown

@@ -1,11 +1,8 @@
 """Errors: one line for people, whole after pickling; calls with a time limit; a user's own functions."""
 
-from __future__ import annotations
-
 import pickle
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 from hypothesis import assume, given, settings
@@ -26,12 +23,12 @@ from raygf.errors import (
 )
 
 
-def test_exit_codes_tell_what_was_asked_for_from_what_failed() -> None:
+def test_exit_codes_tell_what_was_asked_for_from_what_failed():
     assert (DataError.exit_code, StorageLost.exit_code, ExitFailed.exit_code) == (2, 1, 1)
     assert issubclass(StorageLost, UserError)
 
 
-def test_errors_with_parts_survive_pickling() -> None:
+def test_errors_with_parts_survive_pickling():
     exit_failed = pickle.loads(pickle.dumps(ExitFailed(1, 7, "10.0.0.1", "gone", "retry")))
     assert str(exit_failed) == "exit 2 could not be trained in round 7 on node 10.0.0.1: gone; retry"
     assert (exit_failed.exit, exit_failed.round) == (1, 7)
@@ -53,13 +50,13 @@ def test_errors_with_parts_survive_pickling() -> None:
         (ValueError("x" * 999), f"ValueError: {'x' * 300}", "x" * 300),
     ],
 )
-def test_any_error_is_one_line(error: Exception, line: str, bare: str) -> None:
+def test_any_error_is_one_line(error, line, bare):
     assert (one_line(error), one_line(error, kind=False)) == (line, bare)
 
 
 @settings(deadline=None, derandomize=True, max_examples=100)
 @given(st.text("ab1:@/?#%+", min_size=1, max_size=12), st.sampled_from(["http", "postgresql+x", "s3"]))
-def test_no_password_is_shown(rest: str, scheme: str) -> None:
+def test_no_password_is_shown(rest, scheme):
     """Whatever it is made of, as long as it has no blanks."""
     password = f"geheim{rest}geheim"
     shown = without_password(f"no answer at {scheme}://me:{password}@host:5000/db?x=1 (port 5000)")
@@ -69,7 +66,7 @@ def test_no_password_is_shown(rest: str, scheme: str) -> None:
     assert "geheim" not in shown and shown.startswith(f"{scheme}://")
 
 
-def test_a_call_within_its_limit_gives_what_it_gives() -> None:
+def test_a_call_within_its_limit_gives_what_it_gives():
     assert within(60, lambda: 3) == 3
     with pytest.raises(KeyError, match="lost"):
         within(60, lambda: {}["lost"])
@@ -77,18 +74,18 @@ def test_a_call_within_its_limit_gives_what_it_gives() -> None:
         within(60, raising_its_own)
 
 
-def raising_its_own() -> None:
+def raising_its_own():
     raise TimeoutError("own")
 
 
-def test_a_call_beyond_its_limit_is_left_alone() -> None:
+def test_a_call_beyond_its_limit_is_left_alone():
     end = threading.Event()
     with pytest.raises(TimeoutError, match=r"^no answer within 0\.01 s$"):
         within(0.01, end.wait)
     end.set()
 
 
-def test_functions_are_imported_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_functions_are_imported_by_name(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "own_of_mine.py").write_text("def make(): return 3\nnumber = 4\n")
     (tmp_path / "exits_at_once.py").write_text("import sys; sys.exit(3)\n")
@@ -105,6 +102,6 @@ def test_functions_are_imported_by_name(tmp_path: Path, monkeypatch: pytest.Monk
     sys.modules.pop("own_of_mine")
 
 
-def test_a_users_own_error_is_one_line() -> None:
+def test_a_users_own_error_is_one_line():
     error = user_error("method", "a:b", "the function failed", ValueError("no\nway"))
     assert str(error) == "method = 'a:b': the function failed: ValueError: no"

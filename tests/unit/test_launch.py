@@ -1,9 +1,6 @@
 """A run from start to end: its readers, its results, and what is refused before it starts."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,41 +25,41 @@ class MadeUpDriver:
 
     error: BaseException | None = None
 
-    def __init__(self, config: RunConfig, make_executor: Any, *, notify: Any) -> None:
+    def __init__(self, config, make_executor, *, notify):
         self.notify = notify
 
-    def prepare(self) -> RunStart:
+    def prepare(self):
         return START
 
-    def rounds(self, run_id: str) -> Iterator[RoundRecord]:
+    def rounds(self, run_id):
         for round in (1, 2):
             yield RoundRecord(round, 2, 3 * round, 0.1, 0.1, SCORE, None, {"train": 1.0}, "c")
         if self.error is not None:
             raise self.error
 
-    def end(self) -> RunEnd:
+    def end(self):
         return END
 
-    def close(self) -> None:
+    def close(self):
         self.notify("closed")
 
 
 class Spy:
     """A tracker that keeps what it was called with."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.calls: list[tuple[Any, ...]] = []
 
-    def start(self, *arguments: Any, **named: Any) -> str:
+    def start(self, *arguments, **named):
         self.calls.append(("start", *arguments[1:], named["recipe"]))
         return "id"
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name):
         return lambda *arguments: self.calls.append((name, *arguments))
 
 
 @pytest.fixture
-def spy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Spy:
+def spy(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launch, "Driver", MadeUpDriver)
     made = Spy()
@@ -70,13 +67,11 @@ def spy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Spy:
     return made
 
 
-def config(**changes: Any) -> RunConfig:
+def config(**changes):
     return replace(run_config(), resources=ResourceConfig("local"), storage=StorageConfig("here"), **changes)
 
 
-def test_a_run_hands_its_records_to_the_tracker_and_returns_the_result(
-    spy: Spy, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_hands_its_records_to_the_tracker_and_returns_the_result(spy, capsys):
     result = run(config(method="sgd"), "digits")
     (_, name, resumed, recipe), *others = spy.calls
     assert name.startswith("digits-2") and (resumed, recipe) == ("before", "digits")
@@ -107,13 +102,7 @@ def test_a_run_hands_its_records_to_the_tracker_and_returns_the_result(
         (NonFiniteError("nan"), ("fail", "FAILED", "nan")),
     ],
 )
-def test_a_run_that_does_not_end_is_marked_and_closed(
-    spy: Spy,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    error: BaseException,
-    call: tuple[str, ...],
-) -> None:
+def test_a_run_that_does_not_end_is_marked_and_closed(spy, capsys, monkeypatch, error, call):
     monkeypatch.setattr(MadeUpDriver, "error", error)
     with pytest.raises(type(error)):
         run(config())
@@ -125,10 +114,7 @@ def test_a_run_that_does_not_end_is_marked_and_closed(
     ("changes", "says"),
     [
         ({"storage": StorageConfig(resume=True)}, "storage.resume: name the run with --storage.name"),
-        (
-            {"resources": ResourceConfig(workers=2)},
-            "resources.workers = 2: for methods within a step; ",
-        ),
+        ({"resources": ResourceConfig(workers=2)}, "resources.workers = 2: for methods within a step; "),
         (
             {"method": "sgd", "resources": ResourceConfig("local", workers=2)},
             "resources.workers = 2: needs Ray",
@@ -144,7 +130,7 @@ def test_a_run_that_does_not_end_is_marked_and_closed(
         ({"method": "sdg", "resources": ResourceConfig(workers=2)}, "method = 'sdg': must be one of "),
     ],
 )
-def test_what_does_not_go_together_is_refused(spy: Spy, changes: dict[str, Any], says: str) -> None:
+def test_what_does_not_go_together_is_refused(spy, changes, says):
     with pytest.raises(ConfigError) as caught:
         run(replace(config(), **changes))
     assert str(caught.value).startswith(says) and spy.calls == []
@@ -166,8 +152,8 @@ BOTH = "checkpoints (--storage.path) and MLflow's records (--tracking.uri) lie i
     ],
 )
 def test_results_in_a_submitted_jobs_temporary_folder_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, path: str, tracking: Any, says: str
-) -> None:
+    tmp_path, monkeypatch, folder, path, tracking, says
+):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / folder)

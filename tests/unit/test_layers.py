@@ -3,8 +3,6 @@
 ``LAYERS`` is the table; the picture in docs/architecture.md is drawn from it.
 """
 
-from __future__ import annotations
-
 import ast
 from itertools import chain
 from pathlib import Path
@@ -28,7 +26,7 @@ LAYERS = (
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 
 
-def imports(path: Path, top: bool = False) -> set[str]:
+def imports(path, top=False):
     """The modules that the file imports anywhere, or only while it is itself imported (``top``)."""
     tree = ast.parse(path.read_text())
     nodes = tree.body if top else ast.walk(tree)
@@ -37,7 +35,7 @@ def imports(path: Path, top: bool = False) -> set[str]:
     return {*plain, *(node.module or "" for node in nodes if isinstance(node, ast.ImportFrom))}
 
 
-def layer_of(name: str) -> str:
+def layer_of(name):
     """The folder or loose module at raygf's top that the module belongs to."""
     return name.split("/")[0]
 
@@ -46,7 +44,7 @@ MODULES = sorted(path for path in (ROOT / "raygf").rglob("*.py") if path != ROOT
 NAMES = [path.relative_to(ROOT / "raygf").with_suffix("").as_posix() for path in MODULES]
 
 
-def test_modules_import_only_from_lower_layers() -> None:
+def test_modules_import_only_from_lower_layers():
     upward = [
         f"{name} imports {used}"
         for name, path in zip(NAMES, MODULES, strict=True)
@@ -56,7 +54,7 @@ def test_modules_import_only_from_lower_layers() -> None:
     assert upward == []
 
 
-def test_only_the_edges_import_ray_or_mlflow() -> None:
+def test_only_the_edges_import_ray_or_mlflow():
     loaded = {
         (layer_of(name), used.split(".")[0])
         for name, path in zip(NAMES, MODULES, strict=True)
@@ -66,7 +64,7 @@ def test_only_the_edges_import_ray_or_mlflow() -> None:
     assert {layer for layer, library in loaded if library == "mlflow"} == {"tracking", "serving"}
 
 
-def test_files_do_not_import_each_other_in_a_circle() -> None:
+def test_files_do_not_import_each_other_in_a_circle():
     files = {
         "raygf." + name.replace("/", ".").removesuffix(".__init__"): path
         for name, path in zip(NAMES, MODULES, strict=True)
@@ -78,17 +76,17 @@ def test_files_do_not_import_each_other_in_a_circle() -> None:
     assert sorted(left) == []
 
 
-def test_every_module_has_a_layer_and_every_layer_a_module() -> None:
+def test_every_module_has_a_layer_and_every_layer_a_module():
     assert sorted({layer_of(name) for name in NAMES}) == sorted(chain(*LAYERS))
 
 
-def test_architecture_page_shows_the_layers() -> None:
+def test_architecture_page_shows_the_layers():
     """The picture has a line a layer, the highest first."""
     page = (ROOT / "docs" / "architecture.md").read_text()
     assert diagram() in page, f"docs/architecture.md should show:\n{diagram()}"
 
 
-def diagram() -> str:
+def diagram():
     """``LAYERS`` as text, the highest first, under the jobs."""
     rows = ["   ".join(layer) for layer in reversed(LAYERS)]
     width = max(map(len, rows))

@@ -1,11 +1,8 @@
 """Records as JSON: the newest come back to the bit, the older ones are short."""
 
-from __future__ import annotations
-
 import io
 import json
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -39,16 +36,16 @@ FUSION = FusionReport(
 SCORE = ExitScore((math.nan, 1 / 7), (0.1, 0.2))
 
 
-def record(round: int = 3, **changes: Any) -> RoundRecord:
+def record(round=3, **changes):
     fields = {"train": SCORE, "val": SCORE, "fusion": FUSION, "notes": ("ä", "b\n")} | changes
     return RoundRecord(round, 9, 12, 0.1, 0.01, seconds={"x": 1.23456789}, checkpoint="c", **fields)
 
 
-def read(text: str) -> dict[str, Any]:
+def read(text):
     return {"history": json.loads(text)}
 
 
-def log_of(*records: RoundRecord) -> HistoryLog:
+def log_of(*records):
     log = HistoryLog()
     for each in records:
         log.append(each)
@@ -56,7 +53,7 @@ def log_of(*records: RoundRecord) -> HistoryLog:
 
 
 @pytest.mark.parametrize("changes", [{}, {"val": None}, {"fusion": None, "notes": (), "skipped": True}])
-def test_round_trip_is_exact(changes: dict[str, Any]) -> None:
+def test_round_trip_is_exact(changes):
     before = record(**changes)
     after = from_json(json.loads(json.dumps(to_json(before), allow_nan=False)))
     assert repr(after) == repr(before)  # NaN is not equal to itself
@@ -65,7 +62,7 @@ def test_round_trip_is_exact(changes: dict[str, Any]) -> None:
         np.testing.assert_array_equal(after.fusion.weights, FUSION.weights)
 
 
-def test_a_shortened_entry_by_hand() -> None:
+def test_a_shortened_entry_by_hand():
     score = {"loss": [None, 0.142857], "accuracy": [0.1, 0.2]}
     short = shortened(to_json(record()))
     assert short == {
@@ -91,7 +88,7 @@ def test_a_shortened_entry_by_hand() -> None:
 
 
 @pytest.mark.parametrize("resumed_after", [0, 1, KEPT, KEPT + 2, None])
-def test_the_log_has_every_round_once_and_the_newest_whole(resumed_after: int | None) -> None:
+def test_the_log_has_every_round_once_and_the_newest_whole(resumed_after):
     records = [record(round) for round in range(1, KEPT + 5)]
     log = HistoryLog()
     for number, each in enumerate(records[:-1]):
@@ -107,7 +104,7 @@ def test_the_log_has_every_round_once_and_the_newest_whole(resumed_after: int | 
     assert repr(list(HistoryLog(meta).recent)) == repr(records[-KEPT:])
 
 
-def test_skipped_rounds_at_the_end_are_counted() -> None:
+def test_skipped_rounds_at_the_end_are_counted():
     log = log_of(record(1), *(record(round, skipped=True) for round in range(2, KEPT + 4)))
     assert log.skipped == KEPT + 2
     assert HistoryLog(read(log.followed_by(record(9, skipped=True)))).skipped == KEPT + 3
@@ -115,7 +112,7 @@ def test_skipped_rounds_at_the_end_are_counted() -> None:
     assert log.skipped == HistoryLog().skipped == 0
 
 
-def test_an_archive_holds_it_as_any_other_value() -> None:
+def test_an_archive_holds_it_as_any_other_value():
     text = log_of(record()).followed_by(record(4))
     stream = io.BytesIO()
     meta = {"run_id": "ä", "history": text, "config": {"a": [1, None]}}
@@ -124,14 +121,14 @@ def test_an_archive_holds_it_as_any_other_value() -> None:
     assert {name: again[name] for name in meta} == {**meta, **read(text)}
 
 
-def test_entries_that_are_no_whole_records_are_not_taken_for_such() -> None:
+def test_entries_that_are_no_whole_records_are_not_taken_for_such():
     whole = to_json(record())
     for last in (shortened(whole), {**whole, "odd": 1}, {**whole, "notes": 3}):
         assert not HistoryLog({"history": [whole, last]}).recent
 
 
 @pytest.mark.parametrize("history", ["text", {"round": 1}, [3], [{"loss": 1}], [{"round": 1}], None])
-def test_what_is_no_history_is_refused(history: Any) -> None:
+def test_what_is_no_history_is_refused(history):
     for reader in (read_history, HistoryLog):
         with pytest.raises(CheckpointError, match="history is not a list of rounds"):
             reader({"history": history})

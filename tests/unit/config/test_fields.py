@@ -1,12 +1,10 @@
 """Annotations are what fields are checked against; configurations become plain dicts and come back; paths."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pytest
 
@@ -30,7 +28,7 @@ SHARE, RATE = Annotated[float, Limits(0, 1)], Annotated[float, Limits(0, above=T
 LIST = Annotated[tuple[RANGE, ...], not_empty]
 
 
-def odd(field: str, value: int) -> None:
+def odd(field, value):
     if value % 2 == 0:
         raise ConfigError(f"{field} is even")
 
@@ -54,7 +52,7 @@ def odd(field: str, value: int) -> None:
         (OptimConfig, (OptimConfig(),)),
     ],
 )
-def test_what_an_annotation_allows(hint: Any, values: tuple[Any, ...]) -> None:
+def test_what_an_annotation_allows(hint, values):
     for value in values:
         check("f", value, hint)
 
@@ -78,21 +76,21 @@ def test_what_an_annotation_allows(hint: Any, values: tuple[Any, ...]) -> None:
         (LIST, ((),), "at least one whole number"),
     ],
 )
-def test_what_it_does_not_allow_is_one_line(hint: Any, values: tuple[Any, ...], allowed: str) -> None:
+def test_what_it_does_not_allow_is_one_line(hint, values, allowed):
     for value in values:
         with pytest.raises(ConfigError) as caught:
             check("a.b", value, hint)
         assert str(caught.value) == f"a.b = {value!r}: must be {allowed}"
 
 
-def test_entries_of_lists_and_further_functions_are_checked() -> None:
+def test_entries_of_lists_and_further_functions_are_checked():
     with pytest.raises(ConfigError, match=r"^f = 6: must be a whole number of at least 3 and at most 5$"):
         check("f", (3, 6), LIST)
     with pytest.raises(ConfigError, match="f is even"):
         check("f", 2, Annotated[int, odd])
 
 
-def test_a_section_checks_its_fields_under_its_name() -> None:
+def test_a_section_checks_its_fields_under_its_name():
     @dataclass(frozen=True)
     class Part(Section, name="whole.part"):
         size: int = 0
@@ -104,19 +102,19 @@ def test_a_section_checks_its_fields_under_its_name() -> None:
         Part().size = 1  # type: ignore[misc]
 
 
-def test_values_are_plain() -> None:
+def test_values_are_plain():
     values = to_dict(RunConfig())
     assert values["model"]["msdnet"]["factors"] == [1, 2, 4]
     assert values["stop_after"] is None
 
 
-def test_fields_left_out_take_their_defaults() -> None:
+def test_fields_left_out_take_their_defaults():
     assert from_dict(RunConfig, {}) == RunConfig()
     run = from_dict(RunConfig, {"optim": {"lr": 0.5}})
     assert run == replace(RunConfig(), optim=OptimConfig(lr=0.5))
 
 
-def test_whole_numbers_for_floats_become_floats() -> None:
+def test_whole_numbers_for_floats_become_floats():
     lr = from_dict(OptimConfig, {"lr": 1}).lr
     gpus = from_dict(ResourceConfig, {"gpus_per_exit": 1}).gpus_per_exit
     assert (lr, gpus) == (1.0, 1.0) and type(lr) is type(gpus) is float
@@ -139,17 +137,17 @@ def test_whole_numbers_for_floats_become_floats() -> None:
         ({"optim": {"milestones": 0.5}}, "optim.milestones = 0.5: must be a list of numbers"),
     ],
 )
-def test_values_that_do_not_fit_are_named(values: dict[str, Any], start: str) -> None:
+def test_values_that_do_not_fit_are_named(values, start):
     with pytest.raises(ConfigError) as caught:
         from_dict(RunConfig, values)
     assert str(caught.value).startswith(start)
 
 
-def test_flatten() -> None:
+def test_flatten():
     assert flatten({"a": 1, "b": {"c": 2, "d": {"e": [3]}}, "f": {}}) == {"a": 1, "b.c": 2, "b.d.e": [3]}
 
 
-def test_paths_are_made_absolute_and_uris_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_made_absolute_and_uris_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
     assert storage_path("storage.path", "runs") == str(tmp_path / "runs")
@@ -165,7 +163,7 @@ def test_paths_are_made_absolute_and_uris_stay(tmp_path: Path, monkeypatch: pyte
         ("~no-such-user/set", "there is no such user here as ~no-such-user"),
     ],
 )
-def test_paths_that_are_not_on_this_machine_are_refused(path: str, says: str) -> None:
+def test_paths_that_are_not_on_this_machine_are_refused(path, says):
     with pytest.raises(ConfigError) as caught:
         local_path("data.path", path)
     assert str(caught.value) == f"data.path = {path!r}: {says}"

@@ -1,7 +1,5 @@
 """Every column of the paper's Tables 1 to 5 has a recipe, with the hyper-parameters of its Section 4."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -23,7 +21,7 @@ NAMES = [name for names in TABLES.values() for name in names]
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_is_a_complete_run(name: str) -> None:
+def test_every_recipe_is_a_complete_run(name):
     run = get_recipe(name)
     check_method(run.method)
     assert RECIPES[name].description.strip() and "\n" not in RECIPES[name].description
@@ -31,9 +29,7 @@ def test_every_recipe_is_a_complete_run(name: str) -> None:
 
 
 @pytest.mark.parametrize(("table", "name"), [(t, name) for t, names in TABLES.items() for name in names])
-def test_every_column_names_its_table_and_differs_in_method_data_and_distillation(
-    table: int, name: str
-) -> None:
+def test_every_column_names_its_table_and_differs_in_method_data_and_distillation(table, name):
     assert f"(Table {table})" in RECIPES[name].description
     run, first = get_recipe(name), get_recipe(TABLES[table][0])
     alike = replace(run, method=first.method, loss=replace(run.loss, distill=first.loss.distill))
@@ -41,7 +37,7 @@ def test_every_column_names_its_table_and_differs_in_method_data_and_distillatio
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_optimisation_is_the_papers(name: str) -> None:
+def test_optimisation_is_the_papers(name):
     """SGD with momentum 0.9 from 0.1, divided by 10 after a half and three quarters; Adam from 0.1, too.
 
     SDN networks ramp their losses; distillation has γ = 0.9 and T = 3.
@@ -58,7 +54,7 @@ def test_optimisation_is_the_papers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("cifar")])
-def test_data_network_and_length_on_cifar(name: str) -> None:
+def test_data_network_and_length_on_cifar(name):
     """5 000 images are held out; crops of images padded by 4, and flips; batches of 64."""
     run, (source, key, *_) = get_recipe(name), name.replace("-150", "").split("-")
     per_class = 150 if "-150-" in name else None
@@ -68,14 +64,14 @@ def test_data_network_and_length_on_cifar(name: str) -> None:
     assert run.model.name == {"msdnet": "msdnet"}.get(key, f"{key}-sdn")
 
 
-def test_data_network_and_length_on_imagenet() -> None:
+def test_data_network_and_length_on_imagenet():
     run = get_recipe("imagenet-msdnet-metagf")
     assert run.data == DataConfig("imagefolder", "data/imagenet", val=50_000, crop=224, resize=256)
     assert (run.rounds, run.batch_size) == (90, 512)
     assert run.model.msdnet == MSDNetConfig("conv7", 5, 4, 4, 32, 16, (1, 2, 4, 4), 0.5, None)
 
 
-def test_equal_compute_is_equal_training_passes() -> None:
+def test_equal_compute_is_equal_training_passes():
     """A round of Meta-GF costs a pass an exit and one for the fusion weights."""
     meta = get_recipe("digits")
     joint = at_equal_compute(meta, exits=3)
@@ -84,7 +80,7 @@ def test_equal_compute_is_equal_training_passes() -> None:
     assert get_recipe("digits-sgd") == joint
 
 
-def test_an_unknown_recipe_is_refused_with_those_that_exist() -> None:
+def test_an_unknown_recipe_is_refused_with_those_that_exist():
     with pytest.raises(ConfigError) as caught:
         get_recipe("digit")
     assert str(caught.value) == f"recipe = 'digit': must be one of {', '.join(RECIPES)}"

@@ -1,14 +1,10 @@
 """Every setting is checked, under its own name, and the defaults are the paper's."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -28,7 +24,7 @@ from raygf.config.run import (
 from raygf.errors import ConfigError
 
 
-def sections(cls: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+def sections(cls, where=""):
     """``cls`` and the sections in it, with what comes before their fields' names."""
     yield where, cls
     for name, hint in typing.get_type_hints(cls).items():
@@ -46,7 +42,7 @@ FIELDS = [
 
 
 @pytest.mark.parametrize(("section", "name"), FIELDS)
-def test_every_field_is_checked_and_named(section: str, name: str) -> None:
+def test_every_field_is_checked_and_named(section, name):
     nothing = object()
     with pytest.raises(ConfigError) as caught:
         SECTIONS[section](**{name: nothing})
@@ -92,14 +88,14 @@ def test_every_field_is_checked_and_named(section: str, name: str) -> None:
         ("", "on_divergence", "skip", "one of stop, skip-round"),
     ],
 )
-def test_what_is_out_of_bounds_is_refused(section: str, name: str, value: Any, allowed: str) -> None:
+def test_what_is_out_of_bounds_is_refused(section, name, value, allowed):
     with pytest.raises(ConfigError) as caught:
         SECTIONS[section](**{name: value})
     text = str(caught.value)
     assert text.startswith(f"{section}{name} = {value!r}: must be ") and allowed in text and "\n" not in text
 
 
-def test_ends_of_ranges_are_allowed() -> None:
+def test_ends_of_ranges_are_allowed():
     OptimConfig(momentum=0, weight_decay=0, milestones=(0, 1), decay=1)
     FusionConfig(lr=0, ema=0)
     FusionConfig(ema=1)
@@ -110,12 +106,12 @@ def test_ends_of_ranges_are_allowed() -> None:
     MSDNetConfig(reduction=1, head_channels=None)
 
 
-def test_equal_runs_are_equal_and_hash_alike() -> None:
+def test_equal_runs_are_equal_and_hash_alike():
     assert RunConfig() == RunConfig() and hash(RunConfig()) == hash(RunConfig())
     assert RunConfig(seed=1) != RunConfig()
 
 
-def test_defaults_are_the_papers() -> None:
+def test_defaults_are_the_papers():
     run = RunConfig()
     assert run.optim == OptimConfig(0.1, 0.9, 1e-4, (0.5, 0.75), 0.1, False)
     assert run.fusion == FusionConfig("tensor", "softmax", 0.1, 0.9, 1.0, "recalibrated")
@@ -142,7 +138,7 @@ OTHERS = {  # what a field allows beyond what its type says
 }
 
 
-def leaf(hint: Any) -> st.SearchStrategy[Any]:
+def leaf(hint):
     """Values of one type that are allowed wherever it stands."""
     if typing.get_origin(hint) is typing.Literal:
         return st.sampled_from(typing.get_args(hint))
@@ -153,7 +149,7 @@ def leaf(hint: Any) -> st.SearchStrategy[Any]:
     return {bool: st.booleans(), int: st.integers(4, 64), float: st.floats(1e-4, 1)}[hint]
 
 
-def configs(cls: Any, where: str = "") -> st.SearchStrategy[Any]:
+def configs(cls, where=""):
     """Any ``cls`` with all its fields made up, those of its sections too."""
     fields = {}
     for name, hint in typing.get_type_hints(cls).items():
@@ -168,7 +164,7 @@ def configs(cls: Any, where: str = "") -> st.SearchStrategy[Any]:
 RUNS = configs(RunConfig)
 
 
-def to_flags(values: Mapping[str, Any]) -> list[str]:
+def to_flags(values):
     """The flags that set every field of a configuration, which ``to_dict`` gave."""
     flags = []
     for name, value in flatten(values).items():
@@ -179,12 +175,12 @@ def to_flags(values: Mapping[str, Any]) -> list[str]:
 
 @settings(deadline=None, derandomize=True, max_examples=20)
 @given(RUNS)
-def test_a_run_survives_json(run: RunConfig) -> None:
+def test_a_run_survives_json(run):
     again = from_dict(RunConfig, json.loads(json.dumps(to_dict(run))))
     assert again == run and hash(again) == hash(run)
 
 
 @settings(deadline=None, derandomize=True, max_examples=12)
 @given(RUNS)
-def test_a_run_survives_its_flags(run: RunConfig) -> None:
+def test_a_run_survives_its_flags(run):
     assert parse("", "digits", to_flags(to_dict(run)))[1] == run

@@ -1,7 +1,5 @@
 """Channel statistics are NumPy's; images are normalised by the formula."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +13,7 @@ ALL = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 1
 
 
 @pytest.mark.parametrize("count", [1, 3, 1500])
-def test_statistics_are_numpys_and_can_be_divided_by(count: int) -> None:
+def test_statistics_are_numpys_and_can_be_divided_by(count):
     images = make_split(count, (3, 4, 5)).images
     statistics = channel_statistics(images)
     np.testing.assert_allclose(statistics.mean, (images / 255).mean(axis=(0, 2, 3)), rtol=1e-12)
@@ -26,7 +24,7 @@ def test_statistics_are_numpys_and_can_be_divided_by(count: int) -> None:
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_images_are_normalised_by_the_formula_and_back(layout: str) -> None:
+def test_images_are_normalised_by_the_formula_and_back(layout):
     compute = Compute("cpu", "fp32", layout)
     normalise = Normaliser(STATISTICS, compute)
     images = normalise(ALL)

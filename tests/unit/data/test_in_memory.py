@@ -1,7 +1,5 @@
 """Batches from memory: every image once, equal for equal keys, exact pixels."""
 
-from __future__ import annotations
-
 import pickle
 import warnings
 
@@ -12,12 +10,11 @@ from made_up_images import CPU, bits, make_set, make_split, refused
 from torch.nn import functional
 
 from raygf.compute import Compute, generator
-from raygf.data.base import Batch, SplitName
-from raygf.data.in_memory import ImageSet, batch_edges, crop, draw_epoch, mirror
+from raygf.data.in_memory import batch_edges, crop, draw_epoch, mirror
 
 
 @pytest.mark.parametrize(("height", "width", "pad"), [(6, 6, 1), (6, 6, 4), (5, 9, 2), (3, 3, 5)])
-def test_crop_is_pad_and_slice(height: int, width: int, pad: int) -> None:
+def test_crop_is_pad_and_slice(height, width, pad):
     side = torch.arange(2 * pad + 1)
     corners = torch.cartesian_prod(side, side)
     images = torch.tensor(make_split(len(corners), (3, height, width)).images)
@@ -29,7 +26,7 @@ def test_crop_is_pad_and_slice(height: int, width: int, pad: int) -> None:
     assert torch.equal(crop(images, corners, pad), torch.stack(expected))
 
 
-def test_mirror_is_its_own_inverse_and_touches_only_what_it_should() -> None:
+def test_mirror_is_its_own_inverse_and_touches_only_what_it_should():
     images, flips = torch.tensor(make_split(4).images), torch.tensor([True, False, True, False])
     flipped = mirror(images, flips)
     assert torch.equal(flipped[flips], images[flips].flip(3))
@@ -37,7 +34,7 @@ def test_mirror_is_its_own_inverse_and_touches_only_what_it_should() -> None:
     assert torch.equal(mirror(flipped, flips), images)
 
 
-def test_draws_cover_their_range_and_nothing_else() -> None:
+def test_draws_cover_their_range_and_nothing_else():
     draws = draw_epoch(2000, 3, True, generator(0, "x"))
     assert torch.equal(draws.order.sort().values, torch.arange(2000))
     assert draws.corners is not None and draws.flips is not None
@@ -49,22 +46,22 @@ def test_draws_cover_their_range_and_nothing_else() -> None:
     assert off.corners is None and off.flips is None and torch.equal(off.order, draws.order)
 
 
-def epoch(data: ImageSet, *key: str | int, compute: Compute = CPU) -> list[Batch]:
+def epoch(data, *key, compute=CPU):
     return list(data.open(compute, 8, 4).train(0, *key))
 
 
-def joined(batches: list[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
+def joined(batches):
     images, labels = zip(*batches, strict=True)
     return torch.cat(images), torch.cat(labels)
 
 
-def normalised(data: ImageSet, images: np.ndarray) -> torch.Tensor:
+def normalised(data, images):
     """The textbook formula, in float64."""
     pixels, mean, std = map(torch.tensor, (images / 255, data.statistics.mean, data.statistics.std))
     return (pixels - mean.double().view(-1, 1, 1)) / std.double().view(-1, 1, 1)
 
 
-def test_equal_keys_give_equal_batches_in_every_open_and_others_do_not() -> None:
+def test_equal_keys_give_equal_batches_in_every_open_and_others_do_not():
     data = make_set(pad=2, flip=True)
     first = bits(epoch(data, "exit", 3, 1))
     assert bits(epoch(data, "exit", 3, 1)) == first
@@ -72,7 +69,7 @@ def test_equal_keys_give_equal_batches_in_every_open_and_others_do_not() -> None
         assert bits(data.open(CPU, 8, 4).train(seed, *key)) != first
 
 
-def test_an_epoch_is_its_draws_applied_image_by_image() -> None:
+def test_an_epoch_is_its_draws_applied_image_by_image():
     data = make_set(train=0, pad=2, flip=True)
     data.train = make_split(21, (3, 6, 8))
     draws = draw_epoch(21, 2, True, generator(0, "exit", 5, 2))
@@ -90,9 +87,7 @@ def test_an_epoch_is_its_draws_applied_image_by_image() -> None:
 @pytest.mark.parametrize(
     ("split", "sizes"), [("train", [4, 4, 1]), ("val", [4, 1]), ("test", [4, 3])], ids=str
 )
-def test_evaluation_keeps_order_and_pixels_whatever_the_augmentation(
-    split: SplitName, sizes: list[int]
-) -> None:
+def test_evaluation_keeps_order_and_pixels_whatever_the_augmentation(split, sizes):
     data = make_set(train=9, pad=4, flip=True)
     batches = list(data.open(CPU, 8, 4).evaluate(split))
     images, labels = joined(batches)
@@ -104,15 +99,14 @@ def test_evaluation_keeps_order_and_pixels_whatever_the_augmentation(
 
 
 @pytest.mark.parametrize(
-    ("count", "sizes"),
-    [(2, [2]), (8, [8]), (9, [9]), (10, [8, 2]), (16, [8, 8]), (17, [8, 9]), (7, [7])],
+    ("count", "sizes"), [(2, [2]), (8, [8]), (9, [9]), (10, [8, 2]), (16, [8, 8]), (17, [8, 9]), (7, [7])]
 )
-def test_a_last_batch_of_one_joins_the_one_before(count: int, sizes: list[int]) -> None:
+def test_a_last_batch_of_one_joins_the_one_before(count, sizes):
     assert [len(labels) for _, labels in epoch(make_set(train=count), "x")] == sizes
     assert [stop - start for start, stop in batch_edges(count, 8)] == sizes
 
 
-def test_too_few_training_images_are_refused_at_once() -> None:
+def test_too_few_training_images_are_refused_at_once():
     for count in (0, 1):
         with refused(f"training split has {count} images: at least 2"):
             make_set(train=count).open(CPU, 8, 4).train(0, "x")
@@ -120,7 +114,7 @@ def test_too_few_training_images_are_refused_at_once() -> None:
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(("pad", "flip"), [(0, False), (0, True), (2, False), (2, True)])
-def test_type_and_layout(pad: int, flip: bool, layout: str) -> None:
+def test_type_and_layout(pad, flip, layout):
     data, compute = make_set(pad=pad, flip=flip), Compute("cpu", "fp32", layout)
     source = data.open(compute, 8, 4)
     for images, labels in [*source.train(0, "x"), *source.evaluate("test")]:
@@ -129,7 +123,7 @@ def test_type_and_layout(pad: int, flip: bool, layout: str) -> None:
     assert bits(source.train(0, "x")) == bits(epoch(data, "x"))
 
 
-def test_read_only_arrays_serve_without_a_warning_and_stay_as_they_are() -> None:
+def test_read_only_arrays_serve_without_a_warning_and_stay_as_they_are():
     original = make_set(pad=2, flip=True)
     buffers: list[pickle.PickleBuffer] = []
     stream = pickle.dumps(original, protocol=5, buffer_callback=buffers.append)
@@ -146,7 +140,7 @@ def test_read_only_arrays_serve_without_a_warning_and_stay_as_they_are() -> None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_gives_the_same_batches() -> None:
+def test_cuda_gives_the_same_batches():
     data = make_set(pad=2, flip=True)
     on_gpu = epoch(data, "x", compute=Compute("cuda", "fp32", "channels_last"))
     assert bits((images.cpu(), labels.cpu()) for images, labels in on_gpu) == bits(epoch(data, "x"))

@@ -1,10 +1,6 @@
 """From configuration to data set: which images are in which split, and what a set lacks."""
 
-from __future__ import annotations
-
 import pickle
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +31,7 @@ LABELS = [0, 1, 2, 0, 1, 2, 2]
 CHW = np.stack(PIXELS).transpose(0, 3, 1, 2)
 
 
-def load(path: Path | None = None, **fields: Any) -> ImageSet:
+def load(path=None, **fields):
     """The digits, or the Parquet set in ``path``, in memory."""
     source = {} if path is None else {"source": "parquet", "path": str(path)}
     data = load_data(DataConfig(**{**source, **fields}), 0)
@@ -43,7 +39,7 @@ def load(path: Path | None = None, **fields: Any) -> ImageSet:
     return data
 
 
-def test_statistics_are_those_of_the_training_images_that_are_kept() -> None:
+def test_statistics_are_those_of_the_training_images_that_are_kept():
     data = load(val=100, per_class=20)
     assert data.statistics == channel_statistics(data.train.images)
     assert np.array_equal(np.bincount(data.train.labels), np.full(10, 20))
@@ -54,7 +50,7 @@ def test_statistics_are_those_of_the_training_images_that_are_kept() -> None:
     assert [other.count(name) for name in ("train", "val", "test")] == [1200, 100, 497]
 
 
-def test_a_parquet_set_in_memory(tmp_path: Path) -> None:
+def test_a_parquet_set_in_memory(tmp_path):
     write_parquet(tmp_path / "data" / "train-00001-of-00002.parquet", FILES[4:], LABELS[4:], names="a,b,c")
     write_parquet(tmp_path / "data" / "train-00000-of-00002.parquet", FILES[:4], LABELS[:4])
     write_parquet(tmp_path / "data" / "test.parquet", FILES[:3], LABELS[:3])
@@ -69,7 +65,7 @@ def test_a_parquet_set_in_memory(tmp_path: Path) -> None:
 
 
 @layouts
-def test_a_streamed_set_as_it_comes_and_divided_as_one_in_memory(tmp_path: Path, source: str) -> None:
+def test_a_streamed_set_as_it_comes_and_divided_as_one_in_memory(tmp_path, source):
     WRITE[source](tmp_path)
     data = load_streamed(tmp_path, source=source)
     assert [data.count(name) for name in ("train", "val", "test")] == [30, 0, 7]
@@ -87,7 +83,7 @@ def test_a_streamed_set_as_it_comes_and_divided_as_one_in_memory(tmp_path: Path,
     assert set(few.train.images) <= parts[0] and np.array_equal(few.test.images, data.test.images)
 
 
-def test_a_set_sent_to_another_process_is_small_and_the_same(tmp_path: Path) -> None:
+def test_a_set_sent_to_another_process_is_small_and_the_same(tmp_path):
     data = load_streamed(write_shards(tmp_path), val=6)
     ours = bits(data.open(CPU, 8, 8).train(0, "a"))  # derives what need not be sent
     sent = pickle.dumps(data)
@@ -95,7 +91,7 @@ def test_a_set_sent_to_another_process_is_small_and_the_same(tmp_path: Path) -> 
     assert bits(pickle.loads(sent).open(CPU, 8, 8).train(0, "a")) == ours
 
 
-def test_test_shards_count_if_they_have_labels(tmp_path: Path) -> None:
+def test_test_shards_count_if_they_have_labels(tmp_path):
     """ImageNet's have none: there the public validation images are the test set."""
     write_shards(tmp_path)
     write_parquet(tmp_path / "test-00000-of-00001.parquet", photographs(5), [-1] * 5)
@@ -118,9 +114,7 @@ def test_test_shards_count_if_they_have_labels(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("source", ["parquet", "shards"])
-def test_labels_fit_the_class_names_or_number_the_classes(
-    tmp_path: Path, source: str, names: str | None, labels: list[int], text: str
-) -> None:
+def test_labels_fit_the_class_names_or_number_the_classes(tmp_path, source, names, labels, text):
     config = DataConfig(source=source, path=str(tmp_path), pad=0)
     train = None if names is None else "a,b,c"
     write_parquet(tmp_path / "train.parquet", FILES[:4], [0, 1, 2, 2], names=train)
@@ -131,7 +125,7 @@ def test_labels_fit_the_class_names_or_number_the_classes(
         load_data(config, 0)
 
 
-def test_where_nothing_is(tmp_path: Path) -> None:
+def test_where_nothing_is(tmp_path):
     for source in ("parquet", "shards", "imagefolder"):
         with refused(f"data.path is empty: {source} needs", "--data.path"):
             load_data(DataConfig(source=source), 0)
@@ -144,7 +138,7 @@ def test_where_nothing_is(tmp_path: Path) -> None:
         load_streamed(tmp_path, source="imagefolder")
 
 
-def test_sizes_that_do_not_fit_the_set(tmp_path: Path) -> None:
+def test_sizes_that_do_not_fit_the_set(tmp_path):
     with refused("data.pad = 8: of images of 8x8 pixels", "--data.image-size"):
         load(pad=8)
     with refused("data.image_size = 32: not for shards; set --data.crop, --data.resize"):
@@ -152,7 +146,7 @@ def test_sizes_that_do_not_fit_the_set(tmp_path: Path) -> None:
 
 
 @layouts
-def test_the_files_must_be_where_the_set_is_opened(tmp_path: Path, source: str) -> None:
+def test_the_files_must_be_where_the_set_is_opened(tmp_path, source):
     data = load_streamed(WRITE[source](tmp_path / "here"), source=source)
     (tmp_path / "here").rename(tmp_path / "there")
     with refused("every node must see the images there"):
@@ -160,7 +154,7 @@ def test_the_files_must_be_where_the_set_is_opened(tmp_path: Path, source: str) 
 
 
 @pytest.mark.skipif(not (REAL / "cifar10").is_dir(), reason="no real images: set RAYGF_DATA")
-def test_real_images(tmp_path: Path) -> None:
+def test_real_images(tmp_path):
     # One file of each split is enough, and quick.
     for name in ("train", "test"):
         found = min((REAL / "cifar10").resolve().glob(f"{name}*.parquet"))
@@ -174,7 +168,7 @@ def test_real_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not (REAL / "imagenet-sample").is_dir(), reason="no real photographs: set RAYGF_DATA")
-def test_real_photographs() -> None:
+def test_real_photographs():
     sample = REAL / "imagenet-sample"
     data = load_streamed(sample, val=50, test=50, crop=64, resize=72, workers=2)
     assert [data.count(name) for name in ("train", "val", "test")] == [400, 50, 50]

@@ -1,7 +1,5 @@
 """Pixels are Pillow's whatever decodes a file; the two views of an image are torchvision's transforms."""
 
-from __future__ import annotations
-
 import random
 import statistics
 
@@ -31,7 +29,7 @@ WHOLE = photograph(0, 300, 200)
 SHAPES = [(300, 400), (400, 300), (256, 256), (60, 200), (30, 31), (255, 1000), (1, 1)]
 
 
-def decoded(file: bytes) -> torch.Tensor:
+def decoded(file):
     return decode_tensor(np.frombuffer(file, np.uint8).copy())
 
 
@@ -47,7 +45,7 @@ def decoded(file: bytes) -> torch.Tensor:
     ],
     ids=["jpeg", "one pixel", "grey", "cmyk", "rgba", "palette", "bits", "grey with alpha", "webp", "bmp"],
 )
-def test_both_decoders_give_the_same_pixels(file: bytes) -> None:
+def test_both_decoders_give_the_same_pixels(file):
     pixels = decoded(file)
     assert pixels.dtype == torch.uint8 and len(pixels) == 3
     assert np.array_equal(pixels.numpy(), decode_rgb(file))
@@ -56,22 +54,20 @@ def test_both_decoders_give_the_same_pixels(file: bytes) -> None:
 @pytest.mark.parametrize(
     ("format", "mode"), [("JPEG", None), ("JPEG", "CMYK"), ("WEBP", None), ("PNG", "L"), ("JPEG", "L")]
 )
-def test_lossy_files_and_grey_ones_come_close(format: str, mode: str | None) -> None:
+def test_lossy_files_and_grey_ones_come_close(format, mode):
     pixels = decode_rgb(encode(SMOOTH, format, mode))
     assert pixels.shape == (3, 16, 16) and pixels.dtype == np.uint8
     assert np.abs(pixels.astype(int) - SMOOTH.transpose(2, 0, 1)).mean() < 8
     assert mode != "L" or (pixels == pixels[0]).all()
 
 
-def test_png_is_exact_and_its_sixteen_bits_are_scaled_not_clipped() -> None:
+def test_png_is_exact_and_its_sixteen_bits_are_scaled_not_clipped():
     assert np.array_equal(decode_rgb(encode(SQUARE)), SQUARE.transpose(2, 0, 1))
     deep = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
     assert np.array_equal(decode_rgb(encode(deep))[0], deep >> 8)
 
 
-def test_jpegs_go_through_pillow_only_where_torchvision_can_not_decode_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_jpegs_go_through_pillow_only_where_torchvision_can_not_decode_them(monkeypatch):
     expected = decoded(WHOLE)
     with monkeypatch.context() as patch:
         patch.setattr(module, "_torchvision_decoder", lambda: None)
@@ -81,7 +77,7 @@ def test_jpegs_go_through_pillow_only_where_torchvision_can_not_decode_them(
     assert decoded(encode(SQUARE, "JPEG", "L")).shape == (3, 16, 16)
 
 
-def test_orientation_tags_are_not_obeyed() -> None:
+def test_orientation_tags_are_not_obeyed():
     """As ImageFolder reads them."""
     tags = Image.Exif()
     tags[0x0112] = 6
@@ -95,19 +91,19 @@ def test_orientation_tags_are_not_obeyed() -> None:
     [b"", b"\xff\xd8\xff", WHOLE[:20], WHOLE[: len(WHOLE) // 2], b"text", encode(SQUARE)[:300]],
     ids=["nothing", "start of a JPEG", "head of a JPEG", "half a JPEG", "text", "part of a PNG"],
 )
-def test_what_is_no_whole_image_is_refused(file: bytes) -> None:
+def test_what_is_no_whole_image_is_refused(file):
     for decode in (decoded, decode_rgb):
         with pytest.raises(ValueError, match="can't be decoded"):
             decode(file)
 
 
-def image(height: int, width: int) -> torch.Tensor:
+def image(height, width):
     small = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8))
     return functional.pil_to_tensor(small.resize((width, height), Image.Resampling.BICUBIC))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_evaluation_is_resize_and_center_crop(shape: tuple[int, int]) -> None:
+def test_evaluation_is_resize_and_center_crop(shape):
     pixels = image(*shape)
     expected = v2.Compose([v2.Resize(256, antialias=True), v2.CenterCrop(224)])
     view = evaluation_view(pixels, 256, 224)
@@ -118,7 +114,7 @@ def test_evaluation_is_resize_and_center_crop(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_training_is_resized_crop_and_flip(shape: tuple[int, int]) -> None:
+def test_training_is_resized_crop_and_flip(shape):
     pixels = image(*shape)
     flips = set()
     for seed in range(6):
@@ -134,7 +130,7 @@ def test_training_is_resized_crop_and_flip(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_boxes_lie_in_the_image_and_have_the_right_shape(shape: tuple[int, int]) -> None:
+def test_boxes_lie_in_the_image_and_have_the_right_shape(shape):
     stream = random.Random(0)
     for _ in range(100):
         top, left, height, width = box = draw_box(*shape, stream)
@@ -146,7 +142,7 @@ def test_boxes_lie_in_the_image_and_have_the_right_shape(shape: tuple[int, int])
         assert RATIO[0] * (1 - slack) - 0.01 <= width / height <= RATIO[1] * (1 + slack) + 0.01
 
 
-def test_boxes_are_drawn_as_torchvision_draws_them() -> None:
+def test_boxes_are_drawn_as_torchvision_draws_them():
     """Equal means of all four numbers, over many draws."""
     torch.manual_seed(0)
     stream, theirs = random.Random(0), v2.RandomResizedCrop(224, antialias=True)
@@ -159,7 +155,7 @@ def test_boxes_are_drawn_as_torchvision_draws_them() -> None:
 
 
 @pytest.mark.parametrize("shape", [(10, 1000), (1000, 10)])
-def test_too_narrow_images_give_their_centre(shape: tuple[int, int]) -> None:
+def test_too_narrow_images_give_their_centre(shape):
     """No random part fits; torchvision then takes the same one."""
     params = v2.RandomResizedCrop(224, scale=(0.9, 1.0)).make_params([torch.zeros(3, *shape)])
     expected = tuple(params[name] for name in ("top", "left", "height", "width"))

@@ -1,11 +1,7 @@
 """Small sets: the digits, CIFAR with a made-up archive, rows of Parquet files, and scaling."""
 
-from __future__ import annotations
-
 import hashlib
 import pickle
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +12,6 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from raygf.data import small_sets
 from raygf.data.small_sets import decode_parts, load_cifar, load_digits, resize
-from raygf.data.splits import Split
 from raygf.data.stores import Part, index_shards
 
 PIXELS = random_pixels(7)
@@ -24,7 +19,7 @@ FILES = [encode(pixels) for pixels in PIXELS]
 CHW = np.stack(PIXELS).transpose(0, 3, 1, 2)
 
 
-def test_digits_are_those_of_the_library_split_as_it_splits_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digits_are_those_of_the_library_split_as_it_splits_them(monkeypatch):
     source, original = load_digits(None), datasets.load_digits()
     assert source.class_names == tuple("0123456789") and source.test is not None
     parts = model_selection.train_test_split(
@@ -40,12 +35,12 @@ def test_digits_are_those_of_the_library_split_as_it_splits_them(monkeypatch: py
         load_digits(None)
 
 
-def store(path: Path, content: dict[str, Any]) -> str:
+def store(path, content):
     path.write_bytes(pickle.dumps(content))
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 
-def make_archive(folder: Path, kind: type[CIFAR10], key: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+def make_archive(folder, kind, key, monkeypatch):
     """An archive of 20 images a file, whose checksums torchvision is told to expect."""
     folder.mkdir()
     random = np.random.default_rng(0)
@@ -60,7 +55,7 @@ def make_archive(folder: Path, kind: type[CIFAR10], key: str, monkeypatch: pytes
     return folder
 
 
-def test_cifar10_and_cifar100_by_its_fine_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar10_and_cifar100_by_its_fine_labels(tmp_path, monkeypatch):
     archive = make_archive(tmp_path / "cifar-10-batches-py", CIFAR10, "labels", monkeypatch)
     source = load_cifar("cifar10", str(tmp_path), None)
     raw = pickle.loads((archive / "data_batch_1").read_bytes())["data"]
@@ -77,9 +72,7 @@ def test_cifar10_and_cifar100_by_its_fine_labels(tmp_path: Path, monkeypatch: py
     assert source.statistics is not None and source.statistics.std == (0.2675, 0.2565, 0.2761)
 
 
-def test_an_archive_that_is_missing_or_damaged_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_archive_that_is_missing_or_damaged_is_named(tmp_path, monkeypatch):
     root = tmp_path
     archive = make_archive(root / "cifar-10-batches-py", CIFAR10, "labels", monkeypatch)
     with refused(f"{root}/none: no such folder", "cifar-10-batches-py", "--data.path"):
@@ -98,14 +91,14 @@ def test_an_archive_that_is_missing_or_damaged_is_named(
         load_cifar("cifar10", str(root), None)
 
 
-def decoded(path: Path, files: list[bytes | None], *parts: list[int], size: int | None = None) -> list[Split]:
+def decoded(path, files, *parts, size=None):
     """Those of ``files`` that the three ``parts`` name, out of one Parquet file."""
     stored = index_shards([write_parquet(path / "train.parquet", files, [*range(len(files))])])
     train, val, test = (Part(stored, np.array(part, np.int64)) for part in parts)
     return list(decode_parts((train, val, test), size))
 
 
-def test_rows_are_decoded_into_arrays(tmp_path: Path) -> None:
+def test_rows_are_decoded_into_arrays(tmp_path):
     parts = ([0, 1, 2, 5], [], [3, 6])
     splits = decoded(tmp_path, FILES, *parts)
     for split, part in zip(splits, parts, strict=True):
@@ -113,7 +106,7 @@ def test_rows_are_decoded_into_arrays(tmp_path: Path) -> None:
         assert split.images.shape[1:] == (3, 5, 5)
 
 
-def test_rows_that_are_not_needed_may_be_anything(tmp_path: Path) -> None:
+def test_rows_that_are_not_needed_may_be_anything(tmp_path):
     other = encode(random_pixels(1, 9)[0])
     files = [*FILES[:3], b"no image", None, other]
     assert np.array_equal(decoded(tmp_path, files, [0], [1], [2])[2].images, CHW[2:3])
@@ -126,7 +119,7 @@ def test_rows_that_are_not_needed_may_be_anything(tmp_path: Path) -> None:
     assert decoded(tmp_path, files, [0, 5], [1], [2], size=6)[0].images.shape == (2, 3, 6, 6)
 
 
-def test_too_large_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_for_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(small_sets, "MAX_BYTES", 6 * 75)
     assert len(decoded(tmp_path, FILES, [0, 1, 2], [3], [4, 5])[0]) == 3
     with refused("7 images of 5x5 pixels", "GiB", "--data.image-size"):
@@ -137,7 +130,7 @@ def test_too_large_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("size", [4, 13, 32])
-def test_scaling_is_pillows_bilinear(size: int) -> None:
+def test_scaling_is_pillows_bilinear(size):
     images = make_split(2, (1, 8, 8)).images
     images.flags.writeable = False  # as in Ray's object store
     expected = [
@@ -147,7 +140,7 @@ def test_scaling_is_pillows_bilinear(size: int) -> None:
     assert np.abs(resize(images, size)[:, 0].astype(int) - np.stack(expected)).max() <= 1
 
 
-def test_scaling_cuts_the_central_square_first_and_changes_nothing_of_that_size() -> None:
+def test_scaling_cuts_the_central_square_first_and_changes_nothing_of_that_size():
     images = make_split(2, (3, 6, 10)).images
     assert resize(images, None) is images
     assert np.array_equal(resize(images, 6), images[..., 2:8])

@@ -1,9 +1,6 @@
 """Seeded splits: exact counts, disjoint, repeatable."""
 
-from __future__ import annotations
-
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,15 +14,14 @@ NAMES = tuple("abcdefghij")
 LABELS = np.arange(200, dtype=np.int64) % 10
 
 
-def divided(seed: int = 0, **fields: Any) -> tuple[np.ndarray, np.ndarray]:
+def divided(seed=0, **fields):
     return divide(LABELS, NAMES, DataConfig(**fields), seed)
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [{}, {"val": 30}, {"val": 198, "train_limit": 2}, {"per_class": 20, "train_limit": 200}],
+    "fields", [{}, {"val": 30}, {"val": 198, "train_limit": 2}, {"per_class": 20, "train_limit": 200}]
 )
-def test_training_and_validation_images_are_disjoint_complete_and_in_order(fields: dict[str, int]) -> None:
+def test_training_and_validation_images_are_disjoint_complete_and_in_order(fields):
     train, val = divided(**fields)
     assert len(val) == fields.get("val", 0)
     assert np.array_equal(np.sort(np.concatenate([train, val])), np.arange(200))
@@ -33,13 +29,13 @@ def test_training_and_validation_images_are_disjoint_complete_and_in_order(field
 
 
 @pytest.mark.parametrize("fields", [{"val": 30}, {"per_class": 3}, {"train_limit": 17}])
-def test_the_seed_decides(fields: dict[str, int]) -> None:
+def test_the_seed_decides(fields):
     first, again, other = (divided(seed, **fields) for seed in (0, 0, 1))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[0], other[0])
 
 
-def test_classes_and_limit_are_cut_from_what_is_left_by_the_draws_before() -> None:
+def test_classes_and_limit_are_cut_from_what_is_left_by_the_draws_before():
     _, held_out = divided(val=30)
     per_class, val = divided(val=30, per_class=7)
     assert np.array_equal(np.bincount(LABELS[per_class]), np.full(10, 7))
@@ -64,26 +60,26 @@ def test_classes_and_limit_are_cut_from_what_is_left_by_the_draws_before() -> No
         ({"train_limit": 1}, "1 training image is left.*--data.train-limit"),
     ],
 )
-def test_more_than_there_are_is_refused(fields: dict[str, int], text: str) -> None:
+def test_more_than_there_are_is_refused(fields, text):
     with pytest.raises(DataError, match=text):
         divided(**fields)
 
 
-def test_a_class_without_images_is_named() -> None:
+def test_a_class_without_images_is_named():
     with refused("class 'k' has only 0 training images"):
         divide(LABELS, (*NAMES, "k"), DataConfig(per_class=1), 0)
 
 
-def source(**fields: Any) -> Source[Split]:
+def source(**fields):
     return Source("set", NAMES, make_split(30), **fields)
 
 
-def brightness(split: Split) -> list[int]:
+def brightness(split):
     """A number for each image, by which it can be told from the others."""
     return split.images.sum(axis=(1, 2, 3), dtype=np.int64).tolist()
 
 
-def test_a_test_set_that_is_held_out_is_the_same_whatever_the_seed() -> None:
+def test_a_test_set_that_is_held_out_is_the_same_whatever_the_seed():
     whole = source()
     first, again, other = (whole.divide(DataConfig(val=6, test=5), seed) for seed in (0, 0, 1))
     assert [len(split) for split in first] == [19, 6, 5]
@@ -92,7 +88,7 @@ def test_a_test_set_that_is_held_out_is_the_same_whatever_the_seed() -> None:
     assert brightness(first[1]) != brightness(other[1]) and brightness(first[2]) == brightness(other[2])
 
 
-def test_splits_that_the_set_brings_are_kept_as_they_are() -> None:
+def test_splits_that_the_set_brings_are_kept_as_they_are():
     own = source(test=make_split(7, seed=1), val=make_split(4, seed=2))
     train, val, test = own.divide(DataConfig(), 0)
     assert train is own.train and val is own.val and test is own.test
@@ -102,7 +98,7 @@ def test_splits_that_the_set_brings_are_kept_as_they_are() -> None:
         own.divide(DataConfig(test=5), 0)
 
 
-def test_test_images_must_come_from_somewhere() -> None:
+def test_test_images_must_come_from_somewhere():
     with refused("set has no test images", "--data.test"):
         source().divide(DataConfig(), 0)
     with refused("data.test = 30: there are only 30 training images", "lower --data.test"):
@@ -111,7 +107,7 @@ def test_test_images_must_come_from_somewhere() -> None:
         source().divide(DataConfig(test=5, val=25), 0)
 
 
-def test_a_split_checks_its_arrays_and_copies_what_is_taken() -> None:
+def test_a_split_checks_its_arrays_and_copies_what_is_taken():
     split = make_split(10)
     taken = split.take(np.array([3, 1]))
     assert np.array_equal(taken.images[1], split.images[1]) and taken.labels.tolist() == [3, 1]

@@ -1,10 +1,6 @@
 """Images in class folders, and in Parquet files that are read by row group."""
 
-from __future__ import annotations
-
 import pickle
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,18 +8,18 @@ import pyarrow.parquet as pq
 import pytest
 from made_up_images import photograph, photographs, refused, write_folders, write_parquet
 
-from raygf.data.stores import Part, ShardReader, ShardStore, index_folder, index_shards, refuse_copies
+from raygf.data.stores import Part, ShardReader, index_folder, index_shards, refuse_copies
 
 FILES = photographs(15)
 LABELS = [row % 3 for row in range(15)]
 
 
-def put(path: Path, content: bytes = b"x") -> None:
+def put(path, content=b"x"):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
 
 
-def test_classes_are_the_sorted_folders_and_files_are_sorted_within(tmp_path: Path) -> None:
+def test_classes_are_the_sorted_folders_and_files_are_sorted_within(tmp_path):
     kept = ["n01/z.png", "n02/a.jpeg", "n02/b.JPEG", "n10/ä ö.jpg", "n10/\udcff.webp"]
     for name in [*reversed(kept), "n02/.hidden.jpg", "n02/notes.txt", "stray.jpg", ".cache/a.jpg"]:
         put(tmp_path / "train" / name, name.encode(errors="surrogateescape"))
@@ -35,7 +31,7 @@ def test_classes_are_the_sorted_folders_and_files_are_sorted_within(tmp_path: Pa
     assert [reader.read(i, 0).tobytes().decode(errors="surrogateescape") for i in range(5)] == kept
 
 
-def test_test_images_have_the_training_classes(tmp_path: Path) -> None:
+def test_test_images_have_the_training_classes(tmp_path):
     write_folders(tmp_path, 6, 0)
     put(tmp_path / "val" / "n03" / "a.jpg")
     store = index_folder(str(tmp_path), "val", ("n01", "n02", "n03"))
@@ -45,7 +41,7 @@ def test_test_images_have_the_training_classes(tmp_path: Path) -> None:
         index_folder(str(tmp_path), "val", ("n01", "n02", "n03"))
 
 
-def test_folders_without_images_are_named(tmp_path: Path) -> None:
+def test_folders_without_images_are_named(tmp_path):
     with refused(f"{tmp_path}/train: can't be listed", "--data.path"):
         index_folder(str(tmp_path), "train")
     put(tmp_path / "train" / "a.jpg")
@@ -60,7 +56,7 @@ def test_folders_without_images_are_named(tmp_path: Path) -> None:
         index_folder(str(tmp_path), "val", ("n01",))
 
 
-def test_a_file_that_is_gone_and_a_folder_that_is_not_here(tmp_path: Path) -> None:
+def test_a_file_that_is_gone_and_a_folder_that_is_not_here(tmp_path):
     put(tmp_path / "train" / "n01" / "a.jpg", photograph(0))
     store = index_folder(str(tmp_path), "train")
     store.check()
@@ -73,7 +69,7 @@ def test_a_file_that_is_gone_and_a_folder_that_is_not_here(tmp_path: Path) -> No
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ShardStore:
+def store(tmp_path):
     """Row groups of 4, 4, 1 and 4, 2 rows, between them a file with one of no rows."""
     parts = (slice(0, 9), slice(0, 0), slice(9, 15))
     return index_shards(
@@ -84,7 +80,7 @@ def store(tmp_path: Path) -> ShardStore:
     )
 
 
-def test_the_index_of_some_files(store: ShardStore, tmp_path: Path) -> None:
+def test_the_index_of_some_files(store, tmp_path):
     assert store.labels.tolist() == LABELS and store.labels.dtype == np.int64
     assert store.units.tolist() == [0] * 4 + [1] * 4 + [2] + [4] * 4 + [5] * 2
     assert store.where(8) == f"{tmp_path}/train-0.parquet: row 8"
@@ -95,18 +91,18 @@ def test_the_index_of_some_files(store: ShardStore, tmp_path: Path) -> None:
     assert len(part) == 3 and part.labels.tolist() == [1, 2, 2] and part.units.tolist() == [0, 2, 5]
 
 
-def test_every_row_in_any_order(store: ShardStore) -> None:
+def test_every_row_in_any_order(store):
     reader = pickle.loads(pickle.dumps(store)).open()
     for row in np.random.default_rng(0).permutation(15):
         file = reader.read(int(row), int(store.units[row]))
         assert file.tobytes() == FILES[row] and file.flags.writeable
 
 
-def recorded(monkeypatch: pytest.MonkeyPatch, kind: type, name: str) -> list[Any]:
+def recorded(monkeypatch, kind, name):
     """The only argument of every call of this method from now on."""
     original, given = getattr(kind, name), []
 
-    def method(self: Any, *args: Any, **named: Any) -> Any:
+    def method(self, *args, **named):
         given.extend([*args, *named.values()])
         return original(self, *args, **named)
 
@@ -114,9 +110,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, kind: type, name: str) -> list[Any
     return given
 
 
-def test_a_row_group_is_read_once_a_visit_and_kept_until_it_ends(
-    store: ShardStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_group_is_read_once_a_visit_and_kept_until_it_ends(store, monkeypatch):
     read = recorded(monkeypatch, ShardReader, "_read_unit")
     reader = store.open()
     for row in (0, 3, 9, 1):
@@ -129,7 +123,7 @@ def test_a_row_group_is_read_once_a_visit_and_kept_until_it_ends(
     assert read == [0, 4, 0, 0]
 
 
-def test_only_labels_are_read_for_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_labels_are_read_for_the_index(tmp_path, monkeypatch):
     asked = recorded(monkeypatch, pq.ParquetFile, "read")
     index_shards([write_parquet(tmp_path / "train.parquet", FILES, LABELS)])
     assert asked == [["label"]]
@@ -149,7 +143,7 @@ HUB = {"fine_label": ["apple", "bear"], "coarse_label": ["fruit", "animal"]}
         ({"plain": True, "columns": ("img", "label"), **COARSE}, ()),
     ],
 )
-def test_layouts_of_the_hub(tmp_path: Path, layout: dict[str, Any], names: tuple[str, ...]) -> None:
+def test_layouts_of_the_hub(tmp_path, layout, names):
     for labels in ([1, 0], pa.array([1, 0], pa.uint8())):
         store = index_shards([write_parquet(tmp_path / "a.parquet", [FILES[0], None], labels, **layout)])
         assert store.labels.tolist() == [1, 0] and store.class_names == names
@@ -175,16 +169,14 @@ GOOD = {"image": FILES[:3], "label": [0, 1, 2]}
         (GOOD, {"class_names": b"cat,\xff"}, "its 'class_names' are not UTF-8 text"),
     ],
 )
-def test_a_file_that_is_no_image_set_is_named(
-    tmp_path: Path, columns: dict[str, Any], metadata: dict[str, Any], text: str
-) -> None:
+def test_a_file_that_is_no_image_set_is_named(tmp_path, columns, metadata, text):
     path = tmp_path / "train.parquet"
     pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
     with refused(f"{path}: {text}"):
         index_shards([path])
 
 
-def test_files_must_agree_on_their_class_names(tmp_path: Path) -> None:
+def test_files_must_agree_on_their_class_names(tmp_path):
     paths = [
         write_parquet(tmp_path / f"{number}.parquet", FILES[:3], LABELS[:3], names=names)
         for number, names in enumerate((None, "a,b,c", "a,b,c", "a,c,b"))
@@ -194,7 +186,7 @@ def test_files_must_agree_on_their_class_names(tmp_path: Path) -> None:
         index_shards(paths)
 
 
-def test_damaged_files_are_named(tmp_path: Path) -> None:
+def test_damaged_files_are_named(tmp_path):
     path = write_parquet(tmp_path / "train.parquet", FILES, LABELS, group=4)
     store, whole = index_shards([path]), path.read_bytes()
     store.check()
@@ -214,7 +206,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         store.check()
 
 
-def test_files_that_are_there_twice_are_named(tmp_path: Path) -> None:
+def test_files_that_are_there_twice_are_named(tmp_path):
     for name, content in (("a", b"1234"), ("b", b"1235"), ("c", b"123"), ("d", b"1234")):
         (tmp_path / name).write_bytes(content)
     refuse_copies([tmp_path / name for name in "abc"])

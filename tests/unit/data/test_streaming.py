@@ -1,16 +1,11 @@
 """Batches from disk: every image once, the same bits however many workers, and what can't be decoded."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -30,10 +25,10 @@ from made_up_images import (
 
 from raygf.compute import Compute, derive_seed
 from raygf.data import streaming, workers
-from raygf.data.base import Batch, Normaliser
+from raygf.data.base import Normaliser
 from raygf.data.pixels import decode_tensor, evaluation_view, training_view
 from raygf.data.stores import ShardReader
-from raygf.data.streaming import STATISTICS, StreamedBatches
+from raygf.data.streaming import STATISTICS
 from raygf.errors import RunFailed
 
 torch.set_num_threads(1)
@@ -41,42 +36,42 @@ layouts = pytest.mark.parametrize("source", sorted(WRITE))
 
 
 @pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def sets(tmp_path_factory):
     """30 training and 7 test images in both layouts."""
     return {name: write(tmp_path_factory.mktemp(name)) for name, write in WRITE.items()}
 
 
 @pytest.fixture(autouse=True)
-def small_window(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_window(monkeypatch):
     """Room for about 12 of the 30 training images, so that shards are not fully shuffled."""
     size = 12 * sum(map(len, photographs(30))) // 30
     monkeypatch.setattr(streaming, "BUFFER_BYTES", size)
 
 
-def open_set(path: Path, batch: int = 8, eval_batch: int = 8, **fields: Any) -> StreamedBatches:
+def open_set(path, batch=8, eval_batch=8, **fields):
     """The batches of a small streamed set on the CPU."""
     return load_streamed(path, **fields).open(CPU, batch, eval_batch)
 
 
-def joined(batches: Iterable[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
+def joined(batches):
     """All images and labels of a pass."""
     made = list(batches)
     return torch.cat([images for images, _ in made]), torch.cat([labels for _, labels in made])
 
 
-def views(files: Iterable[bytes], view: Callable[[int, torch.Tensor], torch.Tensor]) -> list[bytes]:
+def views(files, view):
     """What the network should see of ``files``."""
     decoded = [decode_tensor(np.frombuffer(file, np.uint8).copy()) for file in files]
     return [view(number, image).contiguous().numpy().tobytes() for number, image in enumerate(decoded)]
 
 
-def seen(images: torch.Tensor) -> list[bytes]:
+def seen(images):
     """The pixels of normalised images."""
     pixels = Normaliser(STATISTICS, CPU).pixels(images)
     return [image.contiguous().numpy().tobytes() for image in pixels]
 
 
-def test_evaluation_is_every_image_in_order(sets: dict[str, Path]) -> None:
+def test_evaluation_is_every_image_in_order(sets):
     images, labels = joined(open_set(sets["shards"], eval_batch=3).evaluate("test"))
     assert labels.tolist() == [0, 1, 2, 0, 1, 2, 0] and labels.dtype == torch.int64
     assert images.dtype == torch.float32 and images.shape == (7, 3, 16, 16)
@@ -86,9 +81,7 @@ def test_evaluation_is_every_image_in_order(sets: dict[str, Path]) -> None:
 
 @layouts
 @pytest.mark.parametrize("flip", [True, False])
-def test_an_epoch_is_every_image_once_augmented_by_seed_key_and_index(
-    sets: dict[str, Path], source: str, flip: bool
-) -> None:
+def test_an_epoch_is_every_image_once_augmented_by_seed_key_and_index(sets, source, flip):
     data = load_streamed(sets[source], source=source, flip=flip)
     layout = Compute("cpu", "fp32", "channels_last")
     images, labels = joined(data.open(layout, 8, 8).train(3, "exit", 2))
@@ -96,7 +89,7 @@ def test_an_epoch_is_every_image_once_augmented_by_seed_key_and_index(
     order = list(range(30)) if source == "shards" else sorted(range(30), key=lambda row: row % 3)
     files = photographs(30)
 
-    def view(index: int, image: torch.Tensor) -> torch.Tensor:
+    def view(index, image):
         return training_view(image, 16, flip, random.Random(derive_seed(3, "exit", 2, "image", index)))
 
     expected = views([files[row] for row in order], view)
@@ -107,7 +100,7 @@ def test_an_epoch_is_every_image_once_augmented_by_seed_key_and_index(
 
 
 @layouts
-def test_the_same_bits_with_any_number_of_workers(sets: dict[str, Path], source: str) -> None:
+def test_the_same_bits_with_any_number_of_workers(sets, source):
     made = []
     for count in (0, 1, 2, 3):
         batches = open_set(sets[source], batch=7, eval_batch=4, source=source, val=6, workers=count)
@@ -119,7 +112,7 @@ def test_the_same_bits_with_any_number_of_workers(sets: dict[str, Path], source:
     assert made[0] == made[1] == made[2] == made[3]
 
 
-def test_seed_and_key_decide_the_order_and_the_augmentation(sets: dict[str, Path]) -> None:
+def test_seed_and_key_decide_the_order_and_the_augmentation(sets):
     batches = open_set(sets["shards"])
     first, again = (bits(batches.train(0, "a", 1)) for _ in range(2))
     assert first == again
@@ -129,12 +122,12 @@ def test_seed_and_key_decide_the_order_and_the_augmentation(sets: dict[str, Path
         assert [labels for _, labels in other] != [labels for _, labels in first]
 
 
-def test_a_last_batch_of_one_joins_the_one_before(sets: dict[str, Path]) -> None:
+def test_a_last_batch_of_one_joins_the_one_before(sets):
     batches = open_set(sets["shards"], batch=29, workers=1)
     assert [len(labels) for _, labels in batches.train(0, "a")] == [30]
 
 
-def test_global_random_numbers_are_left_alone(sets: dict[str, Path]) -> None:
+def test_global_random_numbers_are_left_alone(sets):
     for count in (0, 1):
         torch.manual_seed(0)
         random.seed(0)
@@ -143,7 +136,7 @@ def test_global_random_numbers_are_left_alone(sets: dict[str, Path]) -> None:
         assert random.random() == random.Random(0).random()
 
 
-def test_few_row_groups_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_row_groups_are_in_memory(tmp_path, monkeypatch):
     """Of 50 row groups, those of the window, one that is on its way out, and one at the seam; each read once,
     but for those at the seam."""
     write_parquet(tmp_path / "train.parquet", photographs(10) * 20, [0] * 200, group=4)
@@ -151,7 +144,7 @@ def test_few_row_groups_are_in_memory(tmp_path: Path, monkeypatch: pytest.Monkey
     kept, read = [], []
     original = ShardReader._read_unit
 
-    def counted(self: ShardReader, unit: int) -> object:
+    def counted(self, unit):
         kept.append(len(self._kept))
         read.append(unit)
         return original(self, unit)
@@ -166,11 +159,11 @@ def test_few_row_groups_are_in_memory(tmp_path: Path, monkeypatch: pytest.Monkey
     assert max(kept) <= 2
 
 
-def children() -> set[psutil.Process]:
+def children():
     return set(psutil.Process().children(recursive=True))
 
 
-def test_workers_stay_from_pass_to_pass_until_they_are_closed(sets: dict[str, Path]) -> None:
+def test_workers_stay_from_pass_to_pass_until_they_are_closed(sets):
     before = children()
     batches = open_set(sets["shards"], workers=2)
     pids = []
@@ -182,9 +175,7 @@ def test_workers_stay_from_pass_to_pass_until_they_are_closed(sets: dict[str, Pa
     assert not children() - before
 
 
-def test_a_pass_that_is_given_up_or_fails_ends_its_workers_and_the_next_one_works(
-    sets: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_pass_that_is_given_up_or_fails_ends_its_workers_and_the_next_one_works(sets, tmp_path):
     before = children()
     batches = open_set(sets["shards"], batch=2, workers=2)
     given_up = batches.train(0, "a")
@@ -205,7 +196,7 @@ def test_a_pass_that_is_given_up_or_fails_ends_its_workers_and_the_next_one_work
         assert not children() - before
 
 
-def test_two_passes_at_a_time(sets: dict[str, Path]) -> None:
+def test_two_passes_at_a_time(sets):
     batches = open_set(sets["shards"], batch=4, eval_batch=4, workers=1)
     training = batches.train(0, "a")
     first = next(training)
@@ -228,7 +219,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_workers_end_with_a_process_that_is_killed(sets: dict[str, Path]) -> None:
+def test_workers_end_with_a_process_that_is_killed(sets):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     program = [sys.executable, "-c", PROGRAM, str(sets["shards"])]
     # The workers hold its output open: this waits for the last of them.
@@ -236,10 +227,8 @@ def test_workers_end_with_a_process_that_is_killed(sets: dict[str, Path]) -> Non
     assert done.returncode == -signal.SIGKILL and done.stdout == "2\n", done.stderr
 
 
-def test_a_lost_worker_ends_the_pass_in_one_line(
-    sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def die(*_: object) -> None:
+def test_a_lost_worker_ends_the_pass_in_one_line(sets, monkeypatch):
+    def die(*_):
         time.sleep(0.5)  # by then the process waits for it
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -249,7 +238,7 @@ def test_a_lost_worker_ends_the_pass_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_without_fork_there_are_no_workers(sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_fork_there_are_no_workers(sets, monkeypatch):
     monkeypatch.setattr(workers.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
     with refused("data.workers = 1:", "--data.workers 0"):
         list(open_set(sets["shards"], workers=1).train(0, "a"))
@@ -264,15 +253,13 @@ PLACES = {
 
 
 @pytest.fixture(params=sorted(WRITE))
-def damaged(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
+def damaged(request, tmp_path):
     """A set of which the training images 4 and 18 can't be decoded."""
     return request.param, WRITE[request.param](tmp_path, broken=(4, 18))
 
 
 @pytest.mark.parametrize("count", [0, 2])
-def test_more_undecodable_images_than_the_limit_are_an_error_that_names_the_last(
-    damaged: tuple[str, Path], count: int
-) -> None:
+def test_more_undecodable_images_than_the_limit_are_an_error_that_names_the_last(damaged, count):
     source, path = damaged
     for limit in (0, 1):
         batches = open_set(path, source=source, workers=count, max_undecodable=limit)
@@ -284,9 +271,7 @@ def test_more_undecodable_images_than_the_limit_are_an_error_that_names_the_last
 
 
 @pytest.mark.parametrize("count", [0, 2])
-def test_up_to_the_limit_they_are_left_out_named_and_counted(
-    damaged: tuple[str, Path], count: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_up_to_the_limit_they_are_left_out_named_and_counted(damaged, count, caplog):
     source, path = damaged
     batches = open_set(path, source=source, workers=count, max_undecodable=2)
     expected = bits(open_set(path, source=source, max_undecodable=2).train(0, "a"))
@@ -304,7 +289,7 @@ def test_up_to_the_limit_they_are_left_out_named_and_counted(
     batches.close()
 
 
-def test_a_training_batch_with_one_image_left_is_left_out(tmp_path: Path) -> None:
+def test_a_training_batch_with_one_image_left_is_left_out(tmp_path):
     write_shards(tmp_path, broken=range(28))
     batches = open_set(tmp_path, batch=30, max_undecodable=28)
     assert [len(labels) for _, labels in batches.train(0, "a")] == [2]

@@ -1,24 +1,22 @@
 """Orders of a pass, and its tasks: near enough to random, few units at a time, all done once."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
 from raygf.compute import generator
 from raygf.data.in_memory import batch_edges
-from raygf.data.workers import Order, Pass, Task, cut, in_order, shuffled
+from raygf.data.workers import Pass, cut, in_order, shuffled
 
 COUNT, GROUP = 1000, 20
 IMAGES = np.arange(COUNT) * 3 + 5
 UNITS = np.arange(COUNT) // GROUP + 100
 
 
-def order(window: int, seed: int = 0, units: np.ndarray | None = UNITS) -> Order:
+def order(window, seed=0, units=UNITS):
     return shuffled(IMAGES, units, window, generator(seed, "order"))
 
 
-def open_units(visits: np.ndarray) -> np.ndarray:
+def open_units(visits):
     """How many visits are under way at every place."""
     opened, closed = np.zeros(len(visits) + 1), np.zeros(len(visits) + 1)
     for visit in np.unique(visits):
@@ -29,7 +27,7 @@ def open_units(visits: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("window", [1, 100, 999, 1000, 10**6])
-def test_every_image_comes_once_and_its_visits_are_those_of_its_unit(window: int) -> None:
+def test_every_image_comes_once_and_its_visits_are_those_of_its_unit(window):
     made = order(window)
     assert np.array_equal(np.sort(made.images), IMAGES)
     unit = UNITS[(made.images - 5) // 3]
@@ -40,7 +38,7 @@ def test_every_image_comes_once_and_its_visits_are_those_of_its_unit(window: int
 
 
 @pytest.mark.parametrize("window", [1, 40, 100, 300])
-def test_no_more_units_are_kept_than_the_window_holds(window: int) -> None:
+def test_no_more_units_are_kept_than_the_window_holds(window):
     made = order(window)
     # The rows that came into the window, a unit that is on its way out, and one at the circle's seam.
     assert open_units(made.visits).max() <= window / GROUP + 3
@@ -48,7 +46,7 @@ def test_no_more_units_are_kept_than_the_window_holds(window: int) -> None:
     assert again <= window / GROUP + 1  # units that are read twice
 
 
-def test_a_window_that_holds_all_reads_every_unit_once_and_shuffles_fully() -> None:
+def test_a_window_that_holds_all_reads_every_unit_once_and_shuffles_fully():
     made = order(COUNT)
     assert len(np.unique(made.visits)) == COUNT // GROUP
     rank = np.argsort(made.images)
@@ -57,7 +55,7 @@ def test_a_window_that_holds_all_reads_every_unit_once_and_shuffles_fully() -> N
     assert within == pytest.approx(COUNT / 3, rel=0.15)  # as far apart as any two
 
 
-def test_any_stretch_of_a_windowed_order_mixes_units_evenly() -> None:
+def test_any_stretch_of_a_windowed_order_mixes_units_evenly():
     """The beginning and the end too: the same number of units in every stretch as long as the window."""
     made = order(200)
     kinds = [len(np.unique(made.visits[start : start + 100] // 2)) for start in range(0, COUNT, 100)]
@@ -68,7 +66,7 @@ def test_any_stretch_of_a_windowed_order_mixes_units_evenly() -> None:
 
 @pytest.mark.parametrize("window", [100, COUNT])
 @pytest.mark.parametrize("units", [UNITS, None], ids=["units", "single"])
-def test_the_seed_decides_or_else_the_files(window: int, units: np.ndarray | None) -> None:
+def test_the_seed_decides_or_else_the_files(window, units):
     first, again, other = (order(window, seed, units) for seed in (0, 0, 1))
     assert np.array_equal(first, again) and np.array_equal(np.sort(other.images), IMAGES)
     assert not np.array_equal(first.images, other.images)
@@ -88,7 +86,7 @@ ORDERS = {
 each_order = pytest.mark.parametrize("name", ORDERS)
 
 
-def tasks(name: str, workers: int) -> tuple[Pass, list[list[Task]]]:
+def tasks(name, workers):
     """A pass, and its tasks by batch; a last batch of one image joins the one before."""
     whole = Pass("train", ORDERS[name], batch_edges(COUNT, 27), (0, "a"))
     made = list(cut(whole, workers, slots=4, ahead=2))
@@ -98,9 +96,7 @@ def tasks(name: str, workers: int) -> tuple[Pass, list[list[Task]]]:
 
 @each_order
 @pytest.mark.parametrize("workers", [1, 2, 3, 7])
-def test_a_batch_has_its_images_at_their_places_and_every_visit_ends_once_with_its_last(
-    name: str, workers: int
-) -> None:
+def test_a_batch_has_its_images_at_their_places_and_every_visit_ends_once_with_its_last(name, workers):
     whole, batches = tasks(name, workers)
     ended: list[int] = []
     for number, ((start, stop), parts) in enumerate(zip(whole.edges, batches, strict=True)):
@@ -120,7 +116,7 @@ def test_a_batch_has_its_images_at_their_places_and_every_visit_ends_once_with_i
 
 @each_order
 @pytest.mark.parametrize("workers", [2, 3, 5])
-def test_workers_have_alike_much_to_do(name: str, workers: int) -> None:
+def test_workers_have_alike_much_to_do(name, workers):
     """Over stretches as long as what is prepared ahead."""
     _, batches = tasks(name, workers)
     loads = np.array([[len(part.places) for part in parts] for parts in batches[:-1]])
@@ -129,7 +125,7 @@ def test_workers_have_alike_much_to_do(name: str, workers: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["windowed", "full"])
-def test_no_unit_is_read_by_two_workers_where_there_are_enough(name: str) -> None:
+def test_no_unit_is_read_by_two_workers_where_there_are_enough(name):
     _, batches = tasks(name, 3)
     owners: dict[int, set[int]] = {}
     for parts in batches:

@@ -1,7 +1,5 @@
 """A short run of Meta-GF, trained once."""
 
-from __future__ import annotations
-
 import pytest
 from past_runs import train
 from tiny_network import run_config
@@ -10,7 +8,7 @@ from raygf.config.run import DataConfig, FusionConfig
 
 
 @pytest.fixture(scope="session")
-def fused_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+def fused_checkpoint(tmp_path_factory):
     """The last checkpoint of two rounds on digits, with fusion weights by channel."""
     path = str(tmp_path_factory.mktemp("runs"))
     data = DataConfig("digits", val=30, train_limit=40, pad=0, flip=False)

@@ -1,7 +1,5 @@
 """Budgeted batch evaluation against its definition, by hand and image by image; thresholds for a budget."""
 
-from __future__ import annotations
-
 import json
 import math
 from fractions import Fraction
@@ -37,20 +35,20 @@ VAL = np.array(
 )
 
 
-def outputs(confidence: np.ndarray, hit: np.ndarray | None = None) -> ExitOutputs:
+def outputs(confidence, hit=None):
     """Outputs with these confidences (n, N), right where ``hit`` (n, N) says so."""
     right = np.asarray(np.ones(confidence.shape) if hit is None else hit, np.bool_)
     labels = np.ones(confidence.shape[1], np.int64)
     return ExitOutputs(np.asarray(confidence, np.float64), right.astype(np.int64), right, labels)
 
 
-def literal_quotas(step: int, exits: int, samples: int) -> list[int]:
+def literal_quotas(step, exits, samples):
     p = Fraction(step, 20)
     total = sum(p**k for k in range(1, exits + 1))
     return [math.floor(samples * p**k / total) for k in range(1, exits + 1)]
 
 
-def literal_thresholds(confidence: np.ndarray, quotas: list[int]) -> list[float]:
+def literal_thresholds(confidence, quotas):
     """Sample by sample, as the definition is written."""
     there = list(range(confidence.shape[1]))
     thresholds = []
@@ -62,9 +60,7 @@ def literal_thresholds(confidence: np.ndarray, quotas: list[int]) -> list[float]
     return [*thresholds, -INF]
 
 
-def literal_test(
-    confidence: np.ndarray, hit: np.ndarray, thresholds: list[float], operations: tuple[int, ...]
-) -> tuple[float, float]:
+def literal_test(confidence, hit, thresholds, operations):
     """Accuracy and average cost."""
     right = spent = 0
     for sample, confidences in enumerate(confidence.T):
@@ -177,11 +173,11 @@ VALIDATED = outputs(DRAWS[0], DRAWS[1] < np.array([[0.6], [0.7], [0.8]]))
 
 
 @pytest.fixture(scope="module")
-def table() -> ThresholdTable:
+def table():
     return calibrate(VALIDATED, COSTS)
 
 
-def spent(thresholds: tuple[float, ...]) -> float:
+def spent(thresholds):
     taken = exits_taken(VALIDATED.confidence, np.array(thresholds))
     return float(np.array(COSTS)[taken].mean())
 

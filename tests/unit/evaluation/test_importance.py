@@ -1,7 +1,5 @@
 """Pruning by hand, and on a run: which elements go, in which order, and what is divided by what."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,8 +1,5 @@
 """A past run is back as it was, and what does not fit is refused."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,23 +11,22 @@ from tiny_network import run_config
 from raygf.config.run import ComputeConfig, DataConfig
 from raygf.errors import CheckpointError, DataError, UserError
 from raygf.evaluation.loading import load_run
-from raygf.records import RunEnd
 from raygf.storage.checkpoint import find_checkpoint, load_checkpoint, write_archive
 
 DIGITS = DataConfig(source="digits", val=30, train_limit=24, pad=0, flip=False)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> RunEnd:
+def trained(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("runs"))
     return train(run_config(path=path, rounds=1, method="sgd", data=DIGITS), run_id="the-run")
 
 
 @pytest.fixture
-def rewritten(trained: RunEnd, tmp_path: Path) -> Callable[..., str]:
+def rewritten(trained, tmp_path):
     """Writes the checkpoint again with entries of its text changed."""
 
-    def write(**changes: Any) -> str:
+    def write(**changes):
         checkpoint = load_checkpoint(trained.checkpoint)
         meta = {name: value for name, value in {**checkpoint.meta, **changes}.items() if value is not None}
         path = tmp_path / "changed.npz"
@@ -41,12 +37,12 @@ def rewritten(trained: RunEnd, tmp_path: Path) -> Callable[..., str]:
     return write
 
 
-def config_of(path: str) -> dict[str, Any]:
+def config_of(path):
     found: dict[str, Any] = load_checkpoint(path).meta["config"]
     return found
 
 
-def refused(path: str) -> str:
+def refused(path):
     """The one line that loading ``path`` ends with."""
     with pytest.raises(CheckpointError) as caught:
         load_run(path)
@@ -81,13 +77,7 @@ def test_no_validation_images(tmp_path):
 @pytest.mark.parametrize(
     ("section", "name", "value", "tensors", "says"),
     [
-        (
-            "model",
-            "name",
-            "tiny_network:one_exit",
-            True,
-            "'tiny_network:one_exit' as it is here: it belongs",
-        ),
+        ("model", "name", "tiny_network:one_exit", True, "'tiny_network:one_exit' as it is here: it belongs"),
         # Checkpoints that do not list their tensors are told by their sizes.
         ("model", "name", "tiny_network:one_exit", False, "belongs to another network"),
         ("data", "image_size", 16, True, "the data set digits has 10 classes of 1x16x16 images"),

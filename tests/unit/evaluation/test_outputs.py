@@ -1,7 +1,5 @@
 """Every exit on every image: by hand, in evaluation mode, without a trace."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -18,15 +16,15 @@ from raygf.training.network import BoundNetwork
 class Fixed(nn.Module):
     """Two exits that give every image the same logits."""
 
-    def __init__(self, first: list[float], second: list[float]) -> None:
+    def __init__(self, first, second):
         super().__init__()
         self.first, self.second = (nn.Parameter(torch.tensor(logits)) for logits in (first, second))
 
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, x):
         return [logits.expand(len(x), -1) for logits in (self.first, self.second)]
 
 
-def images(count: int) -> torch.Tensor:
+def images(count):
     return torch.zeros(count, 1, 4, 4)
 
 

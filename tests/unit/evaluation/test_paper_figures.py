@@ -1,7 +1,5 @@
 """Figures of past runs hold the numbers that they were given, labelled, legends outside the data."""
 
-from __future__ import annotations
-
 import csv
 import io
 
@@ -27,15 +25,15 @@ from raygf.evaluation.paper_figures import (
 TENSORS = ("stem", "head", "stage")
 
 
-def rows(text: str) -> list[list[str]]:
+def rows(text):
     return list(csv.reader(io.StringIO(text)))
 
 
-def lines_of(axes) -> dict[str, tuple[list[float], list[float]]]:
+def lines_of(axes):
     return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
 
 
-def assert_legend_outside(figure) -> list[str]:
+def assert_legend_outside(figure):
     figure.draw_without_rendering()
     (legend,) = figure.legends
     for axes in figure.axes:
@@ -43,7 +41,7 @@ def assert_legend_outside(figure) -> list[str]:
     return [text.get_text() for text in legend.get_texts()]
 
 
-def meta_history(*accuracies: float):
+def meta_history(*accuracies):
     """Meta-GF with three passes a round; the exits' own trainings are at 99 %."""
     return [entry(i, 0.99, fused, passes=3) for i, fused in enumerate(accuracies, start=1)]
 

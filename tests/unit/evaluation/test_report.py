@@ -1,7 +1,5 @@
 """Which files come of which runs, under which names."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,10 +1,7 @@
 """What is measured on a run, and which runs become one column."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from past_runs import entry, results, train
@@ -13,7 +10,7 @@ from tiny_network import run_config
 from raygf.config.run import DataConfig, OptimConfig
 from raygf.errors import ConfigError
 from raygf.evaluation.loading import load_run
-from raygf.evaluation.results import RunResults, evaluate_run, group_runs
+from raygf.evaluation.results import evaluate_run, group_runs
 
 DIGITS = DataConfig("digits", val=0, train_limit=40, pad=0, flip=False)
 
@@ -55,7 +52,7 @@ def test_wall_time_is_unknown_where_rounds_are():
 ONE, TWO = results(seed=0, name="a"), results(seed=1, name="b")
 
 
-def changed(run: RunResults, **changes: Any) -> RunResults:
+def changed(run, **changes):
     return replace(run, config=replace(run.config, **changes))
 
 
@@ -68,11 +65,7 @@ def changed(run: RunResults, **changes: Any) -> RunResults:
         # Machines and names do not matter, the configuration and the number of rounds do.
         ([ONE, changed(TWO, eval_batch_size=99)], [], [("sgd", (0, 1))]),
         ([ONE, changed(TWO, optim=OptimConfig(lr=0.5))], ["a", "b"], [("a", (0,)), ("b", (1,))]),
-        (
-            [ONE, results(seed=1, rounds=3)],
-            [],
-            [("sgd (a, round 2)", (0,)), ("sgd (run, round 3)", (1,))],
-        ),
+        ([ONE, results(seed=1, rounds=3)], [], [("sgd (a, round 2)", (0,)), ("sgd (run, round 3)", (1,))]),
         # A seed given twice is no second seed.
         ([ONE, ONE, TWO], ["a", "b", "a"], [("a", (0, 1)), ("b", (0,))]),
         ([ONE, ONE], [], [("sgd (a, round 2) #1", (0,)), ("sgd (a, round 2) #2", (0,))]),

@@ -1,7 +1,5 @@
 """The result table: its exact text, mean and spread over seeds, and the units that it picks."""
 
-from __future__ import annotations
-
 import csv
 import io
 

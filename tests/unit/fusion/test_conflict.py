@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -21,13 +19,13 @@ from raygf.fusion.conflict import (
 from raygf.rounds.delta import DeltaRound
 from raygf.training import space as segments
 from raygf.training.exit_trainer import ExitTrainer, LocalExecutor
-from raygf.training.space import FlatSpace, Segments
+from raygf.training.space import Segments
 
 SPACE = space_of((2, 3), (4,), (5,))
 ALL = torch.ones(2, 3, dtype=torch.bool)
 
 
-def tensor_gramians(deltas: list[torch.Tensor], space: FlatSpace) -> torch.Tensor:
+def tensor_gramians(deltas, space):
     return segment_gramians(deltas, Segments("tensor", space))
 
 
@@ -112,7 +110,7 @@ def test_weights_per_channel_are_each_taken_for_their_own_channel():
     assert share_after(grams, mean, channels, owned) == 0
 
 
-def cosine_of(one, two) -> float:
+def cosine_of(one, two):
     return float(one @ two / (np.linalg.norm(one) * np.linalg.norm(two)))
 
 

@@ -1,7 +1,3 @@
-from __future__ import annotations
-
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -23,7 +19,6 @@ from raygf.config.run import FusionConfig
 from raygf.errors import CheckpointError, NonFiniteError
 from raygf.fusion.fuse import FusionTask, fuse, fusion_weights
 from raygf.fusion.learned import LearnedFusion, carry
-from raygf.records import ExitScore
 from raygf.training.losses import exit_losses
 from raygf.training.network import as_tensor
 from raygf.training.space import Segments
@@ -35,7 +30,7 @@ BATCHES = random_batches(3)
 class Case:
     """A rule for a tiny network, and random deltas."""
 
-    def __init__(self, build: Callable = three_exits, owned: torch.Tensor | None = None, **fusion) -> None:
+    def __init__(self, build=three_exits, owned=None, **fusion):
         self.bound = bind(build)
         self.config = FusionConfig(**fusion)
         self.segments = Segments(self.config.segments, self.bound.space)
@@ -45,22 +40,22 @@ class Case:
         self.base = self.bound.vector.clone()
         self.deltas = random_vectors(len(tensors), self.bound.space.size, 0.3, seed=5)
 
-    def buffers(self) -> dict[str, torch.Tensor]:
+    def buffers(self):
         return self.bound.buffer_tensors(self.bound.buffer_arrays())
 
-    def task(self, batches=BATCHES, lr: float = 0.1) -> FusionTask:
+    def task(self, batches=BATCHES, lr=0.1):
         return FusionTask(self.base, self.deltas, self.buffers(), batches, lr, "fusion pass, round 3")
 
-    def fit(self, batches=BATCHES, lr: float = 0.1) -> ExitScore:
+    def fit(self, batches=BATCHES, lr=0.1):
         return self.rule.fit(self.task(batches, lr))
 
-    def dense(self, eta: torch.Tensor) -> torch.Tensor:
+    def dense(self, eta):
         """The fused vector, every step written out."""
         shapes = [slot.shape for slot in self.bound.space.slots]
         alpha = self.config.epsilon * fusion_weights(eta, self.owned, self.config.normalise)
         return dense_fuse(self.base, self.deltas, alpha, segment_numbers(self.config.segments, shapes))
 
-    def loss(self, vector: torch.Tensor, batch) -> torch.Tensor:
+    def loss(self, vector, batch):
         """F at ``vector``."""
         self.bound.network.train()
         named = {**self.bound.space.views(vector), **self.buffers()}

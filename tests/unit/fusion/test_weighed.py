@@ -1,7 +1,5 @@
 """Deltas fused without learning."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny_network import bind, owners_of, random_batches, random_vectors, run_config, setting_of
@@ -18,7 +16,7 @@ OWNED = owners_of(bind())
 BATCHES = random_batches()
 
 
-def fuse(name: str, deltas, kind: str = "tensor", epsilon: float = 1.0):
+def fuse(name, deltas, kind="tensor", epsilon=1.0):
     bound = bind()
     config = run_config(fusion=FusionConfig(epsilon=epsilon))
     weighting = make_weighting(name, setting_of(bound))

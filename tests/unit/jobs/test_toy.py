@@ -1,7 +1,5 @@
 """The toy problem: gradients against autograd, methods against steps by hand; Eq. 7 against the losses."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

@@ -1,7 +1,5 @@
 """Deep Feature Surgery by the chain rule: what each channel at a branch learns from."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny_network import CPU
@@ -16,7 +14,7 @@ from raygf.models.multi_exit import MultiExitNetwork
 from raygf.training.network import BoundNetwork
 
 
-def chain(exits: int, width: int = 2) -> MultiExitNetwork:
+def chain(exits, width=2):
     """Stages from ``width`` features to as many, heads to one number, all linear: weights 1.5, 1.6 … ."""
     network = MultiExitNetwork(
         [nn.Linear(1 if exit == 0 else width, width, bias=False) for exit in range(exits)],
@@ -29,12 +27,12 @@ def chain(exits: int, width: int = 2) -> MultiExitNetwork:
     return network
 
 
-def surgery(network: MultiExitNetwork, beta: float) -> DeepFeatureSurgery:
+def surgery(network, beta):
     bound = BoundNetwork(network, CPU)
     return DeepFeatureSurgery(Setting(MethodConfig(dfs_beta=beta), network, torch.empty(0), bound.space))
 
 
-def gradients(network: MultiExitNetwork, beta: float | None) -> dict[str, torch.Tensor]:
+def gradients(network, beta):
     """Of the summed outputs for x = 2; ``beta`` None: plain."""
     method = None if beta is None else surgery(network, beta)
     bound = BoundNetwork(network, CPU)

@@ -1,7 +1,5 @@
 """Gradient Equilibrium by the chain rule, BoostNet by its equation."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny_network import CPU, bind, random_batches, setting_of
@@ -35,7 +33,7 @@ def test_three_exits_by_the_chain_rule():
     assert bound.grad.tolist() == pytest.approx([first, second, third, *heads])
 
 
-def features_and_losses(network) -> tuple[list[Tensor], Tensor]:
+def features_and_losses(network):
     """What every stage gives, and the exits' losses."""
     seen: list[Tensor] = []
     hooks = [stage.register_forward_hook(lambda *args: seen.append(args[2])) for stage in network.stages]

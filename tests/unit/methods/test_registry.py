@@ -1,7 +1,5 @@
 """The table of methods, and what every method in it must do."""
 
-from __future__ import annotations
-
 import math
 import sys
 
@@ -55,7 +53,7 @@ def test_the_table_knows_all_methods_and_names_them_to_who_asks_for_another():
         check_method("sgdd")
 
 
-def direction(name: str, build=three_exits) -> torch.Tensor:
+def direction(name, build=three_exits):
     bound = bind(build)
     method = make_step_method(name, setting_of(bound))
     bound.network.eval()  # so that exits don't share batch statistics
@@ -65,7 +63,7 @@ def direction(name: str, build=three_exits) -> torch.Tensor:
     return bound.grad
 
 
-def step_round(bound, **changes) -> StepRound:
+def step_round(bound, **changes):
     data = dataset(train=40).open(CPU, 4, 5)
     return StepRound(run_config(**changes), bound, data, owners_of(bound))
 

@@ -1,7 +1,5 @@
 """Each weighting by its paper's equation, on gradients written out."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -9,18 +7,17 @@ import torch
 from tiny_network import bind, setting_of
 from torch.testing import assert_close
 
-from raygf.methods.base import Weighting
 from raygf.methods.registry import WEIGHTINGS
 
 TWO = torch.tensor([[3.0, 1.0], [-2.0, 1.0]])
 """Two gradients in conflict."""
 
 
-def make(name: str, **methods: float) -> Weighting:
+def make(name, **methods):
     return WEIGHTINGS[name](setting_of(bind(), **methods))
 
 
-def weights_of(name: str, rows: torch.Tensor) -> torch.Tensor:
+def weights_of(name, rows):
     return make(name)(rows @ rows.T)
 
 

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,16 +27,16 @@ PHOTO = InputSpec(channels=3, height=64, width=64, classes=4)
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
+def one_thread():
     torch.set_num_threads(1)
     torch.manual_seed(0)
 
 
-def small_vit(image_size: int = 64) -> nn.Module:
+def small_vit(image_size=64):
     return VisionTransformer(image_size, 16, 4, 2, hidden_dim=32, mlp_dim=64, num_classes=4)
 
 
-def small_convnext() -> nn.Module:
+def small_convnext():
     return ConvNeXt(
         [CNBlockConfig(8, 16, 2), CNBlockConfig(16, 32, 3), CNBlockConfig(32, None, 2)], 0.5, num_classes=4
     )
@@ -60,7 +59,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], InputSpec, list[float | str],
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
-def case(request: pytest.FixtureRequest) -> SimpleNamespace:
+def case(request):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     build, spec, at, cuts = NETWORKS[request.param]
@@ -76,7 +75,7 @@ def case(request: pytest.FixtureRequest) -> SimpleNamespace:
     return SimpleNamespace(network=network, spec=spec, cuts=cuts, attached=attached, images=images)
 
 
-def test_cuts_are_block_ends_or_nodes_under_torchvisions_names(case: SimpleNamespace) -> None:
+def test_cuts_are_block_ends_or_nodes_under_torchvisions_names(case):
     assert case.attached.cuts == case.cuts
     if isinstance(case.network, Functional):  # whose buffers are nodes here
         return
@@ -87,7 +86,7 @@ def test_cuts_are_block_ends_or_nodes_under_torchvisions_names(case: SimpleNames
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_last_exit_is_the_networks_own(case: SimpleNamespace, training: bool) -> None:
+def test_the_last_exit_is_the_networks_own(case, training):
     """In training mode, too: dropout and stochastic depth draw the same numbers."""
     with torch.no_grad():
         torch.manual_seed(3)
@@ -98,7 +97,7 @@ def test_the_last_exit_is_the_networks_own(case: SimpleNamespace, training: bool
     torch.testing.assert_close(logits[-1], expected, rtol=0, atol=0)
 
 
-def test_deeper_exits_cost_more_and_own_the_stages_up_to_them(case: SimpleNamespace) -> None:
+def test_deeper_exits_cost_more_and_own_the_stages_up_to_them(case):
     costs = measure_costs(case.attached, case.spec)
     for shallow, deep in itertools.pairwise(costs):
         assert shallow.operations < deep.operations and shallow.parameters < deep.parameters
@@ -112,14 +111,14 @@ def test_deeper_exits_cost_more_and_own_the_stages_up_to_them(case: SimpleNamesp
         assert owned[:, tensor].nonzero().flatten().tolist() == owners, name
 
 
-def test_every_weight_learns(case: SimpleNamespace) -> None:
+def test_every_weight_learns(case):
     case.attached.train().zero_grad()
     exit_losses(case.attached(case.images), torch.tensor([0, 3])).sum().backward()
     weights = case.attached.named_parameters()
     assert [name for name, weight in weights if weight.grad is None or not weight.grad.any()] == []
 
 
-def test_the_network_keeps_its_weights_buffers_and_modes() -> None:
+def test_the_network_keeps_its_weights_buffers_and_modes():
     network = Blocks()
     network.blocks[1].eval()
     modes = [module.training for module in network.modules()]
@@ -131,7 +130,7 @@ def test_the_network_keeps_its_weights_buffers_and_modes() -> None:
     assert attached.get_submodule("stages.1.blocks.2.norm").training
 
 
-def test_heads_suit_what_the_cut_gives() -> None:
+def test_heads_suit_what_the_cut_gives():
     tokens = attach_exits(Tokens(), SPEC, ["layers.1", "patches"])
     assert tokens.heads[1].norm.normalized_shape == (6,) and not tokens.heads[1].class_token
     assert tokens.heads[0].linear.in_features == 6
@@ -142,10 +141,10 @@ def test_heads_suit_what_the_cut_gives() -> None:
     assert mixed.heads[0].linear.in_features == 6 * 4 * 4
 
 
-def test_a_head_of_the_users_own_gets_channels_and_classes() -> None:
+def test_a_head_of_the_users_own_gets_channels_and_classes():
     asked = []
 
-    def head(channels: int, classes: int) -> nn.Module:
+    def head(channels, classes):
         asked.append((channels, classes))
         return nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.LazyLinear(classes))
 
@@ -155,7 +154,7 @@ def test_a_head_of_the_users_own_gets_channels_and_classes() -> None:
     assert len(attached(IMAGES)) == 3
 
 
-def test_maps_with_the_channels_last() -> None:
+def test_maps_with_the_channels_last():
     attached = attach_exits(swin_t(num_classes=4), PHOTO, ["features.1.1", "features.5.0"]).eval()
     assert [head[1].linear.in_features for head in attached.heads[:-1]] == [96, 384]
     state = attached.stages[0](torch.randn(2, 3, 64, 64))
@@ -163,7 +162,7 @@ def test_maps_with_the_channels_last() -> None:
     torch.testing.assert_close(attached.heads[0](state), attached.heads[0][1].linear(state.mean((1, 2))))
 
 
-def test_vit_exits_read_the_class_token() -> None:
+def test_vit_exits_read_the_class_token():
     attached = attach_exits(small_vit(), PHOTO, ["encoder.layers.encoder_layer_0"])
     state = torch.randn(2, 17, 32)
     changed = state.clone()
@@ -184,25 +183,25 @@ def test_vit_exits_read_the_class_token() -> None:
     ],
     ids=["name", "classes", "no module", "for vectors"],
 )  # fmt: skip
-def test_heads_that_do_not_fit_are_refused(head: Any, expected: str) -> None:
+def test_heads_that_do_not_fit_are_refused(head, expected):
     assert refusal(lambda: attach_exits(Blocks(), SPEC, ["blocks.0"], head=head)).startswith(expected)
 
 
-def save(content: Any, folder: Path) -> str:
+def save(content, folder):
     path = folder / "weights.pt"
     torch.save(content, path)
     return str(path)
 
 
 @pytest.mark.parametrize("wrap", [dict, lambda s: {"model": s, "epoch": 3}, lambda s: {"state_dict": s}])
-def test_weights_are_loaded(tmp_path: Path, wrap: Any) -> None:
+def test_weights_are_loaded(tmp_path, wrap):
     source = Blocks()
     path = save(wrap(source.state_dict()), tmp_path)
     attached = attach_exits(Blocks(), SPEC, ["blocks.1"], weights=path).eval()
     torch.testing.assert_close(attached(IMAGES)[-1], source.eval()(IMAGES), rtol=0, atol=0)
 
 
-def test_a_classifier_for_other_classes_is_drawn_anew(tmp_path: Path) -> None:
+def test_a_classifier_for_other_classes_is_drawn_anew(tmp_path):
     source, network = Blocks(classes=9), Blocks()
     drawn = network.classifier.weight.detach().clone()
     attach_exits(network, SPEC, ["blocks.1"], weights=save(source.state_dict(), tmp_path))
@@ -219,7 +218,7 @@ def test_a_classifier_for_other_classes_is_drawn_anew(tmp_path: Path) -> None:
         (None, "must hold a state dict: names and tensors"),
     ],
 )
-def test_files_that_do_not_fit_are_refused(tmp_path: Path, change: Any, expected: str) -> None:
+def test_files_that_do_not_fit_are_refused(tmp_path, change, expected):
     content: Any = {"stem": "text"}
     if change is not None:
         changed = {name: torch.ones(shape) for name, shape in change.items() if shape}
@@ -230,7 +229,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path, change: Any, expected
     assert message.startswith(f"weights = {path!r}: {expected}")
 
 
-def test_by_name() -> None:
+def test_by_name():
     network = build_model(ModelConfig("torchvision:resnet18@0.3, layer3.0"), PHOTO, seed=0)
     assert isinstance(network, AttachedNetwork) and network.training
     assert network.cuts == ("layer1.1", "layer3.0")
@@ -245,7 +244,7 @@ def test_by_name() -> None:
         ("vit_b_16@0.5", 30, "can't be built: AssertionError: Input shape indivisible by patch size"),
     ],
 )
-def test_names_that_mean_nothing_are_refused(name: str, size: int, expected: str) -> None:
+def test_names_that_mean_nothing_are_refused(name, size, expected):
     name = f"torchvision:{name}"
     message = refusal(lambda: build_model(ModelConfig(name), InputSpec(3, size, size, 4), seed=0))
     assert message.startswith(f"model.name = {name!r}: {expected}")

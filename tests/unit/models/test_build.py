@@ -1,12 +1,10 @@
 """Networks by name: reproducible, checked, and the user's own."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from attached_networks import refusal
-from torch import nn
 
 from raygf.config.run import ModelConfig, MSDNetConfig
 from raygf.data.base import InputSpec
@@ -53,18 +51,18 @@ OWN = "raygf_test_user_networks"
 
 
 @pytest.fixture(autouse=True)
-def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def user_module(tmp_path, monkeypatch):
     (tmp_path / f"{OWN}.py").write_text(USER_CODE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, OWN, raising=False)
 
 
-def equal_bits(one: nn.Module, other: nn.Module) -> bool:
+def equal_bits(one, other):
     ours, theirs = one.state_dict(), other.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_equal_seeds_give_equal_bits_and_other_seeds_other_weights() -> None:
+def test_equal_seeds_give_equal_bits_and_other_seeds_other_weights():
     first = build_model(SMALL, DIGITS, seed=5)
     assert isinstance(first, MSDNet) and len(first.heads) == 3 and first.training
     before = torch.random.get_rng_state()
@@ -77,7 +75,7 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_other_weights() -> None:
 
 
 @pytest.mark.parametrize("function", ["two_exits", "lazy"])
-def test_a_network_of_the_users_own(function: str) -> None:
+def test_a_network_of_the_users_own(function):
     config = ModelConfig(name=f"{OWN}:{function}")
     network = build_model(config, DIGITS, seed=0)
     assert isinstance(network, MultiExitNetwork)
@@ -87,7 +85,7 @@ def test_a_network_of_the_users_own(function: str) -> None:
     assert not equal_bits(network, build_model(config, DIGITS, seed=1))
 
 
-def test_the_trial_leaves_batch_norm_alone() -> None:
+def test_the_trial_leaves_batch_norm_alone():
     network = build_model(ModelConfig(name=f"{OWN}:with_batch_norm"), DIGITS, seed=0)
     norm = network.stages[1]
     assert norm.training and norm.num_batches_tracked == 0 and not norm.running_mean.any()
@@ -103,11 +101,11 @@ def test_the_trial_leaves_batch_norm_alone() -> None:
         ("resnet", "must be one of msdnet", 'or "package.module:function" of your own'),
     ],
 )  # fmt: skip
-def test_networks_and_names_that_do_not_fit_are_refused_in_one_line(name: str, start: str, end: str) -> None:
+def test_networks_and_names_that_do_not_fit_are_refused_in_one_line(name, start, end):
     message = refusal(lambda: build_model(ModelConfig(name), DIGITS, seed=0))
     assert message.startswith(f"model.name = {name!r}: {start}") and message.endswith(end)
 
 
-def test_a_users_own_config_error_is_passed_on() -> None:
+def test_a_users_own_config_error_is_passed_on():
     config = ModelConfig(f"{OWN}:refuses")
     assert refusal(lambda: build_model(config, DIGITS, seed=0)) == "images must be square"

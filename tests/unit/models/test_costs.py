@@ -19,21 +19,21 @@ from raygf.models.multi_exit import MultiExitNetwork
 class Network(nn.Module):
     """``parts``, and a function of this network and the images that returns the logits."""
 
-    def __init__(self, run: Callable[[Any, Tensor], Any], **parts: nn.Module) -> None:
+    def __init__(self, run, **parts):
         super().__init__()
         self.run = run
         for name, part in parts.items():
             self.add_module(name, part)
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x):
         return self.run(self, x)
 
 
-def one_exit(body: nn.Module) -> Network:
+def one_exit(body):
     return Network(lambda network, x: [network.body(x)], body=body)
 
 
-def cost_of(network: nn.Module, *shape: int) -> ExitCost:
+def cost_of(network, *shape):
     [cost] = measure_costs(network, torch.zeros(1, *shape))
     return cost
 
@@ -69,49 +69,49 @@ def cost_of(network: nn.Module, *shape: int) -> ExitCost:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
-def test_one_module(module: nn.Module, shape: tuple[int, ...], parameters: int, operations: int) -> None:
+def test_one_module(module, shape, parameters, operations):
     assert cost_of(one_exit(module), *shape) == ExitCost(parameters, operations)
 
 
-def two_exits(width: int = 4) -> MultiExitNetwork:
+def two_exits(width=4):
     """Linear stages and heads; for a width of 4 an exit adds 20 and 10 parameters and operations."""
     stages = [nn.Linear(4, width), nn.Linear(width, width)]
     return MultiExitNetwork(stages, [nn.Linear(width, 2), nn.Linear(width, 2)])
 
 
-def with_spare() -> nn.Module:
+def with_spare():
     network = two_exits(width=6)
     network.spare = nn.Linear(100, 100)
     return network
 
 
-def tied() -> nn.Module:
+def tied():
     first, second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
     second.weight = first.weight
     return one_exit(nn.Sequential(first, second))
 
 
-def with_scale() -> nn.Module:
+def with_scale():
     """Its own parameter counts from the first exit on; the network inside returns all exits."""
     network = Network(lambda network, x: network.inner(x * network.scale), inner=two_exits())
     network.scale = nn.Parameter(torch.ones(4))
     return network
 
 
-def views(network: Any, x: Tensor) -> list[Tensor]:
+def views(network, x):
     """A convolution as classifier, flattened; and dropout after the linear layer."""
     first = network.conv(x).flatten(1)
     return [first, network.dropout(network.linear(first))]
 
 
-def heads_last(network: Any, x: Tensor) -> tuple[Tensor, ...]:
+def heads_last(network, x):
     """All heads are computed after the backbone."""
     first = network.stages[0](x)
     second = network.stages[1](first)
     return network.heads[0](first), network.heads[1](second)
 
 
-def bare(*outputs: int) -> nn.ModuleList:
+def bare(*outputs):
     return nn.ModuleList([nn.Linear(4, count, bias=False) for count in outputs])
 
 
@@ -137,7 +137,7 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...], list[tuple[int, int]]]] = 
 
 
 @pytest.mark.parametrize(("network", "shape", "costs"), NETWORKS.values(), ids=NETWORKS)
-def test_whole_networks(network: nn.Module, shape: tuple[int, ...], costs: list[tuple[int, int]]) -> None:
+def test_whole_networks(network, shape, costs):
     assert measure_costs(network, torch.zeros(1, *shape)) == [ExitCost(*cost) for cost in costs]
 
 
@@ -150,13 +150,13 @@ ATTENTION: dict[str, Callable[[Any, Tensor], Any]] = {
 }
 
 
-def attending(how: str, **options: Any) -> Network:
+def attending(how, **options):
     return Network(ATTENTION[how], attention=nn.MultiheadAttention(4, 2, **options), last=nn.Identity())
 
 
 @pytest.mark.parametrize("how", ["by position", "by name"])
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_attention(how: str, batch_first: bool) -> None:
+def test_attention(how, batch_first):
     # The image is (1, 3, 4): three tokens in one sequence, or one token in each of three sequences.
     reads = 3 if batch_first else 1
     four_projections = 4 * (4 * 4 + 4)
@@ -165,14 +165,14 @@ def test_attention(how: str, batch_first: bool) -> None:
     assert cost_of(attending(how, batch_first=batch_first), 3, 4) == expected
 
 
-def test_attention_to_another_sequence() -> None:
+def test_attention_to_another_sequence():
     network = attending("to others", kdim=6, vdim=5, batch_first=True, add_zero_attn=True)
     # 3 queries, 7 keys and values, and one zero that is also attended to.
     projections = 3 * (16 + 4) + 7 * (24 + 4) + 7 * (20 + 4) + 3 * (16 + 4)
     assert cost_of(network, 3, 4) == ExitCost(20 + 28 + 24 + 20, projections + 2 * 3 * 8 * 4)
 
 
-def test_a_transformer_layer_is_counted_whole_although_it_has_a_fused_path() -> None:
+def test_a_transformer_layer_is_counted_whole_although_it_has_a_fused_path():
     layer = nn.TransformerEncoderLayer(4, 2, dim_feedforward=8, batch_first=True)
     attention = 3 * 80 + 2 * 3 * 3 * 4
     feed_forward = 3 * (4 * 8 + 8) + 3 * (8 * 4 + 4)  # its ReLU is no module
@@ -180,12 +180,12 @@ def test_a_transformer_layer_is_counted_whole_although_it_has_a_fused_path() -> 
     assert cost_of(one_exit(layer), 3, 4) == ExitCost(parameters, attention + feed_forward)
 
 
-def test_an_image_of_the_spec_is_made() -> None:
+def test_an_image_of_the_spec_is_made():
     body = nn.Sequential(nn.Conv2d(3, 2, 3, bias=False), nn.Flatten(), nn.Linear(2 * 4 * 3, 5))
     assert measure_costs(one_exit(body), InputSpec(3, 6, 5, 5)) == [ExitCost(54 + 125, 24 * 27 + 125)]
 
 
-def test_the_network_is_left_as_it_was() -> None:
+def test_the_network_is_left_as_it_was():
     network = one_exit(nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2))).double()
     network.body[1].eval()
     state = {name: value.clone() for name, value in network.state_dict().items()}
@@ -206,7 +206,7 @@ def test_the_network_is_left_as_it_was() -> None:
     ],
     ids=["a tensor", "nothing", "no module's output"],
 )
-def test_an_output_that_can_not_be_counted_is_refused(output: Any, text: str) -> None:
+def test_an_output_that_can_not_be_counted_is_refused(output, text):
     network = Network(lambda network, x: output(network.inner(x)), inner=two_exits())
     with pytest.raises(ConfigError, match=text):
         measure_costs(network, torch.zeros(1, 4))
@@ -238,7 +238,7 @@ TABLES: dict[str, tuple[ModelConfig, InputSpec, list[float], list[float]]] = {
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_costs_are_those_published(table: str) -> None:
+def test_costs_are_those_published(table):
     torch.set_num_threads(1)
     config, spec, parameters, operations = TABLES[table]
     network = build_model(config, spec, seed=0)

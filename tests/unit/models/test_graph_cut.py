@@ -27,12 +27,12 @@ from raygf.models.multi_exit import evaluating
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
+def one_thread():
     torch.set_num_threads(1)
     torch.manual_seed(0)
 
 
-def top_heavy() -> nn.Module:
+def top_heavy():
     """Most operations are in the classifier, where no exit can be."""
     return nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
 
@@ -40,19 +40,19 @@ def top_heavy() -> nn.Module:
 class FreeHead(nn.Module):
     """Logits that cost nothing."""
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels, classes):
         super().__init__()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return x.flatten(2).mean(2)[:, : SPEC.classes]
 
 
-def outputs_with_seed(network: nn.Module, x: Tensor = IMAGES) -> Any:
+def outputs_with_seed(network, x=IMAGES):
     torch.manual_seed(5)
     return network(x)
 
 
-def test_the_graph_follows_the_mode_however_it_is_set() -> None:
+def test_the_graph_follows_the_mode_however_it_is_set():
     network = Functional()
     attached = attach_exits(network, SPEC, ["into"])
     with evaluating(attached):
@@ -63,7 +63,7 @@ def test_the_graph_follows_the_mode_however_it_is_set() -> None:
     assert not torch.equal(calm, noisy)
 
 
-def test_parameters_keep_their_names_and_are_the_same_tensors() -> None:
+def test_parameters_keep_their_names_and_are_the_same_tensors():
     network = Blocks()
     attached = attach_exits(network, SPEC, ["blocks.1"])
     found = dict(attached.named_parameters())
@@ -77,9 +77,7 @@ def test_parameters_keep_their_names_and_are_the_same_tensors() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("build", "at"), [(Blocks, "blocks.1"), (Functional, "into"), (Skips, "second")])
-def test_functional_call_uses_the_given_weights(
-    build: Callable[[], nn.Module], at: str, training: bool
-) -> None:
+def test_functional_call_uses_the_given_weights(build, at, training):
     attached = attach_exits(build(), SPEC, [at]).train(training)
     weights = {name: (1.5 * w).detach().requires_grad_() for name, w in attached.named_parameters()}
     buffers = {name: tensor.clone() for name, tensor in attached.named_buffers()}
@@ -95,7 +93,7 @@ def test_functional_call_uses_the_given_weights(
         torch.testing.assert_close(one, other)
 
 
-def test_stages_can_be_walked_and_left_early() -> None:
+def test_stages_can_be_walked_and_left_early():
     attached = attach_exits(Skips(), SPEC, ["first", "second"]).eval()
     expected = attached(IMAGES)
     state = attached.stages[0](IMAGES)
@@ -108,7 +106,7 @@ def test_stages_can_be_walked_and_left_early() -> None:
     torch.testing.assert_close(attached.heads[2](attached.stages[2](state)), expected[2])
 
 
-def test_a_module_means_its_last_node() -> None:
+def test_a_module_means_its_last_node():
     torch.manual_seed(1)
     by_module = attach_exits(Blocks(), SPEC, ["blocks.1"], head=FreeHead)
     torch.manual_seed(1)
@@ -118,7 +116,7 @@ def test_a_module_means_its_last_node() -> None:
 
 
 @pytest.mark.parametrize("share", [0.05, 0.26, 0.5, 0.75])
-def test_a_share_is_the_first_block_end_that_reaches_it(share: float) -> None:
+def test_a_share_is_the_first_block_end_that_reaches_it(share):
     """The stem has 3 * 6 * 9 weights, a block's convolution 6 * 6 * 9; 64 places; ReLU 6 * 64."""
     stem, block = 64 * 162, 64 * 324 + 64 * 6
     total = stem + 4 * block + 6 * 4 + 4
@@ -131,13 +129,13 @@ def test_a_share_is_the_first_block_end_that_reaches_it(share: float) -> None:
     assert operations[0] / total >= share
 
 
-def test_shares_never_part_a_convolution_from_its_activation() -> None:
+def test_shares_never_part_a_convolution_from_its_activation():
     shares = [percent / 100 for percent in range(2, 98, 4)]
     names = {attach_exits(PlainRow(), SPEC, [share]).cuts[0] for share in shares}
     assert names == {"features.2", "features.5", "features.8"}
 
 
-def test_a_function_that_writes_in_place_spares_the_head() -> None:
+def test_a_function_that_writes_in_place_spares_the_head():
     attached = attach_exits(Functional(), SPEC, ["into"], head="mixed")
     state = attached.stages[0](IMAGES)
     before = state.clone()
@@ -145,7 +143,7 @@ def test_a_function_that_writes_in_place_spares_the_head() -> None:
     assert torch.equal(state, before)
 
 
-def test_a_head_sees_the_features_before_they_are_overwritten() -> None:
+def test_a_head_sees_the_features_before_they_are_overwritten():
     attached = attach_exits(PlainRow(), SPEC, ["features.1"], head="mixed")
     seen: list[Tensor] = []
     attached.heads[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -183,8 +181,6 @@ REFUSED: list[tuple[Callable[[], nn.Module], int, Any, str]] = [
 
 
 @pytest.mark.parametrize(("build", "channels", "at", "expected"), REFUSED, ids=range(len(REFUSED)))
-def test_places_and_networks_that_do_not_fit_are_refused(
-    build: Callable[[], nn.Module], channels: int, at: Any, expected: str
-) -> None:
+def test_places_and_networks_that_do_not_fit_are_refused(build, channels, at, expected):
     spec = InputSpec(channels, 8, 8, 4)
     assert refusal(lambda: attach_exits(build(), spec, at)).startswith(expected)

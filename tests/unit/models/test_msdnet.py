@@ -12,7 +12,7 @@ CIFAR = MSDNetConfig(growth=16)
 DIGITS = InputSpec(channels=1, height=8, width=8, classes=10)
 
 
-def small_net(spec: InputSpec = DIGITS, factors: tuple[int, ...] = (1, 2, 4), step: int = 1) -> MSDNet:
+def small_net(spec=DIGITS, factors=(1, 2, 4), step=1):
     return MSDNet(
         MSDNetConfig(exits=3, base=2, step=step, channels=4, growth=2, factors=factors, head_channels=8), spec
     )
@@ -20,12 +20,12 @@ def small_net(spec: InputSpec = DIGITS, factors: tuple[int, ...] = (1, 2, 4), st
 
 @pytest.mark.parametrize("factors", [(1,), (1, 2), (1, 2, 4), (1, 1, 2, 2)])
 @pytest.mark.parametrize("size", [(32, 32), (30, 17), (8, 8)])
-def test_one_tensor_of_logits_per_exit(factors: tuple[int, ...], size: tuple[int, int]) -> None:
+def test_one_tensor_of_logits_per_exit(factors, size):
     logits = small_net(InputSpec(1, *size, 7), factors=factors)(torch.randn(5, 1, *size))
     assert [tuple(exit.shape) for exit in logits] == [(5, 7)] * 3
 
 
-def test_head_averages_the_four_places_left_of_a_cifar_image() -> None:
+def test_head_averages_the_four_places_left_of_a_cifar_image():
     """The published head pools 2x2 with stride 2: the same as the mean on 32x32 images."""
     head = MSDNet(MSDNetConfig(exits=1, base=1, growth=6), InputSpec(3, 32, 32, 10)).heads[0].eval()
     features = torch.randn(2, 16 * 4 + 6 * 4, 8, 8)
@@ -35,7 +35,7 @@ def test_head_averages_the_four_places_left_of_a_cifar_image() -> None:
     torch.testing.assert_close(head([features]), head.linear(pooled))
 
 
-def test_finest_scale_is_dropped_at_equal_intervals() -> None:
+def test_finest_scale_is_dropped_at_equal_intervals():
     """16 layers, 3 scales: interval 6, so layers 7 and 13 drop one, each followed by a transition."""
     network = MSDNet(CIFAR, InputSpec(3, 32, 32, 10))
     layers = [part for stage in network.stages for part in stage if isinstance(part, DenseLayer | Transition)]
@@ -49,7 +49,7 @@ def test_finest_scale_is_dropped_at_equal_intervals() -> None:
     assert widths == [[(256, 128), (512, 256)], [(640, 320)]]
 
 
-def test_state_is_the_features_of_the_scales_kept() -> None:
+def test_state_is_the_features_of_the_scales_kept():
     network = small_net(step=2)  # 6 layers, 3 scales: layers 3 and 5 drop one
     state = torch.randn(2, 1, 8, 8)
     shapes = []
@@ -60,7 +60,7 @@ def test_state_is_the_features_of_the_scales_kept() -> None:
     assert shapes == [[(8, 8, 8), (16, 4, 4), (32, 2, 2)], [(14, 4, 4), (28, 2, 2)], [(24, 2, 2)]]
 
 
-def test_an_exit_depends_on_no_deeper_weights_and_on_no_other_head() -> None:
+def test_an_exit_depends_on_no_deeper_weights_and_on_no_other_head():
     network = small_net()
     for exit, logits in enumerate(network(torch.randn(4, 1, 8, 8))):
         network.zero_grad()
@@ -70,7 +70,7 @@ def test_an_exit_depends_on_no_deeper_weights_and_on_no_other_head() -> None:
         assert {".".join(name.split(".")[:2]) + "." for name in used} == reached
 
 
-def test_initial_weights_have_the_published_spread() -> None:
+def test_initial_weights_have_the_published_spread():
     network = MSDNet(CIFAR, InputSpec(3, 32, 32, 10))
     conv = network.heads[0].conv2[0]
     assert conv.weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.02)
@@ -94,7 +94,7 @@ def test_initial_weights_have_the_published_spread() -> None:
     ],
     ids=["scales", "stem", "growth", "reduction"],
 )  # fmt: skip
-def test_impossible_networks_are_refused(config: MSDNetConfig, message: str) -> None:
+def test_impossible_networks_are_refused(config, message):
     with pytest.raises(ConfigError) as caught:
         MSDNet(config, DIGITS)
     assert str(caught.value) == f"model.msdnet.{message}"

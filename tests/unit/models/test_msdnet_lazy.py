@@ -1,10 +1,7 @@
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from raygf.compute import seeded_globals
 from raygf.config.run import MSDNetConfig
@@ -24,7 +21,7 @@ SHAPES = {
 }
 
 
-def build(config: MSDNetConfig) -> MSDNet:
+def build(config):
     with seeded_globals(0, "lazy"):
         network = MSDNet(config, SPEC)
         for _ in range(3):
@@ -32,7 +29,7 @@ def build(config: MSDNetConfig) -> MSDNet:
     return network.eval()
 
 
-def walk(network: MSDNet, images: Tensor) -> list[Tensor]:
+def walk(network, images):
     logits, state = [], images
     for stage, head in zip(lazy_stages(network), network.heads, strict=True):
         state = stage(state)
@@ -52,7 +49,7 @@ def test_same_bits_as_the_forward_pass_and_nothing_computed_twice(config):
     assert len(names) == len(set(names))
 
 
-def calls_up_to(network: MSDNet, exit: int) -> list[str]:
+def calls_up_to(network, exit):
     """Names of the units of dense layers that run up to ``exit``."""
     names: list[str] = []
     hooks = [

@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.testing import assert_close
 
 from raygf.config.run import ModelConfig
@@ -17,19 +17,19 @@ from raygf.models.multi_exit import MultiExitNetwork, StridedConv2d, evaluating,
 class Split(nn.Module):
     """A stage whose state is a tuple."""
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x):
         return x, 2 * x
 
 
 class Difference(nn.Module):
     """A head, or stage, that takes a tuple."""
 
-    def forward(self, state: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def forward(self, state):
         assert isinstance(state, tuple)
         return state[1] - 3 * state[0]
 
 
-def test_state_is_handed_on_as_it_is_and_exits_come_shallow_to_deep() -> None:
+def test_state_is_handed_on_as_it_is_and_exits_come_shallow_to_deep():
     network = MultiExitNetwork([Split(), Difference()], [Difference(), nn.ReLU()])
     x = torch.arange(6.0).reshape(2, 3)
     shallow, deep = network(x)
@@ -38,7 +38,7 @@ def test_state_is_handed_on_as_it_is_and_exits_come_shallow_to_deep() -> None:
 
 
 @pytest.mark.parametrize(("stages", "heads"), [(0, 0), (2, 1), (1, 2)])
-def test_there_must_be_one_head_per_stage(stages: int, heads: int) -> None:
+def test_there_must_be_one_head_per_stage(stages, heads):
     with pytest.raises(ValueError, match=f"{stages} stages and {heads} heads"):
         MultiExitNetwork([nn.Identity()] * stages, [nn.Identity()] * heads)
 
@@ -46,18 +46,18 @@ def test_there_must_be_one_head_per_stage(stages: int, heads: int) -> None:
 class CountsCalls(nn.Module):
     """Changes one buffer in place and replaces another, even in eval mode."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.register_buffer("calls", torch.zeros(()))
         self.register_buffer("last", torch.zeros(2))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         self.calls += 1
         self.last = x
         return x
 
 
-def test_modes_come_back_module_by_module_after_an_error_too() -> None:
+def test_modes_come_back_module_by_module_after_an_error_too():
     network = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout())
     network[0].eval()
     with pytest.raises(KeyError), evaluating(network):
@@ -68,7 +68,7 @@ def test_modes_come_back_module_by_module_after_an_error_too() -> None:
     assert torch.is_grad_enabled()
 
 
-def test_buffers_keep_content_and_identity() -> None:
+def test_buffers_keep_content_and_identity():
     network = CountsCalls()
     calls, last = network.calls, network.last
     with evaluating(network):
@@ -78,13 +78,13 @@ def test_buffers_keep_content_and_identity() -> None:
     assert network.last is last and last.tolist() == [0, 0]
 
 
-def spoil_memory() -> None:
+def spoil_memory():
     """Leave NaN in what is handed out next: parts of a gradient that are not written then show."""
     spoiled = [torch.full((size,), torch.nan) for size in (100, 1000, 10_000, 100_000) for _ in range(4)]
     del spoiled
 
 
-def gradient(conv: nn.Conv2d, images: Tensor, toward: Tensor, bf16: bool) -> tuple[Tensor, Tensor]:
+def gradient(conv, images, toward, bf16):
     """The output, and the weight's gradient of its product with ``toward``."""
     conv.weight.grad = None
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):

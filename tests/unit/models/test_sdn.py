@@ -21,7 +21,7 @@ FEATURES = {
 
 
 @pytest.fixture(scope="module", params=FEATURES)
-def network(request: pytest.FixtureRequest) -> MultiExitNetwork:
+def network(request):
     torch.set_num_threads(1)
     built = build_model(ModelConfig(request.param), CIFAR, seed=0)
     assert isinstance(built, MultiExitNetwork)
@@ -29,7 +29,7 @@ def network(request: pytest.FixtureRequest) -> MultiExitNetwork:
     return built
 
 
-def test_exits_sit_where_published(network: MultiExitNetwork) -> None:
+def test_exits_sit_where_published(network):
     state, found = torch.zeros(2, 3, 32, 32), []
     with torch.no_grad():
         for stage in network.stages:
@@ -40,7 +40,7 @@ def test_exits_sit_where_published(network: MultiExitNetwork) -> None:
     assert not isinstance(network.heads[-1], InternalClassifier)
 
 
-def test_every_weight_learns_from_the_sum_of_the_losses(network: MultiExitNetwork) -> None:
+def test_every_weight_learns_from_the_sum_of_the_losses(network):
     network.train().zero_grad()
     logits = network(torch.randn(2, 3, 32, 32))
     assert [tuple(exit.shape) for exit in logits] == [(2, 10)] * (len(FEATURES[network.sdn_name]) + 1)
@@ -48,7 +48,7 @@ def test_every_weight_learns_from_the_sum_of_the_losses(network: MultiExitNetwor
     assert [name for name, weight in network.named_parameters() if weight.grad is None] == []
 
 
-def test_convolutions_start_with_the_published_spread(network: MultiExitNetwork) -> None:
+def test_convolutions_start_with_the_published_spread(network):
     convs = {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
     name, conv = max(convs.items(), key=lambda item: item[1].weight.numel())
     area = conv.kernel_size[0] * conv.kernel_size[1]
@@ -61,7 +61,7 @@ def test_convolutions_start_with_the_published_spread(network: MultiExitNetwork)
 @pytest.mark.parametrize(
     ("name", "linear", "dropout"), [("vgg16-sdn", 6 + 3, [0.5] * 2), ("wideresnet32-4-sdn", 7, [0.3] * 15)]
 )
-def test_dropout_and_linear_layers_start_as_published(name: str, linear: int, dropout: list[float]) -> None:
+def test_dropout_and_linear_layers_start_as_published(name, linear, dropout):
     modules = list(build_model(ModelConfig(name), CIFAR, seed=0).modules())
     assert [module.p for module in modules if isinstance(module, nn.Dropout)] == dropout
     layers = [module for module in modules if isinstance(module, nn.Linear)]
@@ -73,14 +73,14 @@ def test_dropout_and_linear_layers_start_as_published(name: str, linear: int, dr
 
 @pytest.mark.parametrize("spec", [InputSpec(1, 28, 28, 7), InputSpec(3, 64, 48, 7)])
 @pytest.mark.parametrize("name", ["resnet56-sdn", "mobilenet-sdn"])
-def test_image_size_is_free(name: str, spec: InputSpec) -> None:
+def test_image_size_is_free(name, spec):
     network = build_model(ModelConfig(name), spec, seed=0)
     logits = network(torch.zeros(2, spec.channels, spec.height, spec.width))
     assert all(exit.shape == (2, 7) for exit in logits)
 
 
 @pytest.mark.parametrize(("alpha", "expected"), [(-40.0, 2.5), (40.0, 4.0), (0.0, 3.25)])
-def test_mixed_pooling_lies_between_mean_and_maximum_and_is_learned(alpha: float, expected: float) -> None:
+def test_mixed_pooling_lies_between_mean_and_maximum_and_is_learned(alpha, expected):
     pool = MixedPool((2, 2))
     nn.init.constant_(pool.alpha, alpha)
     pooled = pool(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]))
@@ -90,7 +90,7 @@ def test_mixed_pooling_lies_between_mean_and_maximum_and_is_learned(alpha: float
     assert pool.alpha.grad.item() == pytest.approx(share * (1 - share) * 1.5)
 
 
-def test_the_mixture_starts_anywhere() -> None:
+def test_the_mixture_starts_anywhere():
     torch.manual_seed(0)
     shares = torch.stack([MixedPool((1, 1)).alpha.detach().sigmoid() for _ in range(400)])
     assert shares.mean().item() == pytest.approx(0.5, abs=0.05)
@@ -108,9 +108,7 @@ def test_the_mixture_starts_anywhere() -> None:
         ((3, 16, 2), 3 * 4 * 2, True),
     ],
 )
-def test_internal_classifiers_pool_to_about_four_by_four(
-    features: tuple[int, int, int], inputs: int, pooled: bool
-) -> None:
+def test_internal_classifiers_pool_to_about_four_by_four(features, inputs, pooled):
     head = InternalClassifier(features, 5)
     assert head.linear.in_features == inputs
     assert isinstance(head.pool, MixedPool) == pooled

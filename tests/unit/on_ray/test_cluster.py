@@ -1,9 +1,5 @@
 """What is known of a cluster, and that Ray prints nothing inside ``silent_ray``."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import ray
 from ray._private import worker
@@ -15,12 +11,12 @@ from raygf.on_ray import cluster
 from raygf.on_ray.cluster import check_driver_fits, dead_nodes, silent_ray, with_gpus
 
 
-def report(text: str) -> None:
+def report(text):
     """By the function with which Ray prints what raylets report."""
     print_to_stdstream({"lines": [text], "pid": "raylet", "is_err": False}, ignore_prefix=False)
 
 
-def test_ray_is_silent_inside_and_not_after(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ray_is_silent_inside_and_not_after(capsys):
     with pytest.raises(KeyError), silent_ray():
         report("a worker died")
         raise KeyError
@@ -29,12 +25,9 @@ def test_ray_is_silent_inside_and_not_after(capsys: pytest.CaptureFixture[str]) 
     assert "another one did" in printed and "a worker died" not in printed
 
 
-def test_a_ray_that_prints_in_another_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ray_that_prints_in_another_way_is_refused(monkeypatch):
     monkeypatch.delattr(worker, "_worker_logs_enabled")
-    with (
-        pytest.raises(ResourceError, match=r"has no ray\._private\.worker\._work"),
-        silent_ray(),
-    ):
+    with pytest.raises(ResourceError, match=r"has no ray\._private\.worker\._work"), silent_ray():
         pytest.fail("let in")
 
 
@@ -50,9 +43,7 @@ def test_a_ray_that_prints_in_another_way_is_refused(monkeypatch: pytest.MonkeyP
         (2, {"workers": 5}, 1.0, 1 / 3),
     ],
 )
-def test_gpus_are_shared_out(
-    monkeypatch: pytest.MonkeyPatch, total: int, asked: dict[str, Any], exit_gpus: float, driver_gpus: float
-) -> None:
+def test_gpus_are_shared_out(monkeypatch, total, asked, exit_gpus, driver_gpus):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": total})
     found = with_gpus(ResourceConfig(**asked))
     assert (found.gpus_per_exit, found.driver_gpus) == (exit_gpus, driver_gpus)
@@ -68,9 +59,7 @@ def test_gpus_are_shared_out(
         ({"workers": 7}, r"can't hold 7 workers \(1 CPUs, 0 GPUs each\): lower resources\.workers"),
     ],
 )
-def test_a_driver_that_fits_nowhere_is_refused(
-    monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], text: str
-) -> None:
+def test_a_driver_that_fits_nowhere_is_refused(monkeypatch, asked, text):
     nodes = [{"NodeID": str(cpus), "Alive": True, "Resources": {"CPU": cpus}} for cpus in (4.0, 2.0)]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     if not text:
@@ -80,11 +69,11 @@ def test_a_driver_that_fits_nowhere_is_refused(
         check_driver_fits(ResourceConfig(**asked))
 
 
-def test_silent_nodes_get_the_time_to_turn_out_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_nodes_get_the_time_to_turn_out_dead(monkeypatch):
     nodes = [{"NodeID": name, "Alive": name != "a"} for name in "abc"]
     now = [0.0]
 
-    def sleep(seconds: float) -> None:
+    def sleep(seconds):
         now[0] += seconds
         nodes[1]["Alive"] = now[0] < 5
 

@@ -1,11 +1,8 @@
 """The mail of a run and its handle, without actors."""
 
-from __future__ import annotations
-
 import gc
 import threading
 import weakref
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -23,42 +20,42 @@ START = RunStart(0, 2, 1, 1, 1, (1,), (1,), ("t",), "cpu")
 END = RunEnd(3, 1, SCORE, "ab", "c", True)
 
 
-def record(round: int) -> RoundRecord:
+def record(round):
     return RoundRecord(round, 3, round, 0.1, 0.1, SCORE, None, {"train": 1.0}, f"c{round}")
 
 
 class Rubbish:
     """Refers to itself, so that only the garbage collector ends it."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.itself = self
 
 
 class Leaving:
     """A driver whose rounds leave rubbish."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.left: list[weakref.ref[Rubbish]] = []
 
-    def prepare(self) -> RunStart:
+    def prepare(self):
         return START
 
-    def rounds(self, run_id: str) -> Iterator[RoundRecord]:
+    def rounds(self, run_id):
         assert run_id == "id"
         for round in (1, 2, 3):
             self.left.append(weakref.ref(Rubbish()))
             yield record(round)
 
-    def end(self) -> RunEnd:
+    def end(self):
         return END
 
-    def close(self) -> None: ...
+    def close(self): ...
 
 
-def test_what_a_round_leaves_is_gone_when_its_record_is_sent() -> None:
+def test_what_a_round_leaves_is_gone_when_its_record_is_sent():
     driver, sent = Leaving(), []
 
-    def send(message: Any) -> None:
+    def send(message):
         sent.append(message)
         assert [left() for left in driver.left] == [None] * len(driver.left)
 
@@ -71,11 +68,11 @@ def test_what_a_round_leaves_is_gone_when_its_record_is_sent() -> None:
     assert sent == [START, record(1), record(2), record(3), END]
 
 
-def test_a_record_is_handed_over_when_it_has_been_received() -> None:
+def test_a_record_is_handed_over_when_it_has_been_received():
     """So that the driver is one round ahead of its reader at most."""
     mailbox, after = Mailbox(), []
 
-    def hand_over() -> None:
+    def hand_over():
         for message in (START, record(1), record(2)):
             mailbox.hand_over(message)
             after.append(message)
@@ -94,7 +91,7 @@ def test_a_record_is_handed_over_when_it_has_been_received() -> None:
 class Call:
     """A method of an actor, called at once."""
 
-    def __init__(self, method: Callable[..., Any]) -> None:
+    def __init__(self, method):
         self.remote = method
 
 
@@ -104,7 +101,7 @@ class Handle(ProcessHandle):
     who = "the driver"
     knob = "resources.driver_cpus"
 
-    def __init__(self, messages: list[Any], outcome: Any = None, workers: int | None = None) -> None:
+    def __init__(self, messages, outcome=None, workers=None):
         mailbox: Any = Mailbox()
         for message in messages:
             mailbox.send(message)
@@ -113,20 +110,20 @@ class Handle(ProcessHandle):
         config = RunConfig(rounds=3, resources=ResourceConfig(workers=workers))
         super().__init__(config, self.said.append, mailbox, outcome, "it")
 
-    def close(self) -> None: ...
+    def close(self): ...
 
-    def _fits(self) -> bool:
+    def _fits(self):
         return True
 
-    def _round_limit(self) -> float:
+    def _round_limit(self):
         return 5.0
 
 
 @pytest.fixture(autouse=True)
-def no_actors(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_actors(monkeypatch):
     """References are values, and errors are raised when they are fetched."""
 
-    def fetch(value: Any, limit: float) -> Any:
+    def fetch(value, limit):
         if isinstance(value, Exception):
             raise value
         return value
@@ -135,14 +132,14 @@ def no_actors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "fetch", fetch)
 
 
-def test_messages_become_what_the_driver_gives() -> None:
+def test_messages_become_what_the_driver_gives():
     handle = Handle([Started("n"), "note 1", START, record(1), "note 2", record(2), record(3), END, Over()])
     assert handle.prepare() == START
     assert list(handle.rounds("id")) == [record(1), record(2), record(3)]
     assert (handle.end(), handle.said) == (END, ["note 1", "note 2"])
 
 
-def test_all_workers_are_waited_for() -> None:
+def test_all_workers_are_waited_for():
     workers = [Started(actor=name) for name in "abc"]
     handle = Handle([*workers, START], workers=3)
     assert handle.prepare() == START
@@ -150,19 +147,19 @@ def test_all_workers_are_waited_for() -> None:
 
 
 @pytest.mark.parametrize("messages", [[DataError("none")], [Over()]])
-def test_errors_come_as_themselves(messages: list[Any]) -> None:
+def test_errors_come_as_themselves(messages):
     with pytest.raises(DataError, match="none"):
         Handle([Started(), *messages], outcome=DataError("none")).prepare()
 
 
-def test_a_run_that_ends_without_a_word_has_failed() -> None:
+def test_a_run_that_ends_without_a_word_has_failed():
     handle = Handle([Started("n"), START, record(1), Over()])
     handle.prepare()
     with pytest.raises(RunFailed, match="the driver ended before the run; the last checkpoint stands"):
         list(handle.rounds("id"))
 
 
-def test_a_dead_actor_is_a_lost_driver_on_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_actor_is_a_lost_driver_on_its_node(monkeypatch):
     handle = Handle([Started("n"), START])
     handle.prepare()
     monkeypatch.setattr(handle._mailbox.receive, "remote", lambda limit: ActorDiedError())
@@ -171,7 +168,7 @@ def test_a_dead_actor_is_a_lost_driver_on_its_node(monkeypatch: pytest.MonkeyPat
     assert (caught.value.kind, caught.value.node, caught.value.silent) == ("LOST", "n", False)
 
 
-def test_a_round_without_an_end_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_round_without_an_end_is_stuck(monkeypatch):
     handle = Handle([Started("n"), START])
     handle.prepare()
     monkeypatch.setattr(Handle, "_round_limit", lambda self: 0.01)
@@ -181,7 +178,7 @@ def test_a_round_without_an_end_is_stuck(monkeypatch: pytest.MonkeyPatch) -> Non
     assert caught.value.kind == "STUCK"
 
 
-def test_the_loss_says_what_is_known() -> None:
+def test_the_loss_says_what_is_known():
     silent = driver_lost(ActorUnavailableError("RPC error: closed rpc_code: 14", None), "worker 1: ", "n")
     assert (silent.kind, silent.node, silent.silent) == ("LOST", "n", True)
     assert str(silent) == "worker 1: ActorUnavailableError: it does not answer (closed)"

@@ -3,8 +3,6 @@
 The texts are those of Ray 2.60; integration/test_ray_errors.py has those that Ray raises now.
 """
 
-from __future__ import annotations
-
 import pickle
 
 import pytest
@@ -43,11 +41,11 @@ SILENT = "The actor is temporarily unavailable: RpcError: RPC error: Socket clos
 class Died(ActorDiedError):
     """With a text of its own."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text):
         super().__init__()
         self.error_msg = text
 
-    def __str__(self) -> str:
+    def __str__(self):
         return self.error_msg
 
 

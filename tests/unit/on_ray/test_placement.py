@@ -1,7 +1,5 @@
 """What fits on which nodes, what trials reserve, and when waiting for room is told and given up."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import permutations
 
@@ -63,7 +61,7 @@ def test_what_fits_can_be_placed_and_what_is_placed_is_not_too_much(bundles, nod
     assert possible if found else not (possible and len(set(bundles)) == 1)
 
 
-def _place(bundles: tuple[float, ...], free: list[float]) -> bool:
+def _place(bundles, free):
     for amount in bundles:
         able = [i for i, room in enumerate(free) if room >= amount]
         if not able:
@@ -125,13 +123,13 @@ def test_trials_that_could_never_run_are_refused():
 class Cluster:
     """Time, room, and what was said."""
 
-    def __init__(self, monkeypatch, wait_s: float) -> None:
+    def __init__(self, monkeypatch, wait_s):
         self.now, self.room, self.said = 1000.0, True, []
         monkeypatch.setattr("raygf.on_ray.placement.time.monotonic", lambda: self.now)
         self.waiting = Waiting("the driver (1 CPUs)", wait_s, lambda: self.room, self.said.append)
         self.started = self.now
 
-    def pass_(self, seconds: float) -> Late | None:
+    def pass_(self, seconds):
         """Ask every second for so long; the last answer."""
         for _ in range(round(seconds)):
             self.now += 1

@@ -1,9 +1,5 @@
 """How many exit actors a cluster has room for beside the driver."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import ray
 
@@ -14,7 +10,7 @@ from raygf.on_ray.pool import room
 GPU_NODE = {"CPU": 48.0, "GPU": 1.0}
 
 
-def nodes(*resources: dict[str, float]) -> list[dict[str, Any]]:
+def nodes(*resources):
     """What ``ray.nodes`` tells of living nodes "0", "1", … with these resources."""
     return [
         {"NodeID": str(number), "Alive": True, "Resources": total} for number, total in enumerate(resources)
@@ -39,18 +35,12 @@ def nodes(*resources: dict[str, float]) -> list[dict[str, Any]]:
         (nodes({"CPU": 1.0}), 0.0, 0.0, 1),  # at least one, which waits for the driver to make room
     ],
 )
-def test_driver_takes_what_it_takes_on_its_node(
-    monkeypatch: pytest.MonkeyPatch,
-    cluster: list[dict[str, Any]],
-    exit_gpus: float,
-    driver_gpus: float,
-    actors: int,
-) -> None:
+def test_driver_takes_what_it_takes_on_its_node(monkeypatch, cluster, exit_gpus, driver_gpus, actors):
     monkeypatch.setattr(ray, "nodes", lambda: cluster)
     assert room(ResourceConfig(gpus_per_exit=exit_gpus, driver_gpus=driver_gpus), 9, "0") == actors
 
 
-def test_exits_that_fit_nowhere_are_refused_unless_nodes_may_come(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exits_that_fit_nowhere_are_refused_unless_nodes_may_come(monkeypatch):
     monkeypatch.setattr(ray, "nodes", lambda: nodes(GPU_NODE))
     with pytest.raises(ResourceError, match="no node of the cluster can hold an exit actor"):
         room(ResourceConfig(gpus_per_exit=2.0), 9, "0")

@@ -1,8 +1,5 @@
 """A driver that is lost and started again: every record once and in order, and an end to it."""
 
-from __future__ import annotations
-
-from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 import pytest
@@ -16,14 +13,14 @@ ROUNDS = 6
 SCORE = ExitScore((1.0,), (0.5,))
 
 
-def record(round: int) -> RoundRecord:
+def record(round):
     return RoundRecord(round, ROUNDS, round, 0.1, 0.1, SCORE, None, {"train": 1.0}, f"c{round}")
 
 
 class World:
     """What outlives the drivers: checkpoints, faults to come, and what was seen."""
 
-    def __init__(self, *faults: str, kind: str = "LOST", node: str = "n", silent: bool = False) -> None:
+    def __init__(self, *faults, kind="LOST", node="n", silent=False):
         self.faults = list(faults)
         self.lost = DriverLost("it died", kind, node, silent)
         self.done = 0
@@ -33,19 +30,19 @@ class World:
         self.dead: set[str] = set()
         self.refuse: ResourceError | None = None
 
-    def fault(self, name: str) -> None:
+    def fault(self, name):
         if self.faults and self.faults[0] == name:
             del self.faults[0]
             raise self.lost
 
-    def start(self, config: RunConfig) -> FakeDriver:
+    def start(self, config):
         self.configs.append(config)
         return FakeDriver(self)
 
-    def dead_nodes(self, suspects: Collection[str]) -> set[str]:
+    def dead_nodes(self, suspects):
         return self.dead
 
-    def driver(self, most: int = 3) -> RestartedDriver:
+    def driver(self, most=3):
         resources = ResourceConfig(max_driver_restarts=most)
         config = RunConfig(rounds=ROUNDS, resources=resources, storage=StorageConfig("x", "run"))
         return RestartedDriver(self.start, config, self.said.append, self.dead_nodes)
@@ -54,10 +51,10 @@ class World:
 class FakeDriver:
     """Checkpoints are numbers; "write 3" loses it before round 3 is stored, "hand 3" after."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world):
         self.world = world
 
-    def prepare(self) -> RunStart:
+    def prepare(self):
         self.world.fault("prepare")
         if self.world.refuse and len(self.world.configs) > 1:
             raise self.world.refuse
@@ -65,7 +62,7 @@ class FakeDriver:
         recent = tuple(record(round) for round in range(max(1, done - 2), done + 1))
         return RunStart(done, 2, 1, 1, 1, (1,), (1,), ("t",), "cpu", recent=recent)
 
-    def rounds(self, run_id: str) -> Iterator[RoundRecord]:
+    def rounds(self, run_id):
         while self.world.done < ROUNDS:
             round = self.world.done + 1
             self.world.fault(f"write {round}")
@@ -74,14 +71,14 @@ class FakeDriver:
             yield record(round)
         self.world.fault("test")
 
-    def end(self) -> RunEnd:
+    def end(self):
         return RunEnd(self.world.done, 1, SCORE, "ab", "c", True)
 
-    def close(self) -> None:
+    def close(self):
         self.world.closed += 1
 
 
-def run(world: World, most: int = 3) -> list[RoundRecord]:
+def run(world, most=3):
     driver = world.driver(most)
     driver.prepare()
     records = list(driver.rounds("id"))

@@ -1,14 +1,12 @@
 """A round in which something is not finite: never stored, named, and skipped on request."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from tiny_network import run_config
 
-from raygf.config.run import OptimConfig, RunConfig
+from raygf.config.run import OptimConfig
 from raygf.errors import NonFiniteError
 from raygf.rounds.driver import Driver
 from raygf.storage.checkpoint import load_checkpoint
@@ -18,21 +16,21 @@ from raygf.training.network import NetworkState
 ROUNDS = 5
 
 
-def config(path, method: str = "metagf", carry: bool = False, **changes) -> RunConfig:
+def config(path, method="metagf", carry=False, **changes):
     base = run_config(path=str(path), method=method, rounds=ROUNDS, on_divergence="skip-round")
     optim = OptimConfig(carry_momentum=carry)
     return replace(base, data=replace(base.data, val=8), optim=optim, **changes)
 
 
-def resumed(run: RunConfig) -> RunConfig:
+def resumed(run):
     return replace(run, storage=replace(run.storage, resume=True))
 
 
-def make(run: RunConfig) -> Driver:
+def make(run):
     return Driver(run, lambda *args: LocalExecutor(*args[:2]))
 
 
-def spoil(driver: Driver, bad: tuple[int, ...], what: str = "vector") -> None:
+def spoil(driver, bad, what="vector"):
     """Rounds ``bad`` end with a NaN, after the method has changed all that it keeps."""
     train = driver._method.run
 
@@ -50,7 +48,7 @@ def spoil(driver: Driver, bad: tuple[int, ...], what: str = "vector") -> None:
     driver._method.run = run
 
 
-def drive(run: RunConfig, bad: tuple[int, ...] = (), jump: tuple[int, ...] = ()):
+def drive(run, bad=(), jump=()):
     """The records and the hash in the end. ``jump``: rounds that are left out by hand."""
     driver = make(run)
     try:

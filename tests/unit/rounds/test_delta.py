@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import copy
 from itertools import pairwise
 
@@ -10,7 +8,7 @@ from tiny_network import CPU, bind, dataset, one_exit, owners_of, run_config, th
 from torch import nn
 from torch.testing import assert_close
 
-from raygf.config.run import FusionConfig, OptimConfig, RunConfig
+from raygf.config.run import FusionConfig, OptimConfig
 from raygf.errors import ConfigError
 from raygf.fusion.batchnorm import weighted_statistics
 from raygf.fusion.fuse import fusion_weights
@@ -23,7 +21,7 @@ DATA = dataset()
 STATE = bind().state()
 
 
-def make(config: RunConfig, build=three_exits) -> DeltaRound:
+def make(config, build=three_exits):
     bound, batches = bind(build), DATA.open(CPU, config.batch_size, 5)
     return DeltaRound(config, bound, batches, LocalExecutor(config, DATA), owners_of(bound))
 

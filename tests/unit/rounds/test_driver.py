@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +7,11 @@ import torch
 from tiny_network import bind, dataset, run_config
 
 from raygf.cli import parse
-from raygf.config.run import FusionConfig, LossConfig, OptimConfig, RunConfig
+from raygf.config.run import FusionConfig, LossConfig, OptimConfig
 from raygf.errors import CheckpointError, ConfigError, NonFiniteError, StorageError
 from raygf.evaluation.outputs import evaluate
 from raygf.methods.registry import method_names
-from raygf.records import RoundRecord, RunEnd, RunStart, read_history
+from raygf.records import read_history
 from raygf.rounds.driver import Driver
 from raygf.storage.checkpoint import load_checkpoint
 from raygf.training.exit_trainer import LocalExecutor
@@ -21,20 +19,20 @@ from raygf.training.exit_trainer import LocalExecutor
 ROUNDS = 3
 
 
-def config(path: Path, method: str = "metagf", **changes) -> RunConfig:
+def config(path, method="metagf", **changes):
     base = run_config(path=str(path), method=method, rounds=ROUNDS)
     return replace(base, data=replace(base.data, val=8), **changes)
 
 
-def storage(run: RunConfig, **changes) -> RunConfig:
+def storage(run, **changes):
     return replace(run, storage=replace(run.storage, **changes))
 
 
-def resumed(run: RunConfig) -> RunConfig:
+def resumed(run):
     return storage(run, resume=True)
 
 
-def drive(run: RunConfig) -> tuple[RunStart, list[RoundRecord], RunEnd]:
+def drive(run):
     driver = Driver(run, lambda *args: LocalExecutor(*args[:2]))
     try:
         start = driver.prepare()

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import copy
 
 import numpy as np
@@ -24,13 +22,13 @@ DATA = dataset()
 STATE = bind().state()
 
 
-def make(**changes) -> StepRound:
+def make(**changes):
     config = run_config(method="sgd", **changes)
     bound = bind()
     return StepRound(config, bound, DATA.open(CPU, config.batch_size, 5), owners_of(bound))
 
 
-def by_hand(rounds, rates, coefficients=(1.0,)) -> torch.nn.Module:
+def by_hand(rounds, rates, coefficients=(1.0,)):
     """torch's SGD on the weighted sum of the exits' losses, momentum running on."""
     network = seeded(three_exits)
     sgd = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=1e-3)

@@ -1,7 +1,6 @@
 """A network that stops early: what it does is what the evaluation simulates, and what it refuses."""
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from raygf.data.base import ChannelStatistics, InputSpec
 from raygf.errors import ConfigError, UserError
 from raygf.evaluation.budgeted import calibrate, exits_taken
 from raygf.evaluation.loading import LoadedRun
-from raygf.evaluation.outputs import ExitOutputs, collect_outputs
+from raygf.evaluation.outputs import collect_outputs
 from raygf.models.build import build_model
 from raygf.models.multi_exit import MultiExitNetwork
 from raygf.serving.adaptive import AdaptiveClassifier, ImageTask, keep_rows
@@ -26,7 +25,7 @@ TASK = ImageTask(SPEC, DATA.statistics, DATA.class_names)
 INF = math.inf
 
 
-def spread(network: nn.Module, images: Tensor) -> nn.Module:
+def spread(network, images):
     """``network`` with BatchNorm statistics of ``images``, so that its confidences spread."""
     network.train()
     for _ in range(60):
@@ -37,37 +36,35 @@ def spread(network: nn.Module, images: Tensor) -> nn.Module:
     return network.eval()
 
 
-def run_of(network: nn.Module) -> LoadedRun:
+def run_of(network):
     batches, config = DATA.open(CPU, 4, 60), run_config(eval_batch_size=60)
     return LoadedRun(config, DATA, BoundNetwork(network, CPU), batches, None)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
-def run() -> LoadedRun:
+def run():
     images = next(DATA.open(CPU, 4, 60).evaluate("test"))[0]
     return run_of(spread(seeded(three_exits), images))
 
 
 @pytest.fixture(scope="module")
-def classifier(run: LoadedRun) -> AdaptiveClassifier:
+def classifier(run):
     return AdaptiveClassifier.from_run(run)
 
 
 @pytest.fixture(scope="module")
-def outputs(run: LoadedRun) -> ExitOutputs:
+def outputs(run):
     return run.outputs("test")
 
 
-def quantiles(outputs: ExitOutputs, *shares: float) -> tuple[float, ...]:
+def quantiles(outputs, *shares):
     """Thresholds half-way between two confidences, at these quantiles."""
     rows = np.sort(outputs.confidence, axis=1)
     places = [int(share * rows.shape[1]) for share in shares]
     return (*((rows[k, p] + rows[k, p - 1]) / 2 for k, p in enumerate(places)), -INF)
 
 
-def assert_simulated(
-    classifier: AdaptiveClassifier, outputs: ExitOutputs, images: Any, thresholds: tuple[float, ...]
-) -> np.ndarray:
+def assert_simulated(classifier, outputs, images, thresholds):
     """What the classifier does is what the evaluation says that it does; returns the exits."""
     found = classifier.predict(images, thresholds=thresholds)
     exits = exits_taken(outputs.confidence, np.array(thresholds))
@@ -136,7 +133,7 @@ def test_tensors_arrays_and_odd_memory(classifier, outputs):
 class Nesting(nn.Module):
     """A stage whose state is features and a list; what the first one kept, the later ones read."""
 
-    def forward(self, state: Any) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, state):
         if isinstance(state, Tensor):
             return state.repeat(1, 4, 1, 1), [state, state.flatten(1)]
         features, (image, flat) = state
@@ -146,7 +143,7 @@ class Nesting(nn.Module):
 class FlatHead(nn.Linear):
     """Reads the features alone."""
 
-    def forward(self, state: tuple[Tensor, list[Tensor]]) -> Tensor:
+    def forward(self, state):
         return super().forward(state[0].flatten(1))
 
 
@@ -232,7 +229,7 @@ def test_from_run_calibrates_on_the_validation_images(run, classifier):
     assert AdaptiveClassifier.from_run(run, given).table is given
 
 
-def rows_after(state: Any, *stays: int) -> tuple[Any, Tensor]:
+def rows_after(state, *stays):
     return keep_rows(state, torch.tensor(stays, dtype=torch.bool), torch.arange(10, 10 + len(stays)))
 
 

@@ -11,7 +11,7 @@ import torch
 from attached_networks import Branches
 from bad_things import Bench, bloated, cut, flip, other_format, pickled, replaced
 from tiny_network import CPU, SPEC, Tied, bind, dataset, run_config, seeded
-from torch import Tensor, nn
+from torch import nn
 
 from raygf.config.fields import to_dict
 from raygf.config.run import ComputeConfig, MSDNetConfig
@@ -27,7 +27,7 @@ from raygf.training.network import BoundNetwork
 
 
 @pytest.fixture(scope="module")
-def run() -> LoadedRun:
+def run():
     bound, data, config = bind(), dataset(val=30), run_config()
     meta = {"config": to_dict(config), "tensors": list(bound.space.names), "run_id": "x"}
     method = {"eta": np.zeros((3, 15), np.float32)}
@@ -36,12 +36,12 @@ def run() -> LoadedRun:
 
 
 @pytest.fixture(scope="module")
-def classifier(run: LoadedRun) -> AdaptiveClassifier:
+def classifier(run):
     return AdaptiveClassifier.from_run(run)
 
 
 @pytest.fixture
-def saved(run: LoadedRun, classifier: AdaptiveClassifier, tmp_path: Path) -> tuple[str, str]:
+def saved(run, classifier, tmp_path):
     network, thresholds = save_classifier(run, classifier, tmp_path)
     return str(network), str(thresholds)
 
@@ -73,7 +73,7 @@ def test_a_device_that_is_not_here(run, classifier, tmp_path, monkeypatch):
 NETWORK, THRESHOLDS = 0, 1
 
 
-def other_exits(content: bytes) -> bytes:
+def other_exits(content):
     """Thresholds for an exit more than there are."""
     rows = json.loads(content)
     return json.dumps([{**row, "thresholds": [*row["thresholds"], 0.5]} for row in rows]).encode()
@@ -120,7 +120,7 @@ def test_pickles_other_checkpoints_and_missing_files_are_refused_and_nothing_run
 
 
 @torch.no_grad()
-def assert_equal_to(network: nn.Module, paths: list[Path], images: Tensor) -> None:
+def assert_equal_to(network, paths, images):
     """The exported segments, run in turn, give the network's logits."""
     state = images
     for path, own in zip(paths, network.eval()(images), strict=True):

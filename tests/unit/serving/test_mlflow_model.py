@@ -12,7 +12,7 @@ from raygf.serving.mlflow_model import _DEFINITION, as_frame, model_signature
 
 
 @pytest.fixture
-def classifier() -> AdaptiveClassifier:
+def classifier():
     task = ImageTask(SPEC, ChannelStatistics((0.5,), (0.25,)), ("cat", "dog", "owl"))
     return AdaptiveClassifier(bind().network, task, (10, 20, 30), None, CPU)
 

@@ -1,12 +1,9 @@
 """Checkpoints: bit by bit, whole or not at all, and nothing that is damaged or malicious gets in."""
 
-from __future__ import annotations
-
 import io
 import json
 import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -32,24 +29,24 @@ FREE = st.text(max_size=5).filter(lambda name: name not in ("format", "round", "
 
 
 @st.composite
-def checkpoints(draw: st.DrawFn) -> Checkpoint:
+def checkpoints(draw):
     vector = draw(arrays.arrays("f4", st.integers(0, 30)))
     named = st.dictionaries(TAGS, ARRAYS | ARRAYS.map(np.asfortranarray), max_size=3)
     meta = draw(st.dictionaries(FREE, JSON, max_size=3))
     return Checkpoint(draw(st.integers(0, 999_999)), NetworkState(vector, draw(named)), draw(named), meta)
 
 
-def written(checkpoint: Checkpoint) -> bytes:
+def written(checkpoint):
     stream = io.BytesIO()
     write_archive(stream, checkpoint)
     return stream.getvalue()
 
 
-def read(content: bytes) -> Checkpoint:
+def read(content):
     return read_archive(io.BytesIO(content))
 
 
-def listed(checkpoint: Checkpoint) -> dict[str, tuple[Any, ...]]:
+def listed(checkpoint):
     """All arrays of ``checkpoint`` down to their bits."""
     parts = {"vector": checkpoint.network.vector}
     parts |= {f"b/{name}": array for name, array in checkpoint.network.buffers.items()}
@@ -57,27 +54,27 @@ def listed(checkpoint: Checkpoint) -> dict[str, tuple[Any, ...]]:
     return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in parts.items()}
 
 
-def make(round: int = 3) -> Checkpoint:
+def make(round=3):
     vector = np.linspace(-1, 1, 96, dtype=np.float32)
     buffers = {"bn.running_mean": np.ones(4, np.float32), "bn.n": np.array(round)}
     method = {"eta": np.full((3, 57), 0.25, np.float32), "adam_steps": np.array(7)}
     return Checkpoint(round, NetworkState(vector, buffers), method, {"config": {"lr": 0.1}, "run_id": "ä"})
 
 
-def store(tmp_path: Path, keep: int = 2) -> CheckpointStore:
+def store(tmp_path, keep=2):
     found = CheckpointStore(str(tmp_path), "run", keep)
     found.check_writable()
     return found
 
 
-def put(tmp_path: Path, round: int, content: bytes) -> Path:
+def put(tmp_path, round, content):
     path = tmp_path / "run" / f"round-{round:06d}.npz"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
     return path
 
 
-def archive(**members) -> bytes:
+def archive(**members):
     stream = io.BytesIO()
     np.savez(stream, **members)
     return stream.getvalue()
@@ -129,7 +126,7 @@ def test_no_checkpoints(tmp_path):
 
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(checkpoints())
-def test_an_archive_comes_back_bit_by_bit(checkpoint: Checkpoint) -> None:
+def test_an_archive_comes_back_bit_by_bit(checkpoint):
     again = read(written(checkpoint))
     assert again.round == checkpoint.round
     assert listed(again) == listed(checkpoint)
@@ -138,9 +135,7 @@ def test_an_archive_comes_back_bit_by_bit(checkpoint: Checkpoint) -> None:
 
 @settings(deadline=None, derandomize=True, max_examples=150)
 @given(checkpoints(), st.floats(0, 1, exclude_max=True), st.integers(1, 255), st.booleans())
-def test_one_changed_byte_is_noticed_or_harmless(
-    checkpoint: Checkpoint, place: float, mask: int, late: bool
-) -> None:
+def test_one_changed_byte_is_noticed_or_harmless(checkpoint, place, mask, late):
     """Half of the changes hit the directory at the end, which has no checksum of its own."""
     content = bytearray(written(checkpoint))
     start = content.index(b"PK\x01\x02") if late else 0
@@ -150,7 +145,7 @@ def test_one_changed_byte_is_noticed_or_harmless(
 
 @settings(deadline=None, derandomize=True, max_examples=100)
 @given(checkpoints(), st.floats(0, 1), st.floats(0, 1))
-def test_missing_bytes_are_noticed_or_harmless(checkpoint: Checkpoint, one: float, other: float) -> None:
+def test_missing_bytes_are_noticed_or_harmless(checkpoint, one, other):
     """At the end they are always noticed."""
     content = written(checkpoint)
     first, last = sorted((int(one * len(content)), int(other * len(content))))
@@ -160,7 +155,7 @@ def test_missing_bytes_are_noticed_or_harmless(checkpoint: Checkpoint, one: floa
             read(content[:first])
 
 
-def assert_noticed_or_harmless(content: bytes, checkpoint: Checkpoint) -> None:
+def assert_noticed_or_harmless(content, checkpoint):
     """Nothing but CheckpointError, and no other numbers."""
     try:
         again = read(content)
@@ -183,7 +178,7 @@ def test_a_shortened_array_is_noticed():
 class Bomb:
     """Creates a file when it is unpickled."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path):
         self.path = path
 
     def __reduce__(self):

@@ -1,7 +1,5 @@
 """Files of a run: whole or not at all, wherever they are."""
 
-from __future__ import annotations
-
 import errno
 import os
 import resource
@@ -13,7 +11,7 @@ from raygf.storage.folder import RunFolder, brief
 
 
 @pytest.fixture(params=["path", "uri"])
-def folder(tmp_path, request) -> RunFolder:
+def folder(tmp_path, request):
     made = RunFolder(str(tmp_path) if request.param == "path" else f"file://{tmp_path}", "run")
     made.create()
     return made

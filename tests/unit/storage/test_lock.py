@@ -1,7 +1,5 @@
 """One run at a time in a folder: who may take it, and that only one does."""
 
-from __future__ import annotations
-
 import math
 import os
 import subprocess
@@ -39,7 +37,7 @@ def quick(monkeypatch):
 
 
 @pytest.fixture
-def folder(tmp_path) -> RunFolder:
+def folder(tmp_path):
     made = RunFolder(str(tmp_path), "run")
     made.create()
     return made
@@ -50,7 +48,7 @@ def locks(folder):
     """Makes locks of runs of their own, and gives back what they hold."""
     made = []
 
-    def make(owner: Owner | None = None) -> RunLock:
+    def make(owner=None):
         made.append(RunLock(folder, owner or Owner.new()))
         return made[-1]
 
@@ -60,7 +58,7 @@ def locks(folder):
 
 
 @pytest.fixture(scope="module")
-def dead() -> Process:
+def dead():
     """A process of this machine that has ended."""
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     process = replace(Process.this(), pid=child.pid)
@@ -76,15 +74,15 @@ def child():
         running.kill()
 
 
-def elsewhere() -> Process:
+def elsewhere():
     return replace(Process.this(), host="another-machine")
 
 
-def process_of(child: subprocess.Popen[bytes]) -> Process:
+def process_of(child):
     return replace(Process.this(), pid=child.pid, started=time.time())
 
 
-def put(folder: RunFolder, driver: Process, job: Process, token: str = "other", age_s: float = 0) -> None:
+def put(folder, driver, job, token="other", age_s=0):
     """A lock as another run has left it."""
     folder.write(NAME, Held("its-id", Owner(token, job), driver).json())
     past = time.time() - age_s
@@ -230,7 +228,7 @@ def test_of_many_at_once_one_wins(folder, local, monkeypatch):
     folder.local = local
     barrier, winners = threading.Barrier(8), []
 
-    def race() -> None:
+    def race():
         lock = RunLock(folder, Owner.new())
         barrier.wait()
         try:

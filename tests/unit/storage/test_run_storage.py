@@ -1,18 +1,14 @@
 """A run and its folder: held by one, written with patience, given back in the end."""
 
-from __future__ import annotations
-
 import errno
 import os
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from tiny_network import dataset, run_config
 
-from raygf.config.run import RunConfig
 from raygf.errors import DataError, StorageError, StorageLost
 from raygf.rounds.driver import Driver
 from raygf.storage.folder import RunFolder
@@ -28,13 +24,13 @@ def tiny_data(monkeypatch):
 
 
 @pytest.fixture
-def pauses(monkeypatch) -> list[float]:
+def pauses(monkeypatch):
     """Pauses between tries, which take no time; ``after`` is called in each."""
 
     class Pauses(list):
         after: Callable[[], None] = staticmethod(lambda: None)
 
-        def __call__(self, seconds: float) -> None:
+        def __call__(self, seconds):
             self.append(seconds)
             self.after()
 
@@ -43,16 +39,16 @@ def pauses(monkeypatch) -> list[float]:
     return pauses
 
 
-def config(path: Path, retries: int = 3, **changes) -> RunConfig:
+def config(path, retries=3, **changes):
     base = run_config(path=str(path), method="sgd", rounds=ROUNDS, **changes)
     return replace(base, storage=replace(base.storage, retries=retries, keep=1))
 
 
-def make(run: RunConfig, **options) -> Driver:
+def make(run, **options):
     return Driver(run, lambda *args: LocalExecutor(*args[:2]), **options)
 
 
-def drive(run: RunConfig, **options):
+def drive(run, **options):
     driver = make(run, **options)
     try:
         driver.prepare()
@@ -61,7 +57,7 @@ def drive(run: RunConfig, **options):
         driver.close()
 
 
-def failing(tries: set[int], code: int = errno.ENOSPC):
+def failing(tries, code=errno.ENOSPC):
     """Folders in which the checkpoint writes ``tries`` (from 1, over the whole run) fail half-way."""
     seen = []
 
@@ -78,7 +74,7 @@ def failing(tries: set[int], code: int = errno.ENOSPC):
     return Failing, seen
 
 
-def files(path: Path) -> list[str]:
+def files(path):
     return sorted(file.name for file in (path / "run").iterdir())
 
 
@@ -123,7 +119,7 @@ def test_a_mount_that_vanishes_and_comes_back(tmp_path, pauses):
     assert next(rounds).round == 1
     mount.rename(away)
 
-    def back() -> None:
+    def back():
         assert not mount.exists()
         if len(pauses) == 2:
             away.rename(mount)

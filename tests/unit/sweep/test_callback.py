@@ -31,7 +31,7 @@ def trial_named(name, status=Trial.RUNNING, last_result=None, error=None):
 def trackers(monkeypatch):
     """The trackers of trials, by name; their runs are called after them."""
 
-    def tracker() -> Mock:
+    def tracker():
         made = Mock()
         made.start.side_effect = lambda config, name, run_id, **rest: run_id or f"run-of-{name}"
         return made
@@ -46,7 +46,7 @@ def trackers(monkeypatch):
 def started(tmp_path, trackers):
     """A callback whose sweep has started, with the given trials known from before."""
 
-    def start(**known: str) -> SweepCallback:
+    def start(**known):
         made = plan(path=str(tmp_path), parent="parent")
         made = replace(made, run=replace(made.run, tracking=TrackingConfig(uri="sqlite:///x.db")))
         folder = SweepFolder(made.run.storage)

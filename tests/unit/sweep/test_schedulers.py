@@ -23,7 +23,7 @@ AXES = read_axes(Space({**RANGES, **FIXED}))
 METHODS = read_axes(Space(variants=[{"method": "sgd"}, {"method": "metagf"}]))
 
 
-def member(name: str, **last_result):
+def member(name, **last_result):
     """As much of Tune's trial as a scheduler reads; with a last result as after a resume."""
     made = Mock(trial_id=name, status=Trial.RUNNING, last_result=last_result, config={}, experiment_tag="")
     made.is_finished = lambda: made.status in (Trial.TERMINATED, Trial.ERROR)
@@ -36,8 +36,7 @@ def with_options(**options):
 
 
 @pytest.mark.parametrize(
-    ("axes", "grace", "passes"),
-    [(AXES, None, 20), (AXES, 8, 8), (AXES, 160, 160), (METHODS, None, 20)],
+    ("axes", "grace", "passes"), [(AXES, None, 20), (AXES, 8, 8), (AXES, 160, 160), (METHODS, None, 20)]
 )
 def test_grace_is_an_eighth_of_a_trial_unless_named_at_least_a_round_and_at_most_a_trial(axes, grace, passes):
     assert grace_passes(with_options(grace=grace), axes) == passes

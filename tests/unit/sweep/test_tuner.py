@@ -51,7 +51,7 @@ def test_optuna_suggests_what_the_space_has():
 
 
 def test_optuna_learns_repeats_and_can_be_stored():
-    def drawn() -> list[float]:
+    def drawn():
         axes = read_axes(Space({"fusion.lr": tune.loguniform(0.01, 1.0)}))
         _, searcher, _ = make_search(plan(options=SweepOptions(search="optuna")), axes)
         searcher.set_search_properties("val_accuracy/average", "max", {})

@@ -1,11 +1,8 @@
 """Order, second tries, notes and time limits, without a store; the file of what could not be sent."""
 
-from __future__ import annotations
-
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,7 +15,7 @@ from raygf.tracking.delivery import NAME, Delivery, Parcel, Undelivered, listed
 class Store:
     """Takes parcels while it is ``up``, and remembers what was tried and what arrived."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.up = True
         self.bad: set[str] = set()
         self.tried: list[str] = []
@@ -27,14 +24,14 @@ class Store:
         self.gate = threading.Event()
         self.gate.set()
 
-    def check(self) -> None:
+    def check(self):
         if not self.up:
             raise TrackingError("the store is gone")
 
-    def parcel(self, label: str) -> Parcel:
+    def parcel(self, label):
         return Parcel(label, lambda: self.take(label))
 
-    def take(self, label: str) -> None:
+    def take(self, label):
         self.gate.wait(20)
         self.tried.append(label)
         if not self.up or label in self.bad:
@@ -43,7 +40,7 @@ class Store:
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+def store(monkeypatch):
     store = Store()
     monkeypatch.setattr("raygf.tracking.delivery.check_uri", lambda uri: store.check())
     yield store
@@ -51,7 +48,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 
 
 @pytest.fixture
-def delivery(store: Store) -> Iterator[Delivery]:
+def delivery(store):
     delivery = Delivery("sqlite:///x", store.said.append)
     delivery.open(lambda: None, 20)
     yield delivery
@@ -59,14 +56,14 @@ def delivery(store: Store) -> Iterator[Delivery]:
     delivery.close([], 20)
 
 
-def until(condition: Callable[[], object]) -> None:
+def until(condition):
     deadline = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
-def post(delivery: Delivery, store: Store, *labels: str) -> None:
+def post(delivery, store, *labels):
     for label in labels:
         delivery.post(store.parcel(label))
 
@@ -142,7 +139,7 @@ def test_before_the_opening_and_after_the_end_nothing_is_sent(store):
 
 
 def test_an_opening_that_fails_or_takes_too_long_is_an_error(store):
-    def fail() -> None:
+    def fail():
         raise ValueError("broken")
 
     slow = Delivery("sqlite:///x", store.said.append)
@@ -179,10 +176,10 @@ class Run:
 
     id = "run-1"
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.asked: list[dict[str, Any]] = []
 
-    def log_metrics(self, **arguments: Any) -> None:
+    def log_metrics(self, **arguments):
         self.asked.append(arguments)
 
 
@@ -192,7 +189,7 @@ FIGURE = Parcel("accuracy figure", lambda: None)
 
 
 @pytest.fixture
-def kept(tmp_path) -> Undelivered:
+def kept(tmp_path):
     (tmp_path / "runs" / "one").mkdir(parents=True)
     return Undelivered(StorageConfig(str(tmp_path / "runs"), "one"), tmp_path / "here")
 
@@ -235,7 +232,7 @@ def test_strange_lines_are_passed_over(kept, tmp_path):
 
 
 def test_what_can_not_be_kept_is_told_too(store):
-    def full(left) -> str:
+    def full(left):
         raise OSError(28, "No space left on device")
 
     delivery = Delivery("http://x", store.said.append, full)

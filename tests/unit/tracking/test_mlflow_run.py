@@ -1,7 +1,5 @@
 """The names under which MLflow shows a run's records."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -15,7 +13,7 @@ FUSION = FusionReport(
 )
 
 
-def record(val: ExitScore | None, fusion: FusionReport | None) -> RoundRecord:
+def record(val, fusion):
     return RoundRecord(2, 3, 8, 0.05, 0.1, SCORE, val, {"train": 1.5, "fuse": 0.5}, "c", fusion)
 
 

@@ -1,7 +1,5 @@
 """Where to track, and what went wrong with a store, in one line."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ from raygf.tracking.store import answering, reason, resolve_uri, sqlite_path, st
 
 
 def test_uri_from_flag_environment_or_folder(tmp_path, monkeypatch):
-    def found(uri: str = "") -> str:
+    def found(uri=""):
         return resolve_uri(TrackingConfig(uri=uri), tmp_path)
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

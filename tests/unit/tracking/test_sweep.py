@@ -1,9 +1,6 @@
 """One tracker a trial, whatever the store does; without a store."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
-from typing import Any
 
 from raygf.config.recipes import get_recipe
 from raygf.errors import TrackingError
@@ -23,7 +20,7 @@ class Store:
     kept: list[dict[str, str]] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
 
-    def trials(self, **known: str) -> SweepTrials:
+    def trials(self, **known):
         """With trial ``a`` started."""
         notes = self.kept.append, self.said.append
         trials = SweepTrials(lambda trial: FakeTracker(self), "parent", "digits", known, *notes)
@@ -32,10 +29,10 @@ class Store:
 
 
 class FakeTracker:
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store):
         self.store, self.id = store, ""
 
-    def start(self, config: Any, name: str, run_id: str | None, *, recipe: str, parent_run_id: str) -> str:
+    def start(self, config, name, run_id, *, recipe, parent_run_id):
         assert (recipe, parent_run_id) == ("digits", "parent")
         if not self.store.up:
             raise TrackingError("no answer")
@@ -44,7 +41,7 @@ class FakeTracker:
         self.store.calls.setdefault(self.id, [])
         return self.id
 
-    def __getattr__(self, call: str) -> Any:
+    def __getattr__(self, call):
         return lambda *args: self.store.calls[self.id].append(" ".join([call, *map(str, args)]))
 
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +8,7 @@ from torch.testing import assert_close
 
 from raygf.config.run import LossConfig, OptimConfig
 from raygf.errors import NonFiniteError
-from raygf.training.exit_trainer import ExitTrainer, ExitUpdate, LocalExecutor
+from raygf.training.exit_trainer import ExitTrainer, LocalExecutor
 from raygf.training.losses import exit_losses
 from raygf.training.network import NetworkState
 
@@ -19,11 +17,11 @@ STEP = OptimConfig(momentum=0.0, weight_decay=0.0)
 ONE_BATCH = dataset(train=8)
 
 
-def trainer(model: str = "three_exits", data=None, **changes) -> ExitTrainer:
+def trainer(model="three_exits", data=None, **changes):
     return ExitTrainer(run_config(model, **changes), dataset() if data is None else data)
 
 
-def same(one: ExitUpdate, two: ExitUpdate) -> bool:
+def same(one, two):
     return (
         np.array_equal(one.delta, two.delta)
         and one.buffers.keys() == two.buffers.keys()

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -111,7 +109,7 @@ def test_exit_loss_weights():
     assert exit_loss_weights(0, (0.2, 0.4, 1.0), 1.0) == (0.2, 0.4, 1.0)
 
 
-def tally(batches, *peers: Peers) -> Tally:
+def tally(batches, *peers):
     made = Tally(*peers)
     for batch in batches:
         made.add(*batch)

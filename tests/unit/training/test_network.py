@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import hashlib
 import warnings
 
@@ -20,7 +18,7 @@ from raygf.training.network import BoundNetwork, NetworkState, as_tensor, not_fi
 SHAPES = st.lists(array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4), min_size=1, max_size=6)
 
 
-def bits(tensor: torch.Tensor) -> bytes:
+def bits(tensor):
     return tensor.detach().numpy().tobytes()
 
 

@@ -1,9 +1,5 @@
 """Two workers that train together do what one does alone."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -17,12 +13,12 @@ APART = "two_workers:forgetful, round 1: the workers' weights have come apart"
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def pair(tmp_path_factory):
     return two_workers.together(tmp_path_factory.mktemp("peers"))
 
 
 @pytest.fixture(scope="module")
-def single() -> dict[str, Any]:
+def single():
     return two_workers.all_tasks(ALONE)
 
 

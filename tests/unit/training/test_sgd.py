@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny_network import bind, random_batches, seeded, three_exits, torch_epoch
@@ -7,14 +5,12 @@ from torch.testing import assert_close
 
 from raygf.config.run import OptimConfig
 from raygf.errors import NonFiniteError
-from raygf.records import ExitScore
-from raygf.training.network import BoundNetwork
 from raygf.training.sgd import FlatSGD, train_epoch
 
 BATCHES = random_batches(5)
 
 
-def train(bound: BoundNetwork, optimizer: FlatSGD, batches=BATCHES) -> ExitScore:
+def train(bound, optimizer, batches=BATCHES):
     return train_epoch(bound, optimizer, batches, lambda losses: losses.sum().backward(), "here")
 
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -47,7 +45,7 @@ def test_a_network_without_trainable_float32_parameters_is_refused():
         FlatSpace.of(nn.Linear(2, 2).double())
 
 
-def cover(segments: Segments) -> torch.Tensor:
+def cover(segments):
     """Segment of every element according to the blocks; −1 where no block or more than one lies."""
     numbers = torch.full((segments.space.size,), -1)
     times = torch.zeros(segments.space.size, dtype=torch.int64)
@@ -128,7 +126,7 @@ def test_mean_of_a_spread_mask_is_the_mask(kind, shapes):
     assert torch.equal(segments.slot_means(segments.spread(mask).float()), mask.float())
 
 
-def owners(network: nn.Module, example: torch.Tensor = EXAMPLE) -> dict[str, list[int]]:
+def owners(network, example=EXAMPLE):
     """For every tensor the exits that own it."""
     space = FlatSpace.of(network)
     mask = find_ownership(network, example, space)
