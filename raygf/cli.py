@@ -1,7 +1,5 @@
 """The command line of a job: a recipe chosen by name, its fields overridden by typed flags."""
 
-from __future__ import annotations
-
 import argparse
 import io
 import json

@@ -4,8 +4,6 @@
 before: ``derive_seed(seed, "exit", round, exit)``.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import socket

@@ -1,7 +1,5 @@
 """Errors that a person reads: one line each, and the exit code that a job ends with."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import threading

@@ -1,7 +1,5 @@
 """The records of a run, which the terminal, MLflow, Tune and the figures read alike, and their JSON form."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import deque

@@ -1,7 +1,5 @@
 """What configurations are made of: sections that check themselves, plain dicts of them, and paths."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -1,7 +1,5 @@
 """Recipes: complete runs by name, among them those of the paper's tables."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal

@@ -4,8 +4,6 @@ A recipe (``raygf.config.recipes``) returns a complete ``RunConfig``; the comman
 fields. The texts under the fields are what ``--help`` shows.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 

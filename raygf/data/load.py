@@ -1,7 +1,5 @@
 """From configuration to data set: finds the images, divides them, and decodes them or leaves them on disk."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

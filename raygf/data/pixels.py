@@ -5,8 +5,6 @@ are always decoded at full size: libjpeg could halve them on the way, which is f
 filter and gives other pixels.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import random

@@ -1,7 +1,5 @@
 """Small images of one size, held in memory: scikit-learn's digits, CIFAR, and rows of Parquet files."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec

@@ -5,8 +5,6 @@ batch, each on the images of certain units (Parquet row groups), so that no unit
 there are too few units to go round. Which worker does what depends on their number, what is done does not.
 """
 
-from __future__ import annotations
-
 import math
 import mmap
 import multiprocessing

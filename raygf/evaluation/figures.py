@@ -4,8 +4,6 @@ Figures are built through ``matplotlib.figure.Figure``: no display, no global st
 colours are those that colour-blind people can tell apart.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math

@@ -3,8 +3,6 @@
 Meta-GF paper (Sun, Li, Xu, ECCV 2022), Section 4.3, "Analysis about the learned fusion weights", and Fig. 4.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A past run brought back from one checkpoint file: network, data set, configuration, compute."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """What every exit says about every image of a split: one pass, from which all evaluations are computed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

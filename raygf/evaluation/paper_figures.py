@@ -3,8 +3,6 @@
 Figures 2–4 of the Meta-GF paper (budgeted batches, convergence, importance), and the conflict between exits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

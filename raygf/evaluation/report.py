@@ -1,7 +1,5 @@
 """All tables and figures of past runs as files: Markdown and CSV, PNG and CSV."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

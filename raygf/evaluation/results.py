@@ -3,8 +3,6 @@
 A group becomes one column of a table, one line of a figure.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter

@@ -1,7 +1,5 @@
 """The result table: how good every exit is beside what it costs, runs side by side (paper, Tables 1–4)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 

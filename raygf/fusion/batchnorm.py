@@ -1,7 +1,5 @@
 """BatchNorm running statistics averaged over the exits with the fusion weights of the layer's own scale."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 
 import torch

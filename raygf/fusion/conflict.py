@@ -5,8 +5,6 @@ Gramians per tensor (T, n, n) or segment (S, n, n), float64 on the CPU; ``owned`
 depends on which tensor.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

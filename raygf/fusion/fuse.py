@@ -5,8 +5,6 @@ them, and nothing of size n × P is ever allocated. The CPU walks block by block
 delta is read once); CUDA walks exit by exit (few kernels, whatever the number of blocks).
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Meta-GF's rule: fusion weights that are learned in every round (paper, Algorithm 1, lines 9-11)."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Rules without learning: the exits' deltas averaged with equal weights, or weighed by their Gramian."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -25,12 +23,7 @@ class WeighedFusion(FusionRule):
     """
 
     def __init__(
-        self,
-        config: RunConfig,
-        bound: BoundNetwork,
-        segments: Segments,
-        owned: Tensor,
-        weighting: Weighting,
+        self, config: RunConfig, bound: BoundNetwork, segments: Segments, owned: Tensor, weighting: Weighting
     ) -> None:
         super().__init__(config, bound, segments, owned)
         self._tensor_owners = owned

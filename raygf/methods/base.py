@@ -1,7 +1,5 @@
 """Within-step methods: the interface, joint SGD, and weighing the exits' gradients by their Gramian."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Within-step methods that change gradients on their way back, where an exit branches off."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -12,8 +12,6 @@ uses lets the head's gradient into ``f_i⁺``, too. Fewer operations, as their s
 had with one unchanged network: the steps take as long as those of joint SGD.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from raygf.methods.base import Setting

@@ -7,8 +7,6 @@ exits' gradients, not their sum, so its gradients keep their scale at every dept
 SGD.
 """
 
-from __future__ import annotations
-
 from raygf.methods.base import Setting
 from raygf.methods.branches import Branch, BranchMethod, Change
 from raygf.models.multi_exit import MultiExitNetwork

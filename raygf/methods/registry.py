@@ -1,7 +1,5 @@
 """The training methods by name, those of the user's own included."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -3,8 +3,6 @@
 TorchJD is imported when a weighting is made: it takes time, and some weightings need extra solvers.
 """
 
-from __future__ import annotations
-
 import importlib
 import warnings
 from typing import Any

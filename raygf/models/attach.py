@@ -1,7 +1,5 @@
 """Early exits for a network that has one: any classification network of torchvision, or one like them."""
 
-from __future__ import annotations
-
 import difflib
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The network of a configuration, with weights drawn from the run's seed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

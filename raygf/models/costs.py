@@ -11,8 +11,6 @@ MSDNet program, extended to the layers that the paper's networks do not have:
 * normalisation, dropout, reshaping and whatever is not a module's own work count zero.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

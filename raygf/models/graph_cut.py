@@ -1,7 +1,5 @@
 """Where a traced network can be cut: at nodes by name, or at shares of its operations."""
 
-from __future__ import annotations
-
 import difflib
 import itertools
 import math

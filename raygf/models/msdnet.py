@@ -5,8 +5,6 @@ Classification", ICLR 2018. Scales are numbered from 0, the finest; the features
 one tensor (B, C_s, H_s, W_s) per scale kept, finest first.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A network that answers at several depths."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -4,8 +4,6 @@ Kaya, Hong, Dumitras: "Shallow-Deep Networks: Understanding and Mitigating Netwo
 Widths, strides, exits and initialisation are those of the published programs, for images of 32x32.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Joining or starting a Ray cluster, its lost nodes, and the default shares of its GPUs."""
 
-from __future__ import annotations
-
 import math
 import os
 import socket

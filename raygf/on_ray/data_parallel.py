@@ -5,8 +5,6 @@ checkpoints and sends what the submitting process waits for. Ray Train places th
 process group of torch.distributed and ends them all when one fails.
 """
 
-from __future__ import annotations
-
 import os
 from collections import deque
 from collections.abc import Callable

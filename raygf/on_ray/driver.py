@@ -5,8 +5,6 @@ process, the ``RunStart``, a ``RoundRecord`` a round, the ``RunEnd``, and ``Over
 Between them come notes (plain text) for people.
 """
 
-from __future__ import annotations
-
 import gc
 import queue
 import time

@@ -1,7 +1,5 @@
 """Training the exits on a pool of identical Ray actors."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Everything here is a pure function; executors and drivers act on it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass

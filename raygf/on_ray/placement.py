@@ -1,7 +1,5 @@
 """What fits where: actors and bundles on the nodes of a cluster, and waiting for a node or a process."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence

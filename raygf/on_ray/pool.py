@@ -1,7 +1,5 @@
 """Exit actors: their processes are started, replaced and ended here, and room for them is waited for."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable
@@ -138,9 +136,7 @@ class ExitPool:
         resources = self._resources
         placed = {} if self._bundles is None else self._bundles.options(self._bundles.exits[slot])
         remote = ray.remote(ExitActor).options(
-            num_cpus=resources.cpus_per_exit,
-            num_gpus=resources.gpus_per_exit or 0,
-            **placed,
+            num_cpus=resources.cpus_per_exit, num_gpus=resources.gpus_per_exit or 0, **placed
         )
         actor = remote.remote(self._trainer, self._config, self.dataset)
         return Worker(slot, actor, actor.start.remote(), time.monotonic())

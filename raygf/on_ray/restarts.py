@@ -1,7 +1,5 @@
 """A driver that is started again, from its last checkpoint, when it is lost. Knows nothing of actors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace

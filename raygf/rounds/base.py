@@ -1,7 +1,5 @@
 """What makes one round: the interface, its outcome, and whether a round that diverged may be skipped."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 

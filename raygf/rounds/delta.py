@@ -1,7 +1,5 @@
 """A round on expected gradients (paper, Algorithm 1): train the exits, fuse their deltas by a rule."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 
@@ -29,12 +27,7 @@ class DeltaRound(RoundMethod):
     """Meta-GF, or the same round with another fusion rule. Holds the rule and carried momenta."""
 
     def __init__(
-        self,
-        config: RunConfig,
-        bound: BoundNetwork,
-        batches: BatchSource,
-        executor: Executor,
-        owned: Tensor,
+        self, config: RunConfig, bound: BoundNetwork, batches: BatchSource, executor: Executor, owned: Tensor
     ) -> None:
         """``owned`` (n, T): which exit depends on which tensor.
 

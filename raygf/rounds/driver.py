@@ -1,7 +1,5 @@
 """The round loop: train, evaluate, checkpoint, and yield one record a round."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """A round of a within-step method: one epoch of the whole network, by one worker or several together."""
 
-from __future__ import annotations
-
 import time
 from contextlib import closing
 

@@ -3,8 +3,6 @@
 The archive also says what the classifier needs of the data set, so that no images are needed to load it.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Mapping

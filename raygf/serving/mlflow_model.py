@@ -3,8 +3,6 @@
 A module that loads MLflow, like ``raygf.tracking``: import it where a model is logged or served.
 """
 
-from __future__ import annotations
-
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path

@@ -4,8 +4,6 @@ An archive holds plain arrays and one JSON text. Its zip container carries a che
 damage is noticed when it is read; nothing in it is ever unpickled.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import re

@@ -1,7 +1,5 @@
 """The folder of one run, wherever pyarrow.fs can write: local, NFS, S3, GCS."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress

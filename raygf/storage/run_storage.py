@@ -1,7 +1,5 @@
 """A run's place in the storage: taken for this run alone, read when it starts, written after every round."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

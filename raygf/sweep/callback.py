@@ -1,7 +1,5 @@
 """Ray Tune's news about trials, passed to MLflow and to the terminal by the sweep's own process."""
 
-from __future__ import annotations
-
 import pickle
 import sys
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 And what is refused at once: flags that don't go with a sweep, spaces that can't be swept.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,10 +26,7 @@ FREE_ON_RESUME = (
     *("resources.exit_timeout_s", "resources.max_failures", "resources.max_driver_restarts"),
 )
 """Fields of the runs that may differ when a sweep is resumed."""
-SHORT_FORMS = {
-    "--cpus-per-exit": "--resources.cpus-per-exit",
-    "--gpus-per-exit": "--resources.gpus-per-exit",
-}
+SHORT_FORMS = {"--cpus-per-exit": "--resources.cpus-per-exit", "--gpus-per-exit": "--resources.gpus-per-exit"}
 NOT_SWEPT = {
     "rounds": "every trial gets as many training passes as the recipe spends",
     "stop_after": "the sweep itself stops trials",

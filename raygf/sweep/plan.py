@@ -4,8 +4,6 @@ Every trial gets as many passes over the training images as the recipe spends, s
 equal compute. Trials are compared by the numbers of a round's validation, under the names that MLflow shows.
 """
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """From what is asked for to a plan: data, network and methods are tried on the cluster before the trials."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial

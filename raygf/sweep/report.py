@@ -1,7 +1,5 @@
 """What a sweep leaves behind: files in its folder, its page in MLflow, and the result of the job."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """A sweep from its command line to its last line: check, connect, prepare, tune, report."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Ray Tune's schedulers, which stop trials early or give them other settings; time is counted in passes."""
 
-from __future__ import annotations
-
 import math
 import random
 from functools import partial

@@ -4,8 +4,6 @@ Spaces are found by name: files in ``tune_spaces``, a file anywhere, or a functi
 a random or grid search are drawn before the first one starts.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib.util
 import math

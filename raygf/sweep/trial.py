@@ -4,8 +4,6 @@ The driver writes its checkpoints to a folder on its own node. Each round's is h
 name: after a crash Tune may use a checkpoint's folder again, and there must not be two in it.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Ray Tune set up for a sweep: which trials there are, and the tuner that starts or restores them."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

@@ -1,7 +1,5 @@
 """One run in an MLflow store; every call waits for the store and raises what goes wrong."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version

@@ -1,7 +1,5 @@
 """What a run leaves on its page in the end: result table, description, figures and their numbers."""
 
-from __future__ import annotations
-
 import math
 import shlex
 import time

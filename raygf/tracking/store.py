@@ -3,8 +3,6 @@
 Whether it can be used is found out in seconds, not in MLflow's minutes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import logging

@@ -3,8 +3,6 @@
 The sweep's own run is the parent of its trials' runs, and shows what came out of them.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future

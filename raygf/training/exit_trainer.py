@@ -3,8 +3,6 @@
 A training is a pure function of the broadcast state, the exit and the round.
 """
 
-from __future__ import annotations
-
 import socket
 import time
 from collections.abc import Sequence

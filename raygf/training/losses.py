@@ -1,7 +1,5 @@
 """The exits' losses, their coefficients over the rounds, and the scores of a pass. Rounds count from 1."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 

@@ -3,8 +3,6 @@
 The arrays are what is broadcast, returned and stored.
 """
 
-from __future__ import annotations
-
 import hashlib
 import warnings
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 All of them call the same methods in the same order; a call returns when all have come to it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import TypeVar
 
