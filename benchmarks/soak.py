@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +124,9 @@ class Store:
 
 
 def soak(config: RunConfig, exits: int) -> Curves:
-    """Train, and measure everything after every round."""
+    """Train, and measure everything after every round; one more is trained, after which the actors end."""
     idle = idle_actor()
-    driver = RemoteDriver(config)
+    driver = RemoteDriver(replace(config, rounds=config.rounds + 1))
     driver.prepare()
     # Filled from the start: what is noted here must not look like growth of the job.
     processes: dict[str, Counts] = {}
@@ -134,6 +134,8 @@ def soak(config: RunConfig, exits: int) -> Curves:
     store, stored = Store(), np.full((config.rounds, 2), -1)
     try:
         for number, record in enumerate(driver.rounds("")):
+            if number == config.rounds:
+                continue
             found = found or await_processes(exits)
             processes = processes or {name: np.full((config.rounds, len(LOOKS)), -1) for name in found}
             rest(found)
@@ -146,7 +148,7 @@ def soak(config: RunConfig, exits: int) -> Curves:
     finally:
         driver.close()
         ray.kill(idle)
-    return Curves(processes, stored, history_bytes(config.storage))
+    return Curves(processes, stored, history_bytes(config.storage)[: config.rounds])
 
 
 def history_bytes(storage: StorageConfig) -> Counts:

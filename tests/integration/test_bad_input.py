@@ -9,6 +9,7 @@ import os
 import pickle
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,6 @@ import torch
 from bad_things import (
     NEWEST,
     Bench,
-    Make,
     array,
     bloated,
     boastful,
@@ -92,7 +92,7 @@ class Case(NamedTuple):
     """One row: what it is, what is made, the job and its flags, what its line must say, its exit code."""
 
     name: str
-    made: Make
+    made: Callable[[Bench], object]
     argv: str
     says: str
     """Pieces of the line, with " … " between them."""
@@ -468,7 +468,7 @@ class Fine(NamedTuple):
     """One row: what it is, what is made, the job and its flags, how many images it trains on."""
 
     name: str
-    made: Make
+    made: Callable[[Bench], object]
     argv: str
     images: int
 
