@@ -1,5 +1,6 @@
 """A Ray head node of its own, started as people start one, and ``ray job`` against it."""
 
+import json
 import os
 import shutil
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 import venv
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +53,20 @@ class Head:
         """``ray job VERB``, with what it has printed."""
         call = [program("ray"), "job", verb, "--address", self.dashboard, *words]
         return subprocess.run(call, env=self.environment, capture_output=True, text=True, timeout=200)
+
+    def ended(self, name, seconds=90):
+        """The state of the job ``name`` once it is over, with its message and logs.
+
+        Asked of the head itself: the program ``ray`` takes seconds to start.
+        """
+        limit = time.monotonic() + seconds
+        while (job := self._get(name))["status"] in ("PENDING", "RUNNING") and time.monotonic() < limit:
+            time.sleep(0.2)
+        return job["status"], job["message"], self._get(f"{name}/logs")["logs"]
+
+    def _get(self, path):
+        with urllib.request.urlopen(f"{self.dashboard}/api/jobs/{path}", timeout=30) as answer:
+            return json.load(answer)
 
 
 @contextmanager

@@ -46,7 +46,8 @@ def test_stopped_job_can_be_resumed_to_the_bits_of_a_local_run(
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert head.actors_left() == []
 
-    logs = head.job("logs", "to-be-stopped").stdout
+    status, _, logs = head.ended("to-be-stopped")
+    assert status == "STOPPED"
     (line,) = {line for line in logs.splitlines() if line.startswith("interrupted; ")}
     assert line.endswith(" --storage.resume True")
     assert '{"run_id"' not in logs and "Traceback" not in logs
@@ -80,10 +81,8 @@ def test_submitted_sweep_tracks_every_trial(head, tracking_uri, tmp_path):
         *("--storage.path", str(tmp_path / "runs"), "--storage.name", "sweep"),
     )
     results = tmp_path / "runs" / "sweep" / "raygf" / "results.csv"
-    wait_until(lambda: results.exists() and tracked_sweep(tracking_uri)[0].status != "RUNNING", 240)
-    wait_until(lambda: "succeeded" in head.job("status", "sweep").stdout, 30)
-    logs = head.job("logs", "sweep").stdout
-    assert "Traceback" not in logs
+    status, _, logs = head.ended("sweep", 240)
+    assert status == "SUCCEEDED" and "Traceback" not in logs
     assert "note: cluster " in logs  # joined the one it was submitted to, and started none
     result = only_result(logs, "best_trial")
     assert (result["trials"], result["failed"], result["results"]) == (2, 0, str(results))
@@ -104,10 +103,9 @@ def test_submitted_sweep_tracks_every_trial(head, tracking_uri, tmp_path):
 
 
 def test_submitted_job_with_a_bad_flag_fails(head, refused):
-    wait_until(lambda: "failed" in head.job("status", refused).stdout, 60)
-    logs = head.job("logs", refused).stdout
+    status, message, logs = head.ended(refused)
+    assert (status, "failed with exit code 2" in message) == ("FAILED", True)
     assert [line for line in logs.splitlines() if line.startswith("error:")] == [
         "error: rounds = 0: must be a whole number of at least 1"
     ]
     assert '{"run_id"' not in logs and "Traceback" not in logs
-    assert "failed with exit code 2" in head.job("status", refused).stdout
