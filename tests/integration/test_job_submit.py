@@ -1,7 +1,4 @@
-"""Jobs and sweeps through ``ray job submit``, on a head node whose Python does not have raygf.
-
-Every job takes some 15 s to come and go, so that each is asked what it can be.
-"""
+"""Jobs and sweeps through ``ray job submit``, on a head node whose Python does not have raygf."""
 
 import json
 

@@ -1,7 +1,4 @@
-"""The layers of raygf: a module imports from layers below its own, and only the edges load Ray or MLflow.
-
-``LAYERS`` is the table; the picture in docs/architecture.md is drawn from it.
-"""
+"""The layers that docs/architecture.md draws: modules import from lower ones, edges load Ray or MLflow."""
 
 import ast
 from itertools import chain
@@ -29,9 +26,8 @@ HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 def imports(path, top=False):
     """The modules that the file imports anywhere, or only while it is itself imported (``top``)."""
     tree = ast.parse(path.read_text())
-    nodes = tree.body if top else ast.walk(tree)
+    nodes = tree.body if top else list(ast.walk(tree))
     plain = (alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names)
-    nodes = tree.body if top else ast.walk(tree)
     return {*plain, *(node.module or "" for node in nodes if isinstance(node, ast.ImportFrom))}
 
 
@@ -88,9 +84,7 @@ def test_architecture_page_shows_the_layers():
 
 def diagram():
     """``LAYERS`` as text, the highest first, under the jobs."""
-    rows = ["   ".join(layer) for layer in reversed(LAYERS)]
+    rows = ["jobs/", *("   ".join(layer) for layer in reversed(LAYERS))]
     width = max(map(len, rows))
-    lines = [f"│ {row:^{width}} │" for row in ["jobs/", *rows]]
     edge = "─" * (width + 2)
-    between = f"├{edge}┤"
-    return "\n".join([f"┌{edge}┐", *f"\n{between}\n".join(lines).splitlines(), f"└{edge}┘"])
+    return f"┌{edge}┐\n" + f"\n├{edge}┤\n".join(f"│ {row:^{width}} │" for row in rows) + f"\n└{edge}┘"
