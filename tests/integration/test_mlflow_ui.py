@@ -1,6 +1,7 @@
 """The real MLflow UI in a real browser: a person finds metrics, tags, tables and figures of a run."""
 
 import importlib.util
+import shutil
 import struct
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def load_program(path):
 
 screenshot = load_program(Path(__file__).parents[2] / "docs" / "screenshot.py")
 
-pytestmark = pytest.mark.skipif(screenshot.CHROMIUM is None, reason="no chromium on the PATH")
+MISSING = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not on the PATH: {MISSING}")
 
 LIMIT_S = 60.0
 
