@@ -14,7 +14,7 @@ from raygf.fusion.fuse import Fused, FusionRule, FusionTask
 from raygf.fusion.learned import LearnedFusion
 from raygf.fusion.weighed import WeighedFusion
 from raygf.methods.base import Setting
-from raygf.methods.registry import DELTA, make_weighting
+from raygf.methods.registry import DELTA, make_weighting, passes_per_round
 from raygf.records import ExitScore
 from raygf.rounds.base import RoundMethod, RoundOutcome
 from raygf.training.exit_trainer import Executor, Trained
@@ -43,7 +43,7 @@ class DeltaRound(RoundMethod):
         self._rule = self._make_rule()
         if config.fusion.batchnorm == "weighted":
             scaled_layers(bound.network, bound.space.names)  # refuses early what can't be merged
-        self.passes = len(owned) + 1
+        self.passes = passes_per_round(config.method, len(owned))
         self._momenta: list[Vector | None] = [None] * len(owned)
 
     def run(self, state: NetworkState, round: int) -> RoundOutcome:
