@@ -34,9 +34,9 @@ from raygf.cli import main, parse_flags
 from raygf.compute import torch_threads
 from raygf.config.fields import Limits, Section
 from raygf.config.run import Name
-from raygf.evaluation.figures import csv_text, legend_outside, new_figure, plain_axes, run_style
+from raygf.evaluation.figures import legend_outside, new_figure, plain_axes, run_style
 from raygf.evaluation.report import write_files
-from raygf.evaluation.tables import markdown_table
+from raygf.evaluation.tables import csv_text, markdown_table
 from raygf.fusion.fuse import fuse, fusion_weights
 from raygf.fusion.learned import carry
 from raygf.training.space import FlatSpace, Segments, Slot

@@ -4,10 +4,7 @@ Figures are built through ``matplotlib.figure.Figure``: no display, no global st
 colours are those that colour-blind people can tell apart.
 """
 
-import csv
-import io
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from raygf.evaluation.tables import csv_text
 from raygf.records import History, Matrix
 
 NAMED_TENSORS = 60
@@ -100,15 +98,6 @@ def label_depth(axis: Axis, names: Sequence[str], what: str, first: int = 0, **s
     numbers = [1, *(int(number) for number in round_numbers if 1 < number <= len(names))]
     axis.set_ticks([first + number - 1 for number in numbers], [str(number) for number in numbers])
     axis.set_label_text(f"{what}, shallow to deep (1 to {len(names)})")
-
-
-def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """``rows`` as CSV; None and NaN become an empty field."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    for row in rows:
-        writer.writerow([None if isinstance(cell, float) and math.isnan(cell) else cell for cell in row])
-    return text.getvalue()
 
 
 def accuracy_figure(history: History) -> Figure:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from raygf.evaluation.budgeted import BudgetCurve
 from raygf.evaluation.figures import (
     NAMED_TENSORS,
-    csv_text,
     draw_seeds,
     heat_map,
     label_depth,
@@ -25,7 +24,7 @@ from raygf.evaluation.figures import (
     whole_numbers,
 )
 from raygf.evaluation.importance import Importance
-from raygf.evaluation.tables import count_unit
+from raygf.evaluation.tables import count_unit, csv_text
 from raygf.records import History, Matrix
 
 

@@ -1,5 +1,8 @@
 """The result table: how good every exit is beside what it costs, runs side by side (paper, Tables 1–4)."""
 
+import csv
+import io
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -8,10 +11,18 @@ from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from raygf.evaluation.figures import csv_text
 from raygf.records import Matrix
 
 MISSING = "-"
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """``rows`` as CSV; None and NaN become an empty field."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for row in rows:
+        writer.writerow([None if isinstance(cell, float) and math.isnan(cell) else cell for cell in row])
+    return text.getvalue()
 
 
 @dataclass(frozen=True)

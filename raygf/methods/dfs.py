@@ -16,8 +16,7 @@ from torch import Tensor
 
 from raygf.methods.base import Setting
 from raygf.methods.branches import Branch, BranchMethod, Change
-from raygf.models.attach import ChannelsFirst
-from raygf.models.multi_exit import MultiExitNetwork
+from raygf.models.multi_exit import ChannelsFirst, MultiExitNetwork
 
 
 class DeepFeatureSurgery(BranchMethod):

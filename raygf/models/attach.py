@@ -14,7 +14,7 @@ from raygf.config import fields as checks
 from raygf.data.base import InputSpec
 from raygf.errors import ConfigError, one_line
 from raygf.models.graph_cut import Shapes, Traces, find_cuts, run_nodes, split_network, trace_modes
-from raygf.models.multi_exit import MultiExitNetwork, evaluating
+from raygf.models.multi_exit import ChannelsFirst, MultiExitNetwork, evaluating
 from raygf.models.sdn import InternalClassifier
 
 HeadKind = Literal["mean", "mixed"]
@@ -103,14 +103,6 @@ class TokenHead(nn.Module):
         pooled = x[:, 0] if self.class_token else x.mean(dim=1)
         logits: Tensor = self.linear(self.norm(pooled))
         return logits
-
-
-class ChannelsFirst(nn.Module):
-    """Puts the channels where convolutions have them."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, H, W, C) to (B, C, H, W)."""
-        return x.permute(0, 3, 1, 2)
 
 
 WRAPPERS = ("model", "state_dict")

@@ -114,6 +114,14 @@ def zero_biases(network: nn.Module, *kinds: type[nn.Module]) -> None:
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
 
+class ChannelsFirst(nn.Module):
+    """Puts the channels where convolutions have them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, H, W, C) to (B, C, H, W)."""
+        return x.permute(0, 3, 1, 2)
+
+
 class StridedConv2d(nn.Conv2d):
     """Where features are smaller than the stride, every place is computed and the strided ones are taken."""
 

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from raygf.config.fields import to_dict
 from raygf.config.run import RunConfig
 from raygf.errors import without_password
-from raygf.evaluation.figures import csv_text, new_figure, plain_axes
-from raygf.evaluation.tables import MISSING, markdown_table
+from raygf.evaluation.figures import new_figure, plain_axes
+from raygf.evaluation.tables import MISSING, csv_text, markdown_table
 from raygf.records import RoundRecord, RunEnd
 from raygf.sweep.plan import Plan, SweepFolder, flags_for, shown_score
 from raygf.sweep.space import Values

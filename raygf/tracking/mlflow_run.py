@@ -5,15 +5,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from matplotlib.figure import Figure
 
 from raygf.config.fields import flatten
 from raygf.errors import TrackingError, without_password
 from raygf.records import ExitScore, RoundRecord, RunEnd, RunStart
 from raygf.tracking.store import connect, find_experiment
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STOPPED_TAG, STOPPED_BY_TAG = "raygf.stopped_at_round", "raygf.stopped_by"
 FAILURE_TAG, NOTES_TAG = "raygf.failure", "raygf.remarks"
@@ -116,7 +118,7 @@ class MLflowRun:
         """Keep ``text`` as the file ``path``."""
         self._client.log_text(self.id, text, path)
 
-    def log_figure(self, path: str, figure: Figure) -> None:
+    def log_figure(self, path: str, figure: "Figure") -> None:
         """Keep ``figure`` as the file ``path``."""
         self._client.log_figure(self.id, figure, path)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from raygf.config.run import TrackingConfig
 from raygf.errors import TrackingError, without_password
-from raygf.evaluation import figures
 from raygf.evaluation.tables import ResultColumn, ResultTable, to_csv, to_markdown
 from raygf.records import History, RoundRecord, RunEnd, RunStart
 from raygf.tracking.delivery import Parcel
@@ -56,6 +55,8 @@ class Report:
 
     def _log_accuracy(self) -> None:
         if history := self._history():
+            from raygf.evaluation import figures  # loads matplotlib, which training needs not
+
             self.run.log_figure("figures/accuracy.png", figures.accuracy_figure(history))
             self.run.log_text("figures/accuracy.csv", figures.accuracy_csv(history))
 
@@ -63,6 +64,8 @@ class Report:
         fused = [record.fusion for record in self.records if record.fusion is not None]
         if not fused:
             return
+        from raygf.evaluation import figures
+
         weights, tensors = fused[-1].weights, self.start.tensors
         self.run.log_figure("figures/fusion_weights.png", figures.fusion_heatmap(weights, tensors))
         self.run.log_text("figures/fusion_weights.csv", figures.fusion_csv(weights, tensors))

@@ -10,7 +10,6 @@ from past_runs import entry
 from raygf.evaluation.figures import (
     accuracy_csv,
     accuracy_figure,
-    csv_text,
     fusion_csv,
     fusion_heatmap,
     run_style,
@@ -52,10 +51,6 @@ def test_without_a_validation_of_every_round_the_training_is_shown_and_named():
     assert figure.axes[0].get_ylabel() == "training accuracy (%)"
     assert lines_of(figure)["exit 2"][1] == pytest.approx([20, 40, math.nan], nan_ok=True)
     assert accuracy_csv(history).splitlines()[1:] == ["1,0.0,0.2", "2,0.0,0.4", "3,,"]
-
-
-def test_csv_leaves_what_is_not_known_empty():
-    assert csv_text([["a", None, math.nan, 0.0, np.float64("nan")]]) == "a,,,0.0,\n"
 
 
 def test_runs_differ_in_colour_line_and_marker():

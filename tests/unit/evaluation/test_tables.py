@@ -3,6 +3,7 @@
 import csv
 import io
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -10,6 +11,7 @@ from raygf.evaluation.tables import (
     ResultColumn,
     ResultTable,
     count_unit,
+    csv_text,
     to_csv,
     to_long_csv,
     to_markdown,
@@ -17,6 +19,12 @@ from raygf.evaluation.tables import (
 )
 
 NAN = float("nan")
+
+
+def test_csv_leaves_what_is_not_known_empty():
+    assert csv_text([["a", None, NAN, 0.0, np.float64("nan")]]) == "a,,,0.0,\n"
+
+
 META = ResultColumn("Meta-GF", [(0.9123, 0.95, 0.9678)], training_passes=160, seconds=[75.31])
 JOINT = ResultColumn("Joint", [(0.9, 0.94, 0.97)], training_passes=160, seconds=[NAN])
 ONE_SEED = ResultTable((352_104, 801_000, 1_204_567), (30_123, 80_456, 120_999), (META, JOINT))

@@ -9,8 +9,7 @@ from torch.testing import assert_close
 from raygf.config.run import MethodConfig
 from raygf.methods.base import Setting
 from raygf.methods.dfs import DeepFeatureSurgery, partition
-from raygf.models.attach import ChannelsFirst
-from raygf.models.multi_exit import MultiExitNetwork
+from raygf.models.multi_exit import ChannelsFirst, MultiExitNetwork
 from raygf.training.network import BoundNetwork
 
 
