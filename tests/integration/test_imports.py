@@ -37,16 +37,8 @@ def test_only_the_edges_load_ray_and_nothing_loads_mlflow_before_a_run_is_tracke
     assert at_the_edges == ["ray"]  # so the walk sees what it looks for
 
 
-START = """
-import json, sys
-import raygf.launch, raygf.on_ray.driver, raygf.tracking.tracker
-print(json.dumps([
-    name for name in ("torchvision", "torch._dynamo", "matplotlib", "torch") if name in sys.modules
-]))
-"""
-
-
 def test_a_run_starts_without_what_only_some_runs_need():
-    """Every job and actor would load it, for some seconds."""
-    done = subprocess.run([sys.executable, "-c", START], capture_output=True, text=True, timeout=60)
-    assert (json.loads(done.stdout), done.returncode) == (["torch"], 0), done.stderr
+    start = "import sys, raygf.launch, raygf.on_ray.driver, raygf.tracking.tracker; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, timeout=60)
+    loaded = {"torch", "torchvision", "torch._dynamo", "matplotlib"}.intersection(done.stdout.split())
+    assert loaded == {"torch"}, done.stderr

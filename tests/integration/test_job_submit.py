@@ -51,9 +51,8 @@ def test_stopped_job_can_be_resumed_to_the_bits_of_a_local_run(
     checkpoint, notes = store.newest()
     assert checkpoint is not None and notes == ()
     assert 1 <= checkpoint.round < 16
-    assert [(run.id, run.status) for run in tracked_runs(tracking_uri)] == [
-        (checkpoint.meta["run_id"], "KILLED")
-    ]
+    (killed,) = tracked_runs(tracking_uri)
+    assert (killed.id, killed.status) == (checkpoint.meta["run_id"], "KILLED")
 
     done = head.submit(REPOSITORY, "python", *command, *RESUME, options=tracked)
     logs = done.stdout + done.stderr

@@ -80,10 +80,7 @@ def test_one_worker_gives_the_bits_of_the_local_executor(cluster, run_job, tmp_p
     pcgrad = ("--rounds", "3", *SMALL, *UNTRACKED, "--storage.path", "runs", "--method", "pcgrad")
     expected = run_job("digits", *pcgrad, *LOCAL, "--storage.name", "local").result
     trained = run_job("digits", *pcgrad, "--resources.workers", "1", "--storage.name", "train")
-    slow = (
-        "note: waiting up to",
-        "note: there is",
-    )  # on a busy machine Ray Train takes half a minute to start
+    slow = ("note: waiting up to", "note: there is")  # for Ray Train, on a busy machine
     lines = [line for line in trained.err.splitlines() if not line.startswith(slow)]
     assert [line.split()[0] for line in lines[:8]] == [
         *("note:", "note:", "note:", "48", "round", "round", "round", "Test")
@@ -91,9 +88,8 @@ def test_one_worker_gives_the_bits_of_the_local_executor(cluster, run_job, tmp_p
     for key in ("weights_sha256", "test_accuracy", "training_passes", "rounds", "operations"):
         assert trained.result[key] == expected[key], key
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
-    assert sorted(path.name for path in tmp_path.glob("runs/train/*")) == [
-        *("round-000002.npz", "round-000003.npz")
-    ]
+    names = sorted(path.name for path in tmp_path.glob("runs/train/*"))
+    assert names == ["round-000002.npz", "round-000003.npz"]
 
 
 def test_two_workers_agree_with_one_and_are_started_again_when_one_is_lost(
@@ -129,9 +125,7 @@ def test_two_workers_agree_with_one_and_are_started_again_when_one_is_lost(
         before_it, record = record.round, next(records)
         assert record.round == before_it + 1
     (note,) = record.notes
-    says = (
-        rf"driver restarted in round {record.round}: worker [12] was lost: ActorDiedError: its worker process"
-    )
+    says = rf"driver restarted in round {record.round}: worker [12] was lost: ActorDiedError: its worker"
     assert re.match(says, note), note
     assert len(workers()) == 2 and not before & workers()
     expected = one_round(config, tmp_path / "copy", record.round)

@@ -224,10 +224,8 @@ def test_population_goes_on_from_the_checkpoints_of_its_best(cluster, run_job, s
     assert meta["config"]["optim"]["lr"] == float(values["optim.lr"])
     assert meta["run_id"] == run.id
     (theirs,) = lines.keys() - {clone}
-    histories = [
-        read_history(load_checkpoint(lines[name]["checkpoint"]).meta)[:2] for name in (clone, theirs)
-    ]
-    assert histories[0] == histories[1]
+    mine, other = (read_history(load_checkpoint(lines[name]["checkpoint"]).meta) for name in (clone, theirs))
+    assert mine[:2] == other[:2]
 
 
 def test_what_can_not_be_swept_is_refused_before_the_cluster_is_asked(run_job, tmp_path, monkeypatch):
