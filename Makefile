@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CHECKED := raygf jobs tests benchmarks tune_spaces
-TEST_PROCESSES ?= 2
+TEST_PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo ui test lint format bench clean
@@ -28,7 +28,7 @@ demo: $(READY)  ## Train 3 exits on handwritten digits: Meta-GF on Ray against j
 ui: $(READY)  ## Open the MLflow UI on what has been trained here
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --port $(or $(PORT),5000)
 
-test: $(READY)  ## Run the tests, in TEST_PROCESSES=2 processes
+test: $(READY)  ## Run the tests, in TEST_PROCESSES=3 processes
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## Check style, formatting and types

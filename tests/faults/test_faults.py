@@ -75,16 +75,6 @@ def survive(cluster, tmp_path):
     return run
 
 
-def test_every_exit_is_killed(survive, config, undisturbed):
-    plan = [f"kill exit {exit} in round 1 at step {exit}" for exit in range(1, EXITS + 1)]
-    run = survive(with_resources(replace(config, stop_after=1), max_failures=EXITS), "\n".join(plan))
-    assert (run.rounds, run.sha256) == ([1], undisturbed[1])
-    assert len({fired.pid for fired in run.faults.fired()}) == EXITS
-    for note, fired in zip(sorted(run.notes[1]), run.faults.fired(), strict=True):
-        said = rf"exit {fired.fault.exit} retried in round 1: {_DIED} on \S+ \(pid {fired.pid}\)"
-        assert re.fullmatch(said, note), note
-
-
 def test_driver_is_killed_while_and_after_it_writes(survive, config, undisturbed):
     """Before it writes: ``test_everything_at_once``."""
     plan = "kill driver in round 2 while it writes; kill driver in round 3 after it writes"
