@@ -57,12 +57,13 @@ def _hook(network: MultiExitNetwork, branch_at: BranchAt) -> Iterator[RemovableH
         branch = branch_at(network, exit)
         yield head.register_forward_pre_hook(_changer(branch.from_head, network.branch))
         if exit + 1 < len(network.heads):
-            changer = _changer(branch.from_deeper, network.branch)
+            onward = network.branch if network.onward is None else network.onward
+            changer = _changer(branch.from_deeper, onward)
             yield network.stages[exit + 1].register_forward_pre_hook(changer)
 
 
 def _changer(change: Change, branch: int) -> Any:
-    """A pre-hook that changes the gradient of the tensor that heads read; finer scales don't branch."""
+    """A pre-hook that changes the gradient of the state's part ``branch``; finer scales don't branch."""
 
     def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         state = inputs[0]

@@ -51,6 +51,7 @@ class MSDNet(MultiExitNetwork):
             stages.append(nn.Sequential(*stage))
             heads.append(Head(plans[end - 1].leaving * coarsest, config.head_channels, spec.classes))
         super().__init__(stages, heads)
+        # The published programs mean this, too, but reach no convolution: PyTorch's default stays there.
         he_fan_out(self)
         zero_biases(self, nn.Linear)
 

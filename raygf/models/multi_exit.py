@@ -25,6 +25,8 @@ class MultiExitNetwork(nn.Module):
 
     branch: int = -1
     """Which part of a state of several tensors the heads read; the other parts only go on."""
+    onward: int | None = None
+    """Which part the next stage reads in its place, if it is another function of the same features."""
     stages: nn.ModuleList
     heads: nn.ModuleList
 

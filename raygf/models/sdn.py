@@ -15,6 +15,9 @@ from raygf.data.base import InputSpec
 from raygf.errors import ConfigError
 from raygf.models.multi_exit import MultiExitNetwork, evaluating, he_fan_out, zero_biases
 
+Pair = tuple[Tensor, Tensor]
+"""A residual block's sum after its ReLU, which goes on, and before it, for its internal classifier."""
+
 
 class MixedPool(nn.Module):
     """``p·max + (1 − p)·mean`` of every window, ``p = sigmoid(alpha)``; windows do not overlap.
@@ -58,9 +61,9 @@ class InternalClassifier(nn.Module):
         self.pool = MixedPool(kernel) if max(height, width) >= 4 else nn.Identity()
         self.linear = nn.Linear(channels * (height // kernel[0]) * (width // kernel[1]), classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features (B, C, H, W) to logits (B, classes)."""
-        logits: Tensor = self.linear(self.pool(x).flatten(1))
+    def forward(self, x: Tensor | Pair) -> Tensor:
+        """Features (B, C, H, W), the second of a pair, to logits (B, classes)."""
+        logits: Tensor = self.linear(self.pool(x if isinstance(x, Tensor) else x[1]).flatten(1))
         return logits
 
 
@@ -100,7 +103,7 @@ class ShallowDeepNetwork(MultiExitNetwork):
 
 def _feature_shapes(stages: Sequence[nn.Module], spec: InputSpec) -> list[Shape]:
     """The shape of every stage's features, from one black image."""
-    features = spec.blank(1)
+    features: Tensor | Pair = spec.blank(1)
     shapes = []
     with evaluating(nn.ModuleList(stages)):
         for stage in stages:
@@ -112,7 +115,7 @@ def _feature_shapes(stages: Sequence[nn.Module], spec: InputSpec) -> list[Shape]
                     f"images of {size} are too small for this network, which is made for 32x32: set "
                     "--data.image-size 32 or another --model.name"
                 ) from error
-            _, channels, height, width = features.shape
+            _, channels, height, width = (features if isinstance(features, Tensor) else features[1]).shape
             shapes.append((channels, height, width))
     return shapes
 
@@ -168,9 +171,11 @@ class ResNet56SDN(ShallowDeepNetwork):
     """ResNet-56: 27 residual blocks, six internal classifiers.
 
     He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition", CVPR 2016; 1x1 convolutions with
-    BatchNorm where a shortcut changes shape.
+    BatchNorm where a shortcut changes shape. As published, an internal classifier reads its block's sum
+    before the ReLU.
     """
 
+    branch, onward = 1, 0
     widths = (16, 32, 64)
     blocks_a_width = 9
     exits_after = (4, 8, 12, 16, 20, 24)
@@ -178,6 +183,10 @@ class ResNet56SDN(ShallowDeepNetwork):
     def __init__(self, spec: InputSpec) -> None:
         stem = (*_conv_bn(spec.channels, self.widths[0], kernel=3), nn.ReLU(inplace=True))
         first, *blocks = _residual_blocks(BasicBlock, self.widths[0], self.widths, self.blocks_a_width)
+        for number in self.exits_after:
+            block = blocks[number - 2]  # the first one stands alone
+            assert isinstance(block, BasicBlock)
+            block.branches, block.relu.inplace = True, False
         blocks = [nn.Sequential(nn.Sequential(*stem), first), *blocks]
         super().__init__(blocks, self.exits_after, lambda shape: _pooled_linear(shape, spec.classes), spec)
         he_fan_out(self)
@@ -185,6 +194,9 @@ class ResNet56SDN(ShallowDeepNetwork):
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut."""
+
+    branches = False
+    """Whether an internal classifier follows."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -197,10 +209,11 @@ class BasicBlock(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Sequential(*_conv_bn(channels, width, 1, stride))
         self.relu = nn.ReLU(inplace=True)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Pair) -> Tensor | Pair:
         """Features (B, channels, H, W) to (B, width, H / stride, W / stride), rounded up."""
-        out: Tensor = self.relu(self.convs(x) + self.shortcut(x))
-        return out
+        features = x if isinstance(x, Tensor) else x[0]
+        total: Tensor = self.convs(features) + self.shortcut(features)
+        return (self.relu(total), total) if self.branches else self.relu(total)
 
 
 class WideResNet32x4SDN(ShallowDeepNetwork):

@@ -70,7 +70,7 @@ def test_an_exit_depends_on_no_deeper_weights_and_on_no_other_head():
         assert {".".join(name.split(".")[:2]) + "." for name in used} == reached
 
 
-def test_initial_weights_have_the_published_spread():
+def test_initial_weights_have_hes_spread():
     network = MSDNet(CIFAR, InputSpec(3, 32, 32, 10))
     conv = network.heads[0].conv2[0]
     assert conv.weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.02)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from raygf.config.run import ModelConfig
 from raygf.data.base import InputSpec
@@ -34,10 +35,27 @@ def test_exits_sit_where_published(network):
     with torch.no_grad():
         for stage in network.stages:
             state = stage(state)
-            found.append((state.shape[1], state.shape[2]))
+            read = state if isinstance(state, torch.Tensor) else state[network.branch]
+            found.append((read.shape[1], read.shape[2]))
     assert found[:-1] == FEATURES[network.sdn_name]
     assert all(isinstance(head, InternalClassifier) for head in network.heads[:-1])
     assert not isinstance(network.heads[-1], InternalClassifier)
+
+
+@pytest.mark.parametrize("name", ["resnet56-sdn", "wideresnet32-4-sdn"])
+def test_inner_exits_read_the_sum_of_a_residual_block_before_its_relu(name):
+    """As published; what goes on is the sum after it, where the block has one."""
+    network = build_model(ModelConfig(name), CIFAR, seed=0).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        state, logits = images, network(images)
+        for stage, head, found in zip(network.stages, network.heads, logits, strict=True):
+            state = stage[:-1](state)
+            total = stage[-1].convs(state) + stage[-1].shortcut(state)
+            state = total.relu() if name == "resnet56-sdn" else total
+            inner = isinstance(head, InternalClassifier)
+            assert not inner or (total < 0).any()
+            assert_close(found, head(total if inner else state))
 
 
 def test_every_weight_learns_from_the_sum_of_the_losses(network):
