@@ -42,12 +42,26 @@ class BatchSource(Protocol):
         ...
 
 
+class Labelled(Protocol):
+    """Images with labels, in memory or on disk."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class of every image (N,)."""
+        ...
+
+
 class Dataset(Protocol):
     """A data set that can be sent to another process and opened there."""
 
     name: str
     spec: InputSpec
     class_names: tuple[str, ...]
+
+    @property
+    def train(self) -> Labelled:
+        """The training images."""
+        ...
 
     @property
     def statistics(self) -> ChannelStatistics:

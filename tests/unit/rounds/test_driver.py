@@ -1,6 +1,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_network
 import torch
@@ -8,6 +9,7 @@ from tiny_network import bind, dataset, run_config
 
 from raygf.cli import parse
 from raygf.config.run import FusionConfig, LossConfig, OptimConfig
+from raygf.data.splits import Split
 from raygf.errors import CheckpointError, ConfigError, NonFiniteError, StorageError
 from raygf.evaluation.outputs import evaluate
 from raygf.methods.registry import method_names
@@ -102,6 +104,14 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path, undisturbed, method,
     assert [record.round for record in before + after] == [1, 2, 3]
     assert end.weights_sha256 == undisturbed[method, carry]
     assert end == half or stop < ROUNDS  # a finished run does nothing and says the same
+
+
+def test_a_training_set_of_one_class_is_noted(tmp_path, monkeypatch):
+    data = dataset()
+    one = replace(data, train=Split(data.train.images, np.full(20, 1)))
+    monkeypatch.setattr("raygf.rounds.driver.load_data", lambda config, seed: one)
+    start, *_ = drive(config(tmp_path, "sgd", stop_after=1))
+    assert start.notes == ("all 20 training images are of class 'b': there is nothing to tell apart",)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "garbage"])
