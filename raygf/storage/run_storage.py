@@ -42,7 +42,9 @@ def require_same_run(checkpoint: Checkpoint, config: RunConfig) -> None:
     """Raise CheckpointError if a field that changes the result differs from the checkpoint's."""
     if not isinstance(checkpoint.meta.get("config"), dict):
         raise CheckpointError("the checkpoint does not say which configuration it belongs to")
-    stored, now = (binding(values) for values in (checkpoint.meta["config"], to_dict(config)))
+    # A field that is newer than the checkpoint has its default there: that is what runs did before.
+    stored = {**binding(to_dict(RunConfig())), **binding(checkpoint.meta["config"])}
+    now = binding(to_dict(config))
     odd = sorted(name for name in stored.keys() | now.keys() if stored.get(name) != now.get(name))
     if odd:
         shown = "; ".join(f"{name} was {stored.get(name)!r}, is now {now.get(name)!r}" for name in odd[:3])

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from tiny_network import dataset, run_config
+from tiny_network import bind, dataset, run_config
 
-from raygf.errors import DataError, StorageError, StorageLost
+from raygf.config.fields import to_dict
+from raygf.errors import CheckpointError, DataError, StorageError, StorageLost
 from raygf.rounds.driver import Driver
+from raygf.storage.checkpoint import Checkpoint
 from raygf.storage.folder import RunFolder
-from raygf.storage.run_storage import pause_s
+from raygf.storage.run_storage import pause_s, require_same_run
 from raygf.training.exit_trainer import LocalExecutor
 
 ROUNDS = 3
@@ -163,6 +165,17 @@ def test_what_is_refused_gives_the_folder_back(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match="holds checkpoints already"):
         refused.prepare()
     assert files(tmp_path) == ["round-000003.npz"]
+
+
+def test_a_field_that_is_newer_than_the_checkpoint_has_its_default_there(tmp_path):
+    run = config(tmp_path)
+    stored = to_dict(run)
+    del stored["loss"]["kd_reduction"], stored["method"]
+    checkpoint = Checkpoint(1, bind().state(), {}, {"config": stored})
+    require_same_run(checkpoint, replace(run, method="metagf"))
+    program = replace(run.loss, kd_reduction="mean")
+    with pytest.raises(CheckpointError, match=r"loss\.kd_reduction was 'batchmean', is now 'mean'; give"):
+        require_same_run(checkpoint, replace(run, method="metagf", loss=program))
 
 
 def test_an_abandoned_run_has_given_its_folder_back(tmp_path):
