@@ -55,7 +55,8 @@ def main(options: Options) -> None:
     config = replace(get_recipe("digits"), fusion=FusionConfig(segments=options.segments))
     rule = LearnedFusion(config, bound, segments, owned)
     buffers = bound.buffer_tensors(bound.buffer_arrays())
-    task = FusionTask(base, deltas, buffers, data, 0.1, "benchmark")
+    ones = torch.ones(exits, device=compute.device)
+    task = FusionTask(base, deltas, buffers, data, 0.1, ones, "benchmark")
     optimizer = FlatSGD(bound, OptimConfig(), lr=1e-3)
 
     def train() -> None:

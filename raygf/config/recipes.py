@@ -110,7 +110,7 @@ def _cifar(
         data=DataConfig(source=data, path=f"data/{data}", val=5000, per_class=per_class),
         model=ModelConfig(network.model),
         optim=OptimConfig(lr=0.1, momentum=0.9, weight_decay=network.weight_decay),
-        loss=LossConfig(aux=0.1, coefficients=network.coefficients, distill=distill),
+        loss=LossConfig(0.1, network.coefficients, distill, kd_reduction="mean" if distill else "batchmean"),
         fusion=FusionConfig(segments=network.segments, lr=0.1),
     )
 

@@ -158,7 +158,8 @@ class LossConfig(Section, name="loss"):
     """How the exits' cross-entropies are weighted while they train."""
 
     aux: NotNegative = 0.1
-    """Meta-GF: weight λ of the other exits' losses while one exit trains."""
+    """Meta-GF: weight λ of the other exits' losses while one exit trains, relative to its own. 0 saves no
+    time today: the whole network runs all the same."""
     coefficients: Literal["ones", "sdn"] = "ones"
     """ones: every exit counts alike. sdn: inner exits ramp from 0.01 over the run (SDN networks)."""
     distill: bool = False
@@ -167,6 +168,9 @@ class LossConfig(Section, name="loss"):
     """Distillation: share γ of the softened output in an exit's loss."""
     temperature: Positive = 3.0
     """Distillation: temperature T."""
+    kd_reduction: Literal["batchmean", "mean"] = "batchmean"
+    """Distillation: batchmean, Hinton's form: KL as a mean over images. mean: also divided by the number of
+    classes, as in the Meta-GF program (Table 5)."""
 
 
 @dataclass(frozen=True)

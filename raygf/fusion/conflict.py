@@ -6,6 +6,7 @@ depends on which tensor.
 """
 
 from collections.abc import Sequence
+from operator import mul
 
 import torch
 from torch import Tensor
@@ -15,8 +16,10 @@ from raygf.records import FusionReport
 from raygf.training.space import Block, Segments
 
 
-def fusion_report(deltas: Sequence[Tensor], fused: Fused, segments: Segments, owned: Tensor) -> FusionReport:
-    """The report on ``fused``, made of ``deltas``, n vectors (P,)."""
+def fusion_report(
+    deltas: Sequence[Tensor], fused: Fused, segments: Segments, owned: Tensor, coefficients: Sequence[float]
+) -> FusionReport:
+    """The report on ``fused``, made of ``deltas``, n vectors (P,); ``coefficients`` (n,): c in F."""
     # The conflict is measured on never more than one tensor at a time.
     fine = segments if segments.kind == "channel" else Segments("tensor", segments.space)
     alpha = fused.alpha.detach().double()
@@ -30,7 +33,7 @@ def fusion_report(deltas: Sequence[Tensor], fused: Fused, segments: Segments, ow
         mean_weight=tuple(per_tensor.masked_fill(~shared, torch.nan).nanmean(dim=1).tolist()),
         cosine=shared_cosine(grams, owned).numpy(),
         delta_norm=tuple(delta_norms(grams, owned).tolist()),
-        loss=sum(fused.score.loss),
+        loss=sum(map(mul, coefficients, fused.score.loss)),
         accuracy=fused.score.accuracy,
         tensor_cosine=tensor_cosines(grams, owned).numpy(),
         conflict_before=share_before(grams, owned),

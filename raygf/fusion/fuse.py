@@ -150,7 +150,8 @@ class FusionTask:
     """What a rule fuses in one round: ``deltas``, n vectors (P,), into ``base`` W (P,).
 
     ``buffers``: the network's, fresh copies that may be written to. ``batches``: one shuffled, augmented pass
-    over the training set. ``lr``: learning rate of what the rule learns. ``where``: names the pass in errors.
+    over the training set. ``lr``: learning rate of what the rule learns. ``coefficients`` (n,): c of the
+    round, in ``F = Σ_i c_i CE_i``. ``where``: names the pass in errors.
     """
 
     base: Tensor
@@ -158,6 +159,7 @@ class FusionTask:
     buffers: dict[str, Tensor]
     batches: Iterable[Batch]
     lr: float
+    coefficients: Tensor
     where: str
 
 

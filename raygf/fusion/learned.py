@@ -39,7 +39,7 @@ class LearnedFusion(FusionRule):
     def fit(self, task: FusionTask) -> ExitScore:
         """Minimise ``F(W + ε Σ_i α_i Δ_i)`` over η (paper, Eq. 11; Algorithm 1, line 9): one pass of Adam.
 
-        F is the sum of all exits' losses, in train mode. Only η has a gradient.
+        ``F = Σ_i c_i CE_i``, what joint SGD minimises, in train mode. Only η has a gradient.
 
         Returns:
             The exits' scores in that pass.
@@ -53,7 +53,7 @@ class LearnedFusion(FusionRule):
         for batch in task.batches:
             # No name holds the fused vector: the next step's takes its memory, already paged in.
             losses, hits = self.scores(self.merged(task, self.weights(eta)), task, batch)
-            (gradient,) = torch.autograd.grad(losses.sum(), eta)
+            (gradient,) = torch.autograd.grad(losses, eta, task.coefficients)
             _adam_step(eta, gradient, first, second, steps, task.lr)
             tally.add(losses, hits, len(batch[1]))
         eta = eta.detach().cpu()

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from raygf.compute import seeded_globals
@@ -18,7 +19,7 @@ from raygf.methods.registry import DELTA, make_weighting, passes_per_round
 from raygf.records import ExitScore
 from raygf.rounds.base import RoundMethod, RoundOutcome
 from raygf.training.exit_trainer import Executor, Trained
-from raygf.training.losses import decay_factor
+from raygf.training.losses import decay_factor, loss_coefficients
 from raygf.training.network import Arrays, BoundNetwork, NetworkState, Vector, as_tensor, to_numpy
 from raygf.training.space import Segments
 
@@ -56,9 +57,10 @@ class DeltaRound(RoundMethod):
         trained = self._executor.train(state, round, self._momenta)
         started = time.perf_counter()
         deltas = [self._bound.tensor(update.delta) for update in trained.updates]
-        fused = self._fuse(state, deltas, round)
+        coefficients = loss_coefficients(round, self._config.rounds, len(deltas), self._config.loss)
+        fused = self._fuse(state, deltas, coefficients, round)
         merged = NetworkState(fused.vector.cpu().numpy(), self._merged_buffers(trained, fused))
-        report = fusion_report(deltas, fused, self._segments, self._owned)
+        report = fusion_report(deltas, fused, self._segments, self._owned, coefficients)
         self._momenta = [update.momentum for update in trained.updates]
         seconds = {
             "broadcast": trained.broadcast_s,
@@ -93,7 +95,9 @@ class DeltaRound(RoundMethod):
         weighting = make_weighting(config.method.removeprefix(DELTA), setting)
         return WeighedFusion(config, bound, segments, owned, weighting)
 
-    def _fuse(self, state: NetworkState, deltas: Sequence[Tensor], round: int) -> Fused:
+    def _fuse(
+        self, state: NetworkState, deltas: Sequence[Tensor], coefficients: Sequence[float], round: int
+    ) -> Fused:
         config = self._config
         with seeded_globals(config.seed, "fuse", round):
             task = FusionTask(
@@ -102,6 +106,7 @@ class DeltaRound(RoundMethod):
                 self._bound.buffer_tensors(state.buffers),
                 self._batches.train(config.seed, "fuse", round),
                 config.fusion.lr * decay_factor(round, config.rounds, config.optim),
+                torch.tensor(coefficients, device=self._bound.compute.device),
                 where=f"{config.method}, fusion pass, round {round}",
             )
             return self._rule.fuse(task)

@@ -61,7 +61,7 @@ class ExitTrainer:
     def train(
         self, state: NetworkState, exit: int, exits: int, round: int, momentum: Vector | None = None
     ) -> ExitUpdate:
-        """One epoch of ``exit`` (from 0) from ``state``: paper, Eq. 12, on ``c_i CE_i + λ Σ_{j≠i} c_j CE_j``.
+        """One epoch of ``exit`` (from 0) from ``state``: paper, Eq. 12, on ``c_i (CE_i + λ Σ_{j≠i} CE_j)``.
 
         Shuffling, augmentation and dropout are seeded by (seed, round, exit), and the number of threads is
         set from the configuration, so equal arguments give equal bits in any process.

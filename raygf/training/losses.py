@@ -29,7 +29,7 @@ def exit_losses(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
     return losses.view(n, batch).mean(dim=1)
 
 
-def distilled_losses(logits: Sequence[Tensor], labels: Tensor, gamma: float, temperature: float) -> Tensor:
+def distilled_losses(logits: Sequence[Tensor], labels: Tensor, config: LossConfig) -> Tensor:
     """Losses (n,) of exits that learn from the deepest one: ``(1 − γ)·CE + γ·T²·KL``, itself plain CE.
 
     Hinton, Vinyals, Dean 2015, with the network's own last exit as teacher (Phuong, Lampert, ICCV 2019): KL
@@ -38,16 +38,17 @@ def distilled_losses(logits: Sequence[Tensor], labels: Tensor, gamma: float, tem
     Args:
         logits: n tensors (B, classes), shallow to deep.
         labels: (B,), int64.
-        gamma: γ, share of the softened output.
-        temperature: T.
+        config: γ, T, and whether KL is a mean over the images (Hinton's form) or over the classes, too.
     """
     plain = exit_losses(logits, labels)
     if len(logits) == 1:
         return plain
+    gamma, temperature = config.gamma, config.temperature
     students = torch.stack(list(logits[:-1])).float() / temperature
     teacher = (logits[-1].detach().float() / temperature).log_softmax(dim=-1).expand_as(students)
     divergence = F.kl_div(students.log_softmax(dim=-1), teacher, reduction="none", log_target=True)
-    soft = divergence.sum(dim=2).mean(dim=1) * temperature**2
+    of_images = divergence.sum(dim=2) if config.kd_reduction == "batchmean" else divergence.mean(dim=2)
+    soft = of_images.mean(dim=1) * temperature**2
     return torch.cat([(1 - gamma) * plain[:-1] + gamma * soft, plain[-1:]])
 
 
@@ -55,7 +56,7 @@ def make_losses(config: LossConfig) -> ExitLosses:
     """The losses that exits train on."""
     if not config.distill:
         return exit_losses
-    return partial(distilled_losses, gamma=config.gamma, temperature=config.temperature)
+    return partial(distilled_losses, config=config)
 
 
 def exit_hits(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
@@ -88,8 +89,13 @@ def loss_coefficients(round: int, rounds: int, exits: int, loss: LossConfig) -> 
 
 
 def exit_loss_weights(exit: int, coefficients: tuple[float, ...], aux: float) -> tuple[float, ...]:
-    """Weights of all losses while ``exit`` trains: its own coefficient, ``aux`` (λ) times the others'."""
-    return tuple(c if j == exit else aux * c for j, c in enumerate(coefficients))
+    """Weights of all losses while ``exit`` trains: its coefficient c, and ``aux`` (λ) times c for the others.
+
+    So its own loss has the share 1 / (1 + (n − 1)λ) in every round. The others are there to keep the
+    BatchNorm of the deeper exits healthy (paper, Sec. 4: "with a very small learning rate").
+    """
+    own = coefficients[exit]
+    return tuple(own if j == exit else aux * own for j in range(len(coefficients)))
 
 
 def decay_factor(round: int, rounds: int, optim: OptimConfig) -> float:

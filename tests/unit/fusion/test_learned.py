@@ -39,12 +39,14 @@ class Case:
         self.rule = LearnedFusion(run_config(fusion=self.config), self.bound, self.segments, tensors)
         self.base = self.bound.vector.clone()
         self.deltas = random_vectors(len(tensors), self.bound.space.size, 0.3, seed=5)
+        self.coefficients = torch.ones(len(tensors))
 
     def buffers(self):
         return self.bound.buffer_tensors(self.bound.buffer_arrays())
 
     def task(self, batches=BATCHES, lr=0.1):
-        return FusionTask(self.base, self.deltas, self.buffers(), batches, lr, "fusion pass, round 3")
+        where = "fusion pass, round 3"
+        return FusionTask(self.base, self.deltas, self.buffers(), batches, lr, self.coefficients, where)
 
     def fit(self, batches=BATCHES, lr=0.1):
         return self.rule.fit(self.task(batches, lr))
@@ -59,14 +61,16 @@ class Case:
         """F at ``vector``."""
         self.bound.network.train()
         named = {**self.bound.space.views(vector), **self.buffers()}
-        return exit_losses(functional_call(self.bound.network, named, (batch[0],)), batch[1]).sum()
+        losses = exit_losses(functional_call(self.bound.network, named, (batch[0],)), batch[1])
+        return losses @ self.coefficients
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("normalise", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("epsilon", [1.0, 0.3])
-def test_gradient_equals_that_of_the_dense_formula(kind, normalise, epsilon):
+@pytest.mark.parametrize(("epsilon", "coefficients"), [(1.0, (1.0, 1.0, 1.0)), (0.3, (0.01, 0.3, 1.0))])
+def test_gradient_equals_that_of_the_dense_formula(kind, normalise, epsilon, coefficients):
     case = Case(segments=kind, normalise=normalise, epsilon=epsilon)
+    case.coefficients = torch.tensor(coefficients)
     case.fit(batches=BATCHES[:1])
     gradient = case.rule.first / 0.1  # Adam's first moment after one step
     eta = torch.ones(3, case.segments.count, requires_grad=True)

@@ -23,7 +23,9 @@ def fuse(name, deltas, kind="tensor", epsilon=1.0):
     rule = WeighedFusion(config, bound, Segments(kind, bound.space), OWNED, weighting)
     torch.manual_seed(0)
     buffers = bound.buffer_tensors(bound.buffer_arrays())
-    return bound, rule.fuse(FusionTask(bound.vector.clone(), deltas, buffers, BATCHES, 0.1, "test"))
+    return bound, rule.fuse(
+        FusionTask(bound.vector.clone(), deltas, buffers, BATCHES, 0.1, torch.ones(3), "test")
+    )
 
 
 def test_shares_sum_to_one_over_the_owners():

@@ -8,7 +8,7 @@ from tiny_network import CPU, bind, dataset, one_exit, owners_of, run_config, th
 from torch import nn
 from torch.testing import assert_close
 
-from raygf.config.run import FusionConfig, OptimConfig
+from raygf.config.run import FusionConfig, LossConfig, OptimConfig
 from raygf.errors import ConfigError
 from raygf.fusion.batchnorm import weighted_statistics
 from raygf.fusion.fuse import fusion_weights
@@ -49,6 +49,22 @@ def test_weights_learn_in_every_round():
     for before, after in pairwise(seen):
         assert np.abs(after["eta"] - before["eta"]).max() > 1e-4
         assert not np.array_equal(after["adam_second"], before["adam_second"])
+
+
+def test_the_fusion_minimises_what_joint_sgd_does():
+    """In round 2 of 4, SDN's c is a third of the way from 0.01 to 0.15 and 0.3; the report's loss is F."""
+    step, seen = make(run_config(loss=LossConfig(coefficients="sdn"))), []
+    fuse = step._rule.fuse
+
+    def spy(task):
+        seen.append((task.coefficients.tolist(), fuse(task)))
+        return seen[-1][1]
+
+    step._rule.fuse = spy
+    report = step.run(STATE, 2).fusion
+    ((coefficients, fused),) = seen
+    assert coefficients == pytest.approx((0.01 + 0.14 / 3, 0.01 + 0.29 / 3, 1.0))
+    assert report.loss == pytest.approx(np.dot(coefficients, fused.score.loss))
 
 
 @pytest.mark.parametrize("carry", [False, True])

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_distilled_losses_by_hand():
     shallow = torch.tensor([[2.0, 0.0, -1.0]], requires_grad=True)
     deep = torch.tensor([[0.5, 1.5, 0.0]], requires_grad=True)
     labels = torch.tensor([1])
-    found = distilled_losses([shallow, deep], labels, gamma=0.9, temperature=3.0)
+    found = distilled_losses([shallow, deep], labels, LossConfig(gamma=0.9, temperature=3.0))
     teacher, student = (deep / 3).softmax(1), (shallow / 3).softmax(1)
     divergence = (teacher * (teacher.log() - student.log())).sum()
     plain = F.cross_entropy(shallow, labels)
@@ -69,10 +70,13 @@ def test_the_configuration_chooses_the_losses():
     logits = [torch.randn(5, 4) for _ in range(3)]
     plain = exit_losses(logits, LABELS)
     assert make_losses(LossConfig()) is exit_losses
-    chosen = make_losses(LossConfig(distill=True, gamma=0.5, temperature=2.0))
-    assert_close(chosen(logits, LABELS), distilled_losses(logits, LABELS, 0.5, 2.0))
-    assert_close(distilled_losses(logits, LABELS, 0.0, 3.0), plain)
-    assert_close(distilled_losses(logits[:1], LABELS, 0.9, 3.0), plain[:1])
+    hinton = LossConfig(distill=True, gamma=0.5, temperature=2.0)
+    chosen = make_losses(hinton)(logits, LABELS)
+    assert_close(chosen, distilled_losses(logits, LABELS, hinton))
+    program = distilled_losses(logits, LABELS, replace(hinton, kd_reduction="mean"))
+    assert_close(program[:2] - plain[:2] / 2, (chosen[:2] - plain[:2] / 2) / 4)  # four classes
+    assert_close(distilled_losses(logits, LABELS, LossConfig(gamma=0.0)), plain)
+    assert_close(distilled_losses(logits[:1], LABELS, LossConfig()), plain[:1])
 
 
 @pytest.mark.parametrize("rounds", [4, 40, 90, 100, 160, 300])
@@ -103,10 +107,14 @@ def test_sdn_coefficients_at_their_limits():
         loss_coefficients(1, 9, 8, SDN)
 
 
-def test_exit_loss_weights():
-    assert exit_loss_weights(1, (0.2, 0.4, 1.0), 0.1) == pytest.approx((0.02, 0.4, 0.1))
+def test_all_losses_have_the_coefficient_of_the_exit_that_trains():
+    """So its own share, 1 / (1 + 6 · 0.1) on 7 exits, is that of MSDNet in every round."""
+    assert exit_loss_weights(1, (0.2, 0.4, 1.0), 0.1) == pytest.approx((0.04, 0.4, 0.04))
     assert exit_loss_weights(2, (0.2, 0.4, 1.0), 0.0) == (0.0, 0.0, 1.0)
-    assert exit_loss_weights(0, (0.2, 0.4, 1.0), 1.0) == (0.2, 0.4, 1.0)
+    assert exit_loss_weights(0, (1.0, 1.0, 1.0), 0.1) == (1.0, 0.1, 0.1)
+    for round in (1, 50, 100):
+        weights = exit_loss_weights(0, loss_coefficients(round, 100, 7, SDN), 0.1)
+        assert weights[0] / sum(weights) == pytest.approx(1 / 1.6)
 
 
 def tally(batches, *peers):
