@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -71,6 +72,8 @@ def show(title: str, timings: Mapping[str, Timing], base: str, extra: Mapping[st
 
 
 def machine() -> dict[str, Any]:
-    """A description of the machine."""
+    """A description of the machine, and the versions of what runs on it."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
-    return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    packages = {name: version(name) for name in ("torchvision", "ray", "mlflow")}
+    versions = {"python": platform.python_version(), "torch": torch.__version__, **packages}
+    return {"device": device, "threads": torch.get_num_threads(), **versions}

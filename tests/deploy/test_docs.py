@@ -8,6 +8,7 @@ from math import ceil
 import click
 import pytest
 from command_lines import REPOSITORY, check, commands
+from timing import machine
 
 from raygf.compute import Compute
 from raygf.config.recipes import get_recipe
@@ -82,6 +83,12 @@ def test_times_of_a_round_follow_from_the_formula():
     for gpus, _, actors, *found in table:
         epochs = ceil(5 / int(actors)) + float(fusion)
         assert found == [f"{epochs:.2f} t", f"{int(gpus) * epochs:.1f} t"]
+
+
+def test_the_readme_has_the_versions_that_benchmarks_print():
+    shown = ("Python", "PyTorch", "torchvision", "Ray", "MLflow")
+    assert re.search(", ".join(rf"{name} [\d.]+\d" for name in shown), " ".join(PAGES["README"].split()))
+    assert {"python", "torch", "torchvision", "ray", "mlflow"} < machine().keys()
 
 
 @pytest.mark.parametrize(
