@@ -2,6 +2,8 @@
 
     python benchmarks/load.py
 
+It starts a Ray of its own on this machine, whatever RAY_ADDRESS says, and looks at its processes.
+
 Two parts. A run of a network with 16 exits: in one process, on 3 exit actors, on 16. And as many actors as
 memory has room for, 64 at most, whose trainings do nothing: how long they take to start, how long a round
 takes, and how much memory each uses: idle some 330 MiB, for torch and Ray.

@@ -2,6 +2,8 @@
 
     python benchmarks/round_overhead.py
 
+It starts a Ray of its own on this machine, whatever RAY_ADDRESS says: its bars are for that.
+
 Bars on 2 cores: at most 0.20 s for 7.36 M parameters × 7 exits, 0.40 s for 24 M × 5; peak memory of the
 driver at most 1.5 × n·P·4 bytes over its base. The driver's memory is what it allocates itself (the peak over
 all rounds of its resident memory less shared pages) plus what it keeps alive in the object store (a round's

@@ -2,6 +2,8 @@
 
     python benchmarks/soak.py --figure soak.png
 
+It starts a Ray of its own on this machine, whatever RAY_ADDRESS says, and looks into its processes.
+
 The run is a real one: a driver actor, an exit actor for each exit, a checkpoint a round. After every round,
 when the driver and its actors are idle, each process is measured. Its own memory is what it has resident and
 does not share: pages of the object store that it has mapped count for the store. Ray's part of a process

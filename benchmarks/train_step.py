@@ -12,6 +12,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import tyro
@@ -45,6 +46,8 @@ class Options:
     """Timed runs of each."""
     accuracy_rounds: int = 0
     """Also train the digits for this many rounds with each setting; 0: don't."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto: on a GPU if there is one."""
     seeds: int = 3
     """Seeds of that training."""
     storage: str = "runs/train-step"
@@ -53,7 +56,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Time all settings in turn and print their ratios to plain float32."""
-    default = resolve_compute(ComputeConfig())
+    default = resolve_compute(ComputeConfig(options.device))
     settings = {
         f"{precision} {layout}": Compute(default.device, precision, layout)
         for precision in ("fp32", "bf16")
@@ -64,14 +67,15 @@ def main(options: Options) -> None:
     picked = f"{default.precision} {default.memory_format}"
     plain = "fp32 contiguous"
     extra = {
+        "trained_on": default.device,
         "default": picked,
         "speedup_of_default": round(timings[plain].median / timings[picked].median, 3),
         "fastest": min(timings, key=lambda name: timings[name].median),
     }
     if options.accuracy_rounds:
         extra["accuracy"] = {name: _accuracy(c, options) for name, c in settings.items()}
-    title = f"One exit-training step, MSDNet CIFAR, 7 exits, batch {options.batch}; default here: {picked}"
-    show(title, timings, plain, extra)
+    title = f"One exit-training step on {default.device}, MSDNet CIFAR, 7 exits, batch {options.batch}"
+    show(f"{title}; default here: {picked}", timings, plain, extra)
 
 
 def _epoch(compute: Compute, options: Options) -> Callable[[], None]:

@@ -17,7 +17,7 @@ from raygf.errors import RaygfError
 
 REPOSITORY = Path(__file__).parents[2]
 OURS = ("deploy/", "jobs/", "cluster.yaml")
-UNCHECKED = ("aws", "docker", "kubectl", "pip", "export", "mkdir", "sudo", "ulimit")
+UNCHECKED = ("aws", "docker", "kubectl", "pip", "export", "kill", "mkdir", "sudo", "ulimit")
 """Programs that can't be asked here; only the files that they are given are looked up."""
 GROUPS = {"ray": "ray.scripts.scripts", "mlflow": "mlflow.cli"}
 

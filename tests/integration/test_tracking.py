@@ -37,7 +37,7 @@ START = RunStart(
     tensors=("stem", "head.0", "head.1"),
     setting="cpu",
 )
-END = RunEnd(2, 6, ExitScore((0.5, 0.4), (0.8, 0.9)), "ab" * 32, "runs/x/round-2", finished=True)
+END = RunEnd(2, 6, ExitScore((0.5, 0.4), (0.8, 0.9)), "ab" * 32, "runs/x/round-2", finished=True, seconds=4.0)
 FUSION = FusionReport(
     weights=np.array([[0.25, 1, np.nan], [0.75, np.nan, 1]]),
     mean_weight=(0.25, 0.75),
@@ -194,7 +194,7 @@ def test_a_stopped_run_is_resumed_in_place(store, said):
     tracker.log_start(replace(START, round=1, setting="cuda"))
     tracker.log_round(record(2, (0.5, 0.6)))  # the checkpoint was a round behind
     tracker.log_round(record(3, (0.7, 0.8)))
-    tracker.finish(replace(END, rounds=3))
+    tracker.finish(replace(END, rounds=3, seconds=6.0))
 
     run = client.get_run(run_id)
     assert (said, run.info.status) == ([], "FINISHED")
@@ -377,8 +377,9 @@ def server(empty_tracking, tmp_path_factory):
     done = start_mlflow(*server.words)
     try:
         assert done.returncode == 0, done.stderr
-        told = f"MLflow server on port {port}, database and log in {server.folder}/mlflow\n"
-        assert done.stdout == told
+        what = f"pid {server.processes()[0].pid}; database, log and pid in {server.folder}/mlflow"
+        assert done.stdout == f"MLflow server on 127.0.0.1:{port}, {what}\n"
+        assert {c.laddr.ip for c in psutil.net_connections() if c.laddr.port == port} == {"127.0.0.1"}
         yield server
     finally:
         server.end()
@@ -388,7 +389,7 @@ def test_the_server_is_started_once_and_serves_artifacts(server):
     again = start_mlflow(*server.words)
     assert (again.returncode, again.stdout) == (
         0,
-        f"an MLflow server answers on port {server.port} already\n",
+        f"an MLflow server answers on port {server.port} already, pid {server.processes()[0].pid}\n",
     )
     assert len(server.processes()) == 1
     assert [server.answer_to(host) for host in ("127.0.0.1", "head.example.org", "10.1.2.3")] == [200] * 3

@@ -5,8 +5,10 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+import train_step
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timing import Timing
 
 from raygf import compute as module
 from raygf.compute import (
@@ -150,3 +152,15 @@ def test_seeded_globals_nest():
         with seeded_globals(1, "inner"):
             torch.randn(7)
         assert torch.equal(torch.randn(2), plain)
+
+
+def test_the_training_step_is_timed_on_the_device_that_is_asked_for(monkeypatch):
+    devices, shown = set(), []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(train_step, "_epoch", lambda compute, _: devices.add(compute.device))
+    monkeypatch.setattr(
+        train_step, "interleave", lambda programs, *_: dict.fromkeys(programs, Timing((1.0,)))
+    )
+    monkeypatch.setattr(train_step, "show", lambda title, *_: shown.append(title))
+    train_step.main(train_step.Options(device="cpu"))
+    assert devices == {"cpu"} and shown[0].startswith("One exit-training step on cpu, ")
