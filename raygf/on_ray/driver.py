@@ -7,7 +7,6 @@ Between them come notes (plain text) for people.
 
 import gc
 import queue
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -24,7 +23,7 @@ from raygf.errors import DriverLost, RaygfError, ResourceError, RunFailed
 from raygf.on_ray.cluster import dead_nodes, fetch
 from raygf.on_ray.executor import RayExecutor
 from raygf.on_ray.faults import Failure, cause_of, deadline_s, failure_of, node_of
-from raygf.on_ray.placement import START_S, Bundles, Waiting, driver_bundle, fits, idle_nodes, size
+from raygf.on_ray.placement import START_S, Bundles, Waiting, awake_s, driver_bundle, fits, idle_nodes, size
 from raygf.on_ray.pool import MakeTrainer
 from raygf.on_ray.restarts import RestartedDriver
 from raygf.records import Notify, RoundRecord, RunEnd, RunStart, ignore
@@ -167,7 +166,7 @@ class ProcessHandle(DriverHandle):
     def prepare(self) -> RunStart:
         """As ``Driver.prepare``; raises ResourceError if the processes could not start."""
         waiting = Waiting(self._what, self._resources.wait_for_resources_s, self._fits, self._notify)
-        began, start = time.monotonic(), None
+        began, start = awake_s(), None
         while start is None and len(self._started) < (self._resources.workers or 1):
             if late := waiting.late(began):
                 raise ResourceError(late.text(self._what, self.knob))
@@ -215,9 +214,9 @@ class ProcessHandle(DriverHandle):
 
     def _next(self, limit: float, late: RaygfError) -> Any:
         """The next message; raises ``late`` if none comes within ``limit`` seconds."""
-        until = time.monotonic() + limit
-        while (left := until - time.monotonic()) > 0:
-            if (message := self._poll(left)) is not None:
+        until = awake_s() + limit
+        while (left := until - awake_s()) > 0:
+            if (message := self._poll(min(left, _TICK_S))) is not None:
                 return message
         raise late
 

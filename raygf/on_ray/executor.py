@@ -15,7 +15,7 @@ from raygf.data.base import Dataset
 from raygf.errors import ExitFailed, NonFiniteError, RunFailed
 from raygf.on_ray.cluster import dead_nodes, fetch
 from raygf.on_ray.faults import Action, Failure, Loss, cause_of, deadline_s, failure_of, judge, node_of
-from raygf.on_ray.placement import Bundles
+from raygf.on_ray.placement import Bundles, awake_s
 from raygf.on_ray.pool import ExitPool, MakeTrainer, Worker
 from raygf.records import Notify, ignore
 from raygf.training.exit_trainer import ExitTrainer, ExitUpdate, Trained
@@ -34,7 +34,7 @@ _KNOBS = {
 
 @dataclass
 class _Task:
-    """One exit's training under way; without an ``exit``, the start of the worker."""
+    """One exit's training, under way since (``awake_s``); without an ``exit``, the start of the worker."""
 
     exit: int | None
     worker: Worker
@@ -118,12 +118,14 @@ class RayExecutor:
                 exit = work.queue.popleft()
                 momentum = work.momenta[exit]
                 ref = worker.actor.train.remote(work.state, exit, work.exits, work.round, momentum)
-                work.running[ref] = _Task(exit, worker, time.monotonic())
+                work.running[ref] = _Task(exit, worker, awake_s())
 
     def _collect(self, work: _Round) -> None:
         """Wait for something to happen, and act on all that has."""
         starting = self._pool.starting()
-        done, _ = ray.wait([*work.running, *starting], num_returns=1, timeout=_TICK_S)
+        waited = [*work.running, *starting]
+        ray.wait(waited, num_returns=1, timeout=_TICK_S)
+        done, _ = ray.wait(waited, num_returns=len(waited), timeout=0)  # all, before any is called late
         for ref in done:
             if ref in starting:
                 self._admit(starting[ref], work)
@@ -137,7 +139,7 @@ class RayExecutor:
 
     def _end_overdue(self, work: _Round) -> None:
         """Retry trainings that are past their deadline."""
-        limit, now = deadline_s(self._slowest, self._resources.exit_timeout_s), time.monotonic()
+        limit, now = deadline_s(self._slowest, self._resources.exit_timeout_s), awake_s()
         for ref, task in list(work.running.items()):
             if now - task.since > limit:
                 del work.running[ref]
@@ -157,7 +159,7 @@ class RayExecutor:
         assert task.exit is not None
         try:
             work.updates[task.exit] = _fetch(ref)
-            self._slowest = max(self._slowest or 0.0, time.monotonic() - task.since)
+            self._slowest = max(self._slowest or 0.0, awake_s() - task.since)
         except NonFiniteError as error:
             if self._config.on_divergence == "stop":
                 raise

@@ -164,6 +164,26 @@ class Bundles:
         return {"scheduling_strategy": strategy}
 
 
+class AwakeClock:
+    """Seconds in which this process ran; whoever waits with a limit reads it every second.
+
+    Of a longer time between two readings, in which it was suspended or did not wait, only ``most_s`` count.
+    """
+
+    def __init__(self, most_s: float = 2.0) -> None:
+        self._most_s = most_s
+        self._seconds, self._read_at = 0.0, time.monotonic()
+
+    def __call__(self) -> float:
+        now = time.monotonic()
+        self._seconds += min(now - self._read_at, self._most_s)
+        self._read_at = now
+        return self._seconds
+
+
+awake_s = AwakeClock()
+"""This process's: Ctrl-Z, a laptop's lid, a migrated machine must not make what is waited for look late."""
+
 START_S = 300.0
 """Seconds in which a process that has room starts: it imports torch, and an exit's maps the data."""
 _NOTE_AFTER_S = {True: 5.0, False: 30.0}
@@ -201,8 +221,8 @@ class Waiting:
         self._noted = False
 
     def late(self, started: float) -> Late | None:
-        """None while there is still hope for the process that was asked for at ``started``."""
-        now = time.monotonic()
+        """None while there is still hope for the process that was asked for at ``started`` (``awake_s``)."""
+        now = awake_s()
         self._began = now if self._began is None else self._began
         lacking = not self._fits()
         limit, since = (self._wait_s, self._began) if lacking else (START_S + self._wait_s, started)
@@ -217,5 +237,5 @@ class Waiting:
     def over(self) -> None:
         """There is one."""
         if self._noted and self._began is not None:
-            self._notify(f"there is {self._what} after {time.monotonic() - self._began:.0f} s")
+            self._notify(f"there is {self._what} after {awake_s() - self._began:.0f} s")
         self._began, self._noted = None, False

@@ -1,7 +1,6 @@
 """Exit actors: their processes are started, replaced and ended here, and room for them is waited for."""
 
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,16 @@ import ray
 from raygf.config.run import ResourceConfig, RunConfig
 from raygf.data.base import Dataset
 from raygf.errors import ResourceError, RunFailed
-from raygf.on_ray.placement import Bundles, Waiting, driver_bundle, exit_bundle, fits, idle_nodes, size
+from raygf.on_ray.placement import (
+    Bundles,
+    Waiting,
+    awake_s,
+    driver_bundle,
+    exit_bundle,
+    fits,
+    idle_nodes,
+    size,
+)
 from raygf.records import Notify
 from raygf.training.exit_trainer import ExitUpdate
 from raygf.training.network import NetworkState, Vector
@@ -62,7 +70,7 @@ class ExitActor:
 
 @dataclass
 class Worker:
-    """One actor of the pool, the ``slot``-th, started at ``since``; without a ``place`` until it is ready."""
+    """The ``slot``-th actor of the pool, started at ``since`` (``awake_s``); no ``place`` until ready."""
 
     slot: int
     actor: Any
@@ -139,7 +147,7 @@ class ExitPool:
             num_cpus=resources.cpus_per_exit, num_gpus=resources.gpus_per_exit or 0, **placed
         )
         actor = remote.remote(self._trainer, self._config, self.dataset)
-        return Worker(slot, actor, actor.start.remote(), time.monotonic())
+        return Worker(slot, actor, actor.start.remote(), awake_s())
 
     def _fits(self) -> bool:
         """Whether the living nodes can hold an actor beside the driver, which runs here."""

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -18,13 +19,16 @@ from faults import DELAY_S, Faults
 from runs import raygf_actors, wait_until, with_resources
 
 from raygf.compute import resolve_compute
-from raygf.config.run import RunConfig
+from raygf.config.run import ResourceConfig, RunConfig
 from raygf.data.base import Dataset
 from raygf.data.load import load_data
 from raygf.errors import ExitFailed, NonFiniteError, RaygfError
 from raygf.models.build import build_model
+from raygf.on_ray import executor
 from raygf.on_ray.executor import RayExecutor
-from raygf.training.exit_trainer import LocalExecutor
+from raygf.on_ray.placement import AwakeClock
+from raygf.on_ray.pool import Place
+from raygf.training.exit_trainer import ExitUpdate, LocalExecutor
 from raygf.training.network import BoundNetwork, NetworkState
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the actors can't import this file
@@ -314,6 +318,58 @@ def test_actor_lost_while_starting_is_not_called_exit_0(new_pool, bench):
         pool.train(bench.state, 1, NONE)
     assert len(faults.logged("made")) >= 2
     assert "exit 0" not in str(caught.value)
+
+
+class Asleep:
+    """Ray and a pool of which nothing is real; time passes in ``wait``, as told.
+
+    ``steps``: for every wait, the seconds that it takes and how many results lie there then.
+    """
+
+    def __init__(self, monkeypatch, steps):
+        self.now, self.there, self.steps, self.replaced = 0.0, 0, iter(steps), []
+        self.workers = [SimpleNamespace(actor=self, place=Place("n", "n")) for _ in range(EXITS)]
+        self.train, self.put = SimpleNamespace(remote=lambda state, exit, *_: exit), lambda state: state
+        monkeypatch.setattr("raygf.on_ray.placement.time.monotonic", lambda: self.now)
+        monkeypatch.setattr(executor, "awake_s", AwakeClock())
+        monkeypatch.setattr(executor, "ray", self)
+        monkeypatch.setattr(executor, "_fetch", lambda exit: ExitUpdate(exit, NONE, {}, 0.0, 0.0, 1.0))
+        monkeypatch.setattr(executor, "ExitPool", lambda *_: self)
+
+    def wait(self, refs, num_returns, timeout):
+        if timeout:
+            seconds, self.there = next(self.steps)
+            self.now += seconds
+        done = [ref for ref in refs if ref < self.there][:num_returns]
+        return done, [ref for ref in refs if ref not in done]
+
+    def ready(self):
+        return self.workers
+
+    def starting(self):
+        return {}
+
+    def busy(self): ...
+
+    def replace(self, worker):
+        self.replaced.append(worker)
+
+
+@pytest.mark.parametrize(
+    ("steps", "retried"),
+    [
+        ([(1.0, 0), (1000.0, 3)], 0),  # all ended while the driver slept
+        ([(1000.0, 0), (1.0, 1), (1000.0, 1), (0.5, 3)], 0),  # it sleeps more than they do
+        ([*[(1.0, 2)] * 11, (1.0, 3)], 1),  # nobody sleeps, the third is stuck
+    ],
+)
+def test_a_driver_that_slept_takes_no_training_for_stuck(monkeypatch, steps, retried):
+    it = Asleep(monkeypatch, steps)
+    config = RunConfig(resources=ResourceConfig(exit_timeout_s=10.0))
+    pool = RayExecutor(config, it, EXITS)  # type: ignore[arg-type]
+    trained = pool.train(NetworkState(np.zeros(1, np.float32), {}), 1, NONE)
+    assert [update.exit for update in trained.updates] == [0, 1, 2]
+    assert len(it.replaced) == len(trained.notes) == retried
 
 
 class Hog:
