@@ -8,8 +8,11 @@ python jobs/cifar.py --data.source parquet --data.path /data/cifar10-parquet --r
 import sys
 from functools import partial
 
-from raygf.cli import main
-from raygf.launch import run_job
+from raygf.errors import loading
+
+with loading():
+    from raygf.cli import main
+    from raygf.launch import run_job
 
 if __name__ == "__main__":
     description = "Train a multi-exit network on CIFAR-10 or CIFAR-100."

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raygf.cli import main, parse_flags
-from raygf.config.recipes import get_recipe
-from raygf.config.run import ResourceConfig
-from raygf.console import print_table
-from raygf.launch import compared, run
-from raygf.on_ray.cluster import connected
+from raygf.errors import loading
+
+with loading():
+    from raygf.cli import main, parse_flags
+    from raygf.config.recipes import get_recipe
+    from raygf.config.run import ResourceConfig
+    from raygf.console import print_table
+    from raygf.launch import compared, run
+    from raygf.on_ray.cluster import connected
 
 NEXT = """
 Both runs got the same number of passes over the training images; one round of Meta-GF is a pass for every

@@ -8,8 +8,11 @@ ray job submit --working-dir . -- python jobs/digits.py --rounds 10
 import sys
 from functools import partial
 
-from raygf.cli import main
-from raygf.launch import run_job
+from raygf.errors import loading
+
+with loading():
+    from raygf.cli import main
+    from raygf.launch import run_job
 
 if __name__ == "__main__":
     sys.exit(main(partial(run_job, "Train a small multi-exit network on handwritten digits.", "digits")))

@@ -11,23 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raygf.cli import main, parse_flags
-from raygf.config.fields import Section
-from raygf.config.run import Name
-from raygf.console import print_table
-from raygf.errors import ConfigError, TrackingError
-from raygf.evaluation.loading import LoadedRun, load_run
-from raygf.evaluation.report import (
-    anytime_tables,
-    comparison_files,
-    run_files,
-    run_folders,
-    what_is_missing,
-    write_files,
-)
-from raygf.evaluation.results import Group, RunResults, evaluate_run, group_runs
-from raygf.evaluation.tables import to_rich
-from raygf.storage.checkpoint import find_checkpoint
+from raygf.errors import loading
+
+with loading():
+    from raygf.cli import main, parse_flags
+    from raygf.config.fields import Section
+    from raygf.config.run import Name
+    from raygf.console import print_table
+    from raygf.errors import ConfigError, TrackingError
+    from raygf.evaluation.loading import LoadedRun, load_run
+    from raygf.evaluation.report import (
+        anytime_tables,
+        comparison_files,
+        run_files,
+        run_folders,
+        what_is_missing,
+        write_files,
+    )
+    from raygf.evaluation.results import Group, RunResults, evaluate_run, group_runs
+    from raygf.evaluation.tables import to_rich
+    from raygf.storage.checkpoint import find_checkpoint
 
 DESCRIPTION = "Evaluate past runs: anytime and budgeted accuracy, convergence, conflict, importance."
 

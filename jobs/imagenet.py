@@ -8,8 +8,11 @@ python jobs/imagenet.py --data.source shards --data.path some --data.test 50 --d
 import sys
 from functools import partial
 
-from raygf.cli import main
-from raygf.launch import run_job
+from raygf.errors import loading
+
+with loading():
+    from raygf.cli import main
+    from raygf.launch import run_job
 
 if __name__ == "__main__":
     description = "Train a multi-exit network on ImageNet, or on any photographs that are read from disk."

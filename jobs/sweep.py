@@ -8,8 +8,11 @@ ray job submit --working-dir . -- python jobs/sweep.py --space fusion_lr --concu
 
 import sys
 
-from raygf.cli import main
-from raygf.sweep.run import run_sweep
+from raygf.errors import loading
+
+with loading():
+    from raygf.cli import main
+    from raygf.sweep.run import run_sweep
 
 if __name__ == "__main__":
     sys.exit(main(run_sweep))

@@ -22,24 +22,27 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import torch
-from matplotlib.axes import Axes
-from matplotlib.contour import QuadContourSet
-from matplotlib.figure import Figure
-from torch import Tensor
-from torchjd.aggregation import PCGradWeighting
+from raygf.errors import loading
 
-from raygf.cli import main, parse_flags
-from raygf.compute import torch_threads
-from raygf.config.fields import Limits, Section
-from raygf.config.run import Name
-from raygf.evaluation.figures import legend_outside, new_figure, plain_axes, run_style
-from raygf.evaluation.report import write_files
-from raygf.evaluation.tables import csv_text, markdown_table
-from raygf.fusion.fuse import fuse, fusion_weights
-from raygf.fusion.learned import carry
-from raygf.training.space import FlatSpace, Segments, Slot
+with loading():
+    import numpy as np
+    import torch
+    from matplotlib.axes import Axes
+    from matplotlib.contour import QuadContourSet
+    from matplotlib.figure import Figure
+    from torch import Tensor
+    from torchjd.aggregation import PCGradWeighting
+
+    from raygf.cli import main, parse_flags
+    from raygf.compute import torch_threads
+    from raygf.config.fields import Limits, Section
+    from raygf.config.run import MILLION, Name
+    from raygf.evaluation.figures import legend_outside, new_figure, plain_axes, run_style
+    from raygf.evaluation.report import write_files
+    from raygf.evaluation.tables import csv_text, markdown_table
+    from raygf.fusion.fuse import fuse, fusion_weights
+    from raygf.fusion.learned import carry
+    from raygf.training.space import FlatSpace, Segments, Slot
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class ToyConfig(Section):
 
     out: Name = "toy"
     """Folder for the figures and tables."""
-    steps: Annotated[int, Limits(10)] = 1500
+    steps: Annotated[int, Limits(10, MILLION)] = 1500
     """SGD steps of each task."""
 
 

@@ -4,11 +4,13 @@ import argparse
 import io
 import json
 import os
+import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
@@ -17,12 +19,9 @@ import tyro
 
 from raygf.config.recipes import RECIPES, get_recipe
 from raygf.config.run import RunConfig
-from raygf.errors import ConfigError, RaygfError
+from raygf.errors import ConfigError, RaygfError, without_password
 
 T = TypeVar("T")
-
-RESUME = "--storage.resume True"
-"""The flag that resumes a run."""
 
 
 def parse(description: str, default_recipe: str, argv: Sequence[str]) -> tuple[str, RunConfig]:
@@ -87,7 +86,7 @@ def main(job: Callable[[Sequence[str]], Mapping[str, Any]], argv: Sequence[str] 
     """Run ``job``; what it returns is the last line on standard output, as JSON.
 
     Errors that raygf raises on purpose become one line on standard error. A KeyboardInterrupt may carry the
-    flags to resume with.
+    command to resume with.
 
     Returns:
         The exit code: 0, 1 for a run that failed, 2 for something asked for that can't be done, 130 for an
@@ -100,7 +99,7 @@ def main(job: Callable[[Sequence[str]], Mapping[str, Any]], argv: Sequence[str] 
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt as stop:
-        print(f"interrupted; resume with {str(stop) or RESUME}", file=sys.stderr, flush=True)
+        print(_interrupted("interrupted", str(stop)), file=sys.stderr, flush=True)
         return 130
     except BrokenPipeError:  # the reader of a long --help has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -109,19 +108,35 @@ def main(job: Callable[[Sequence[str]], Mapping[str, Any]], argv: Sequence[str] 
     return 0
 
 
+def command_with(flags: Mapping[str, str]) -> str:
+    """The command that started this process, with ``flags`` in place of its own of these names.
+
+    Passwords are masked.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in flags:
+        parser.add_argument(flag, nargs="?")
+    _, others = parser.parse_known_args(sys.orig_argv)
+    return without_password(shlex.join([*others, *chain.from_iterable(flags.items())]))
+
+
+def _interrupted(what: str, command: str) -> str:
+    return f"{what}; resume with {command}" if command else what
+
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR = "\x1b[?25h"
 
 
 @contextmanager
-def interruptible(flags: str = RESUME) -> Iterator[Callable[[], None]]:
+def interruptible(command: str = "") -> Iterator[Callable[[], None]]:
     """Inside, the first Ctrl-C or SIGTERM raises KeyboardInterrupt, whatever comes then exits with 130.
 
     Only in the main thread; elsewhere nothing is changed. The second signal cleans nothing up: actors and
     nodes that this process has started end with it.
 
     Args:
-        flags: those that resume what was interrupted; a process that exits names them.
+        command: resumes what was interrupted; a process that exits names it.
 
     Yields:
         A call that puts the handlers in place again, for after Ray's start, which puts its own there.
@@ -135,7 +150,7 @@ def interruptible(flags: str = RESUME) -> Iterator[Callable[[], None]]:
         raise KeyboardInterrupt
 
     def second(number: int, frame: FrameType | None) -> NoReturn:
-        text = f"{cursor}\ninterrupted again: stopped at once; resume with {flags}\n"
+        text = f"{cursor}\n{_interrupted('interrupted again: stopped at once', command)}\n"
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
         os._exit(130)
 

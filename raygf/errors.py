@@ -1,10 +1,13 @@
 """Errors that a person reads: one line each, and the exit code that a job ends with."""
 
 import importlib
+import os
 import re
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 
@@ -92,6 +95,26 @@ class ExitFailed(RaygfError):
             f"exit {self.exit + 1} could not be trained in round {self.round} on node {self.node}: "
             f"{self.cause}; {self.knob}"
         )
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Around a job's imports, which take seconds: Ctrl-C and SIGTERM are one line and exit code 130 or 143.
+
+    At once, for an exception in the midst of an import could be caught there. Only in the main thread.
+    """
+
+    def stop(number: int, frame: Any) -> None:
+        os.write(2, b"interrupted while packages were loaded; nothing was begun\n")
+        os._exit(128 + number)
+
+    handled = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, stop) for number in handled}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 T = TypeVar("T")

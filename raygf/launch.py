@@ -9,7 +9,6 @@ round is: see ``Driver`` in ``raygf.rounds.driver``. Ray and MLflow are imported
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +18,7 @@ from typing import Any
 
 from rich.table import Table
 
-from raygf.cli import interruptible, parse
+from raygf.cli import command_with, interruptible, parse
 from raygf.config.fields import storage_path
 from raygf.config.run import RunConfig, StorageConfig
 from raygf.console import Progress, print_table
@@ -38,26 +37,31 @@ _TEMPORARY = "/runtime_resources/working_dir_files/"
 def run_job(description: str, default_recipe: str, argv: Sequence[str]) -> dict[str, Any]:
     """A training job: parse ``argv``, run, show the result table on standard error."""
     recipe, config = parse(description, default_recipe, argv)
-    result = run(config, recipe)
+    config = replace(config, storage=_named_storage(config.storage, recipe))
+    resume = command_with({"--storage.name": config.storage.name, "--storage.resume": "True"})
+    try:
+        result = run(config, recipe, resume)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(resume) from None
     print_table(compared({config.method: result}), sys.stderr)
     return result.json()
 
 
-def run(config: RunConfig, recipe: str = "") -> Result:
+def run(config: RunConfig, recipe: str = "", resume: str = "") -> Result:
     """Train, show progress on standard error, log to MLflow, and evaluate on the test images.
 
     Args:
         config: the run; an empty ``storage.name`` becomes the recipe (or method) and the time.
         recipe: the recipe that it came from, for names and tags.
+        resume: the command that resumes it, named if Ctrl-C comes twice.
 
     Raises:
         RaygfError: with one line for people; MLflow's run is marked before.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the run is marked KILLED.
     """
-    started = time.perf_counter()
     config = replace(config, storage=_named_storage(config.storage, recipe or config.method))
     with (
-        interruptible() as guard,
+        interruptible(resume) as guard,
         Progress(last_round=config.stop_after) as progress,
         _driver(config, progress.note) as (driver, config),
     ):
@@ -71,7 +75,7 @@ def run(config: RunConfig, recipe: str = "") -> Result:
         operations=start.operations,
         parameters=start.parameters,
         training_passes=end.training_passes,
-        seconds=round(time.perf_counter() - started, 3),
+        seconds=round(end.seconds, 3),
         weights_sha256=end.weights_sha256,
         checkpoint=end.checkpoint,
     )
@@ -87,7 +91,8 @@ def _follow(
     start = driver.prepare()
     run_id = tracker.start(config, config.storage.name, start.run_id or None, recipe=recipe)
     try:
-        progress.note(f"run {config.storage.name}, checkpoints in {config.storage.path}")
+        resumed = f", resumed after round {start.round}" if start.round else ""
+        progress.note(f"run {config.storage.name}{resumed}, checkpoints in {config.storage.path}")
         if warning := temporary_path_warning(config):
             progress.note(warning)
         tracker.log_start(start)

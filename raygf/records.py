@@ -107,7 +107,11 @@ class RunStart:
 
 @dataclass(frozen=True)
 class RunEnd:
-    """What is known after the last round."""
+    """What is known after the last round.
+
+    ``seconds``: wall time of all rounds, those before a resume too, as the last checkpoint has it: without
+    its own writing.
+    """
 
     rounds: int
     training_passes: int
@@ -115,6 +119,7 @@ class RunEnd:
     weights_sha256: str
     checkpoint: str
     finished: bool
+    seconds: float = field(default=math.nan, compare=False)
 
 
 Notify = Callable[[str], None]
@@ -179,6 +184,12 @@ def read_history(meta: Mapping[str, Any]) -> History:
     return [shortened(entry) for entry in entries]
 
 
+def wall_time(history: History) -> float:
+    """Seconds of all rounds in ``history``; NaN if it lacks some of the first."""
+    whole = [entry["round"] for entry in history] == list(range(1, len(history) + 1))
+    return float(sum(sum(entry["seconds"].values()) for entry in history)) if whole else math.nan
+
+
 class JsonText(str):
     """JSON that is a text already: ``write_archive`` puts it into its own as it is."""
 
@@ -207,11 +218,15 @@ class HistoryLog:
         self._older = _joined(*map(json.dumps, entries[: len(entries) - len(self.recent)]))
         self.skipped = len(list(takewhile(lambda entry: entry.get("skipped"), reversed(entries))))
         """Rounds at the end that were skipped."""
+        self.seconds = wall_time(entries)
+        """Wall time of all rounds; NaN if some are not known."""
 
     def append(self, record: RoundRecord) -> None:
         """Add the newest round's record."""
         if len(self.recent) == KEPT:
             self._older = _joined(self._older, json.dumps(shortened(to_json(self.recent[0]))))
+        first = not self._older and not self.recent
+        self.seconds = record.total_seconds + (math.nan if first and record.round > 1 else self.seconds)
         self.recent.append(record)
         self.skipped = self.skipped + 1 if record.skipped else 0
 

@@ -43,7 +43,8 @@ class Limits:
 
     def __str__(self) -> str:
         least = f"{'above' if self.above else 'at least'} {self.low:g}" if self.low > -math.inf else ""
-        most = f"at most {self.high:g}" if self.high < math.inf else ""
+        high = str(self.high) if isinstance(self.high, int) else f"{self.high:g}"
+        most = f"at most {high}" if self.high < math.inf else ""
         return " and ".join(filter(None, (least, most)))
 
 
@@ -70,7 +71,9 @@ def check(field: str, value: Any, hint: Any) -> None:
 
 def refuse(field: str, value: Any, allowed: str) -> ConfigError:
     """The error for ``field`` having ``value``; ``allowed`` ends the sentence "must be …"."""
-    return ConfigError(f"{field} = {value!r}: must be {allowed}")
+    text = repr(value)
+    shown = text if len(text) <= 150 else f"{text[:60]}… ({len(text)} characters)"
+    return ConfigError(f"{field} = {shown}: must be {allowed}")
 
 
 def not_empty(field: str, value: str | tuple[Any, ...]) -> None:
@@ -150,7 +153,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         return from_dict(hint, value, f"{where}.")
     if typing.get_origin(hint) is tuple and isinstance(value, list):
         return tuple(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1e300:
         return float(value)
     return value
 

@@ -29,22 +29,26 @@ def _share_or_whole(field: str, value: float) -> None:
 
 
 def _folder_name(field: str, value: str) -> None:
-    if "/" in value or value in (".", ".."):
+    if "/" in value or value in (".", "..") or not value.isprintable():
         raise refuse(field, value, "a plain folder name")
     if len(value.encode()) > _LONGEST_NAME:
         raise refuse(field, value, f"at most {_LONGEST_NAME} bytes long")
 
 
-Natural = Annotated[int, Limits(0)]
-Count = Annotated[int, Limits(1)]
-Pixels = Annotated[int, Limits(4)]
-Size = Annotated[int, Limits(1, 1 << 16)]  # of parts of a network; more is a typing error
-NotNegative = Annotated[float, Limits(0)]
-Positive = Annotated[float, Limits(0, above=True)]
+# Every number has an upper end: what exceeds it is a slip of the finger, and would fail late and obscurely.
+MILLION = 1_000_000
+Natural = Annotated[int, Limits(0, MILLION)]
+Count = Annotated[int, Limits(1, MILLION)]
+Images = Annotated[int, Limits(1, 1000 * MILLION)]
+Pixels = Annotated[int, Limits(4, 100_000)]
+Size = Annotated[int, Limits(1, 1 << 16)]  # of parts of a network
+Processes = Annotated[int, Limits(1, 10_000)]
+NotNegative = Annotated[float, Limits(0, 1000)]
+Positive = Annotated[float, Limits(0, 1000, above=True)]
 Share = Annotated[float, Limits(0, 1)]
 PositiveShare = Annotated[float, Limits(0, 1, above=True)]
-Cpus = Annotated[float, Limits(0), _countable]
-Gpus = Annotated[float, Limits(0), _countable, _share_or_whole]
+Cpus = Annotated[float, Limits(0, 10_000), _countable]
+Gpus = Annotated[float, Limits(0, 10_000), _countable, _share_or_whole]
 Name = Annotated[str, not_empty]
 
 Segmentation = Literal["tensor", "channel", "network"]
@@ -67,16 +71,16 @@ class DataConfig(Section, name="data"):
     """Folder that holds the data set (digits needs none)."""
     image_size: Pixels | None = None
     """Scale every image to this many pixels a side; by default images keep their size."""
-    val: Natural = 0
+    val: Annotated[int, Limits(0, 1000 * MILLION)] = 0
     """Training images held out for validation, chosen by seed and never augmented."""
-    test: Count | None = None
+    test: Images | None = None
     """imagefolder, shards, parquet without test images: hold out this many training images as the test set,
     the same ones whatever the seed. By default a set must bring its own."""
-    per_class: Count | None = None
+    per_class: Images | None = None
     """Keep this many training images of every class (after the validation split); by default all."""
-    train_limit: Count | None = None
+    train_limit: Images | None = None
     """Keep this many training images in all (after the validation split); by default all."""
-    pad: Natural = 4
+    pad: Annotated[int, Limits(0, 100_000)] = 4
     """Random crop: zero-pad the image by this many pixels on each side, then crop back. 0: no crop."""
     flip: bool = True
     """Flip half of the training images left to right."""
@@ -85,7 +89,7 @@ class DataConfig(Section, name="data"):
     training; the centre in evaluation."""
     resize: Pixels = 256
     """imagefolder, shards: the shorter side is scaled to this before the centre is cut out (evaluation)."""
-    workers: Natural = 4
+    workers: Annotated[int, Limits(0, 10_000)] = 4
     """imagefolder, shards: processes that read and decode for each trainer (every exit, and the driver); 0:
     it does so itself. Their number does not change the images."""
     max_undecodable: Natural = 0
@@ -118,7 +122,7 @@ class MSDNetConfig(Section, name="model.msdnet"):
     """Width of each scale relative to the finest, one entry a scale; also the bottleneck widths."""
     reduction: PositiveShare = 0.5
     """Share of the channels kept where a scale is dropped."""
-    head_channels: Count | None = 128
+    head_channels: Size | None = 128
     """Channels in the classifiers; by default 128. None: as many as come in (ImageNet)."""
 
 
@@ -177,7 +181,7 @@ class LossConfig(Section, name="loss"):
 class MethodConfig(Section, name="methods"):
     """Settings of single methods."""
 
-    cagrad_c: NotNegative = 0.4
+    cagrad_c: Annotated[float, Limits(0, 10)] = 0.4
     """CAGrad: radius around the mean gradient, relative to its length."""
     dfs_beta: Share = 0.5
     """Deep Feature Surgery: share β of the channels at an exit's branch that train for deeper exits."""
@@ -222,7 +226,7 @@ class ResourceConfig(Section, name="resources"):
     address: str = ""
     """Ray cluster to join; by default RAY_ADDRESS, else a running local one, else a new one. local: always
     start a new one on this machine."""
-    actors: Count | None = None
+    actors: Processes | None = None
     """Exit actors; by default one an exit, fewer where the cluster is smaller."""
     cpus_per_exit: Cpus = 1.0
     """CPUs of each exit actor; also its number of torch threads."""
@@ -234,7 +238,7 @@ class ResourceConfig(Section, name="resources"):
     driver_gpus: Gpus | None = None
     """GPUs of the driver; by default as gpus_per_exit. With workers set: of each worker; by default 1, or a
     share of one where the cluster has fewer than workers."""
-    workers: Count | None = None
+    workers: Processes | None = None
     """Methods within a step: workers that train together under Ray Train, each on its share of every batch;
     by default there are none, and the driver trains alone. Their number changes results by rounding only, but
     for BatchNorm, which normalises each share by itself."""
@@ -263,7 +267,7 @@ class StorageConfig(Section, name="storage"):
     """Newest checkpoints kept."""
     resume: bool = False
     """Resume from the newest whole checkpoint of the run --storage.name."""
-    retries: Natural = 5
+    retries: Annotated[int, Limits(0, 10_000)] = 5
     """Times that a checkpoint which could not be written is tried again, after 1, 2, 4 … seconds."""
 
 
@@ -288,11 +292,11 @@ class RunConfig(Section):
     ge, boostnet, dfs, pcgrad, cagrad, mgda, upgrad, imtlg, alignedmtl, nashmtl, fairgrad, gradvac, config."""
     rounds: Count = 40
     """Rounds of training. A round is one epoch: of every exit plus the fusion pass (metagf), or joint."""
-    batch_size: Annotated[int, Limits(2)] = 64
+    batch_size: Annotated[int, Limits(2, 1000 * MILLION)] = 64
     """Images a training step."""
-    eval_batch_size: Count = 256
+    eval_batch_size: Images = 256
     """Images a step of evaluation."""
-    seed: Natural = 0
+    seed: Annotated[int, Limits(0, 1 << 128)] = 0
     """Seed of every random draw: weights, split, order, augmentation."""
     stop_after: Count | None = None
     """Stop after this round, to be resumed later; the schedule still counts all rounds."""

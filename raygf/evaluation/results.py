@@ -17,7 +17,7 @@ from raygf.evaluation.importance import Importance, LearnedWeights, importance_o
 from raygf.evaluation.loading import LoadedRun
 from raygf.evaluation.outputs import TOP
 from raygf.methods.registry import passes_per_round
-from raygf.records import History, read_history
+from raygf.records import History, read_history, wall_time
 from raygf.storage.run_storage import binding
 
 
@@ -53,9 +53,7 @@ class RunResults:
     @property
     def seconds(self) -> float:
         """Wall time of all rounds; NaN if the history lacks some of them."""
-        if [entry["round"] for entry in self.history] != list(range(1, self.round + 1)):
-            return math.nan
-        return float(sum(sum(entry["seconds"].values()) for entry in self.history))
+        return wall_time(self.history) if len(self.history) == self.round else math.nan
 
 
 def evaluate_run(run: LoadedRun, with_importance: bool = True) -> RunResults:

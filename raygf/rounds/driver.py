@@ -89,6 +89,7 @@ class Driver(DriverHandle):
         self._round = 0
         self._path = ""
         self._history = HistoryLog()
+        self._writing_s = 0.0
 
     def prepare(self) -> RunStart:
         """Load data, build the network, restore the newest checkpoint: all that can fail before training.
@@ -135,7 +136,8 @@ class Driver(DriverHandle):
             test = evaluate(self._bound, self._batches.evaluate("test"))
         passes = self._round * self._method.passes
         finished = self._round >= self._config.rounds
-        return RunEnd(self._round, passes, test, self._state.sha256(), self._path, finished)
+        seconds = self._history.seconds - self._writing_s
+        return RunEnd(self._round, passes, test, self._state.sha256(), self._path, finished, seconds)
 
     def close(self) -> None:
         """End the executor and give the run's folder back."""
@@ -204,8 +206,8 @@ class Driver(DriverHandle):
             notes = self._save(record, outcome.state, run_id)
             record = replace(record, notes=(*record.notes, *notes))
         self._state, self._round, self._path = outcome.state, round, record.checkpoint
-        seconds = {**record.seconds, "checkpoint": time.perf_counter() - evaluated}
-        record = replace(record, seconds=seconds)
+        self._writing_s = time.perf_counter() - evaluated
+        record = replace(record, seconds={**record.seconds, "checkpoint": self._writing_s})
         self._history.append(record)
         return record
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from raygf.config.fields import Limits, Section, flatten, from_dict, to_dict
-from raygf.config.run import Count, Name, Natural, RunConfig, StorageConfig
+from raygf.config.run import MILLION, Count, Name, Natural, RunConfig, StorageConfig
 from raygf.errors import ConfigError, StorageError
 from raygf.methods.registry import is_step_method, passes_per_round
 from raygf.records import RoundRecord
@@ -43,7 +43,7 @@ class SweepOptions(Section):
     search: Literal["random", "grid", "optuna"] | None = None
     """How they are chosen: drawn at random, every point of a grid, or by Optuna's TPE from those before
     (pip install 'raygf[sweep]'). By default as the space says, mostly random."""
-    points: Annotated[int, Limits(2)] = 3
+    points: Annotated[int, Limits(2, MILLION)] = 3
     """grid: values taken of every range, its ends included."""
     scheduler: Literal["asha", "none", "pbt"] = "asha"
     """asha stops a trial that is not among the best third of those that have had as many training passes.

@@ -10,7 +10,7 @@ from typing import Any
 
 from ray import tune
 
-from raygf.cli import interruptible
+from raygf.cli import command_with, interruptible
 from raygf.config.fields import storage_path
 from raygf.config.run import StorageConfig
 from raygf.console import print_table
@@ -104,8 +104,9 @@ def read_command(argv: Sequence[str]) -> tuple[Command, SweepFolder, Plan | None
 
 
 def _how_to_resume(storage: StorageConfig) -> str:
-    """The flags that resume the sweep that is stored there."""
-    return "--resume " + flags_for({"storage.path": storage.path, "storage.name": storage.name})
+    """The command that resumes the sweep that is stored there."""
+    own = {"--storage.path": storage.path, "--storage.name": storage.name, "--resume": "True"}
+    return command_with(own)
 
 
 def _tune(plan: Plan, make: Callable[[Plan], tune.Tuner], folder: SweepFolder) -> dict[str, Any]:

@@ -40,10 +40,7 @@ class Report:
         return [*parcels, Parcel("fusion weight figure", self._log_fusion)]
 
     def _log_table(self, end: RunEnd) -> None:
-        seconds = self.run.history("seconds/round") if self.run.resumed else {}
-        seconds |= {record.round: record.total_seconds for record in self.records}
-        wall = sum(seconds.values())
-        column = ResultColumn(self.method, [end.test.accuracy], end.training_passes, [wall])
+        column = ResultColumn(self.method, [end.test.accuracy], end.training_passes, [end.seconds])
         table = ResultTable(self.start.operations, self.start.parameters, [column])
         markdown, uri = to_markdown(table), shlex.quote(without_password(self.run.uri))
         command = f"mlflow artifacts download --run-id {self.run.id} --dst-path {self.run.id}"

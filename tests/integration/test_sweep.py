@@ -66,7 +66,7 @@ def test_interrupted_and_killed_sweep_is_resumed_to_its_end(
     assert (first.code, first.out) == (130, ""), first.err
     assert first.err.splitlines()[-1].startswith("interrupted; ")
     where = ("--storage.path", str(tmp_path / "runs"), "--storage.name", "sweep")
-    assert first.err.splitlines()[-1].endswith(f" --resume {' '.join(where)}")
+    assert first.err.splitlines()[-1].endswith(f" {' '.join(where)} --resume True")
     parent, trials = tracked_sweep(tracking_uri)
     assert {run.status for run in (parent, *trials.values())} == {"KILLED"}
 

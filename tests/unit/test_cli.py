@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from raygf.cli import interruptible, main, parse
+from raygf.cli import command_with, interruptible, main, parse
 from raygf.config.fields import flatten, to_dict
 from raygf.config.recipes import RECIPES, get_recipe
 from raygf.errors import ConfigError, ExitFailed, NonFiniteError, ResourceError
@@ -114,10 +114,29 @@ def test_main_turns_errors_into_one_line_and_an_exit_code(capsys, error, code):
     assert capsys.readouterr() == ("", f"error: {' '.join(str(error).split())}\n")
 
 
-@pytest.mark.parametrize(("flags", "shown"), [("", "--storage.resume True"), ("--resume", "--resume")])
-def test_main_names_the_flags_that_resume_what_was_interrupted(capsys, flags, shown):
-    assert main(raising(KeyboardInterrupt(flags)), []) == 130
-    assert capsys.readouterr() == ("", f"interrupted; resume with {shown}\n")
+@pytest.mark.parametrize(
+    ("command", "line"), [("", "interrupted\n"), ("a.py -r", "interrupted; resume with a.py -r\n")]
+)
+def test_main_names_the_command_that_resumes_what_was_interrupted(capsys, command, line):
+    assert main(raising(KeyboardInterrupt(command)), []) == 130
+    assert capsys.readouterr() == ("", line)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("", ""),
+        ("--optim.lr -1 --rounds=3 --model.msdnet.factors 1 2", None),
+        ("--storage.name old --rounds 3 --storage.resume=False --seed 2", "--rounds 3 --seed 2"),
+        ("--tracking.uri http://me:secret@host:5000", "--tracking.uri http://me:***@host:5000"),
+    ],
+)
+def test_the_command_to_resume_with_is_the_one_given_and_what_it_lacks(monkeypatch, given, shown):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "dev", "jobs/digits.py", *given.split()])
+    words = ["python -X dev jobs/digits.py", given if shown is None else shown]
+    added = "--storage.name 'my run' --storage.resume True"
+    expected = " ".join(filter(None, (*words, added)))
+    assert command_with({"--storage.name": "my run", "--storage.resume": "True"}) == expected
 
 
 def test_main_does_not_hide_faults_of_the_program():
@@ -146,17 +165,17 @@ with interruptible(*sys.argv[1:]) as again:
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "flags"),
+    ("first", "second", "command"),
     [
         (signal.SIGINT, None, ()),
         (signal.SIGTERM, signal.SIGINT, ()),
-        (signal.SIGINT, signal.SIGTERM, ("--resume --storage.name mine",)),
+        (signal.SIGINT, signal.SIGTERM, ("python a.py --resume True",)),
     ],
 )
-def test_the_first_signal_ends_cleanly_and_the_second_at_once(first, second, flags):
+def test_the_first_signal_ends_cleanly_and_the_second_at_once(first, second, command):
     pipe = subprocess.PIPE
     program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *flags], stdin=pipe, stdout=pipe, stderr=pipe, text=True
+        [sys.executable, "-c", PROGRAM, *command], stdin=pipe, stdout=pipe, stderr=pipe, text=True
     )
     assert program.stdout.readline() == "ready\n"
     program.send_signal(first)
@@ -166,8 +185,8 @@ def test_the_first_signal_ends_cleanly_and_the_second_at_once(first, second, fla
         return
     program.send_signal(second)
     assert program.wait(30) == 130
-    shown = "".join(flags) or "--storage.resume True"
-    assert program.communicate() == ("", f"\ninterrupted again: stopped at once; resume with {shown}\n")
+    shown = f"; resume with {command[0]}" if command else ""
+    assert program.communicate() == ("", f"\ninterrupted again: stopped at once{shown}\n")
 
 
 def test_handlers_are_put_back_and_other_threads_leave_them_alone():

@@ -1,8 +1,12 @@
 """Errors: one line for people, whole after pickling; calls with a time limit; a user's own functions."""
 
+import os
 import pickle
+import signal
+import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, given, settings
@@ -16,11 +20,40 @@ from raygf.errors import (
     StorageLost,
     UserError,
     import_function,
+    loading,
     one_line,
     user_error,
     within,
     without_password,
 )
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("job", ["digits", "cifar", "imagenet", "sweep", "demo", "evaluate", "toy"])
+def test_a_job_that_is_stopped_while_packages_load_says_so_in_one_line(tmp_path, job):
+    """The first package that takes time stands still here; no heavy one comes before."""
+    for name in ("tyro", "numpy", "torch"):
+        (tmp_path / f"{name}.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
+    number = signal.SIGTERM if job == "sweep" else signal.SIGINT
+    program = subprocess.Popen(
+        [sys.executable, f"{REPOSITORY}/jobs/{job}.py"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert program.stdout.readline() == "loading\n"
+    program.send_signal(number)
+    line = "interrupted while packages were loaded; nothing was begun\n"
+    assert (program.communicate(timeout=30), program.returncode) == (("", line), 128 + number)
+
+
+def test_handlers_are_put_back_when_all_is_loaded():
+    before = signal.getsignal(signal.SIGINT)
+    with loading():
+        assert signal.getsignal(signal.SIGINT) != before
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_exit_codes_tell_what_was_asked_for_from_what_failed():

@@ -1,6 +1,7 @@
 """A run from start to end: its readers, its results, and what is refused before it starts."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ from tiny_network import run_config
 from raygf import launch
 from raygf.config.run import ResourceConfig, RunConfig, StorageConfig, TrackingConfig
 from raygf.errors import ConfigError, NonFiniteError
-from raygf.launch import run, temporary_path_warning
+from raygf.launch import run, run_job, temporary_path_warning
 from raygf.records import ExitScore, RoundRecord, RunEnd, RunStart
 from raygf.tracking import tracker
 
 SCORE = ExitScore((1.0, 1.5), (0.5, 0.75))
 START = RunStart(0, 10, 900, 0, 90, (1, 2), (10, 20), ("a",), "cpu", run_id="before")
-END = RunEnd(2, 6, SCORE, "ab", "runs/x/round-000002.npz", True)
+END = RunEnd(2, 6, SCORE, "ab", "runs/x/round-000002.npz", True, seconds=2.5)
 
 
 class MadeUpDriver:
@@ -78,7 +79,6 @@ def test_a_run_hands_its_records_to_the_tracker_and_returns_the_result(spy, caps
     assert [call[0] for call in others] == ["log_start", "log_round", "log_round", "finish"]
     assert others[0][1] is START and others[-1][1] is END
     values = json.loads(json.dumps(result.json()))
-    assert values.pop("seconds") >= 0
     assert list(values.items()) == [
         ("run_id", "id"),
         ("method", "sgd"),
@@ -87,6 +87,7 @@ def test_a_run_hands_its_records_to_the_tracker_and_returns_the_result(spy, caps
         ("operations", [10, 20]),
         ("parameters", [1, 2]),
         ("training_passes", 6),
+        ("seconds", 2.5),
         ("weights_sha256", "ab"),
         ("checkpoint", "runs/x/round-000002.npz"),
     ]
@@ -108,6 +109,18 @@ def test_a_run_that_does_not_end_is_marked_and_closed(spy, capsys, monkeypatch, 
         run(config())
     assert spy.calls[-1] == call
     assert capsys.readouterr().err.endswith("note: closed\n")
+
+
+def test_an_interrupted_job_names_the_whole_command_and_a_resumed_one_its_round(spy, monkeypatch, capsys):
+    monkeypatch.setattr(MadeUpDriver, "error", KeyboardInterrupt())
+    monkeypatch.setattr(MadeUpDriver, "prepare", lambda self: replace(START, round=1))
+    monkeypatch.setattr(sys, "orig_argv", ["python", "jobs/digits.py", "--seed", "3"])
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run_job("", "digits", ["--seed", "3", "--resources.executor", "local"])
+    name = spy.calls[0][1]
+    command = f"python jobs/digits.py --seed 3 --storage.name {name} --storage.resume True"
+    assert str(caught.value) == command and name.startswith("digits-2")
+    assert f"note: run {name}, resumed after round 1, checkpoints in " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from raygf.records import (
     read_history,
     shortened,
     to_json,
+    wall_time,
 )
 from raygf.storage.checkpoint import Checkpoint, read_archive, write_archive
 from raygf.training.network import NetworkState
@@ -102,6 +103,14 @@ def test_the_log_has_every_round_once_and_the_newest_whole(resumed_after):
     assert meta["history"] == [*map(shortened, whole[:-KEPT]), *whole[-KEPT:]]
     assert read_history(meta) == [*map(shortened, whole)]
     assert repr(list(HistoryLog(meta).recent)) == repr(records[-KEPT:])
+
+
+def test_wall_time_is_that_of_all_rounds_or_unknown():
+    log = log_of(*map(record, range(1, KEPT + 4)))
+    meta = read(log.followed_by(record(KEPT + 4)))
+    assert log.seconds == pytest.approx((KEPT + 3) * record().total_seconds)
+    assert HistoryLog(meta).seconds == wall_time(read_history(meta)) > log.seconds
+    assert math.isnan(log_of(record(2)).seconds) and math.isnan(wall_time([to_json(record(2))]))
 
 
 def test_skipped_rounds_at_the_end_are_counted():

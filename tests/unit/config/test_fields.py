@@ -119,6 +119,8 @@ def test_whole_numbers_for_floats_become_floats():
     gpus = from_dict(ResourceConfig, {"gpus_per_exit": 1}).gpus_per_exit
     assert (lr, gpus) == (1.0, 1.0) and type(lr) is type(gpus) is float
     assert from_dict(ResourceConfig, {"gpus_per_exit": None}).gpus_per_exit is None
+    with pytest.raises(ConfigError, match="lr = 10000"):
+        from_dict(OptimConfig, {"lr": 10**400})
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,8 @@ def test_every_field_is_checked_and_named(section, name):
         ("storage.", "path", " ", "not empty"),
         ("storage.", "name", "a/b", "a plain folder name"),
         ("storage.", "name", "..", "a plain folder name"),
+        ("storage.", "name", "a\nb", "a plain folder name"),
+        ("storage.", "name", "\x1b[31m", "a plain folder name"),
         ("storage.", "name", "é" * 101, "at most 200 bytes long"),
         ("storage.", "keep", 0, "at least 1"),
         ("", "batch_size", 1, "at least 2"),
@@ -93,6 +95,18 @@ def test_what_is_out_of_bounds_is_refused(section, name, value, allowed):
         SECTIONS[section](**{name: value})
     text = str(caught.value)
     assert text.startswith(f"{section}{name} = {value!r}: must be ") and allowed in text and "\n" not in text
+
+
+@pytest.mark.parametrize(("section", "name"), FIELDS)
+def test_every_number_has_an_upper_end(section, name):
+    hint, huge = str(typing.get_type_hints(SECTIONS[section])[name]), 10**400
+    if not any(kind in hint for kind in ("int", "float")):
+        return
+    with pytest.raises(ConfigError) as caught:
+        SECTIONS[section](**{name: (huge,) if "tuple" in hint else huge})
+    text = str(caught.value)
+    assert text.startswith(f"{section}{name} = 10000") and "… (401 characters): must be " in text
+    assert "at most " in text and len(text) < 250
 
 
 def test_ends_of_ranges_are_allowed():

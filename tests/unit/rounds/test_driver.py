@@ -13,7 +13,7 @@ from raygf.data.splits import Split
 from raygf.errors import CheckpointError, ConfigError, NonFiniteError, StorageError
 from raygf.evaluation.outputs import evaluate
 from raygf.methods.registry import method_names
-from raygf.records import read_history
+from raygf.records import read_history, wall_time
 from raygf.rounds.driver import Driver
 from raygf.storage.checkpoint import load_checkpoint
 from raygf.training.exit_trainer import LocalExecutor
@@ -199,7 +199,8 @@ def test_a_checkpoint_is_complete(tmp_path):
 def test_every_checkpoint_holds_the_history_up_to_its_round(tmp_path, method):
     """The rounds before a resume included."""
     run = storage(config(tmp_path, method), keep=3)
-    records = drive(replace(run, stop_after=2))[1] + drive(resumed(run))[1]
+    (_, first, _), (_, second, end) = drive(replace(run, stop_after=2)), drive(resumed(run))
+    records = first + second
     for record in records:
         history = read_history(load_checkpoint(record.checkpoint).meta)
         assert [entry["round"] for entry in history] == list(range(1, record.round + 1))
@@ -210,6 +211,7 @@ def test_every_checkpoint_holds_the_history_up_to_its_round(tmp_path, method):
             assert history[-1]["fusion"]["conflict_before"] == pytest.approx(before, rel=1e-5)
         untimed = [entry["round"] for entry in history if "checkpoint" not in entry["seconds"]]
         assert untimed == {1: [1], 2: [2], 3: [2, 3]}[record.round]  # a file can't time its own writing
+    assert end.seconds == pytest.approx(wall_time(history), rel=1e-5)  # so an evaluation finds the same
 
 
 def test_scores_are_those_of_the_stored_network(tmp_path):
