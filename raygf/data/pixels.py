@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 SCALE = (0.08, 1.0)
 """Share of the image's area that a random part has, as in Szegedy et al., CVPR 2015."""
@@ -99,16 +100,22 @@ def decode_rgb(file: bytes) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(io.BytesIO(file)) as image:
-            return np.asarray(_eight_bits(image).convert("RGB")).transpose(2, 0, 1)
+            return np.asarray(_eight_bits(image, file).convert("RGB")).transpose(2, 0, 1)
     except Exception as error:  # Pillow's decoders raise errors of many kinds.
         raise ValueError("the image can't be decoded: it is damaged or of an unknown format") from error
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits (PNG, TIFF) scaled to 8: Pillow's own conversion would clip it at 255."""
-    if not image.mode.startswith("I;16"):
+def _eight_bits(image: ImageFile, file: bytes) -> Image.Image:
+    """``image`` of ``file`` in 8 bits: Pillow clips grey of 16 at 255, and drops colours' lower byte."""
+    if image.mode.startswith("I;16"):
+        deep = np.asarray(image)
+    elif [tile[3] for tile in image.tile] in (["RGB;16B"], ["RGBA;16B"]):
+        with Image.open(io.BytesIO(file)) as lower:
+            lower.tile = [tile._replace(args=f"{image.mode};16L") for tile in lower.tile]
+            deep = np.asarray(image) * np.uint16(256) + np.asarray(lower)
+    else:
         return image
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return Image.fromarray(np.rint(deep / 257).astype(np.uint8))
 
 
 def decode_tensor(file: NDArray[np.uint8]) -> torch.Tensor:

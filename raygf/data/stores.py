@@ -124,7 +124,10 @@ def index_folder(root: str, split: str, class_names: tuple[str, ...] | None = No
     files, labels = [], []
     for label, name in enumerate(names):
         entries = _entries(folder / name) if name in found else []
-        inside = [entry.name for entry in entries if entry.name.lower().endswith(ENDINGS)]
+        images = [entry for entry in entries if entry.name.lower().endswith(ENDINGS)]
+        if odd := next((entry for entry in images if not entry.is_file()), None):
+            raise DataError(f"{odd.path}: can't be read (not a regular file); mend or remove it")
+        inside = [entry.name for entry in images]
         if class_names is None and not inside:
             raise DataError(f"{folder / name}: no images; expected files ending in {', '.join(ENDINGS)}")
         files.extend(inside)
@@ -257,8 +260,9 @@ def index_shards(files: Sequence[Path]) -> ShardStore:
     schema's metadata: those of the Hugging Face hub, or a list ``class_names``.
 
     Raises:
-        DataError: a file is damaged or has not the columns, has a row without label, there are no rows, or
-            the files name their classes differently.
+        DataError: a file is damaged or no regular one (a pipe would be waited for without end), has not the
+            columns or has two of a name, has a row without label, there are no rows, or the files name their
+            classes differently.
     """
     shards = [_index_file(file) for file in files]
     if not any(len(shard.labels) for shard in shards):
@@ -308,9 +312,14 @@ def refuse_copies(files: Sequence[Path]) -> None:
 def _index_file(path: Path) -> ShardStore:
     import pyarrow.parquet as pq
 
+    if not path.is_file():
+        raise DataError(f"{path}: not a whole Parquet file (not a regular file); remove it")
     with _naming_damage(str(path), lambda: pq.ParquetFile(path)) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
         label = _label_column(schema, path)
+        for name in (label, *IMAGE_COLUMNS):
+            if schema.names.count(name) > 1:
+                raise DataError(f"{path}: several columns are named {name!r}; rename or drop one")
         image = _image_column(schema, path)
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         values = _naming_damage(str(path), lambda: parquet.read(columns=[label])).column(label)
@@ -374,8 +383,11 @@ def _class_names(metadata: dict[bytes, bytes], label: str, file: Path) -> tuple[
             raise DataError(f"{file}: its 'class_names' are not UTF-8 text; write the file anew") from None
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-        return tuple(str(name) for name in features.get(label, {}).get("names", ()))
-    except (ValueError, AttributeError) as error:
+        names = features.get(label, {}).get("names") or []
+        if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
+            raise ValueError("class names are a list of texts")
+        return tuple(map(str, names))
+    except (ValueError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{file}: its 'huggingface' metadata can't be understood; write the file anew"
         ) from error

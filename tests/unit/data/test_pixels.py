@@ -2,6 +2,8 @@
 
 import random
 import statistics
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -31,6 +33,18 @@ SHAPES = [(300, 400), (400, 300), (256, 256), (60, 200), (30, 31), (255, 1000), 
 
 def decoded(file):
     return decode_tensor(np.frombuffer(file, np.uint8).copy())
+
+
+def sixteen_bits(pixels, kind):
+    """A PNG of uint16 (H, W, C), which Pillow can't write; ``kind``: the format's number for its colours."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, kind, 0, 0, 0)
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
+    parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 @pytest.mark.parametrize(
@@ -63,8 +77,10 @@ def test_lossy_files_and_grey_ones_come_close(format, mode):
 
 def test_png_is_exact_and_its_sixteen_bits_are_scaled_not_clipped():
     assert np.array_equal(decode_rgb(encode(SQUARE)), SQUARE.transpose(2, 0, 1))
-    deep = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
-    assert np.array_equal(decode_rgb(encode(deep))[0], deep >> 8)
+    for channels, kind in ((1, 0), (3, 2), (4, 6)):
+        deep = np.random.default_rng(0).integers(0, 65536, (5, 6, channels), np.uint16)
+        scaled = np.broadcast_to(np.rint(deep / 257), (5, 6, max(3, channels)))
+        assert np.array_equal(decode_rgb(sixteen_bits(deep, kind)), scaled[:, :, :3].transpose(2, 0, 1))
 
 
 def test_jpegs_go_through_pillow_only_where_torchvision_can_not_decode_them(monkeypatch):

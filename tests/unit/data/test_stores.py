@@ -1,5 +1,7 @@
 """Images in class folders, and in Parquet files that are read by row group."""
 
+import json
+import os
 import pickle
 
 import numpy as np
@@ -54,6 +56,32 @@ def test_folders_without_images_are_named(tmp_path):
     (tmp_path / "val" / "n01").mkdir(parents=True)
     with refused("val: no images"):
         index_folder(str(tmp_path), "val", ("n01",))
+
+
+def test_what_is_no_regular_file_is_refused_before_it_is_waited_for(tmp_path):
+    write_folders(tmp_path, 6, 0)
+    os.mkfifo(tmp_path / "train" / "n01" / "pipe.jpg")
+    with refused("train/n01/pipe.jpg: can't be read (not a regular file)"):
+        index_folder(str(tmp_path), "train")
+    os.mkfifo(tmp_path / "train-0.parquet")
+    with refused("train-0.parquet: not a whole Parquet file (not a regular file)"):
+        index_shards([tmp_path / "train-0.parquet"])
+
+
+@pytest.mark.parametrize(("column", "values"), [("label", [1, 0]), ("image", FILES[:2]), ("img", FILES[:2])])
+def test_columns_that_are_there_twice_are_named(tmp_path, column, values):
+    table = pa.table({"image": FILES[:2], "label": [1, 0], "img": FILES[:2]}).append_column(column, [values])
+    pq.write_table(table, tmp_path / "train.parquet")
+    with refused(f"train.parquet: several columns are named '{column}'; rename or drop one"):
+        index_shards([tmp_path / "train.parquet"])
+
+
+def test_class_names_may_be_numbers_or_lacking(tmp_path):
+    for names, expected in ((None, ()), ([], ()), ([3, "x"], ("3", "x"))):
+        features = json.dumps({"info": {"features": {"label": {"names": names}}}})
+        table = pa.table({"image": FILES[:2], "label": [1, 0]})
+        pq.write_table(table.replace_schema_metadata({"huggingface": features}), tmp_path / "a.parquet")
+        assert index_shards([tmp_path / "a.parquet"]).class_names == expected
 
 
 def test_a_file_that_is_gone_and_a_folder_that_is_not_here(tmp_path):
@@ -153,6 +181,9 @@ def test_layouts_of_the_hub(tmp_path, layout, names):
 
 ONE = FILES[:1]
 GOOD = {"image": FILES[:3], "label": [0, 1, 2]}
+NAMES = ("5", "[null]", "[[0]]", '{"0": "a"}')
+HUB_DATA, TEXTS = "'huggingface' metadata", ("{", '{"info": 3}', "[" * 10**5)
+STRANGE = [*TEXTS, *(f'{{"info": {{"features": {{"label": {{"names": {names}}}}}}}}}' for names in NAMES)]
 
 
 @pytest.mark.parametrize(
@@ -164,8 +195,7 @@ GOOD = {"image": FILES[:3], "label": [0, 1, 2]}
         ({"image": ONE, "a": [0], "b": [0]}, {}, "no label column 'label' or 'fine_label', and several"),
         ({"image": FILES[:3], "label": [0, None, 1]}, {}, "row 1 has no label; every row needs one"),
         ({"image": pa.array([], pa.binary()), "label": pa.array([], pa.int8())}, {}, "the split has no rows"),
-        (GOOD, {"huggingface": "{"}, "its 'huggingface' metadata can't be understood"),
-        (GOOD, {"huggingface": '{"info": 3}'}, "its 'huggingface' metadata can't be understood"),
+        *((GOOD, {"huggingface": text}, f"its {HUB_DATA} can't be understood") for text in STRANGE),
         (GOOD, {"class_names": b"cat,\xff"}, "its 'class_names' are not UTF-8 text"),
     ],
 )
