@@ -25,7 +25,7 @@ from raygf.evaluation.figures import (
 )
 from raygf.evaluation.importance import Importance
 from raygf.evaluation.tables import count_unit, csv_text
-from raygf.records import History, Matrix
+from raygf.records import Entry, History, Matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +105,10 @@ def convergence(label: str, seeds: Sequence[int], histories: Sequence[History]) 
     )
 
 
-def convergence_figure(curves: Sequence[Convergence]) -> Figure:
-    """How fast the last exit learns (Fig. 3): over the rounds, and over what the rounds cost.
+def convergence_figure(
+    curves: Sequence[Convergence], what: str = "training accuracy of the last exit"
+) -> Figure:
+    """How fast ``what`` grows (Fig. 3: the last exit's): over the rounds, and over what the rounds cost.
 
     A round of Meta-GF costs n + 1 passes over the training images, one of a within-step method costs 1, so
     the second panel is the fair one.
@@ -118,7 +120,7 @@ def convergence_figure(curves: Sequence[Convergence]) -> Figure:
             draw_seeds(axes, x, curve.accuracy, curve.label, run_style(index, len(x)))
     left.set_xlabel("round")
     right.set_xlabel("training passes spent (passes over the training images)")
-    left.set_ylabel("training accuracy of the last exit (%)")
+    left.set_ylabel(f"{what} (%)")
     for axes in (left, right):
         whole_numbers(axes)
         plain_axes(axes)
@@ -126,9 +128,18 @@ def convergence_figure(curves: Sequence[Convergence]) -> Figure:
     return figure
 
 
-def convergence_csv(curves: Sequence[Convergence]) -> str:
-    """The numbers of ``convergence_figure``: one line a run and round, accuracy 0–1."""
-    rows: list[list[object]] = [["run", "seed", "round", "training_passes", "last_exit_training_accuracy"]]
+def validation(label: str, seeds: Sequence[int], histories: Sequence[History]) -> Convergence | None:
+    """As ``convergence``, of the validation accuracy averaged over the exits; None without a validation."""
+
+    def shown(entry: Entry) -> Entry:
+        return {**entry, "fusion": None, "train": {"accuracy": [np.mean(entry["val"]["accuracy"])]}}
+
+    return convergence(label, seeds, [[shown(e) for e in history if e["val"]] for history in histories])
+
+
+def convergence_csv(curves: Sequence[Convergence], accuracy: str = "last_exit_training_accuracy") -> str:
+    """The numbers of ``convergence_figure``: one line a run and round, the ``accuracy`` 0–1."""
+    rows: list[list[object]] = [["run", "seed", "round", "training_passes", accuracy]]
     for curve in curves:
         for seed, accuracies in zip(curve.seeds, curve.accuracy.tolist(), strict=True):
             lines = zip(curve.rounds.tolist(), curve.passes.tolist(), accuracies, strict=True)

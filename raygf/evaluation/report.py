@@ -21,6 +21,7 @@ from raygf.evaluation.paper_figures import (
     importance_csv,
     importance_figure,
     share_csv,
+    validation,
 )
 from raygf.evaluation.results import Group, RunResults
 from raygf.evaluation.tables import ResultColumn, ResultTable, to_long_csv, to_markdown
@@ -52,16 +53,19 @@ def _column(group: Group) -> ResultColumn:
 
 
 def comparison_files(groups: Sequence[Group]) -> Files:
-    """What shows all runs together: the anytime tables, convergence (Fig. 3), budgeted batches (Fig. 2)."""
+    """What shows all runs together: anytime tables, training and validation, budgeted batches (Fig. 2)."""
     tables = anytime_tables(groups)
     files: Files = {
         "anytime.md": "\n".join(to_markdown(table) for table in tables),
         "anytime.csv": to_long_csv(tables),
     }
-    found = [convergence(group.label, group.seeds, [run.history for run in group.runs]) for group in groups]
-    if curves := [curve for curve in found if curve is not None]:
+    histories = [(group.label, group.seeds, [run.history for run in group.runs]) for group in groups]
+    if curves := [curve for curve in (convergence(*known) for known in histories) if curve is not None]:
         files["convergence.png"] = convergence_figure(curves)
         files["convergence.csv"] = convergence_csv(curves)
+    if curves := [curve for curve in (validation(*known) for known in histories) if curve is not None]:
+        files["validation.png"] = convergence_figure(curves, "validation accuracy, mean of the exits")
+        files["validation.csv"] = convergence_csv(curves, "validation_accuracy")
     budgeted = []
     for group in groups:
         by_seed = {run.config.seed: run.curve for run in group.runs if run.curve is not None}

@@ -40,7 +40,8 @@ def test_all_tables_and_figures(past, run_job, tmp_path):
     out = tmp_path / "out"
     found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert found == {
-        *("anytime.md", "anytime.csv", "budgeted.png", "budgeted.csv", "convergence.png", "convergence.csv"),
+        *("anytime.md", "anytime.csv"),
+        *(f"{name}.{kind}" for name in ("budgeted", "convergence", "validation") for kind in ("png", "csv")),
         *(f"Meta-GF-seed-{seed}/{name}.png" for seed in (0, 1) for name in PER_RUN),
         *(f"Meta-GF-seed-{seed}/{name}.csv" for seed in (0, 1) for name in PER_RUN - {"conflict"}),
         *(f"Meta-GF-seed-{seed}/conflict_{what}.csv" for seed in (0, 1) for what in ("cosines", "shares")),
@@ -99,7 +100,7 @@ def test_results_go_to_the_runs_page(tracked, run_job, tracking_uri):
     client = MlflowClient(tracking_uri)
     logged = {item.path for item in client.list_artifacts(run_id, "evaluation")}
     names = [Path(path).name for path in outcome.result["files"]]
-    assert logged == {f"evaluation/{name}" for name in names} and len(names) == 15
+    assert logged == {f"evaluation/{name}" for name in names} and len(names) == 17
     text = Path(client.download_artifacts(run_id, "evaluation/anytime.md")).read_text()
     assert text == Path("out/anytime.md").read_text()
     run = client.get_run(run_id)

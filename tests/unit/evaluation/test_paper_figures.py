@@ -20,6 +20,7 @@ from raygf.evaluation.paper_figures import (
     importance_csv,
     importance_figure,
     share_csv,
+    validation,
 )
 
 TENSORS = ("stem", "head", "stage")
@@ -56,6 +57,19 @@ def test_convergence_is_that_of_the_network_that_the_run_continues_with():
     assert lines_of(right) == {"ours": ([3, 6], [25, 50]), "SGD": ([1, 2], [12.5, 37.5])}
     assert left.get_ylabel() == "training accuracy of the last exit (%)"
     assert left.get_xlabel() == "round" and "training passes" in right.get_xlabel()
+
+
+def test_validation_is_the_mean_of_the_exits_over_rounds_and_passes():
+    ours, nothing = meta_history(0.25, 0.5), [entry(1, 0.5) | {"val": None}]
+    found = validation("ours", [0], [ours])
+    assert found.accuracy.tolist() == [[0.375, 0.5]] and found.passes.tolist() == [3, 6]
+    left, right = convergence_figure([found], "validation accuracy").axes
+    assert lines_of(right) == {"ours": ([3, 6], [37.5, 50])}
+    assert left.get_ylabel() == "validation accuracy (%)"
+    assert convergence_csv([found], "val").splitlines() == [
+        *("run,seed,round,training_passes,val", "ours,0,1,3,0.375", "ours,0,2,6,0.5")
+    ]
+    assert validation("ours", [0], [nothing]) is None
 
 
 def test_convergence_of_seeds_is_their_mean_with_a_band():

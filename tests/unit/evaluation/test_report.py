@@ -35,7 +35,9 @@ def test_seeds_share_a_column_and_costs_a_table():
 
 def test_files_of_a_comparison():
     files = comparison_files(group_runs([results("metagf"), results("sgd")]))
-    figures = ("convergence.png", "convergence.csv", "budgeted.png", "budgeted.csv")
+    figures = (
+        f"{name}.{kind}" for name in ("convergence", "validation", "budgeted") for kind in ("png", "csv")
+    )
     assert set(files) == {"anytime.md", "anytime.csv", *figures}
     assert all(isinstance(content, Figure) == name.endswith(".png") for name, content in files.items())
     assert "metagf top-1 (%)" in files["anytime.md"]
