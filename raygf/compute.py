@@ -5,11 +5,13 @@ before: ``derive_seed(seed, "exit", round, exit)``.
 """
 
 import hashlib
+import platform
 import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -54,6 +56,16 @@ def resolve_compute(config: ComputeConfig) -> Compute:
         precision = "bf16" if _has_fast_bf16(device) else "fp32"
     memory_format = "channels_last" if config.memory_format == "auto" else config.memory_format
     return Compute(device, precision, memory_format)
+
+
+def software(device: str) -> dict[str, str]:
+    """Versions of what this process computes with, and the name of its ``device``."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    found = re.search(r"model name\s*: (.+)", info)
+    cpu = found[1] if found else platform.machine()
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    name = torch.cuda.get_device_name() if device == "cuda" else cpu
+    return {**versions, "cuda": torch.version.cuda or "none", "device": name}
 
 
 def make_repeatable(compute: Compute) -> None:

@@ -83,7 +83,8 @@ class RunStart:
 
     ``round``: rounds done already, when the run is resumed; ``run_id``: its tracking run. ``parameters`` and
     ``operations`` are cumulative up to each exit, shallow to deep. ``tensors``: names, shallow to deep.
-    ``recent``: the records of the last rounds done already, as far as the checkpoint has them.
+    ``recent``: the records of the last rounds done already, as far as the checkpoint has them. ``data``: the
+    data set's name; ``digests``: of the images of every split. ``software``: versions, and the device's name.
     """
 
     round: int
@@ -98,6 +99,9 @@ class RunStart:
     run_id: str = ""
     notes: tuple[str, ...] = ()
     recent: tuple[RoundRecord, ...] = field(default=(), compare=False)
+    data: str = ""
+    digests: Mapping[str, str] = field(default_factory=dict, compare=False)
+    software: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def last(self) -> RoundRecord | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from raygf.compute import Compute
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,21 @@ class Dataset(Protocol):
         """Images in a split."""
         ...
 
+    def digest(self, split: SplitName) -> str:
+        """16 hexadecimal digits that are equal for equal images and labels of a split."""
+        ...
+
     def open(self, compute: Compute, batch_size: int, eval_batch_size: int) -> BatchSource:
         """The data set's batches on ``compute.device``."""
         ...
+
+
+def digest_of(*arrays: NDArray[Any]) -> str:
+    """16 hexadecimal digits that stand for ``arrays``."""
+    hashed = hashlib.blake2b(digest_size=8)
+    for array in arrays:
+        hashed.update(np.ascontiguousarray(array).data)
+    return hashed.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from raygf.compute import Compute, generator
-from raygf.data.base import Batch, ChannelStatistics, InputSpec, Normaliser, SplitName
+from raygf.data.base import Batch, ChannelStatistics, InputSpec, Normaliser, SplitName, digest_of
 from raygf.data.splits import Split
 from raygf.errors import DataError
 
@@ -44,6 +44,11 @@ class ImageSet:
     def count(self, split: SplitName) -> int:
         """Images in a split."""
         return len(self.splits[split])
+
+    def digest(self, split: SplitName) -> str:
+        """Of pixels and labels."""
+        part = self.splits[split]
+        return digest_of(part.images, part.labels)
 
     def open(self, compute: Compute, batch_size: int, eval_batch_size: int) -> DeviceBatches:
         """The data set's batches on ``compute.device``."""

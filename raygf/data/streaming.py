@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from raygf.compute import Compute, derive_seed, generator
-from raygf.data.base import Batch, ChannelStatistics, InputSpec, Normaliser, SplitName
+from raygf.data.base import Batch, ChannelStatistics, InputSpec, Normaliser, SplitName, digest_of
 from raygf.data.in_memory import batch_edges
 from raygf.data.pixels import evaluation_view, training_view
 from raygf.data.stores import FolderStore, Part
@@ -66,6 +66,12 @@ class StreamedSet:
     def count(self, split: SplitName) -> int:
         """Images in a split."""
         return len(self.splits[split])
+
+    def digest(self, split: SplitName) -> str:
+        """Of the files' names, or the sizes of shards, and of labels: pixels are not read for it."""
+        part, store = self.splits[split], self.splits[split].store
+        known = store.files if isinstance(store, FolderStore) else np.append(store.unit_rows, store.size)
+        return digest_of(known, part.images, part.labels)
 
     def open(self, compute: Compute, batch_size: int, eval_batch_size: int) -> StreamedBatches:
         """The data set's batches on ``compute.device``.

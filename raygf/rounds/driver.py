@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Protocol
 
-from raygf.compute import make_repeatable, naming_out_of_memory, resolve_compute, torch_threads
+from raygf.compute import make_repeatable, naming_out_of_memory, resolve_compute, software, torch_threads
 from raygf.config.fields import to_dict
 from raygf.config.run import RunConfig
-from raygf.data.base import Dataset
+from raygf.data.base import SPLITS, Dataset
 from raygf.data.load import load_data
 from raygf.errors import CheckpointError, NonFiniteError
 from raygf.evaluation.outputs import evaluate
@@ -191,6 +191,9 @@ class Driver(DriverHandle):
             run_id="" if checkpoint is None else str(checkpoint.meta.get("run_id", "")),
             notes=notes,
             recent=tuple(replace(r, checkpoint=self._storage.path(r.round)) for r in self._history.recent),
+            data=dataset.name,
+            digests={split: dataset.digest(split) for split in SPLITS if dataset.count(split)},
+            software=software(compute.device),
         )
 
     def _one_round(self, round: int, run_id: str) -> RoundRecord:

@@ -21,6 +21,7 @@ from raygf.compute import (
     resolve_compute,
     seeded_globals,
     sizes,
+    software,
     torch_threads,
 )
 from raygf.config.run import ComputeConfig
@@ -51,6 +52,12 @@ def test_auto_takes_what_the_machine_has(monkeypatch, has, precision):
     monkeypatch.setattr(module, "_has_fast_bf16", lambda device: has)
     assert resolve_compute(ComputeConfig()) == Compute("cpu", precision, "channels_last")
     assert resolve_compute(ComputeConfig(precision="fp32")).precision == "fp32"
+
+
+def test_versions_and_the_device_by_name(monkeypatch):
+    assert all(software("cpu").values()) and software("cpu")["torch"] == str(torch.__version__)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    assert software("cuda")["device"] == "NVIDIA H200"
 
 
 @pytest.mark.usefixtures("no_cuda")

@@ -83,6 +83,23 @@ def test_a_streamed_set_as_it_comes_and_divided_as_one_in_memory(tmp_path, sourc
     assert set(few.train.images) <= parts[0] and np.array_equal(few.test.images, data.test.images)
 
 
+@layouts
+def test_a_streamed_sets_digests_are_equal_for_equal_images_wherever_they_are(tmp_path, source):
+    one, two = (load_streamed(WRITE[source](tmp_path / name), source=source) for name in "ab")
+    digests = [[data.digest(split) for split in ("train", "test")] for data in (one, two)]
+    assert digests[0] == digests[1] and digests[0][0] != digests[0][1]
+    assert load_streamed(tmp_path / "a", source=source, train_limit=8).digest("train") != digests[0][0]
+
+
+def test_digests_in_memory_depend_on_every_pixel_and_label():
+    data, found = load(), set()
+    for array in (data.train.images, data.train.labels):
+        for change in (0, 1):
+            array.flat[5] ^= change
+            found.add(data.digest("train"))
+    assert len(found) == 3 and all(len(digest) == 16 for digest in found)
+
+
 def test_a_set_sent_to_another_process_is_small_and_the_same(tmp_path):
     data = load_streamed(write_shards(tmp_path), val=6)
     ours = bits(data.open(CPU, 8, 8).train(0, "a"))  # derives what need not be sent
