@@ -26,6 +26,7 @@ demo: $(READY)  ## Train 3 exits on handwritten digits: Meta-GF on Ray against j
 	$(BIN)/python jobs/demo.py
 
 ui: $(READY)  ## Open the MLflow UI on what has been trained here
+	@echo "The runs are at http://127.0.0.1:$(or $(PORT),5000)/#/experiments/1/runs?workflowType=machine_learning"
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --port $(or $(PORT),5000)
 
 test: $(READY)  ## Run the tests, in TEST_PROCESSES=3 processes

@@ -8,6 +8,7 @@ round is: see ``Driver`` in ``raygf.rounds.driver``. Ray and MLflow are imported
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,6 +28,7 @@ from raygf.evaluation.tables import ResultColumn, ResultTable, to_rich
 from raygf.methods.registry import check_method, is_step_method
 from raygf.records import Notify, RunEnd, RunStart
 from raygf.rounds.driver import Driver, DriverHandle
+from raygf.storage.run_storage import recipe_of
 from raygf.training.exit_trainer import LocalExecutor
 from raygf.training.peers import LEAST
 
@@ -37,7 +39,7 @@ _TEMPORARY = "/runtime_resources/working_dir_files/"
 def run_job(description: str, default_recipe: str, argv: Sequence[str]) -> dict[str, Any]:
     """A training job: parse ``argv``, run, show the result table on standard error."""
     recipe, config = parse(description, default_recipe, argv)
-    config = replace(config, storage=_named_storage(config.storage, recipe))
+    config = replace(config, storage=_named_storage(config.storage, label(config, recipe)))
     resume = command_with({"--storage.name": config.storage.name, "--storage.resume": "True"})
     try:
         result = run(config, recipe, resume)
@@ -51,7 +53,7 @@ def run(config: RunConfig, recipe: str = "", resume: str = "") -> Result:
     """Train, show progress on standard error, log to MLflow, and evaluate on the test images.
 
     Args:
-        config: the run; an empty ``storage.name`` becomes the recipe (or method) and the time.
+        config: the run; an empty ``storage.name`` becomes ``label`` and the time.
         recipe: the recipe that it came from, for names and tags.
         resume: the command that resumes it, named if Ctrl-C comes twice.
 
@@ -59,7 +61,7 @@ def run(config: RunConfig, recipe: str = "", resume: str = "") -> Result:
         RaygfError: with one line for people; MLflow's run is marked before.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the run is marked KILLED.
     """
-    config = replace(config, storage=_named_storage(config.storage, recipe or config.method))
+    config = replace(config, storage=_named_storage(config.storage, label(config, recipe)))
     with (
         interruptible(resume) as guard,
         Progress(last_round=config.stop_after) as progress,
@@ -93,6 +95,8 @@ def _follow(
     try:
         resumed = f", resumed after round {start.round}" if start.round else ""
         progress.note(f"run {config.storage.name}{resumed}, checkpoints in {config.storage.path}")
+        if run_id:
+            progress.note(f"MLflow: {tracker.where}")
         if warning := temporary_path_warning(config):
             progress.note(warning)
         tracker.log_start(start)
@@ -162,6 +166,15 @@ def _check_workers(config: RunConfig) -> None:
             f"batch_size = {config.batch_size}: must be at least {LEAST * workers} with resources.workers = "
             f"{workers}, {LEAST} images each"
         )
+
+
+def label(config: RunConfig, recipe: str) -> str:
+    """The recipe if nothing of it was changed, else data, network and method: ``cifar10-resnet18-metagf``."""
+    own = Path(config.data.path).name if config.data.source in ("parquet", "imagefolder", "shards") else ""
+    parts = (own or config.data.source, config.model.name.partition("@")[0], config.method)
+    # Of torchvision:resnet18 or package.module:function what comes last.
+    found = (re.sub(r"[^\w.+-]+", "-", re.sub(r"[\w.]+:", "", part)) for part in parts)
+    return recipe_of(config, recipe) or "-".join(found)[:100]
 
 
 def _named_storage(storage: StorageConfig, label: str) -> StorageConfig:

@@ -262,7 +262,7 @@ class StorageConfig(Section, name="storage"):
     path: Name = "runs"
     """Folder or URI (s3://…, gs://…) that every node can reach; the run gets a folder of its own in it."""
     name: Annotated[str, _folder_name] = ""
-    """Name of the run; by default the recipe and the time."""
+    """Name of the run; by default the recipe (if it was changed: data, network, method) and the time."""
     keep: Count = 2
     """Newest checkpoints kept."""
     resume: bool = False
@@ -281,6 +281,9 @@ class TrackingConfig(Section, name="tracking"):
     """Server or database; by default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in this folder."""
     experiment: Name = "raygf"
     """Experiment that the run is filed under."""
+    system_metrics: bool = False
+    """Also log the load of the machine that the job itself runs on, every 10 seconds: CPU, memory, disk,
+    network and, with nvidia-ml-py installed, GPUs. (Ray's dashboard has that of a cluster's nodes.)"""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from raygf.config.fields import flatten, to_dict
+from raygf.config.recipes import RECIPES, get_recipe
 from raygf.config.run import RunConfig
 from raygf.errors import CheckpointError, StorageError, StorageLost, without_password
 from raygf.records import Notify
@@ -36,6 +37,14 @@ def binding(values: dict[str, Any]) -> dict[str, Any]:
     """The fields of a configuration (as ``to_dict`` gives it) that change the result, by dotted name."""
     free = tuple(f"{name}." for name in FREE_ON_RESUME)
     return {name: value for name, value in flatten(values).items() if not f"{name}.".startswith(free)}
+
+
+def recipe_of(config: RunConfig, name: str) -> str:
+    """``name`` if ``config`` is this recipe with another seed or place of the images at most, else ""."""
+    if name not in RECIPES:
+        return ""
+    ours, theirs = (binding(to_dict(run)) for run in (config, get_recipe(name)))
+    return name if {n for n in ours if ours[n] != theirs[n]} <= {"seed", "data.path"} else ""
 
 
 def require_same_run(checkpoint: Checkpoint, config: RunConfig) -> None:

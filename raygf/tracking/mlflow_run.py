@@ -1,9 +1,13 @@
 """One run in an MLflow store; every call waits for the store and raises what goes wrong."""
 
+import json
 import math
+import os
+import re
+import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +15,7 @@ import yaml
 
 from raygf.config.fields import flatten
 from raygf.errors import TrackingError, without_password
+from raygf.methods.registry import is_step_method
 from raygf.records import ExitScore, RoundRecord, RunEnd, RunStart
 from raygf.tracking.store import connect, find_experiment
 
@@ -20,18 +25,27 @@ if TYPE_CHECKING:
 STOPPED_TAG, STOPPED_BY_TAG = "raygf.stopped_at_round", "raygf.stopped_by"
 FAILURE_TAG, NOTES_TAG = "raygf.failure", "raygf.remarks"
 
+BY_PASSES = "accuracy_by_passes"
+"""Validation accuracies (without a validation, training's) whose step is the training passes, for comparing
+methods. MLflow sorts charts by name, so that its page opens on these."""
 _DESCRIPTION_TAG = "mlflow.note.content"
 _LONGEST_TAG = 5000
 _AT_ONCE = {"params": 100, "metrics": 1000, "tags": 100}
 """How many of a kind MLflow takes in one call."""
 
 
-def version_tag() -> dict[str, str]:
-    """The tag that says by which raygf a run was made; none where it is not installed."""
-    try:
-        return {"raygf.version": version("raygf")}
-    except PackageNotFoundError:
-        return {}
+_COMMIT, _JOB = "RAYGF_COMMIT", "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Environment variables: the commit, set by people where there is no repository; Ray's, of submitted jobs."""
+
+
+def source_tags() -> dict[str, str]:
+    """By which raygf, from which commit and in which of Ray's submitted jobs, as far as that is known."""
+    tags = {"mlflow.source.git.commit": os.environ.get(_COMMIT, "")}
+    with suppress(PackageNotFoundError):
+        tags["raygf.version"] = version("raygf")
+    with suppress(ValueError, KeyError, TypeError):
+        tags["ray.submission_id"] = str(json.loads(os.environ[_JOB])["metadata"]["job_submission_id"])
+    return {name: value for name, value in tags.items() if value}
 
 
 class MLflowRun:
@@ -43,8 +57,9 @@ class MLflowRun:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self.id = ""
+        self.id = self._experiment_id = ""
         self.resumed = False
+        self._monitor: Any = None
         self._client: Any = None
         self._fixed_params: Collection[str] = ()
 
@@ -57,8 +72,9 @@ class MLflowRun:
         self._client = connect(self.uri)
         from mlflow.tracking.context.registry import resolve_tags  # user, program, git commit
 
-        experiment_id = find_experiment(self._client, experiment, self.uri)
-        run = self._client.create_run(experiment_id, tags=resolve_tags(dict(tags)), run_name=name)
+        self._experiment_id = find_experiment(self._client, experiment, self.uri)
+        given = resolve_tags({**source_tags(), **tags})
+        run = self._client.create_run(self._experiment_id, tags=given, run_name=name)
         self.id = str(run.info.run_id)
 
     def reopen(self, run_id: str) -> None:
@@ -77,6 +93,7 @@ class MLflowRun:
         for tag in {STOPPED_TAG, STOPPED_BY_TAG, FAILURE_TAG} & set(run.data.tags):
             self._client.delete_tag(run_id, tag)
         self.id, self.resumed, self._fixed_params = run_id, True, set(run.data.params)
+        self.set_tags(source_tags())
 
     def attach(self, run_id: str) -> None:
         """Add to the run ``run_id``, which may have ended; its status and tags stay as they are.
@@ -88,9 +105,27 @@ class MLflowRun:
             raise TrackingError(f"the run {run_id} is not in {without_password(self.uri)}")
         self.id = run_id
 
+    @property
+    def where(self) -> str:
+        """The address of the run's page, or how to get to the page of all runs where there is no server."""
+        kind = "workflowType=machine_learning"  # else MLflow opens its view for language models
+        page = f"#/experiments/{self._experiment_id}/runs"
+        if self.uri.startswith("http"):
+            return f"{re.sub(r'://.*@', '://', self.uri).rstrip('/')}/{page}/{self.id}?{kind}"
+        command = f"mlflow ui --backend-store-uri {shlex.quote(without_password(self.uri))}"
+        return f"{command}, then open http://127.0.0.1:5000/{page}?{kind}"
+
+    def watch_system(self) -> None:
+        """Log the load of this machine from now on, in the background, until the run ends."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        self._monitor = SystemMetricsMonitor(self.id, resume_logging=self.resumed, tracking_uri=self.uri)
+        self._monitor.start()
+
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Log the nested ``config`` as parameters, and at the run's first start also as ``config.yaml``."""
-        self.log_params(flatten(config))
+        unused = ("fusion.",) if is_step_method(str(config["method"])) else ()
+        self.log_params({name: v for name, v in flatten(config).items() if not name.startswith(unused)})
         if not self.resumed:
             self.log_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
 
@@ -101,12 +136,28 @@ class MLflowRun:
         new = [Param(name, str(value)) for name, value in params.items() if name not in self._fixed_params]
         self._log_batches("params", new)
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int, stamp_ms: int) -> None:
-        """Log ``metrics`` as of ``stamp_ms``; NaN and inf are left out, MLflow would store them as 0."""
+    def log_metrics(self, metrics: Mapping[str, float], step: int, stamp_ms: int, passes: int = 0) -> None:
+        """Log ``metrics`` as of ``stamp_ms``; NaN and inf are left out, MLflow would store them as 0.
+
+        The step of those under ``BY_PASSES`` is ``passes``.
+        """
         from mlflow.entities import Metric
 
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-        self._log_batches("metrics", [Metric(name, value, stamp_ms, step) for name, value in finite.items()])
+        steps = {name: passes if name.startswith(BY_PASSES) else step for name in finite}
+        found = [Metric(name, value, stamp_ms, steps[name]) for name, value in finite.items()]
+        self._log_batches("metrics", found)
+
+    def log_data(self, start: RunStart, source: str) -> None:
+        """Log the images of every split, which come from ``source``, as data sets of the run."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs, place = [], json.dumps({"uri": source})
+        for split, digest in start.digests.items():
+            profile = json.dumps({"num_rows": getattr(start, f"{split}_images"), "classes": start.classes})
+            data = Dataset(start.data, digest, "local", place, profile=profile)
+            inputs.append(DatasetInput(data, [InputTag("mlflow.data.context", split)]))
+        self._client.log_inputs(self.id, inputs)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set ``tags``; values too long for MLflow are cut."""
@@ -126,14 +177,14 @@ class MLflowRun:
         """Keep a copy of ``file`` in ``folder``."""
         self._client.log_artifact(self.id, str(file), folder)
 
-    def describe(self, heading: str, text: str) -> None:
-        """Put ``text`` under ``heading`` at the end of the description on the run's page.
+    def describe(self, heading: str, text: str, summary: str = "") -> None:
+        """Put ``text`` under ``heading`` and ``summary`` at the end of the description on the run's page.
 
         What people have written above the heading stays; an earlier text under it is replaced.
         """
         known = self._client.get_run(self.id).data.tags.get(_DESCRIPTION_TAG, "")
         theirs = known.partition(heading)[0].rstrip()
-        description = f"{theirs}\n\n{heading}\n\n{text}".lstrip()
+        description = f"{theirs}\n\n{heading}{summary}\n\n{text}".lstrip()
         self._client.set_tag(self.id, _DESCRIPTION_TAG, description[:_LONGEST_TAG])
 
     def add_note(self, text: str) -> None:
@@ -154,12 +205,16 @@ class MLflowRun:
     def terminate(self, status: str) -> None:
         """End the run with ``status``."""
         self._client.set_terminated(self.id, status)
+        if self._monitor is not None:
+            self._monitor.finish()
 
     def _find(self, run_id: str) -> Any:
         """The run in the store, None if it is not there."""
         self._client = connect(self.uri)
         try:
-            return self._client.get_run(run_id)
+            run = self._client.get_run(run_id)
+            self._experiment_id = run.info.experiment_id
+            return run
         except Exception as error:
             if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
                 raise
@@ -171,45 +226,41 @@ class MLflowRun:
 
 
 def start_params(start: RunStart) -> dict[str, str | int]:
-    """Sizes of the data, and what the run computes on."""
+    """Sizes of the data, costs up to every exit, and what the run computes with."""
     names = ("classes", "train_images", "val_images", "test_images", "setting")
-    return {name: getattr(start, name) for name in names}
-
-
-def start_metrics(start: RunStart) -> dict[str, float]:
-    """``operations/exit_i`` and ``parameters/exit_i``, cumulative up to each exit."""
-    return {**_per_exit("operations", start.operations), **_per_exit("parameters", start.parameters)}
+    costs = {"operations": start.operations, "parameters": start.parameters}
+    return {
+        **{name: getattr(start, name) for name in names},
+        **{f"{name}/exit_{i}": count for name, counts in costs.items() for i, count in enumerate(counts, 1)},
+        **{f"software.{name}": value for name, value in start.software.items()},
+    }
 
 
 def round_metrics(record: RoundRecord) -> dict[str, float]:
-    """All metrics of one round."""
+    """The metrics of one round: under thirty for three exits, so that a person finds those that matter."""
     metrics = {
-        **_score_metrics("train", record.train),
+        **_averages("train", record.train),
         "lr": record.lr,
-        "fusion_lr": record.fusion_lr,
         "training_passes": float(record.training_passes),
-        **{f"seconds/{phase}": seconds for phase, seconds in record.seconds.items()},
         "seconds/round": record.total_seconds,
+        **_with_average(BY_PASSES, (record.val or record.train).accuracy),
     }
-    if record.val is not None:
-        metrics |= _score_metrics("val", record.val)
+    split, score = ("train", record.train) if record.val is None else ("val", record.val)
+    metrics |= _with_average(f"{split}_loss", score.loss) | _with_average(f"{split}_accuracy", score.accuracy)
     if record.fusion is not None:
-        fusion, pairs = record.fusion, combinations(range(len(record.fusion.delta_norm)), 2)
         metrics |= {
-            "fusion_loss": fusion.loss,
-            "conflict/before_fusion": fusion.conflict_before,
-            "conflict/after_fusion": fusion.conflict_after,
-            **_per_exit("fusion_accuracy", fusion.accuracy),
-            **_per_exit("fusion_weight", fusion.mean_weight),
-            **_per_exit("delta_norm", fusion.delta_norm),
-            **{f"delta_cosine/exit_{i + 1}_{j + 1}": float(fusion.cosine[i, j]) for i, j in pairs},
+            "fusion_loss": record.fusion.loss,
+            "conflict/before_fusion": record.fusion.conflict_before,
+            "conflict/after_fusion": record.fusion.conflict_after,
+            **_per_exit("fusion_weight", record.fusion.mean_weight),
         }
     return metrics
 
 
 def end_metrics(end: RunEnd) -> dict[str, float]:
     """The test's metrics, and the training passes in all."""
-    return {**_score_metrics("test", end.test), "training_passes": float(end.training_passes)}
+    metrics = _averages("test", end.test) | _with_average("test_accuracy", end.test.accuracy)
+    return {**metrics, "training_passes": float(end.training_passes)}
 
 
 def top5_metrics(accuracy: Sequence[float]) -> dict[str, float]:
@@ -225,8 +276,6 @@ def _with_average(name: str, values: Sequence[float]) -> dict[str, float]:
     return {**_per_exit(name, values), f"{name}/average": sum(values) / len(values)}
 
 
-def _score_metrics(split: str, score: ExitScore) -> dict[str, float]:
-    return {
-        **_with_average(f"{split}_loss", score.loss),
-        **_with_average(f"{split}_accuracy", score.accuracy),
-    }
+def _averages(split: str, score: ExitScore) -> dict[str, float]:
+    kinds = {"loss": score.loss, "accuracy": score.accuracy}
+    return {f"{split}_{kind}/average": sum(values) / len(values) for kind, values in kinds.items()}

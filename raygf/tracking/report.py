@@ -46,7 +46,7 @@ class Report:
         command = f"mlflow artifacts download --run-id {self.run.id} --dst-path {self.run.id}"
         more = f"Tables, figures and configuration as files: `MLFLOW_TRACKING_URI={uri} {command}`\n"
         # First, because files may have to go elsewhere: to a disk or a bucket that this process can't reach.
-        self.run.describe(_HEADING, f"After round {end.rounds}:\n\n{markdown}\n{more}")
+        self.run.describe(_HEADING, f"{markdown}\n{more}", f": {summary(self.method, end)}")
         self.run.log_text("results.md", markdown)
         self.run.log_text("results.csv", to_csv(table))
 
@@ -88,6 +88,13 @@ class Report:
         return {r: {"accuracy": [accuracy[r] for accuracy in by_exit]} for r in rounds}
 
 
+def summary(method: str, end: RunEnd) -> str:
+    """``96.31 % test accuracy on average, 97 % at the last exit; metagf, 40 rounds, 160 training passes``"""
+    average, last = 100 * sum(end.test.accuracy) / len(end.test.accuracy), 100 * end.test.accuracy[-1]
+    spent = f"{method}, {end.rounds} rounds, {end.training_passes:g} training passes"
+    return f"{average:.2f} % test accuracy on average, {last:.2f} % at the last exit; {spent}"
+
+
 FOLDER = "evaluation"
 """The run's artifact folder that files go to."""
 
@@ -107,7 +114,7 @@ def log_evaluation(
         top5: Top-5 test accuracy of every exit (0–1), logged as metrics of ``round``.
 
     Returns:
-        The store's URI, fit to be shown.
+        The address of the run's page or, without a server, the store's URI, fit to be shown.
 
     Raises:
         TrackingError: the store can't be reached, or does not have the run.
@@ -123,4 +130,4 @@ def log_evaluation(
             run.log_metrics(top5_metrics(top5), round, int(time.time() * 1000))
         for file in files:
             run.log_file(FOLDER, file)
-    return without_password(uri)
+    return run.where if uri.startswith("http") else without_password(uri)

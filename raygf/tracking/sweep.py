@@ -15,7 +15,7 @@ from raygf.config.run import RunConfig
 from raygf.errors import TrackingError
 from raygf.records import Notify, RunStart
 from raygf.tracking.delivery import Delivery, Parcel, Worker
-from raygf.tracking.mlflow_run import FAILURE_TAG, MLflowRun, version_tag
+from raygf.tracking.mlflow_run import FAILURE_TAG, MLflowRun
 from raygf.tracking.store import answering, connect
 from raygf.tracking.tracker import FAIL_S, FINISH_S, START_S, Tracker
 
@@ -194,7 +194,7 @@ class SweepRun:
     """The run of one sweep in the store at ``uri``, filed under ``experiment``."""
 
     def __init__(self, uri: str, experiment: str, notify: Notify) -> None:
-        self._uri, self._experiment = uri, experiment
+        self._uri, self._experiment, self._notify = uri, experiment, notify
         self._run = MLflowRun(uri)
         self._delivery = Delivery(uri, notify)
 
@@ -218,11 +218,12 @@ class SweepRun:
             if run_id:
                 self._run.reopen(run_id)
             else:
-                self._run.create(self._experiment, name, {**version_tag(), **tags})
+                self._run.create(self._experiment, name, tags)
             self._run.log_config(config)
             self._run.log_params(params)
 
         self._delivery.open(open_run, START_S)
+        self._notify(f"MLflow: {self._run.where}")
         return self._run.id
 
     def finish(self, report: SweepReport) -> None:

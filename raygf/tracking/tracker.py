@@ -12,6 +12,7 @@ from raygf.config.fields import to_dict
 from raygf.config.run import RunConfig, StorageConfig, TrackingConfig
 from raygf.errors import without_password
 from raygf.records import Notify, RoundRecord, RunEnd, RunStart
+from raygf.storage.run_storage import recipe_of
 from raygf.tracking.delivery import Delivery, Parcel, Undelivered
 from raygf.tracking.mlflow_run import (
     FAILURE_TAG,
@@ -20,9 +21,7 @@ from raygf.tracking.mlflow_run import (
     MLflowRun,
     end_metrics,
     round_metrics,
-    start_metrics,
     start_params,
-    version_tag,
 )
 from raygf.tracking.report import Report
 from raygf.tracking.store import resolve_uri
@@ -54,6 +53,9 @@ class Tracker:
 
     Only ``start`` raises. What is logged before it or after the end is dropped.
     """
+
+    where = ""
+    """Where a person sees the run, once it is started."""
 
     def start(
         self,
@@ -116,7 +118,7 @@ class MLflowTracker(Tracker):
         self._undelivered = undelivered
         keep = None if undelivered is None else lambda left: undelivered.keep(self._run.id, left)
         self._delivery = Delivery(uri, notify, keep)
-        self._method = ""
+        self._method = self._source = ""
         self._start: RunStart | None = None
         self._records: list[RoundRecord] = []
 
@@ -129,11 +131,12 @@ class MLflowTracker(Tracker):
         recipe: str = "",
         parent_run_id: str = "",
     ) -> str:
-        self._method = config.method
-        known = {"recipe": recipe, "mlflow.parentRunId": parent_run_id}
+        self._method, self._source = config.method, config.data.path or config.data.source
+        known = {"recipe": recipe_of(config, recipe), "mlflow.parentRunId": parent_run_id}
         tags = {"method": config.method, "model": config.model.name, "data": config.data.source}
-        tags |= {**version_tag(), **{name: value for name, value in known.items() if value}}
+        tags |= {name: value for name, value in known.items() if value}
         self._delivery.open(lambda: self._open(config, run_name, run_id, tags), START_S)
+        self.where = self._run.where
         if run_id and self._undelivered is not None:
             for parcel in self._undelivered.take(self._run):
                 self._delivery.post(parcel)
@@ -143,13 +146,14 @@ class MLflowTracker(Tracker):
         self._start = start
         sizes = {"params": start_params(start)}
         self._delivery.post(Parcel.call("sizes of the run", self._run, "log_params", sizes))
-        self._delivery.post(self._metrics("costs", start_metrics(start), step=0))
+        self._delivery.post(Parcel("data set", lambda: self._run.log_data(start, self._source)))
         if start.recent and self._run.resumed:
             self._delivery.post(Parcel("rounds before", lambda: self._log_missing(start.recent)))
 
     def log_round(self, record: RoundRecord) -> None:
         self._records.append(record)
-        self._delivery.post(self._metrics(f"round {record.round}", round_metrics(record), step=record.round))
+        metrics, passes = round_metrics(record), round(record.training_passes)
+        self._delivery.post(self._metrics(f"round {record.round}", metrics, record.round, passes))
         for note in record.notes:
             text = note if f"round {record.round}" in note else f"round {record.round}: {note}"
             self._delivery.post(Parcel.call("a note", self._run, "add_note", {"text": text}))
@@ -193,14 +197,17 @@ class MLflowTracker(Tracker):
         values["tracking"]["uri"] = without_password(config.tracking.uri)
         try:
             self._run.log_config(values)
+            if config.tracking.system_metrics:
+                self._run.watch_system()
         except Exception:
             with contextlib.suppress(Exception):  # the first error is the one to report
                 self._run.terminate("FAILED")
             raise
 
-    def _metrics(self, label: str, metrics: Mapping[str, float], step: int) -> Parcel:
+    def _metrics(self, label: str, metrics: Mapping[str, float], step: int, passes: int = 0) -> Parcel:
         """``metrics`` stamped with the time now, whenever they arrive."""
-        values = {"metrics": dict(metrics), "step": step, "stamp_ms": int(time.time() * 1000)}
+        now = int(time.time() * 1000)
+        values = {"metrics": dict(metrics), "step": step, "stamp_ms": now, "passes": passes}
         return Parcel.call(label, self._run, "log_metrics", values)
 
     def _tags(self, tags: Mapping[str, str]) -> Parcel:
@@ -210,4 +217,5 @@ class MLflowTracker(Tracker):
         known = self._run.history("seconds/round")
         for record in records:
             if record.round not in known:
-                self._run.log_metrics(round_metrics(record), record.round, int(time.time() * 1000))
+                metrics, passes = round_metrics(record), round(record.training_passes)
+                self._run.log_metrics(metrics, record.round, int(time.time() * 1000), passes)

@@ -34,7 +34,8 @@ def test_stopped_job_can_be_resumed_to_the_bits_of_a_local_run(
 ):
     storage = ("--storage.path", str(tmp_path / "runs"), "--storage.name", "one")
     command = ("jobs/digits.py", "--rounds", "16", *SMALL, "--resources.actors", "2", *storage)
-    environment = json.dumps({"env_vars": {"MLFLOW_TRACKING_URI": tracking_uri}})  # without a flag of the job
+    variables = {"MLFLOW_TRACKING_URI": tracking_uri, "RAYGF_COMMIT": "0123abc"}  # without a flag of the job
+    environment = json.dumps({"env_vars": variables})
     tracked = ("--runtime-env-json", environment)
     start(head, "to-be-stopped", *command, options=tracked)
     store = CheckpointStore(str(tmp_path / "runs"), "one", 2)
@@ -53,6 +54,8 @@ def test_stopped_job_can_be_resumed_to_the_bits_of_a_local_run(
     assert 1 <= checkpoint.round < 16
     (killed,) = tracked_runs(tracking_uri)
     assert (killed.id, killed.status) == (checkpoint.meta["run_id"], "KILLED")
+    assert killed.tags["ray.submission_id"] == "to-be-stopped"
+    assert killed.tags["mlflow.source.git.commit"] == "0123abc"
 
     done = head.submit(REPOSITORY, "python", *command, *RESUME, options=tracked)
     logs = done.stdout + done.stderr

@@ -33,7 +33,11 @@ def test_last_line_is_the_result_and_progress_is_elsewhere(call_job, tracking_ur
     assert outcome.rounds == ["1/3", "2/3", "3/3"]
     assert "Traceback" not in outcome.err and "error:" not in outcome.err
     (run,) = tracked_runs(tracking_uri)
-    assert (run.id, run.status, run.tags["recipe"]) == (result["run_id"], "FINISHED", "digits")
+    assert (run.id, run.status) == (result["run_id"], "FINISHED")
+    uri = (
+        f"mlflow ui --backend-store-uri {tracking_uri}, then open http://127.0.0.1:5000/#/experiments/1/runs?"
+    )
+    assert f"note: MLflow: {uri}workflowType=machine_learning" in outcome.notes
     assert run.tags["weights_sha256"] == result["weights_sha256"]
     accuracy = [run.metrics[f"test_accuracy/exit_{i}"] for i in (1, 2, 3)]
     assert accuracy == pytest.approx(result["test_accuracy"], abs=1e-12)
@@ -47,9 +51,9 @@ def test_smallest_feature_maps_give_equal_bits_too(run_job):
     assert one == two
 
 
-def test_recipe_for_sgd_costs_as_many_passes_and_gives_the_run_its_name(run_job):
+def test_recipe_for_sgd_costs_as_many_passes_and_a_changed_one_does_not_name_the_run(run_job):
     """At equal compute: four times the rounds of a network with three exits."""
     flags = ("--recipe=digits-sgd", "--rounds", "12", *SMALL, "--storage.path", "runs", *LOCAL, *UNTRACKED)
     result = run_job("digits", *flags).result
     assert (result["method"], result["training_passes"], result["run_id"]) == ("sgd", 12, "")
-    assert re.fullmatch(r"digits-sgd-\d{8}-\d{6}", Path(result["checkpoint"]).parent.name)
+    assert re.fullmatch(r"digits-msdnet-sgd-\d{8}-\d{6}", Path(result["checkpoint"]).parent.name)

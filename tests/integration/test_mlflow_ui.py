@@ -1,6 +1,7 @@
 """The real MLflow UI in a real browser: a person finds metrics, tags, tables and figures of a run."""
 
 import importlib.util
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 pytest.importorskip("selenium", reason="selenium is not installed (pip install 'raygf[dev]')")
 
+from runs import REPOSITORY
 from selenium.common.exceptions import TimeoutException
 
 
@@ -69,15 +71,22 @@ def test_overview(page, tracked_run):
     """Metrics with their values, tags, and the table of results in the description."""
     browser = page()
     accuracy = f"{100 * tracked_run.result.test_accuracy[0]:.2f}"
-    for text in ("operations/exit_3", str(tracked_run.result.operations[2]), "Finished"):
+    for text in ("operations/exit_3", str(tracked_run.result.operations[2]), "Finished", "software.torch"):
         wait_for_text(browser, text)
-    for text in ("raygf results", "Exit-1", accuracy, tracked_run.result.run_id):
+    for text in ("raygf results: ", "Exit-1", accuracy, tracked_run.result.run_id):
         wait_for_text(browser, text)
-    for tag, value in (("method", "metagf"), ("model", "msdnet"), ("data", "digits"), ("recipe", "digits")):
+    for tag, value in (("method", "metagf"), ("model", "msdnet"), ("data", "digits")):
         shown = f"/{tag}\\s*:\\s*{value}/.test(document.body.innerText)"
         screenshot.wait_for(browser, shown, limit_s=LIMIT_S)
     with pytest.raises(TimeoutException, match="no such text here"):
         wait_for_text(browser, "no such text here", 0.5)
+
+
+def test_the_link_that_make_ui_prints_shows_the_runs(ui, browser):
+    (link,) = re.findall(r"/#/experiments/\S+=machine_learning", (REPOSITORY / "Makefile").read_text())
+    browser.get("about:blank")
+    browser.get(f"{ui}{link}")
+    wait_for_text(browser, "small")
 
 
 def test_charts_and_a_picture_of_them(page, tmp_path):

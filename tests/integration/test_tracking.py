@@ -1,5 +1,6 @@
 """MLflow gets what the records say; trouble is an error before the training and a note after it began."""
 
+import json
 import math
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from ray_head import free_ports
 from runs import REPOSITORY, end_processes, wait_until
 
 from raygf.config.fields import from_dict
+from raygf.config.recipes import get_recipe
 from raygf.config.run import OptimConfig, RunConfig, StorageConfig, TrackingConfig
 from raygf.errors import TrackingError
 from raygf.records import ExitScore, FusionReport, RoundRecord, RunEnd, RunStart
@@ -36,6 +38,9 @@ START = RunStart(
     operations=(350_000, 800_000),
     tensors=("stem", "head.0", "head.1"),
     setting="cpu",
+    data="made up",
+    digests={"train": "0123456789abcdef", "test": "fedcba9876543210"},
+    software={"python": "3.11.9", "torch": "2.14.1"},
 )
 END = RunEnd(2, 6, ExitScore((0.5, 0.4), (0.8, 0.9)), "ab" * 32, "runs/x/round-2", finished=True, seconds=4.0)
 FUSION = FusionReport(
@@ -134,11 +139,15 @@ def test_a_whole_run(store, said, tmp_path, monkeypatch, capfd):
 
 
 def check_params_and_tags(client, run_id):
-    params, tags = client.get_run(run_id).data.params, client.get_run(run_id).data.tags
+    run = client.get_run(run_id)
+    params, tags, data = run.data.params, run.data.tags, run.inputs.dataset_inputs
     assert (params["optim.lr"], params["model.msdnet.factors"]) == ("0.05", "[1, 2, 4]")
     assert (params["rounds"], params["train_images"], params["setting"]) == ("3", "900", "cpu")
     assert (tags["method"], tags["model"], tags["data"]) == ("metagf", "msdnet", "digits")
-    assert (tags["recipe"], tags["mlflow.parentRunId"]) == ("digits", "p" * 32)
+    assert ("recipe" in tags, tags["mlflow.parentRunId"]) == (False, "p" * 32)  # the digits', changed
+    assert (params["software.torch"], params["fusion.lr"]) == ("2.14.1", "0.1")
+    assert {each.tags[0].value: each.dataset.digest for each in data} == START.digests
+    assert (data[0].dataset.name, json.loads(data[0].dataset.profile)["num_rows"]) == ("made up", 900)
     assert tags["weights_sha256"] == END.weights_sha256
     assert tags["checkpoint"] == END.checkpoint
     assert "raygf.version" in tags
@@ -148,7 +157,8 @@ def check_params_and_tags(client, run_id):
 
 def check_description(client, run_id, store):
     description = client.get_run(run_id).data.tags["mlflow.note.content"]
-    assert description.startswith("### raygf results\n\nAfter round 2:\n\n| Exit ")
+    assert description.startswith("### raygf results: 85.00 % test accuracy on average, 90.00 % at the last ")
+    assert "exit; metagf, 2 rounds, 6 training passes\n\n| Exit " in description
     assert read(client, run_id, "results.md") in description
     download = f"mlflow artifacts download --run-id {run_id} --dst-path {run_id}"
     assert f"`MLFLOW_TRACKING_URI={store} {download}`" in description
@@ -156,13 +166,13 @@ def check_description(client, run_id, store):
 
 def check_metrics(client, run_id):
     metrics = client.get_run(run_id).data.metrics
-    assert metrics["operations/exit_2"] == 800_000
-    assert metrics["parameters/exit_1"] == 30_000
+    assert not [name for name in metrics if name.startswith(("operations", "parameters"))]
     assert metrics["test_accuracy/exit_1"] == 0.8
     assert metrics["test_accuracy/average"] == pytest.approx(0.85)
     assert metrics["training_passes"] == 6
-    history = client.get_metric_history(run_id, "val_accuracy/exit_2")
-    assert [(point.step, point.value) for point in history] == [(1, 0.7), (2, 0.9)]
+    for name, steps in (("val_accuracy", (1, 2)), ("accuracy_by_passes", (3, 6))):
+        history = client.get_metric_history(run_id, f"{name}/exit_2")
+        assert [(point.step, point.value) for point in history] == [*zip(steps, (0.7, 0.9), strict=True)]
     assert "val_loss/exit_2" not in metrics  # NaN
 
 
@@ -212,7 +222,8 @@ def test_the_description_keeps_what_people_wrote_and_replaces_the_old_results(st
     tags = client.get_run(run_id).data.tags
     assert (said, tags["raygf.training_passes"]) == ([], "9")
     description = tags["mlflow.note.content"]
-    assert description.startswith("A trial with half the images.\n\n### raygf results\n\nAfter round 3:\n\n")
+    assert description.startswith("A trial with half the images.\n\n### raygf results: 85.00 % test ")
+    assert "metagf, 3 rounds, 9 training passes\n\n| Exit " in description
     assert description.count("raygf results") == description.count("| Exit ") == 1
 
 
@@ -222,7 +233,21 @@ def test_a_round_that_was_stored_but_not_logged_is_logged_by_a_resume(store, sai
     recent = replace(START, round=2, recent=(record(1), record(2)))
     track(store, said, record(3), run_id=run_id, start=recent)
     assert said == []
-    assert rounds_of(store, run_id, "seconds/train") == [1, 2, 3]
+    assert rounds_of(store, run_id, "seconds/round") == [1, 2, 3]
+    assert rounds_of(store, run_id, "accuracy_by_passes/average") == [3, 6, 9]
+
+
+def test_joint_sgd_has_no_settings_of_the_fusion_and_load_is_shown_if_asked(store, said, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    tracker = MLflowTracker(store, "trial", said.append)
+    config = replace(get_recipe("digits-sgd"), seed=7, tracking=TrackingConfig(system_metrics=True))
+    run_id, client = tracker.start(config, "run", recipe="digits-sgd"), client_of(store)
+    load = "system/cpu_utilization_percentage"
+    wait_until(lambda: load in client.get_run(run_id).data.metrics)
+    tracker.finish(END)
+    run = client.get_run(run_id)
+    assert (said, run.info.status, run.data.tags["recipe"]) == ([], "FINISHED", "digits-sgd")
+    assert not [name for name in run.data.params if name.startswith("fusion.")]
 
 
 def test_notes_keep_the_newest_that_fit(store, said):
@@ -507,7 +532,8 @@ def test_what_was_not_delivered_is_kept_and_sent_by_a_resume(store, said, flaky,
     assert second.start(CONFIG, "one", run_id) == run_id
     second.log_start(replace(START, round=3, recent=(record(1), record(2), record(3))))
     second.finish(END)
-    assert rounds_of(store, run_id) == rounds_of(store, run_id, "train_loss/exit_2") == [1, 2, 3]
+    assert rounds_of(store, run_id) == rounds_of(store, run_id, "train_loss/average") == [1, 2, 3]
+    assert rounds_of(store, run_id, "accuracy_by_passes/exit_1") == [3, 6, 9]
     run = client_of(store).get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["raygf.remarks"].splitlines() == [

@@ -10,9 +10,10 @@ import pytest
 from tiny_network import run_config
 
 from raygf import launch
-from raygf.config.run import ResourceConfig, RunConfig, StorageConfig, TrackingConfig
+from raygf.config.recipes import get_recipe
+from raygf.config.run import DataConfig, ModelConfig, ResourceConfig, RunConfig, StorageConfig, TrackingConfig
 from raygf.errors import ConfigError, NonFiniteError
-from raygf.launch import run, run_job, temporary_path_warning
+from raygf.launch import label, run, run_job, temporary_path_warning
 from raygf.records import ExitScore, RoundRecord, RunEnd, RunStart
 from raygf.tracking import tracker
 
@@ -48,6 +49,8 @@ class MadeUpDriver:
 class Spy:
     """A tracker that keeps what it was called with."""
 
+    where = "http://head:5000/#/experiments/1/runs/id"
+
     def __init__(self):
         self.calls: list[tuple[Any, ...]] = []
 
@@ -75,7 +78,7 @@ def config(**changes):
 def test_a_run_hands_its_records_to_the_tracker_and_returns_the_result(spy, capsys):
     result = run(config(method="sgd"), "digits")
     (_, name, resumed, recipe), *others = spy.calls
-    assert name.startswith("digits-2") and (resumed, recipe) == ("before", "digits")
+    assert name.startswith("digits-three_exits-sgd-2") and (resumed, recipe) == ("before", "digits")
     assert [call[0] for call in others] == ["log_start", "log_round", "log_round", "finish"]
     assert others[0][1] is START and others[-1][1] is END
     values = json.loads(json.dumps(result.json()))
@@ -93,7 +96,26 @@ def test_a_run_hands_its_records_to_the_tracker_and_returns_the_result(spy, caps
     ]
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"note: run {name}, checkpoints in {Path.cwd() / 'here'}"
-    assert [line[:9] for line in lines[2:]] == ["round 1/2", "round 2/2", "note: clo"]
+    assert lines[1] == "note: MLflow: http://head:5000/#/experiments/1/runs/id"
+    assert [line[:9] for line in lines[3:]] == ["round 1/2", "round 2/2", "note: clo"]
+
+
+CIFAR = {"val": 5000, "path": "/elsewhere"}
+PETS = {"model": ModelConfig("torchvision:resnet18@0.3,0.6"), "data": DataConfig("parquet", "/a/pets")}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "name"),
+    [
+        ("digits", {"seed": 3, "tracking": TrackingConfig(False)}, "digits"),
+        ("digits", {"rounds": 3, "method": "delta-mine:by_length"}, "digits-msdnet-delta-by_length"),
+        ("cifar10-msdnet-metagf", {"data": DataConfig("cifar10", **CIFAR)}, "cifar10-msdnet-metagf"),
+        ("cifar10-msdnet-metagf", PETS, "pets-resnet18-metagf"),
+        ("", {"model": ModelConfig("my nets.mine:a/b")}, "digits-my-a-b-metagf"),
+    ],
+)
+def test_a_run_is_named_by_the_recipe_or_by_what_it_is(recipe, changes, name):
+    assert label(replace(get_recipe(recipe or "digits"), **changes), recipe) == name
 
 
 @pytest.mark.parametrize(
