@@ -7,7 +7,7 @@ python jobs/evaluate.py --checkpoint runs/ours-0 runs/ours-1 runs/sgd-0 --labels
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class EvaluateConfig(Section):
     """Where the data set is now; by default where the runs found it."""
     importance: bool = True
     """Prune what is important to each exit and measure (2 passes over the test images an exit)."""
+    noise: bool = True
+    """Train each exit in two orders of the images: how much conflict is noise (2 training passes an exit)."""
     log_to_mlflow: bool = True
     """Add the results to the runs' pages in MLflow."""
     log_model: bool = False
@@ -85,7 +87,7 @@ def _evaluate(path: str, config: EvaluateConfig) -> RunResults:
     for note in notes:
         _note(note)
     run = load_run(file, config.data_path)
-    results = evaluate_run(run, config.importance)
+    results = evaluate_run(run, config.importance, config.noise)
     if config.log_model:
         _log_model(run, results)
     return results
@@ -129,6 +131,7 @@ def _summary(groups: Sequence[Group], files: Sequence[Path], seconds: float) -> 
                 "rounds": group.runs[0].round,
                 "training_passes": group.runs[0].training_passes,
                 "test_accuracy": [list(run.top1) for run in group.runs],
+                "negative_cosines": [run.noise and asdict(run.noise) for run in group.runs],
             }
             for group in groups
         },

@@ -42,6 +42,7 @@ with loading():
     from raygf.evaluation.tables import csv_text, markdown_table
     from raygf.fusion.fuse import fuse, fusion_weights
     from raygf.fusion.learned import carry
+    from raygf.methods.registry import method_title
     from raygf.training.space import FlatSpace, Segments, Slot
 
 
@@ -63,7 +64,7 @@ def draw_toy(argv: Sequence[str]) -> dict[str, Any]:
         alone = [train_alone(task, config.steps) for task in (0, 1)]
         methods = [
             train_sgd(config.steps),
-            train_weighted("PCGrad", PCGradWeighting(), config.steps),
+            train_weighted(method_title("pcgrad"), PCGradWeighting(), config.steps),
             train_metagf(config.steps),
         ]
     cases = check_cases()
@@ -160,7 +161,7 @@ def shared_cosine_at(point: Tensor) -> float:
 
 def train_sgd(steps: int) -> Trajectory:
     """Joint SGD: the gradients are added."""
-    return _descend("SGD", lambda rows: rows.sum(dim=0), steps)
+    return _descend(method_title("sgd"), lambda rows: rows.sum(dim=0), steps)
 
 
 def train_alone(task: int, steps: int, start: Tensor | None = None) -> Trajectory:
@@ -217,7 +218,7 @@ def train_metagf(steps: int, epoch: int = 10) -> Trajectory:
         point = fuse(point, deltas, fusion_weights(fitted, OWNED), segments)
         eta = carry(eta, fitted, 0.9)
         points.append(point)
-    return Trajectory("Meta-GF", epoch * torch.arange(len(points)), torch.stack(points))
+    return Trajectory(method_title("metagf"), epoch * torch.arange(len(points)), torch.stack(points))
 
 
 def _fit(eta: Tensor, point: Tensor, deltas: list[Tensor], segments: Segments, steps: int) -> Tensor:
@@ -239,7 +240,7 @@ def trajectory_figure(trajectories: Sequence[Trajectory], alone: Sequence[Trajec
     """A panel a method: where θ_1 and θ_2 went, over the contours of f_1 + f_2 at one common θ.
 
     Args:
-        alone: the two tasks trained by themselves, drawn dotted in every panel.
+        alone: the two tasks trained by themselves, drawn dashed and dotted in every panel.
     """
     figure = new_figure(4.2 * len(trajectories) + 1.2, 4.6)
     panels = figure.subplots(1, len(trajectories), sharey=True, squeeze=False)[0]
@@ -247,8 +248,8 @@ def trajectory_figure(trajectories: Sequence[Trajectory], alone: Sequence[Trajec
         contours = _draw_surface(axes)
         for task in (0, 1):
             reference = thetas(alone[task].points)[task]
-            label = None if task else "each task alone"
-            axes.plot(*reference.T, color="black", linestyle=":", linewidth=1.6, label=label)
+            line = {"color": "black", "linestyle": ("--", ":")[task], "linewidth": 1.6}
+            axes.plot(*reference.T, **line, label=alone[task].method)
             path, colour = thetas(trajectory.points)[task], run_style(task)["color"]
             axes.plot(*path.T, color=colour, linewidth=2.2, label=rf"$\theta_{task + 1}$")
             axes.plot(*path[-1], color=colour, marker="*", markersize=11, markeredgecolor="white")
@@ -257,7 +258,7 @@ def trajectory_figure(trajectories: Sequence[Trajectory], alone: Sequence[Trajec
         axes.set_xlabel(r"$\theta_x$")
     panels[0].set_ylabel(r"$\theta_y$")
     figure.colorbar(contours, ax=list(panels), pad=0.02, label=r"$f_1(\theta) + f_2(\theta)$")
-    legend_outside(figure, panels[0], below=4)
+    legend_outside(figure, panels[0], below=5)
     return figure
 
 

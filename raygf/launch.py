@@ -25,7 +25,7 @@ from raygf.config.run import RunConfig, StorageConfig
 from raygf.console import Progress, print_table
 from raygf.errors import ConfigError
 from raygf.evaluation.tables import ResultColumn, ResultTable, to_rich
-from raygf.methods.registry import check_method, is_step_method
+from raygf.methods.registry import check_method, is_step_method, method_title
 from raygf.records import Notify, RunEnd, RunStart
 from raygf.rounds.driver import Driver, DriverHandle
 from raygf.storage.run_storage import recipe_of
@@ -45,7 +45,7 @@ def run_job(description: str, default_recipe: str, argv: Sequence[str]) -> dict[
         result = run(config, recipe, resume)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(resume) from None
-    print_table(compared({config.method: result}), sys.stderr)
+    print_table(compared({method_title(config.method): result}), sys.stderr)
     return result.json()
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raygf.compute import derive_seed
 from raygf.config import fields as checks
 from raygf.errors import CheckpointError, ConfigError, one_line
 from raygf.evaluation.outputs import ExitOutputs
@@ -27,6 +28,8 @@ from raygf.evaluation.outputs import ExitOutputs
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+RESAMPLES = 1000
+"""Bootstrap samples of the test images behind a band (Efron, "Bootstrap Methods", 1979)."""
 UNIT = 20
 STEPS = range(1, 2 * UNIT)
 """p = step / UNIT: 0.05, 0.10 … 1.95."""
@@ -38,6 +41,7 @@ class BudgetCurve:
 
     ``p`` (S,). ``thresholds`` (S, n): +∞ where no image leaves, −∞ at the last exit. ``accuracy`` (S,):
     top-1, 0–1. ``operations`` (S,): average per image. ``share`` (S, n): of the images, leaving at each exit.
+    ``resampled`` (B, S): the accuracy on B bootstrap samples of the test images.
     """
 
     p: Floats
@@ -45,25 +49,45 @@ class BudgetCurve:
     accuracy: Floats
     operations: Floats
     share: Floats
+    resampled: Floats
 
 
-def budgeted_curve(val: ExitOutputs, test: ExitOutputs, operations: Sequence[int]) -> BudgetCurve:
+def budgeted_curve(
+    val: ExitOutputs, test: ExitOutputs, operations: Sequence[int], resamples: int = 0
+) -> BudgetCurve:
     """Accuracy on ``test`` over average ``operations`` (n, up to each exit), thresholds read off ``val``."""
     thresholds = find_thresholds(val.confidence, exit_quotas(*val.confidence.shape))
     exits, samples = test.confidence.shape
-    accuracy, share = [], []
-    for row in thresholds:
-        taken = exits_taken(test.confidence, row)
-        accuracy.append(test.hit[taken, np.arange(samples)].mean())
-        share.append(np.bincount(taken, minlength=exits) / samples)
-    shares = np.array(share)
+    taken = np.array([exits_taken(test.confidence, row) for row in thresholds])
+    hits = test.hit[taken, np.arange(samples)]
+    shares = np.array([np.bincount(row, minlength=exits) / samples for row in taken])
     return BudgetCurve(
         p=np.array(STEPS) / UNIT,
         thresholds=thresholds,
-        accuracy=np.array(accuracy),
+        accuracy=hits.mean(axis=1),
         operations=shares @ np.array(operations, dtype=np.float64),
         share=shares,
+        resampled=resampled_means(hits, resamples),
     )
+
+
+def resampled_means(values: NDArray[Any], resamples: int) -> Floats:
+    """Means of ``values`` (S, N) over bootstrap samples of their N columns: (resamples, S).
+
+    The samples depend on N alone, so that several runs on the same test images are resampled together.
+    """
+    samples, numbers = values.shape[1], np.random.default_rng(derive_seed(0, "bootstrap"))
+    weighed = values.astype(np.float32)  # whole sums: exact
+    means = np.empty((resamples, len(values)))
+    for mean in means:
+        drawn = np.bincount(numbers.integers(samples, size=samples), minlength=samples)
+        mean[:] = weighed @ drawn.astype(np.float32) / samples
+    return means
+
+
+def band(resampled: Floats) -> Floats:
+    """The middle 95 % of bootstrap means (B, S): lower and upper ends (2, S)."""
+    return np.quantile(resampled, (0.025, 0.975), axis=0)
 
 
 def exit_quotas(exits: int, samples: int) -> Ints:

@@ -27,8 +27,10 @@ MARKED = 25
 
 _ABSENT: dict[str, Any] = {"facecolor": "#ececec", "edgecolor": "#bdbdbd", "hatch": "////", "linewidth": 0.0}
 """Cells without a value."""
-_ALONE = "white"
-"""Cells of tensors that belong to one exit alone."""
+_ALONE, _BEYOND = "#9a9a9a", 1e9
+"""Cells of tensors that belong to one exit alone, and what their weight 1 is drawn as: past any scale."""
+_LEAST_SPREAD = 0.05
+"""The scale of a heat map of shares reaches at least so far from 1: rounding is not to be seen."""
 
 _RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Okabe and Ito's palette (2008), the darker ones first, without its yellow: hard to see on white."""
@@ -120,10 +122,23 @@ def accuracy_figure(history: History) -> Figure:
     axes.set_xlabel("round")
     axes.set_ylabel(f"{split} accuracy (%)")
     axes.set_xlim(rounds[0] - 0.5, rounds[-1] + 0.5)
+    _leave_out_the_climb(axes, 100 * accuracy)
     whole_numbers(axes)
     plain_axes(axes)
     legend_outside(figure, axes)
     return figure
+
+
+def _leave_out_the_climb(axes: Axes, percent: Matrix) -> None:
+    """Start the y axis at the lowest of ``percent`` (R, n) after a quarter of the rounds."""
+    first, known = len(percent) // 4, ~np.isnan(percent)
+    top = float(np.max(percent, initial=0.0, where=known))
+    low = float(np.min(percent[first:], initial=top, where=known[first:]))
+    margin = 0.05 * (top - low) or 1.0
+    axes.set_ylim(low - margin, top + margin)
+    start = float(np.min(percent, initial=top, where=known))
+    if start < low - margin:
+        axes.set_title(f"the first rounds, from {start:.0f} % on, are below", loc="left", fontsize=9)
 
 
 def accuracy_csv(history: History) -> str:
@@ -142,10 +157,10 @@ def _accuracies(history: History) -> tuple[str, list[int], Matrix]:
 
 
 def fusion_heatmap(weights: Matrix, tensors: Sequence[str]) -> Figure:
-    """Fusion weight of every exit (rows) in every parameter tensor (columns, shallow to deep).
+    """Fusion weight of every exit (rows) in every parameter tensor (columns, shallow to deep), on one scale.
 
-    The colours span the weights of tensors that exits share; an exit that owns a tensor alone has weight 1 by
-    definition, which would drown the rest: those cells are white.
+    Drawn is the weight times the number of exits that own the tensor: 1 is an equal share, whether two or
+    seven share it. An exit that owns a tensor alone has weight 1 by definition; those cells are grey.
 
     Args:
         weights: (n, T), NaN where the exit does not own the tensor; those cells are hatched.
@@ -161,21 +176,22 @@ def fusion_heatmap(weights: Matrix, tensors: Sequence[str]) -> Figure:
     size = (max(7.0, 2.6 + 0.17 * count), 2.9 + 0.3 * exits) if named else (11.0, 2.0 + 0.3 * exits)
     figure = new_figure(*size)
     axes = figure.add_subplot()
-    top, clipped = _colour_limit(weights)
-    image = heat_map(axes, weights, cmap=colormaps["viridis"].with_extremes(over=_ALONE), vmin=0, vmax=top)
+    owned = ~np.isnan(weights)
+    owners = owned.sum(axis=0)
+    shares = weights * np.where(owners == 1, _BEYOND, owners)
+    spread = float(np.max(np.abs(shares - 1), initial=_LEAST_SPREAD, where=owned & (owners > 1)))
+    colours = colormaps["PuOr_r"].with_extremes(over=_ALONE)
+    image = heat_map(axes, shares, cmap=colours, vmin=1 - spread, vmax=1 + spread)
     axes.set_yticks(range(exits), [f"exit {i + 1}" for i in range(exits)])
     label_depth(axes.xaxis, tensors, "parameter tensor", rotation=90)
-    bar = figure.colorbar(image, ax=axes, extend="max" if clipped else "neither", pad=0.02)
-    bar.set_label("fusion weight")
-    note = f"equal weights: 1/{exits} = {1 / exits:.3f}"
-    if 1 / exits <= top:
-        bar.ax.axhline(1 / exits, color="white", linewidth=1.5)
-        note += " (white line)"
-    axes.set_title(note, loc="left", fontsize=9)
+    bar = figure.colorbar(image, ax=axes, pad=0.02)
+    bar.ax.set_ylim(bottom=max(0.0, 1 - spread))  # there are no weights below 0
+    bar.set_label("fusion weight × exits\nthat use the tensor")
+    axes.set_title("1 = equal share", loc="left", fontsize=9)
     patches = []
-    if clipped:
-        patches.append(Patch(facecolor=_ALONE, edgecolor="grey", label="used by this exit alone (weight 1)"))
-    if np.isnan(weights).any():
+    if (owners == 1).any():
+        patches.append(Patch(facecolor=_ALONE, label="used by this exit alone (weight 1)"))
+    if not owned.all():
         patches.append(Patch(**_ABSENT, label="not used by this exit"))
     if patches:
         figure.legend(handles=patches, loc="outside upper right", frameon=False, fontsize=8, ncols=2)
@@ -186,10 +202,3 @@ def fusion_csv(weights: Matrix, tensors: Sequence[str]) -> str:
     """The numbers of ``fusion_heatmap``: one line a tensor, empty where an exit does not own it."""
     rows = ([name, *column] for name, column in zip(tensors, weights.T.tolist(), strict=True))
     return csv_text([["tensor", *(f"exit_{i + 1}" for i in range(len(weights)))], *rows])
-
-
-def _colour_limit(weights: Matrix) -> tuple[float, bool]:
-    """The largest weight in shared tensors, and whether a weight exceeds it."""
-    shared = weights[:, (~np.isnan(weights)).sum(axis=0) > 1]
-    top = float(np.nanmax(shared)) if shared.size else 0.0
-    return (top, bool(np.nanmax(weights) > top)) if top > 0 else (1.0, False)

@@ -17,7 +17,7 @@ from raygf.evaluation.outputs import evaluate
 from raygf.fusion.fuse import fusion_weights
 from raygf.records import Matrix
 from raygf.training.network import NetworkState, Vector, as_tensor
-from raygf.training.space import Segments, find_ownership
+from raygf.training.space import Segments
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +48,7 @@ def learned_weights(run: LoadedRun) -> LearnedWeights | None:
         return None
     eta, space, fusion = as_tensor(stored), run.bound.space, run.config.fusion
     segments = Segments(fusion.segments, space)
-    example = run.dataset.spec.blank(2, run.bound.compute.device)
-    per_slot = find_ownership(run.bound.network, example, space)
+    per_slot = run.owned()
     owned = segments.spread(per_slot)
     if eta.shape != owned.shape:
         raise CheckpointError(

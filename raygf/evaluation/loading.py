@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from raygf.compute import Compute, make_repeatable, resolve_compute
 from raygf.config.fields import from_dict
 from raygf.config.run import ComputeConfig, RunConfig
@@ -15,6 +17,7 @@ from raygf.models.build import build_model
 from raygf.models.costs import ExitCost, measure_costs
 from raygf.storage.checkpoint import Checkpoint, load_checkpoint
 from raygf.training.network import BoundNetwork
+from raygf.training.space import find_ownership
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +34,11 @@ class LoadedRun:
     def costs(self) -> list[ExitCost]:
         """Parameters and operations up to every exit, shallow to deep."""
         return measure_costs(self.bound.network, self.dataset.spec)
+
+    def owned(self) -> Tensor:
+        """The mask (n, T): which exit depends on which parameter tensor."""
+        example = self.dataset.spec.blank(2, self.bound.compute.device)
+        return find_ownership(self.bound.network, example, self.bound.space)
 
     def outputs(self, split: SplitName) -> ExitOutputs:
         """What every exit says about every image of ``split``.

@@ -5,13 +5,14 @@ Figures 2–4 of the Meta-GF paper (budgeted batches, convergence, importance), 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from raygf.evaluation.budgeted import BudgetCurve
+from raygf.evaluation.budgeted import BudgetCurve, band
 from raygf.evaluation.figures import (
     NAMED_TENSORS,
     draw_seeds,
@@ -24,31 +25,38 @@ from raygf.evaluation.figures import (
     whole_numbers,
 )
 from raygf.evaluation.importance import Importance
+from raygf.evaluation.noise import OrderNoise
 from raygf.evaluation.tables import count_unit, csv_text
 from raygf.records import Entry, History, Matrix
 
 
 @dataclass(frozen=True, eq=False)
 class Budgeted:
-    """The curves of one configuration's runs, one a seed."""
+    """The curves of one configuration's runs, one for each of K seeds.
+
+    ``operations`` (n,) up to every exit; ``top1`` (K, n): its test accuracy alone, 0–1.
+    """
 
     label: str
     seeds: tuple[int, ...]
     curves: tuple[BudgetCurve, ...]
+    operations: tuple[int, ...]
+    top1: tuple[tuple[float, ...], ...]
 
 
 def budgeted_figure(runs: Sequence[Budgeted]) -> Figure:
-    """Accuracy over average operations per image (Fig. 2), one line a configuration.
+    """Accuracy over average operations per image (Fig. 2), one line a configuration; crosses: single exits.
 
-    With seeds, accuracy and operations are means at every setting p.
+    With seeds, accuracy and operations are means at every setting p, and every seed is a thin line. The band
+    is what other test images would have given: it holds 95 % of the means over bootstrap samples of them.
     """
     figure = new_figure(8, 4.5)
     axes = figure.add_subplot()
     unit = count_unit([round(float(c.operations.min())) for run in runs for c in run.curves])
     for index, run in enumerate(runs):
-        operations = np.mean([curve.operations for curve in run.curves], axis=0) / unit.scale
-        accuracy = np.array([curve.accuracy for curve in run.curves])
-        draw_seeds(axes, operations, accuracy, run.label, run_style(index))
+        _draw_budgeted(axes, run, unit.scale, run_style(index))
+    axes.fill_between([], [], [], color="grey", alpha=0.3, linewidth=0, label="95 % of bootstrap\ntest sets")
+    axes.plot([], [], color="grey", label="one exit for all", **_SINGLE)
     name = {"M": "million", "K": "thousand"}[unit.name]
     axes.set_xlabel(f"average cost per image ({name} operations)")
     axes.set_ylabel("test accuracy (%)")
@@ -57,18 +65,38 @@ def budgeted_figure(runs: Sequence[Budgeted]) -> Figure:
     return figure
 
 
+_SINGLE: dict[str, Any] = {"linestyle": "none", "marker": "X", "markersize": 9, "markeredgecolor": "black"}
+"""A single exit in the budgeted figure."""
+
+
+def _draw_budgeted(axes: Axes, run: Budgeted, scale: float, style: dict[str, Any]) -> None:
+    operations = np.array([curve.operations for curve in run.curves]) / scale
+    percent = 100 * np.array([curve.accuracy for curve in run.curves])
+    low, high = 100 * band(np.mean([curve.resampled for curve in run.curves], axis=0))
+    x, colour, label = operations.mean(axis=0), style["color"], run.label
+    axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    if len(run.curves) > 1:
+        label = f"{label}\n(mean of {len(run.curves)} seeds,\nthin: each of them)"
+        axes.plot(operations.T, percent.T, color=colour, alpha=0.5, linewidth=0.6)
+    axes.plot(x, percent.mean(axis=0), label=label, **style)
+    axes.plot(np.array(run.operations) / scale, 100 * np.mean(run.top1, axis=0), color=colour, **_SINGLE)
+
+
 def budgeted_csv(runs: Sequence[Budgeted]) -> str:
-    """The numbers of ``budgeted_figure``: one line a run and setting; accuracy and shares 0–1.
+    """The numbers of ``budgeted_figure``: one line a run and setting; accuracy, its band and shares 0–1.
 
     A threshold that no image reaches is written as inf, one that every image reaches as -inf.
     """
     exits = max(curve.share.shape[1] for run in runs for curve in run.curves)
     names = [f"{what}_exit_{i + 1}" for what in ("share", "threshold") for i in range(exits)]
-    rows: list[list[object]] = [["run", "seed", "p", "operations", "accuracy", *names]]
+    rows: list[list[object]] = [
+        ["run", "seed", "p", "operations", "accuracy", "accuracy_low", "accuracy_high", *names]
+    ]
     for run in runs:
         for seed, curve in zip(run.seeds, run.curves, strict=True):
             padding = [None] * (exits - curve.share.shape[1])
-            columns = (curve.p, curve.operations, curve.accuracy, curve.share, curve.thresholds)
+            means = (curve.p, curve.operations, curve.accuracy, *band(curve.resampled))
+            columns = (*means, curve.share, curve.thresholds)
             for *numbers, share, thresholds in zip(*(c.tolist() for c in columns), strict=True):
                 rows.append([run.label, seed, *numbers, *share, *padding, *thresholds, *padding])
     return csv_text(rows)
@@ -184,8 +212,11 @@ def conflict_curves(history: History, tensors: Sequence[str]) -> ConflictCurves 
     return ConflictCurves(rounds, cosine, shares[0], shares[1], tuple(tensors))
 
 
-def conflict_figure(curves: ConflictCurves) -> Figure:
-    """Mean cosine per shared tensor (rows) and round (columns); below, the two shares over the rounds."""
+def conflict_figure(curves: ConflictCurves, noise: OrderNoise | None = None) -> Figure:
+    """Mean cosine per shared tensor (rows) and round (columns); below, the two shares over the rounds.
+
+    Beside them stands what the order of the images alone does, as far as it was measured.
+    """
     shared = np.flatnonzero(~np.isnan(curves.cosine).all(axis=1))
     count = len(shared)
     named = count <= NAMED_TENSORS
@@ -196,6 +227,9 @@ def conflict_figure(curves: ConflictCurves) -> Figure:
     labels = ("before fusion: pairs of exits", "after fusion: exits against the update")
     for index, (label, shares) in enumerate(zip(labels, (curves.before, curves.after), strict=True)):
         below.plot(curves.rounds, 100 * shares, label=label, **run_style(index, len(curves.rounds)))
+    for index, (label, share) in enumerate(noise.shares().items() if noise else (), start=2):
+        style = run_style(index) | {"linestyle": "none", "markersize": 7, "clip_on": False}
+        below.plot([noise.round], [100 * share], label=label, **style)
     below.set_xlabel("round")
     below.set_ylabel("negative cosines (%)")
     below.set_ylim(bottom=0)
@@ -227,6 +261,12 @@ def share_csv(curves: ConflictCurves) -> str:
     """The numbers of the lines: one line a round, shares 0–1, empty where unknown."""
     rows = zip(curves.rounds.tolist(), curves.before.tolist(), curves.after.tolist(), strict=True)
     return csv_text([["round", "negative_share_before_fusion", "negative_share_after_fusion"], *rows])
+
+
+def noise_csv(noise: OrderNoise) -> str:
+    """The numbers of the single marks: one line each, shares 0–1."""
+    rows = ([noise.round, label, share] for label, share in noise.shares().items())
+    return csv_text([["round", "deltas_of", "negative_share"], *rows])
 
 
 def importance_figure(importance: Importance) -> Figure:

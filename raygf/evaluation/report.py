@@ -20,6 +20,7 @@ from raygf.evaluation.paper_figures import (
     cosine_csv,
     importance_csv,
     importance_figure,
+    noise_csv,
     share_csv,
     validation,
 )
@@ -68,9 +69,9 @@ def comparison_files(groups: Sequence[Group]) -> Files:
         files["validation.csv"] = convergence_csv(curves, "validation_accuracy")
     budgeted = []
     for group in groups:
-        by_seed = {run.config.seed: run.curve for run in group.runs if run.curve is not None}
-        if by_seed:
-            budgeted.append(Budgeted(group.label, tuple(by_seed), tuple(by_seed.values())))
+        if known := [(run.config.seed, run.curve, run.top1) for run in group.runs if run.curve is not None]:
+            seeds, curves, top1 = zip(*known, strict=True)
+            budgeted.append(Budgeted(group.label, seeds, curves, group.runs[0].operations, top1))
     if budgeted:
         files["budgeted.png"] = budgeted_figure(budgeted)
         files["budgeted.csv"] = budgeted_csv(budgeted)
@@ -84,9 +85,11 @@ def run_files(run: RunResults) -> Files:
         files["accuracy.png"] = accuracy_figure(run.history)
         files["accuracy.csv"] = accuracy_csv(run.history)
     if (conflict := conflict_curves(run.history, run.tensors)) is not None:
-        files["conflict.png"] = conflict_figure(conflict)
+        files["conflict.png"] = conflict_figure(conflict, run.noise)
         files["conflict_cosines.csv"] = cosine_csv(conflict)
         files["conflict_shares.csv"] = share_csv(conflict)
+    if run.noise is not None:
+        files["conflict_noise.csv"] = noise_csv(run.noise)
     if run.learned is not None:
         files["fusion_weights.png"] = fusion_heatmap(run.learned.per_tensor, run.tensors)
         files["fusion_weights.csv"] = fusion_csv(run.learned.per_tensor, run.tensors)

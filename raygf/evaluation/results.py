@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from raygf.config.fields import to_dict
 from raygf.config.run import RunConfig
 from raygf.errors import ConfigError
-from raygf.evaluation.budgeted import BudgetCurve, budgeted_curve
+from raygf.evaluation.budgeted import RESAMPLES, BudgetCurve, budgeted_curve
 from raygf.evaluation.importance import Importance, LearnedWeights, importance_of, learned_weights
 from raygf.evaluation.loading import LoadedRun
+from raygf.evaluation.noise import OrderNoise, measure_noise
 from raygf.evaluation.outputs import TOP
-from raygf.methods.registry import passes_per_round
+from raygf.methods.registry import method_title, passes_per_round
 from raygf.records import History, read_history, wall_time
 from raygf.storage.run_storage import binding
 
@@ -29,7 +30,7 @@ class RunResults:
     parameter tensors, shallow to deep. ``operations``, ``parameters`` (n,): cumulative up to each exit.
     ``top1``, ``top5`` (n,): test accuracies, 0–1; ``top5`` None with five classes or fewer. ``curve``: None
     without validation images to read thresholds off. ``learned``, ``importance``: None for methods without
-    fusion weights.
+    fusion weights. ``noise``: None for methods that train no exit by itself, or if it was not to be measured.
     """
 
     config: RunConfig
@@ -44,6 +45,7 @@ class RunResults:
     curve: BudgetCurve | None
     learned: LearnedWeights | None
     importance: Importance | None
+    noise: OrderNoise | None
 
     @property
     def training_passes(self) -> int:
@@ -56,8 +58,8 @@ class RunResults:
         return wall_time(self.history) if len(self.history) == self.round else math.nan
 
 
-def evaluate_run(run: LoadedRun, with_importance: bool = True) -> RunResults:
-    """Measure ``run`` on its test images.
+def evaluate_run(run: LoadedRun, with_importance: bool = True, with_noise: bool = True) -> RunResults:
+    """Measure ``run`` on its test images, and with noise by training on from its checkpoint.
 
     Raises:
         RaygfError: the data set lacks test images, or the checkpoint does not fit the network.
@@ -77,9 +79,10 @@ def evaluate_run(run: LoadedRun, with_importance: bool = True) -> RunResults:
         top1=test.top1,
         top5=test.top5 if run.dataset.spec.classes > TOP else None,
         history=read_history(run.checkpoint.meta),
-        curve=budgeted_curve(run.outputs("val"), test, operations) if validated else None,
+        curve=budgeted_curve(run.outputs("val"), test, operations, RESAMPLES) if validated else None,
         learned=learned,
         importance=importance_of(run, learned) if learned is not None and with_importance else None,
+        noise=measure_noise(run) if with_noise else None,
     )
 
 
@@ -133,7 +136,8 @@ def group_runs(runs: Sequence[RunResults], labels: Sequence[str] = ()) -> list[G
 
 def _own_labels(runs: Sequence[RunResults]) -> list[str]:
     """The method of each run; with its name and round where that is not enough, with a number if need be."""
-    names = [run.config.method for run in runs]
-    full = [f"{run.config.method} ({run.config.storage.name}, round {run.round})" for run in runs]
+    names = [method_title(run.config.method) for run in runs]
+    where = [f"({run.config.storage.name}, round {run.round})" for run in runs]
+    full = [f"{name} {place}" for name, place in zip(names, where, strict=True)]
     names = [long if names.count(short) > 1 else short for short, long in zip(names, full, strict=True)]
     return [f"{name} #{i + 1}" if names.count(name) > 1 else name for i, name in enumerate(names)]

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raygf.config.recipes import METHODS as PAPERS
 from raygf.errors import ConfigError, RaygfError, import_function, user_error
 from raygf.methods import torchjd
 from raygf.methods.base import GramianMethod, JointSGD, Setting, StepMethod, Weighting
@@ -38,6 +39,27 @@ DELTA = "delta-"
 """Before the name of a weighting: it weighs the deltas of a round, not the gradients of a step."""
 STEP_METHODS = tuple(METHODS)
 ROUND_METHODS = ("metagf", f"{DELTA}mean", *(DELTA + name for name in WEIGHTINGS))
+_TITLES = {
+    **PAPERS,
+    f"{DELTA}mean": "mean of the deltas",
+    "boostnet": "BoostNet",
+    "dfs": "Deep Feature Surgery",
+    "mgda": "MGDA",
+    "upgrad": "UPGrad",
+    "imtlg": "IMTL-G",
+    "alignedmtl": "Aligned-MTL",
+    "nashmtl": "Nash-MTL",
+    "fairgrad": "FairGrad",
+    "gradvac": "GradVac",
+    "config": "ConFIG",
+}
+
+
+def method_title(name: str) -> str:
+    """What figures and tables call the method ``name``: "Meta-GF", "joint SGD", "PCGrad on deltas"."""
+    if name.startswith(DELTA) and name not in _TITLES:
+        return f"{method_title(name.removeprefix(DELTA))} on deltas"
+    return _TITLES.get(name, name)
 
 
 def method_names() -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 from raygf.config.run import TrackingConfig
 from raygf.errors import TrackingError, without_password
 from raygf.evaluation.tables import ResultColumn, ResultTable, to_csv, to_markdown
+from raygf.methods.registry import method_title
 from raygf.records import History, RoundRecord, RunEnd, RunStart
 from raygf.tracking.delivery import Parcel
 from raygf.tracking.mlflow_run import MLflowRun, top5_metrics
@@ -40,7 +41,8 @@ class Report:
         return [*parcels, Parcel("fusion weight figure", self._log_fusion)]
 
     def _log_table(self, end: RunEnd) -> None:
-        column = ResultColumn(self.method, [end.test.accuracy], end.training_passes, [end.seconds])
+        title = method_title(self.method)
+        column = ResultColumn(title, [end.test.accuracy], end.training_passes, [end.seconds])
         table = ResultTable(self.start.operations, self.start.parameters, [column])
         markdown, uri = to_markdown(table), shlex.quote(without_password(self.run.uri))
         command = f"mlflow artifacts download --run-id {self.run.id} --dst-path {self.run.id}"

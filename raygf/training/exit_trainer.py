@@ -59,7 +59,13 @@ class ExitTrainer:
         self._batches = dataset.open(compute, config.batch_size, config.eval_batch_size)
 
     def train(
-        self, state: NetworkState, exit: int, exits: int, round: int, momentum: Vector | None = None
+        self,
+        state: NetworkState,
+        exit: int,
+        exits: int,
+        round: int,
+        momentum: Vector | None = None,
+        order: int | None = None,
     ) -> ExitUpdate:
         """One epoch of ``exit`` (from 0) from ``state``: paper, Eq. 12, on ``c_i (CE_i + λ Σ_{j≠i} CE_j)``.
 
@@ -70,6 +76,7 @@ class ExitTrainer:
             state: W and the buffers that all exits start from; not written to.
             exits: number of exits n.
             momentum: (P,) this exit's momentum of the round before, if it is carried.
+            order: the exit whose order of the images, and whose other draws, it takes; by default its own.
 
         Raises:
             NonFiniteError: a loss or weight is not finite.
@@ -81,7 +88,7 @@ class ExitTrainer:
         )
         lr = config.optim.lr * decay_factor(round, config.rounds, config.optim)
         start = None if momentum is None else bound.tensor(momentum)
-        key = ("exit", round, exit)
+        key = ("exit", round, exit if order is None else order)
         with torch_threads(config.resources.cpus_per_exit), seeded_globals(config.seed, *key):
             bound.load(state)
             optimizer = FlatSGD(bound, config.optim, lr, start)

@@ -49,6 +49,7 @@ def curve(accuracy=0.5, scale=1e6):
         accuracy=accuracy + np.array([0.0, 0.125, 0.25]),
         operations=scale * np.array([1.0, 1.5, 2.0]),
         share=np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]),
+        resampled=accuracy + np.linspace(-0.125, 0.125, 41)[:, None] * np.ones(3),
     )
 
 
@@ -77,5 +78,6 @@ def results(method="sgd", seed=0, top1=(0.5, 0.75), rounds=2, name="run", **chan
         curve=curve(),
         learned=None,
         importance=None,
+        noise=None,
     )
     return replace(found, **changes)

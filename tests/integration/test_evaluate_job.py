@@ -44,7 +44,7 @@ def test_all_tables_and_figures(past, run_job, tmp_path):
         *(f"{name}.{kind}" for name in ("budgeted", "convergence", "validation") for kind in ("png", "csv")),
         *(f"Meta-GF-seed-{seed}/{name}.png" for seed in (0, 1) for name in PER_RUN),
         *(f"Meta-GF-seed-{seed}/{name}.csv" for seed in (0, 1) for name in PER_RUN - {"conflict"}),
-        *(f"Meta-GF-seed-{seed}/conflict_{what}.csv" for seed in (0, 1) for what in ("cosines", "shares")),
+        *(f"Meta-GF-seed-{s}/conflict_{what}.csv" for s in (0, 1) for what in ("cosines", "shares", "noise")),
         *("joint-SGD/accuracy.png", "joint-SGD/accuracy.csv"),
     }
     assert {str(tmp_path / path) for path in outcome.result["files"]} == {str(out / name) for name in found}
@@ -60,6 +60,8 @@ def assert_numbers(outcome, accuracy, out):
     assert (ours["seeds"], ours["rounds"], ours["training_passes"]) == ([0, 1], 2, 6)
     assert ours["test_accuracy"] == [accuracy["ours-0"], accuracy["ours-1"]]
     assert outcome.result["runs"]["joint SGD"]["training_passes"] == 6
+    assert outcome.result["runs"]["joint SGD"]["negative_cosines"] == [None]
+    assert all(0 < noise["same_exit"] < 1 for noise in ours["negative_cosines"])
     with (out / "anytime.csv").open() as file:
         rows = list(csv.DictReader(file))
     mean = (accuracy["ours-0"][0] + accuracy["ours-1"][0]) / 2
@@ -96,11 +98,11 @@ def test_results_go_to_the_runs_page(tracked, run_job, tracking_uri):
     run_id, checkpoint = tracked
     outcome = run_job("evaluate", "--checkpoint", checkpoint, "--out", "out")
     assert outcome.code == 0, outcome.err
-    assert outcome.notes == [f"note: metagf: logged to run {run_id} in {tracking_uri}"]
+    assert outcome.notes == [f"note: Meta-GF: logged to run {run_id} in {tracking_uri}"]
     client = MlflowClient(tracking_uri)
     logged = {item.path for item in client.list_artifacts(run_id, "evaluation")}
     names = [Path(path).name for path in outcome.result["files"]]
-    assert logged == {f"evaluation/{name}" for name in names} and len(names) == 17
+    assert logged == {f"evaluation/{name}" for name in names} and len(names) == 18
     text = Path(client.download_artifacts(run_id, "evaluation/anytime.md")).read_text()
     assert text == Path("out/anytime.md").read_text()
     run = client.get_run(run_id)
@@ -115,13 +117,13 @@ def test_untracked_runs_are_noted_and_nothing_is_logged_if_not_wanted(tracked, p
     assert outcome.code == 0
     assert outcome.notes == [
         "note: joint: was not tracked, no model logged",
-        "note: sgd: was not tracked, nothing logged",
+        "note: joint-SGD: was not tracked, nothing logged",
     ]
-    quiet = ("--log-to-mlflow", "False", "--importance", "False")
+    quiet = ("--log-to-mlflow", "False", "--importance", "False", "--noise", "False")
     outcome = run_job("evaluate", "--checkpoint", tracked[1], *quiet)
     assert (outcome.code, outcome.notes) == (0, [])
     assert MlflowClient(tracking_uri).list_artifacts(tracked[0], "evaluation") == []
-    assert not list(Path("results").rglob("importance.*"))
+    assert not list(Path("results").rglob("importance.*")) + list(Path("results").rglob("*noise*"))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,7 @@ def test_a_store_that_lacks_the_run_costs_a_line(tracked, run_job, empty_trackin
     damage(tmp_path / "mlflow.db", empty_tracking)
     outcome = run_job("evaluate", "--checkpoint", tracked[1])
     (line,) = outcome.notes
-    assert line.startswith("note: metagf: not logged to MLflow: ") and says in line
+    assert line.startswith("note: Meta-GF: not logged to MLflow: ") and says in line
     assert outcome.result["runs"]
 
 
@@ -147,5 +149,5 @@ def test_the_toy_problem(run_job, tmp_path):
     names = {"toy_trajectories.png", "toy_losses.png", "toy_trajectories.csv", "eq7.md", "eq7.csv"}
     assert {path.name for path in (tmp_path / "drawn").iterdir()} == names
     assert (tmp_path / "drawn" / "eq7.md").read_text().strip() in outcome.out
-    assert set(outcome.result["final_losses"]) == {"SGD", "PCGrad", "Meta-GF"}
+    assert set(outcome.result["final_losses"]) == {"joint SGD", "PCGrad", "Meta-GF"}
     assert outcome.result["steps"] == 20

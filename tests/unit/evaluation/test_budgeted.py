@@ -14,11 +14,13 @@ from raygf.errors import CheckpointError, ConfigError
 from raygf.evaluation.budgeted import (
     STEPS,
     ThresholdTable,
+    band,
     budgeted_curve,
     calibrate,
     exit_quotas,
     exits_taken,
     find_thresholds,
+    resampled_means,
 )
 from raygf.evaluation.outputs import ExitOutputs
 
@@ -88,7 +90,8 @@ def test_worked_example_with_one_half():
     # On other images these thresholds let them leave at the exits 0, 1, 1, 2.
     test = np.array([[0.6, 0.59, 0.1, 0.0], [0.0, 0.7, 0.99, 0.69], [0.1, 0.1, 0.1, 0.1]])
     hit = np.array([[1, 0, 0, 0], [0, 1, 0, 1], [1, 1, 1, 0]])
-    curve = budgeted_curve(outputs(VAL), outputs(test, hit), OPERATIONS)
+    curve = budgeted_curve(outputs(VAL), outputs(test, hit), OPERATIONS, 5)
+    assert set((4 * curve.resampled).ravel()) <= {0, 1, 2, 3, 4} and curve.resampled.shape == (5, 39)
     assert curve.accuracy[9] == 2 / 4
     assert curve.share[9].tolist() == [1 / 4, 2 / 4, 1 / 4]
     assert curve.operations[9] == (10 + 30 + 30 + 70) / 4
@@ -234,3 +237,13 @@ def test_one_exit_takes_all_and_costs_must_fit():
     assert calibrate(outputs(VAL[:1]), (100,)).pick(100) == (-math.inf,)
     with pytest.raises(ConfigError, match="2 costs for a network of 3 exits"):
         calibrate(VALIDATED, (1, 2))
+
+
+def test_the_band_is_that_of_counts_of_hits_and_the_same_every_time():
+    """The mean of N drawn hits is Binomial(N, p) / N: here ± 0.098 around one half in 95 %."""
+    hits = np.array([[True, False] * 50, [True] * 100])
+    means = resampled_means(hits, 4000)
+    low, high = band(means)
+    assert (low[0], high[0]) == pytest.approx((0.402, 0.598), abs=0.01) and low[1] == high[1] == 1
+    assert np.array_equal(means[:10, :1], resampled_means(hits[:1], 10))  # runs are resampled together
+    assert np.array_equal(resampled_means(~hits, 10)[:, 0], 1 - means[:10, 0])

@@ -53,6 +53,19 @@ def test_without_a_validation_of_every_round_the_training_is_shown_and_named():
     assert accuracy_csv(history).splitlines()[1:] == ["1,0.0,0.2", "2,0.0,0.4", "3,,"]
 
 
+def test_the_axis_starts_where_the_curves_are_and_not_where_they_came_from():
+    climb = [entry(1, 0.0)] + [
+        entry(1, 0.0) | {"round": r, "val": {"accuracy": [0.9, 1.0]}} for r in range(2, 9)
+    ]
+    (axes,) = accuracy_figure(climb).axes
+    assert axes.get_ylim() == pytest.approx((89.5, 100.5))
+    assert axes.get_title(loc="left") == "the first rounds, from 25 % on, are below"
+    (few,) = accuracy_figure(climb[:3]).axes
+    assert few.get_ylim() == pytest.approx((21.25, 103.75)) and few.get_title(loc="left") == ""
+    skipped = [climb[0] | {"val": None, "train": {"accuracy": [math.nan, math.nan]}}]
+    assert accuracy_figure(skipped).axes[0].get_ylim() == (-1, 1)
+
+
 def test_runs_differ_in_colour_line_and_marker():
     styles = [run_style(index) for index in range(6)]
     assert len({style["color"] for style in styles}) == 6
@@ -69,14 +82,15 @@ def test_heat_map_shows_the_weights_says_what_is_what_and_masks_what_an_exit_doe
     (image,) = axes.images
     shown = image.get_array()
     assert shown.mask.tolist() == np.isnan(WEIGHTS).tolist()
-    assert shown.compressed().tolist() == [0.25, 1.0, 0.4, 0.75, 1.0, 0.6]
+    alone = 1e9  # beyond the scale
+    assert shown.compressed().tolist() == [0.5, alone, 0.8, 1.5, alone, 1.2]
     assert image.cmap(np.ma.masked_all(1))[0].tolist() == [0, 0, 0, 0]  # the hatch shows through
-    assert image.get_clim() == (0, 0.75)  # of the shared tensors
+    assert image.get_clim() == (0.5, 1.5)  # of the shared tensors, 1 in the middle
     assert texts(axes.get_yticklabels()) == ["exit 1", "exit 2"]
     assert texts(axes.get_xticklabels()) == list(TENSORS)
     assert axes.get_xlabel() == "parameter tensor, shallow to deep"
-    assert axes.get_title(loc="left") == "equal weights: 1/2 = 0.500 (white line)"
-    assert bar.get_ylabel() == "fusion weight"
+    assert axes.get_title(loc="left") == "1 = equal share"
+    assert bar.get_ylabel() == "fusion weight × exits\nthat use the tensor" and bar.get_ylim() == (0.5, 1.5)
     (legend,) = figure.legends
     assert texts(legend.get_texts()) == ["used by this exit alone (weight 1)", "not used by this exit"]
 
@@ -91,7 +105,16 @@ def test_many_tensors_are_counted_not_named_and_one_exit_alone_is_drawn():
     assert axes.get_xlabel() == "parameter tensor, shallow to deep (1 to 400)"
     assert not figure.legends  # every exit owns every tensor: nothing to explain
     alone = fusion_heatmap(np.ones((1, 3)), ["a", "b", "c"])
-    assert alone.axes[0].images[0].get_clim() == (0, 1)
+    assert alone.axes[0].images[0].get_clim() == (0.95, 1.05)
+
+
+def test_an_equal_share_has_one_colour_whatever_the_number_of_owners():
+    weights = np.array([[1 / 3, 0.5, 0.9], [1 / 3, 0.5, 0.05], [1 / 3, np.nan, 0.05]])
+    figure = fusion_heatmap(weights, ["three", "two", "uneven"])
+    (image,) = figure.axes[0].images
+    assert image.get_array().compressed() == pytest.approx([1, 1, 2.7, 1, 1, 0.15, 1, 0.15])
+    assert image.get_clim() == pytest.approx((-0.7, 2.7))
+    assert figure.axes[1].get_ylim() == pytest.approx((0, 2.7))  # no weight is below 0
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (2, 0), (4,)])

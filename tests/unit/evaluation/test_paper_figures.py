@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from past_runs import IMPORTANCE, curve, entry
 
+from raygf.evaluation.noise import OrderNoise
 from raygf.evaluation.paper_figures import (
     Budgeted,
     budgeted_csv,
@@ -19,6 +20,7 @@ from raygf.evaluation.paper_figures import (
     cosine_csv,
     importance_csv,
     importance_figure,
+    noise_csv,
     share_csv,
     validation,
 )
@@ -88,25 +90,33 @@ def test_convergence_of_seeds_is_their_mean_with_a_band():
     ]
 
 
-def test_budgeted_lines_are_means_in_units():
-    one = Budgeted("ours", (0, 1), (curve(0.5), curve(0.25)))
-    other = Budgeted("SGD", (7,), (curve(0.125, scale=2e6),))
+COSTS = (1_000_000, 2_000_000)
+
+
+def test_budgeted_lines_are_means_in_units_with_the_single_exits():
+    one = Budgeted("ours", (0, 1), (curve(0.5), curve(0.25)), COSTS, ((0.25, 0.75), (0.25, 0.5)))
+    other = Budgeted("SGD", (7,), (curve(0.125, scale=2e6),), COSTS, ((0.25, 0.5),))
     figure = budgeted_figure([one, other])
     (axes,) = figure.axes
     lines = lines_of(axes)
-    assert lines["ours\n(mean of 2 seeds,\n± standard deviation)"] == ([1.0, 1.5, 2.0], [37.5, 50, 62.5])
+    assert lines["ours\n(mean of 2 seeds,\nthin: each of them)"] == ([1.0, 1.5, 2.0], [37.5, 50, 62.5])
     assert lines["SGD"] == ([2.0, 3.0, 4.0], [12.5, 25, 37.5])
+    crosses = [(*line.get_xdata(), *line.get_ydata()) for line in axes.lines if line.get_marker() == "X"]
+    assert crosses == [(1, 2, 25, 62.5), (1, 2, 25, 50), ()]
+    heights = axes.collections[1].get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx((12.5 - 0.95 * 12.5, 12.5 + 0.95 * 12.5))
     assert axes.get_xlabel() == "average cost per image (million operations)"
     assert axes.get_ylabel() == "test accuracy (%)"
-    assert len(assert_legend_outside(figure)) == 2
+    assert assert_legend_outside(figure)[1:] == ["SGD", "95 % of bootstrap\ntest sets", "one exit for all"]
     table = rows(budgeted_csv([other]))
     assert table[0] == [
-        *("run", "seed", "p", "operations", "accuracy"),
+        *("run", "seed", "p", "operations", "accuracy", "accuracy_low", "accuracy_high"),
         *("share_exit_1", "share_exit_2", "threshold_exit_1", "threshold_exit_2"),
     ]
-    assert table[1] == ["SGD", "7", "0.5", "2000000.0", "0.125", "1.0", "0.0", "0.9", "-inf"]
+    assert table[1][:5] == ["SGD", "7", "0.5", "2000000.0", "0.125"]
+    assert [float(value) for value in table[1][5:]] == pytest.approx([0.00625, 0.24375, 1, 0, 0.9, -np.inf])
     assert table[3][-2:] == ["inf", "-inf"]
-    small = budgeted_figure([Budgeted("x", (0,), (curve(scale=1e4),))])  # is counted in thousands
+    small = budgeted_figure([Budgeted("x", (0,), (curve(scale=1e4),), COSTS, ((0.5, 0.5),))])
     assert small.axes[0].get_xlabel() == "average cost per image (thousand operations)"
     assert lines_of(small.axes[0])["x"][0] == [10, 15, 20]
 
@@ -129,7 +139,8 @@ def test_there_is_no_figure_where_there_is_nothing_to_show():
 
 def test_conflict_figure_shows_shared_tensors_and_both_shares():
     history = [entry(1, 0.5, 0.5), entry(2, 0.5, 0.5, conflict_before=0.25, conflict_after=0.0)]
-    figure = conflict_figure(conflict_curves(history, TENSORS))
+    noise = OrderNoise(3, 0.375, 0.25, 0.125)
+    figure = conflict_figure(conflict_curves(history, TENSORS), noise)
     above, below = figure.axes[:2]
     (image,) = above.images
     assert image.get_array().tolist() == [[0.5, 0.5], [-0.25, -0.25]]
@@ -139,9 +150,12 @@ def test_conflict_figure_shows_shared_tensors_and_both_shares():
     lines = lines_of(below)
     assert lines["before fusion: pairs of exits"] == ([1, 2], [50, 25])
     assert lines["after fusion: exits against the update"] == ([1, 2], [25, 0])
+    assert lines["noise floor: one exit, two orders of images"] == ([3], [37.5])
+    assert lines["different exits, one order of images"] == ([3], [12.5])
+    assert rows(noise_csv(noise))[2] == ["3", "different exits, as trained", "0.25"]
     assert below.get_xlabel() == "round" and below.get_ylabel() == "negative cosines (%)"
     assert "cosine" in figure.axes[2].get_ylabel()
-    assert len(assert_legend_outside(figure)) == 2
+    assert len(assert_legend_outside(figure)) == 5
 
 
 def test_many_tensors_are_counted():

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from past_runs import IMPORTANCE, entry, results
 
 from raygf.errors import StorageError
+from raygf.evaluation.noise import OrderNoise
 from raygf.evaluation.report import (
     anytime_tables,
     comparison_files,
@@ -40,14 +41,15 @@ def test_files_of_a_comparison():
     )
     assert set(files) == {"anytime.md", "anytime.csv", *figures}
     assert all(isinstance(content, Figure) == name.endswith(".png") for name, content in files.items())
-    assert "metagf top-1 (%)" in files["anytime.md"]
+    assert "Meta-GF top-1 (%)" in files["anytime.md"] and "joint SGD top-1 (%)" in files["anytime.md"]
 
 
 def test_files_of_a_run_are_those_of_what_it_has():
-    full = results("metagf", importance=IMPORTANCE, history=[entry(1, 0.5, 0.5), entry(2, 0.5, 0.75)])
+    fused = [entry(1, 0.5, 0.5), entry(2, 0.5, 0.75)]
+    full = results("metagf", importance=IMPORTANCE, noise=OrderNoise(2, 0.5, 0.5, 0.25), history=fused)
     assert set(run_files(full)) == {
         *("accuracy.png", "accuracy.csv", "conflict.png", "conflict_cosines.csv", "conflict_shares.csv"),
-        *("importance.png", "importance.csv"),
+        *("conflict_noise.csv", "importance.png", "importance.csv"),
     }
     assert what_is_missing(results()) == []
     bare = results(history=[], curve=None)

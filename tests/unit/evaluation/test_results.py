@@ -9,6 +9,7 @@ from tiny_network import run_config
 
 from raygf.config.run import DataConfig, OptimConfig
 from raygf.errors import ConfigError
+from raygf.evaluation.budgeted import RESAMPLES
 from raygf.evaluation.loading import load_run
 from raygf.evaluation.results import evaluate_run, group_runs
 
@@ -25,13 +26,15 @@ def test_everything_measured_on_a_run(fused_checkpoint):
     assert found.operations == tuple(cost.operations for cost in run.costs())
     assert found.curve.accuracy.shape == (39,)
     assert found.importance.baseline == pytest.approx(found.top1)
-    assert evaluate_run(run, with_importance=False).importance is None
+    assert found.noise.round == 2 and found.curve.resampled.shape == (RESAMPLES, 39)
+    bare = evaluate_run(run, with_importance=False, with_noise=False)
+    assert bare.importance is None and bare.noise is None
 
 
 def test_joint_training_has_no_importance_and_no_validation_no_curve(tmp_path):
     end = train(run_config(path=str(tmp_path), method="sgd", data=DIGITS, rounds=1))
     found = evaluate_run(load_run(end.checkpoint))
-    assert found.importance is None and found.learned is None and found.curve is None
+    assert found.importance is found.learned is found.curve is found.noise is None
     assert found.training_passes == 1
 
 
@@ -60,15 +63,23 @@ def changed(run, **changes):
     ("runs", "labels", "groups"),
     [
         # Seeds of one configuration are one group, by ascending seed, labelled by the first run given.
-        ([results("metagf", 3), ONE, results("metagf", 1)], [], [("metagf", (1, 3)), ("sgd", (0,))]),
+        ([results("metagf", 3), ONE, results("metagf", 1)], [], [("Meta-GF", (1, 3)), ("joint SGD", (0,))]),
         ([TWO, ONE], ["its first label", "another"], [("its first label", (0, 1))]),
         # Machines and names do not matter, the configuration and the number of rounds do.
-        ([ONE, changed(TWO, eval_batch_size=99)], [], [("sgd", (0, 1))]),
+        ([ONE, changed(TWO, eval_batch_size=99)], [], [("joint SGD", (0, 1))]),
         ([ONE, changed(TWO, optim=OptimConfig(lr=0.5))], ["a", "b"], [("a", (0,)), ("b", (1,))]),
-        ([ONE, results(seed=1, rounds=3)], [], [("sgd (a, round 2)", (0,)), ("sgd (run, round 3)", (1,))]),
+        (
+            [ONE, results(seed=1, rounds=3)],
+            [],
+            [("joint SGD (a, round 2)", (0,)), ("joint SGD (run, round 3)", (1,))],
+        ),
         # A seed given twice is no second seed.
         ([ONE, ONE, TWO], ["a", "b", "a"], [("a", (0, 1)), ("b", (0,))]),
-        ([ONE, ONE], [], [("sgd (a, round 2) #1", (0,)), ("sgd (a, round 2) #2", (0,))]),
+        (
+            [ONE, ONE],
+            [],
+            [("joint SGD (a, round 2) #1", (0,)), ("joint SGD (a, round 2) #2", (0,))],
+        ),
     ],
 )
 def test_what_belongs_together_is_one_group(runs, labels, groups):

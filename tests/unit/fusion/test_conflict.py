@@ -12,6 +12,7 @@ from raygf.fusion.conflict import (
     segment_gramians,
     share_after,
     share_before,
+    share_of_repeats,
     shared_cosine,
     slot_gramians,
     tensor_cosines,
@@ -85,6 +86,20 @@ def test_shares_by_hand():
     assert math.isnan(share_before(grams, alone))
     assert math.isnan(share_after(grams, torch.eye(3), tensors, alone))
     assert tensor_cosines(grams, alone).isnan().all()
+
+
+def test_the_noise_floor_counts_an_exit_as_often_as_it_is_paired():
+    """Three exits on two tensors, of which exit 1 has only the first; the third tensor is exit 3's alone.
+
+    Pairs with another exit: 2, 2, 2 in tensor 1, then 0, 1, 1. Exit 1 turns around in tensor 1, exit 3 in
+    tensor 2 (and in its own), exit 2's second delta is zero in tensor 2: 3 of 2 + 2 + 2 + 1 are negative.
+    """
+    first = [torch.tensor(row) for row in ([1.0, 0, 0], [1.0, 1, 0], [1.0, 1, 1])]
+    second = [torch.tensor(row) for row in ([-1.0, 0, 0], [2.0, 0, 0], [3.0, -1, -1])]
+    owned = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 1, 1]], dtype=torch.bool)
+    grams = tensor_gramians([*first, *second], space_of((1,), (1,), (1,)))
+    assert share_of_repeats(grams, owned) == pytest.approx(3 / 7)
+    assert share_of_repeats(tensor_gramians([*first, *first], space_of((1,), (1,), (1,))), owned) == 0
 
 
 @pytest.mark.parametrize("block", [3, 1 << 16])

@@ -105,13 +105,15 @@ def test_trajectories_are_what_was_trained(runs):
     methods, alone = runs
     figure = trajectory_figure(methods, alone)
     panels = figure.axes[:3]
-    assert [axes.get_title() for axes in panels] == ["SGD", "PCGrad", "Meta-GF"]
+    assert [axes.get_title() for axes in panels] == ["joint SGD", "PCGrad", "Meta-GF"]
     drawn = {line.get_label(): line for line in panels[2].lines}
     path = thetas(methods[2].points)[1]
     assert list(drawn[r"$\theta_2$"].get_xdata()) == pytest.approx(path[:, 0].tolist())
     assert list(drawn[r"$\theta_2$"].get_ydata()) == pytest.approx(path[:, 1].tolist())
-    reference = thetas(alone[0].points)[0]
-    assert list(drawn["each task alone"].get_xdata()) == pytest.approx(reference[:, 0].tolist())
+    for task, run in enumerate(alone):
+        reference = thetas(run.points)[task]
+        assert list(drawn[run.method].get_xdata()) == pytest.approx(reference[:, 0].tolist())
+    assert len({drawn[run.method].get_linestyle() for run in alone}) == 2
     assert (list(drawn["start"].get_xdata()), list(drawn["start"].get_ydata())) == ([10.0], [2.0])
     figure.draw_without_rendering()
     (legend,) = figure.legends
@@ -122,14 +124,15 @@ def test_loss_figure_draws_totals_and_cosines(runs):
     methods, alone = runs
     left, right = loss_figure(methods, alone).axes
     lines = {line.get_label(): line for line in left.lines}
-    assert list(lines["SGD"].get_ydata()) == pytest.approx(losses_at(methods[0].points).sum(dim=1).tolist())
+    total = losses_at(methods[0].points).sum(dim=1)
+    assert list(lines["joint SGD"].get_ydata()) == pytest.approx(total.tolist())
     best = losses_at(alone[0].points)[:, 0] + losses_at(alone[1].points)[:, 1]
     assert list(lines["each task alone"].get_ydata()) == pytest.approx(best.tolist())
     cosines = {line.get_label(): list(line.get_ydata()) for line in right.lines}
     assert cosines["Meta-GF"] == pytest.approx([shared_cosine_at(point) for point in methods[2].points])
     table = list(csv.DictReader(io.StringIO(trajectory_csv(methods))))
     assert len(table) == 41 + 41 + 5
-    assert (table[0]["method"], table[0]["step"], table[0]["theta_1_x"]) == ("SGD", "0", "10.0")
+    assert (table[0]["method"], table[0]["step"], table[0]["theta_1_x"]) == ("joint SGD", "0", "10.0")
     assert float(table[-1]["f_2"]) == losses_at(methods[2].points[-1])[1].item()
 
 

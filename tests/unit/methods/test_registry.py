@@ -31,6 +31,7 @@ from raygf.methods.registry import (
     make_step_method,
     make_weighting,
     method_names,
+    method_title,
     passes_per_round,
 )
 from raygf.rounds.step import StepRound
@@ -66,6 +67,16 @@ def direction(name, build=three_exits):
 def step_round(bound, **changes):
     data = dataset(train=40).open(CPU, 4, 5)
     return StepRound(run_config(**changes), bound, data, owners_of(bound))
+
+
+def test_every_method_has_a_title_of_its_own():
+    titles = [method_title(name) for name in method_names()]
+    assert len(set(titles)) == len(titles) and not set(titles) & set(method_names())
+    names = ("metagf", "sgd", "delta-mean", "delta-pcgrad", "mine:rule", "delta-mine:rule")
+    assert [method_title(name) for name in names] == [
+        *("Meta-GF", "joint SGD", "mean of the deltas", "PCGrad on deltas"),
+        *("mine:rule", "mine:rule on deltas"),
+    ]
 
 
 @pytest.mark.parametrize("name", STEP_METHODS)

@@ -51,6 +51,12 @@ def test_rounds_exits_and_seeds_see_the_images_in_different_orders(exit, round, 
     assert not np.array_equal(one.delta, two.train(STATE, exit, 3, round).delta)
 
 
+def test_an_exit_can_take_the_order_of_another():
+    one = trainer(loss=LossConfig(aux=1.0))  # exits differ in nothing but their stream
+    assert np.array_equal(one.train(STATE, 0, 3, 1, order=2).delta, one.train(STATE, 2, 3, 1).delta)
+    assert same(one.train(STATE, 0, 3, 1, order=0), one.train(STATE, 0, 3, 1))
+
+
 def test_delta_is_trained_minus_start():
     update, network = trainer().train(STATE, 1, 3, 1), bind().network
     sgd = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=1e-3)
