@@ -78,16 +78,18 @@ def resampled_means(values: NDArray[Any], resamples: int) -> Floats:
     """
     samples, numbers = values.shape[1], np.random.default_rng(derive_seed(0, "bootstrap"))
     weighed = values.astype(np.float32)  # whole sums: exact
-    means = np.empty((resamples, len(values)))
+    means: Floats = np.empty((resamples, len(values)))
     for mean in means:
         drawn = np.bincount(numbers.integers(samples, size=samples), minlength=samples)
-        mean[:] = weighed @ drawn.astype(np.float32) / samples
+        mean[:] = weighed @ drawn.astype(np.float32)
+    means /= samples
     return means
 
 
 def band(resampled: Floats) -> Floats:
     """The middle 95 % of bootstrap means (B, S): lower and upper ends (2, S)."""
-    return np.quantile(resampled, (0.025, 0.975), axis=0)
+    ends: Floats = np.quantile(resampled, (0.025, 0.975), axis=0)
+    return ends
 
 
 def exit_quotas(exits: int, samples: int) -> Ints:

@@ -38,9 +38,9 @@ class Budgeted:
     """
 
     label: str
+    operations: tuple[int, ...]
     seeds: tuple[int, ...]
     curves: tuple[BudgetCurve, ...]
-    operations: tuple[int, ...]
     top1: tuple[tuple[float, ...], ...]
 
 
@@ -227,9 +227,8 @@ def conflict_figure(curves: ConflictCurves, noise: OrderNoise | None = None) -> 
     labels = ("before fusion: pairs of exits", "after fusion: exits against the update")
     for index, (label, shares) in enumerate(zip(labels, (curves.before, curves.after), strict=True)):
         below.plot(curves.rounds, 100 * shares, label=label, **run_style(index, len(curves.rounds)))
-    for index, (label, share) in enumerate(noise.shares().items() if noise else (), start=2):
-        style = run_style(index) | {"linestyle": "none", "markersize": 7, "clip_on": False}
-        below.plot([noise.round], [100 * share], label=label, **style)
+    if noise is not None:
+        _mark_noise(below, noise)
     below.set_xlabel("round")
     below.set_ylabel("negative cosines (%)")
     below.set_ylim(bottom=0)
@@ -249,6 +248,12 @@ def _draw_cosines(figure: Figure, axes: Axes, curves: ConflictCurves, shared: ND
     label_depth(axes.yaxis, [curves.tensors[index] for index in shared], "shared parameter tensor", first=1)
     if len(cosine) > NAMED_TENSORS:
         axes.set_ylabel(axes.get_ylabel().replace(", ", ",\n"))
+
+
+def _mark_noise(axes: Axes, noise: OrderNoise) -> None:
+    for index, (label, share) in enumerate(noise.shares().items(), start=2):
+        style = run_style(index) | {"linestyle": "none", "markersize": 7, "clip_on": False}
+        axes.plot([noise.round], [100 * share], label=label, **style)
 
 
 def cosine_csv(curves: ConflictCurves) -> str:

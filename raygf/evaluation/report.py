@@ -70,8 +70,8 @@ def comparison_files(groups: Sequence[Group]) -> Files:
     budgeted = []
     for group in groups:
         if known := [(run.config.seed, run.curve, run.top1) for run in group.runs if run.curve is not None]:
-            seeds, curves, top1 = zip(*known, strict=True)
-            budgeted.append(Budgeted(group.label, seeds, curves, group.runs[0].operations, top1))
+            by_seed = zip(*known, strict=True)  # seeds, curves, accuracies
+            budgeted.append(Budgeted(group.label, group.runs[0].operations, *by_seed))
     if budgeted:
         files["budgeted.png"] = budgeted_figure(budgeted)
         files["budgeted.csv"] = budgeted_csv(budgeted)

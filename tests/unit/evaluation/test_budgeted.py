@@ -246,4 +246,3 @@ def test_the_band_is_that_of_counts_of_hits_and_the_same_every_time():
     low, high = band(means)
     assert (low[0], high[0]) == pytest.approx((0.402, 0.598), abs=0.01) and low[1] == high[1] == 1
     assert np.array_equal(means[:10, :1], resampled_means(hits[:1], 10))  # runs are resampled together
-    assert np.array_equal(resampled_means(~hits, 10)[:, 0], 1 - means[:10, 0])

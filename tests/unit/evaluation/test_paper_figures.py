@@ -94,8 +94,8 @@ COSTS = (1_000_000, 2_000_000)
 
 
 def test_budgeted_lines_are_means_in_units_with_the_single_exits():
-    one = Budgeted("ours", (0, 1), (curve(0.5), curve(0.25)), COSTS, ((0.25, 0.75), (0.25, 0.5)))
-    other = Budgeted("SGD", (7,), (curve(0.125, scale=2e6),), COSTS, ((0.25, 0.5),))
+    one = Budgeted("ours", COSTS, (0, 1), (curve(0.5), curve(0.25)), ((0.25, 0.75), (0.25, 0.5)))
+    other = Budgeted("SGD", COSTS, (7,), (curve(0.125, scale=2e6),), ((0.25, 0.5),))
     figure = budgeted_figure([one, other])
     (axes,) = figure.axes
     lines = lines_of(axes)
@@ -116,7 +116,7 @@ def test_budgeted_lines_are_means_in_units_with_the_single_exits():
     assert table[1][:5] == ["SGD", "7", "0.5", "2000000.0", "0.125"]
     assert [float(value) for value in table[1][5:]] == pytest.approx([0.00625, 0.24375, 1, 0, 0.9, -np.inf])
     assert table[3][-2:] == ["inf", "-inf"]
-    small = budgeted_figure([Budgeted("x", (0,), (curve(scale=1e4),), COSTS, ((0.5, 0.5),))])
+    small = budgeted_figure([Budgeted("x", COSTS, (0,), (curve(scale=1e4),), ((0.5, 0.5),))])
     assert small.axes[0].get_xlabel() == "average cost per image (thousand operations)"
     assert lines_of(small.axes[0])["x"][0] == [10, 15, 20]
 
