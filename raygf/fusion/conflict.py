@@ -100,7 +100,7 @@ def share_of_repeats(grams: Tensor, owned: Tensor) -> float:
     dot = grams[:, :exits, exits:].diagonal(dim1=1, dim2=2).T  # (n, T)
     square = grams.diagonal(dim1=1, dim2=2).T  # (2n, T)
     known = (square[:exits] > 0) & (square[exits:] > 0)
-    pairs = owned * (owned.sum(dim=0) - 1) * known
+    pairs = (owned * (owned.sum(dim=0) - 1) * known).double()
     return float((pairs * (dot < 0)).sum() / pairs.sum())
 
 
