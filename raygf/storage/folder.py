@@ -135,6 +135,10 @@ class RunFolder:
         """Delete the file."""
         self._fs.delete_file(self._path(name))
 
+    def delete_folder(self, name: str) -> None:
+        """Delete the folder ``name`` and what is in it."""
+        self._fs.delete_dir(self._path(name))
+
     def silence_s(self, name: str) -> float:
         """Seconds since the file was written, by the storage's own clock; 0 if it keeps no times."""
         self.write(_PROBE, b"1")

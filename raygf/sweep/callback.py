@@ -13,7 +13,7 @@ from ray.tune.experiment import Trial
 
 from raygf.config.run import StorageConfig
 from raygf.records import RoundRecord, RunEnd
-from raygf.sweep.plan import Plan, SweepFolder, flags_for, shown_score
+from raygf.sweep.plan import Plan, SweepFolder, flags_for, name_of, shown_score
 from raygf.sweep.space import Values
 from raygf.sweep.trial import END, FAILURE, NAME, RECORD, START, VALUES, cause_of
 from raygf.tracking.store import resolve_uri
@@ -68,12 +68,12 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         self._notice_values(trial, record.round)
         self._runs.post(trial.trial_id, lambda tracker: tracker.log_round(record))
         for note in (*(start.notes if start else ()), *record.notes):
-            notify(f"trial {trial.trial_id}: {note}")
+            notify(f"trial {_name(trial)}: {note}")
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial crashed and is tried again."""
         again = f"trying again ({trial.num_failures} of {self._plan.options.max_failures})"
-        notify(f"trial {trial.trial_id} crashed, {again}: {cause_of(_error(trial))}")
+        notify(f"trial {_name(trial)} crashed, {again}: {cause_of(_error(trial))}")
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial came to its end, or the scheduler stopped it."""
@@ -95,7 +95,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
 
     def _start(self, trial: Trial) -> None:
         run = self._plan.trial_run(trial.trial_id, trial.config[VALUES])
-        self._runs.start(trial.trial_id, run)
+        self._runs.start(trial.trial_id, run, _name(trial))
 
     def _notice_values(self, trial: Trial, round: int) -> None:
         """Tell when population based training has given a trial other values; its parameters can't change."""
@@ -103,10 +103,9 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
             return
         now, before = trial.config[VALUES], self._values.get(trial.trial_id)
         self._values[trial.trial_id] = now
-        if before not in (None, now):
-            shown = flags_for(now)
-            notify(f"trial {trial.trial_id} goes on from another's checkpoint, with {shown}")
-            tags = {f"raygf.values_from_round_{round}": shown}
+        if before is not None and before != now:
+            notify(f"trial {name_of(before)} goes on from another's checkpoint, with {flags_for(now)}")
+            tags = {f"raygf.values_from_round_{round}": flags_for(now), "mlflow.runName": name_of(now)}
             self._runs.post(trial.trial_id, lambda tracker: tracker.log_tags(tags))
 
     def _close(self, trial: Trial) -> None:
@@ -122,14 +121,14 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
             scheduler = self._plan.options.scheduler
             self._runs.end(trial.trial_id, lambda tracker: tracker.stop(record, scheduler))
         notify(
-            f"trial {trial.trial_id} {'stopped early' if end is None else 'finished'}: {metric} "
-            f"{shown_score(metric, result[metric])} after {record.training_passes} training passes"
+            f"trial {_name(trial)} {'stopped early' if end is None else 'finished'}: {metric} "
+            f"{shown_score(metric, result[metric])} after {record.training_passes:g} training passes"
         )
 
     def _fail(self, trial: Trial) -> None:
         cause = (trial.last_result or {}).get(FAILURE) or cause_of(_error(trial))
         self._runs.end(trial.trial_id, lambda tracker: tracker.fail("FAILED", cause))
-        notify(f"trial {trial.trial_id} failed: {cause}")
+        notify(f"trial {_name(trial)} failed: {cause}")
 
     def _record(self, trial: Trial, result: dict[str, Any]) -> RoundRecord:
         """The round's record, with its checkpoint where Tune keeps it, if it got one."""
@@ -154,6 +153,10 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
                     self._fail(trial)
                 else:
                     self._close(trial)
+
+
+def _name(trial: Trial) -> str:
+    return name_of(trial.config[VALUES])
 
 
 def _error(trial: Trial) -> object:

@@ -128,6 +128,10 @@ def check_flags(command: Command) -> None:
             options.search == "optuna" and options.scheduler == "pbt",
             "search = 'optuna': pbt changes settings itself; search at random or on a grid",
         ),
+        (
+            options.grace and options.scheduler == "none",
+            f"grace = {options.grace}: scheduler = 'none' has none; choose asha or pbt",
+        ),
     ):
         if refused:
             raise ConfigError(why)

@@ -4,11 +4,13 @@ Every trial gets as many passes over the training images as the recipe spends, s
 equal compute. Trials are compared by the numbers of a round's validation, under the names that MLflow shows.
 """
 
+import functools
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -20,12 +22,17 @@ from raygf.methods.registry import is_step_method, passes_per_round
 from raygf.records import RoundRecord
 from raygf.storage.folder import RunFolder, brief
 from raygf.storage.lock import Owner, RunLock
-from raygf.sweep.space import Values
+from raygf.sweep.space import Values, text_of
 
 OURS = "raygf"
 PASSES = "training_passes"
 """Where Tune's schedulers find how much compute a trial has had."""
 
+SOURCE = "space.py"
+"""The space's own file, kept with the plan."""
+_LONGEST = 200
+"""Characters of a trial's name; MLflow takes 250."""
+_CHECKPOINT = "checkpoint_"
 _PLAN = "sweep.yaml"
 _TRIALS = "trials.yaml"
 _TUNE = "experiment_state-"
@@ -45,13 +52,13 @@ class SweepOptions(Section):
     (pip install 'raygf[sweep]'). By default as the space says, mostly random."""
     points: Annotated[int, Limits(2, MILLION)] = 3
     """grid: values taken of every range, its ends included."""
-    scheduler: Literal["asha", "none", "pbt"] = "asha"
-    """asha stops a trial that is not among the best third of those that have had as many training passes.
-    pbt: the worst quarter goes on from the checkpoints of the best, with settings near theirs. none: all
-    trials run to their end."""
+    scheduler: Literal["asha", "none", "pbt"] = "none"
+    """none: all trials run to their end. asha stops one that is not among the best third, give or take the
+    noise of the validation images, of those that had as many training passes before it: who came first
+    matters. pbt: the worst quarter goes on from the checkpoints of the best, with settings near theirs."""
     grace: Count | None = None
-    """Training passes before asha may stop a trial, and between two exchanges of pbt; by default an eighth of
-    what a trial gets."""
+    """Training passes before asha may stop a trial, and between two exchanges of pbt; by default half (asha)
+    or an eighth (pbt) of what a trial gets."""
     concurrent: Count | None = None
     """Trials that run side by side; by default as many as the cluster holds. A trial's exit actors are made
     fewer so that they do, unless resources.actors is given."""
@@ -68,6 +75,7 @@ class Plan:
     ``run``: what trials have in common; its storage is the sweep's own folder. ``fields``: dotted names of
     what is swept. ``exits``: of the network; ``actors``: exit actors of a trial whose method trains exits.
     ``trials``: how many there are. ``parent``: the sweep's run in MLflow, empty if nothing is tracked.
+    ``ranges``: what each field may be, for people.
     """
 
     recipe: str
@@ -80,6 +88,12 @@ class Plan:
     actors: int
     trials: int = 0
     parent: str = ""
+    ranges: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def judged(self) -> str:
+        """What of the network is optimised: ``average`` or ``exit_i``."""
+        return self.metric.partition("/")[2]
 
     @property
     def budget(self) -> int:
@@ -178,6 +192,14 @@ class SweepFolder:
             self._files.write(name, content)
         return self._files.path(name)
 
+    def prune(self, trial: str, keep: int) -> None:
+        """Delete the checkpoints of ``trial`` but for the newest ``keep``, as far as that works."""
+        with suppress(OSError):
+            folder = RunFolder(self.path, trial)
+            names = sorted(name for name in folder.names() if name.startswith(_CHECKPOINT))
+            for name in names[:-keep]:
+                folder.delete_folder(name)
+
     def _has(self, name: str) -> bool:
         with self._errors("read"):
             return name in self._files.names()
@@ -226,6 +248,19 @@ def check_metric(metric: str, mode: str, exits: int | None = None) -> None:
 def shown_score(metric: str, score: float) -> str:
     """``score`` as people read it: accuracies in percent."""
     return f"{100 * score:.2f} %" if metric.startswith("val_accuracy") else f"{score:.4f}"
+
+
+@functools.cache
+def _short(field: str) -> str:
+    """The last part of the dotted name ``field`` if no other field of a run ends with it, else the whole."""
+    ends = Counter(name.rpartition(".")[2] for name in flatten(to_dict(RunConfig())))
+    last = field.rpartition(".")[2]
+    return last if ends[last] == 1 else field
+
+
+def name_of(values: Values) -> str:
+    """A trial's name for people, what it sets: ``fusion.lr=0.083 ema=0.95``."""
+    return " ".join(f"{_short(name)}={text_of(value, ',')}" for name, value in values.items())[:_LONGEST]
 
 
 def override(run: RunConfig, values: Values) -> RunConfig:

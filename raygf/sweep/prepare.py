@@ -21,7 +21,7 @@ from raygf.rounds.step import StepRound
 from raygf.sweep.command import Command, end_runs, search_name
 from raygf.sweep.plan import Plan, check_metric
 from raygf.sweep.schedulers import make_scheduler
-from raygf.sweep.space import Axes, Space, ends, read_axes
+from raygf.sweep.space import Axes, Space, ends, ranges_of, read_axes
 from raygf.sweep.tuner import make_search, make_tuner
 from raygf.training.exit_trainer import LocalExecutor
 from raygf.training.losses import loss_coefficients
@@ -66,6 +66,7 @@ def prepare(
         mode=space.mode,
         exits=exits,
         actors=actors,
+        ranges=ranges_of(alternatives),
     )
     for axes in alternatives:
         plan.trial_run("", ends(axes)[0])  # there must be passes for a round

@@ -2,14 +2,16 @@
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from raygf.config.fields import to_dict
 from raygf.config.run import RunConfig
@@ -17,9 +19,9 @@ from raygf.errors import without_password
 from raygf.evaluation.figures import new_figure, plain_axes
 from raygf.evaluation.tables import MISSING, csv_text, markdown_table
 from raygf.records import RoundRecord, RunEnd
-from raygf.sweep.plan import Plan, SweepFolder, flags_for, shown_score
-from raygf.sweep.space import Values
-from raygf.sweep.trial import END, FAILURE, NAME, RECORD, VALUES, cause_of
+from raygf.sweep.plan import Plan, SweepFolder, flags_for, name_of, shown_score
+from raygf.sweep.space import LOG, Values, text_of
+from raygf.sweep.trial import END, FAILURE, NAME, RECORD, SCHEDULE, VALUES, Schedule, cause_of
 from raygf.tracking.sweep import SweepReport
 
 RESULTS = "results.csv"
@@ -28,20 +30,15 @@ FIGURE = "objective.png"
 
 _SHOWN = 20
 """Rows on a screen or a page; the file has all."""
+_FEW = 3
+"""Among fewer trials that came to their end there is little to choose from."""
 _COLUMNS = 3
-_LOG_SPAN = 20.0
-"""Numbers whose largest is so many times their smallest are drawn on a logarithmic axis."""
 _TILTED = 4
 """With more names than this on an axis, they are tilted."""
-_POINTS: dict[str, dict[str, Any]] = {
-    "finished": {"color": "#0072B2", "marker": "o", "label": "trained to its end"},
-    "stopped early": {
-        "facecolors": "none",
-        "edgecolors": "#D55E00",
-        "marker": "s",
-        "label": "stopped early (accuracy when it was)",
-    },
-}
+_NAME_WIDTH, _LETTER = 0.22, 0.05
+"""Inches of a tilted name along the axis, and of each of its letters below it."""
+_POINT: dict[str, Any] = {"s": 28, "color": "#0072B2", "label": "trained to its end"}
+_STOPPED: dict[str, Any] = {"s": 60, "marker": "|", "color": "#D55E00", "label": "stopped early: not ranked"}
 _RING: dict[str, Any] = {"facecolors": "none", "edgecolors": "black", "linewidths": 1.2, "label": "best"}
 
 
@@ -49,21 +46,35 @@ _RING: dict[str, Any] = {"facecolors": "none", "edgecolors": "black", "linewidth
 class TrialRow:
     """One trial.
 
-    ``score``: its metric after the last round that it did. ``test``: average test accuracy, 0–1, of a trial
-    that came to its end; never looked at to choose. ``cause``: why it failed.
+    ``score``: its metric after the last round that it did. ``test``: test accuracy of every exit, 0–1, of a
+    trial that came to its end; never looked at to choose. ``cause``: why it failed. ``schedule``: the values
+    that its weights were trained with; ``values`` are the last ones.
     """
 
     trial: str
     status: Literal["finished", "stopped early", "failed"]
     values: Values
     score: float | None
-    test: float | None
+    test: tuple[float, ...] | None
     rounds: int
-    passes: int
+    passes: float
     seconds: float
     checkpoint: str
     run_id: str
     cause: str = ""
+    schedule: Schedule = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return name_of(self.values)
+
+    def test_score(self, judged: str) -> float | None:
+        """Its test accuracy in what is ``judged``: ``average`` or ``exit_i``."""
+        if self.test is None:
+            return None
+        exits = self.test if judged == "average" else [self.test[int(judged.removeprefix("exit_")) - 1]]
+        return sum(exits) / len(exits)
 
 
 def read_rows(results: Sequence[Any], plan: Plan, folder: SweepFolder) -> list[TrialRow]:
@@ -94,114 +105,155 @@ def _row(result: Any, plan: Plan, folder: SweepFolder, runs: Mapping[str, str]) 
         status="failed" if failed else "finished" if end else "stopped early",
         values=dict((result.config or {}).get(VALUES, {})),
         score=None if record is None else float(metrics[plan.metric]),
-        test=None if end is None else sum(end.test.accuracy) / len(end.test.accuracy),
+        test=None if end is None else end.test.accuracy,
         rounds=0 if record is None else record.round,
         passes=0 if record is None else record.training_passes,
         seconds=float(metrics.get("time_total_s") or 0.0),
         checkpoint=checkpoint,
         run_id=runs.get(trial, ""),
         cause=str(metrics.get(FAILURE) or cause_of(result.error)) if failed else "",
+        schedule=metrics.get(SCHEDULE, []),
     )
 
 
-def ranked(rows: Sequence[TrialRow], mode: str) -> list[TrialRow]:
-    """``rows`` with the best first and the failed last, else in their order."""
+def ranked(rows: Sequence[TrialRow], mode: str, status: str = "finished") -> list[TrialRow]:
+    """Those of ``rows`` with this ``status``, the best first; the others had less training."""
     sign = -1.0 if mode == "max" else 1.0
-    return sorted(
-        rows, key=lambda row: (row.status == "failed", row.score is None, sign * (row.score or 0.0))
-    )
+    some = [row for row in rows if row.status == status]
+    return sorted(some, key=lambda row: sign * (row.score or 0.0))
 
 
 def best_row(rows: Sequence[TrialRow], mode: str) -> TrialRow | None:
-    """The trial with the best score among those that did not fail; the earliest of equals."""
-    first = next(iter(ranked(rows, mode)), None)
-    return None if first is None or first.status == "failed" or first.score is None else first
+    """The best finished trial, the earliest of equals; if none finished, of those that were stopped early."""
+    return next(iter(ranked(rows, mode) + ranked(rows, mode, "stopped early")), None)
+
+
+def few_finished(rows: Sequence[TrialRow]) -> str:
+    """A warning if the scheduler and failures left hardly any trial to choose from, else empty."""
+    finished = sum(row.status == "finished" for row in rows)
+    if finished >= min(_FEW, len(rows)):
+        return ""
+    advice = "; --scheduler none stops no trial" * any(row.status == "stopped early" for row in rows)
+    return f"only {finished} of {len(rows)} trials came to their end: the best may not be among them{advice}"
 
 
 def failures(rows: Sequence[TrialRow]) -> list[str]:
     """A line for every failed trial."""
-    return [f"trial {row.trial} failed: {row.cause}" for row in rows if row.status == "failed"]
+    return [f"trial {row.name} failed: {row.cause}" for row in rows if row.status == "failed"]
+
+
+def settings_of(row: TrialRow) -> str:
+    """The flags that set its values; of a schedule each with their first round."""
+    if len(row.schedule) < 2:
+        return flags_for(row.values)
+    return "a schedule: " + "; ".join(f"from round {first} {flags_for(new)}" for first, new in row.schedule)
 
 
 def trials_csv(rows: Sequence[TrialRow], plan: Plan) -> str:
     """One line a trial, in the order of ``rows``; accuracies 0–1, empty fields where there is no value."""
-    header = ["trial", "status", *plan.fields, plan.metric, "test_accuracy/average", "training_passes"]
-    lines: list[list[object]] = [[*header, "rounds", "seconds", "mlflow_run_id", "checkpoint", "cause"]]
+    tests = ["average", *(f"exit_{number}" for number in range(1, plan.exits + 1))]
+    header = ["trial", "name", "status", *plan.fields, plan.metric, *(f"test_accuracy/{of}" for of in tests)]
+    about = ["training_passes", "rounds", "seconds", "mlflow_run_id", "checkpoint", "settings", "cause"]
+    lines: list[list[object]] = [[*header, *about]]
     for row in rows:
         values = [text_of(row.values[name]) if name in row.values else None for name in plan.fields]
-        numbers = [row.score, row.test, row.passes, row.rounds, round(row.seconds, 1)]
-        lines.append([row.trial, row.status, *values, *numbers, row.run_id, row.checkpoint, row.cause])
+        numbers = [row.score, *map(row.test_score, tests), row.passes, row.rounds, round(row.seconds, 1)]
+        lines.append([row.trial, row.name, row.status, *values, *numbers])
+        lines[-1] += [row.run_id, row.checkpoint, settings_of(row), row.cause]
     return csv_text(lines)
 
 
-def trials_table(rows: Sequence[TrialRow], plan: Plan) -> tuple[list[str], list[list[str]]]:
-    """Header and lines for people: the best trial first, the failed last, long tables cut."""
+Lines = list[list[str]]
+Field = tuple[str, list[str]]
+"""A swept field, and its values if they are names."""
+
+
+def trials_table(rows: Sequence[TrialRow], plan: Plan) -> tuple[list[str], Lines, Lines]:
+    """Header, lines of finished trials with the best first, lines of others; long tables cut."""
+    header = ["Trial", plan.metric, f"test_accuracy/{plan.judged}", "Passes", "Status"]
+    others = [row for row in rows if row.status != "finished"]
+    return header, _lines(ranked(rows, plan.mode), plan), _lines(others, plan)
+
+
+def _lines(rows: Sequence[TrialRow], plan: Plan) -> Lines:
     lines = []
-    for row in ranked(rows, plan.mode)[:_SHOWN]:
-        values = [text_of(row.values[name]) if name in row.values else MISSING for name in plan.fields]
+    for row in rows[:_SHOWN]:
         score = MISSING if row.score is None else shown_score(plan.metric, row.score)
-        test = MISSING if row.test is None else f"{100 * row.test:.2f} %"
-        lines.append([row.trial, *values, score, test, str(row.passes), row.status])
-    header = ["Trial", *plan.fields, plan.metric, "Test", "Passes", "Status"]
-    if len(rows) > _SHOWN:
-        lines.append([f"{len(rows) - _SHOWN} more", *[""] * (len(header) - 1)])
-    return header, lines
-
-
-def text_of(value: Any) -> str:
-    """A swept value as people write it."""
-    if isinstance(value, list | tuple):
-        return " ".join(map(text_of, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        test = row.test_score(plan.judged)
+        shown = MISSING if test is None else f"{100 * test:.2f} %"
+        lines.append([row.name, score, shown, f"{row.passes:g}", row.status])
+    return lines + ([[f"{len(rows) - _SHOWN} more", *[""] * 4]] if len(rows) > _SHOWN else [])
 
 
 def objective_figure(rows: Sequence[TrialRow], plan: Plan, best: TrialRow) -> Figure:
-    """Scores over each swept field that has several values: a panel each, a point for every trial.
+    """Scores over each swept field that has several values: a panel each, a point for every finished trial.
 
-    The ``best`` trial has a ring.
+    The ``best`` trial has a ring; the place of one that was stopped early is marked at the foot.
     """
-    scored = [row for row in rows if row.status in _POINTS and row.score is not None]
-    values = {name: {str(row.values[name]) for row in scored if name in row.values} for name in plan.fields}
-    fields = [name for name in plan.fields if len(values[name]) > 1]
-    columns = min(_COLUMNS, max(1, len(fields)))
-    lines = math.ceil(max(1, len(fields)) / columns)
-    figure = new_figure(1.2 + 3.4 * columns, 0.7 + 3.0 * lines)
-    grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
-    for axes, name in zip(grid.flat, fields, strict=False):
-        _draw(axes, name, scored, plan, best)
-    for axes in grid.flat[len(fields) :]:
-        axes.set_visible(False)
-    kind, _, which = plan.metric.partition("/")
-    what = "accuracy (%)" if kind == "val_accuracy" else "loss"
-    whose = "average over exits" if which == "average" else which.replace("_", " ")
-    for line in grid:
-        line[0].set_ylabel(f"validation {what},\n{whose}")
-    handles = grid.flat[0].get_legend_handles_labels()
+    scored = [row for row in rows if row.status != "failed"]
+    several = {
+        name: len({text_of(row.values[name]) for row in scored if name in row.values}) > 1
+        for name in plan.fields
+    }
+    figure, panels = _panels([(name, _names(scored, name)) for name in plan.fields if several[name]], plan)
+    for axes, (name, names) in panels:
+        _draw(axes, name, names, [row for row in scored if name in row.values], plan, best)
+    figure.suptitle(textwrap.fill(f"best: {best.name}", int(12 * figure.get_figwidth())), fontsize=9)
+    handles = figure.axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
-def _draw(axes: Axes, name: str, rows: Sequence[TrialRow], plan: Plan, best: TrialRow) -> None:
-    """One panel; values that are not all numbers are names, which matplotlib puts on the axis in order."""
-    having = [row for row in rows if name in row.values]
-    values = [row.values[name] for row in having]
-    named = not all(type(value) in (int, float) for value in values)
+def _names(rows: Sequence[TrialRow], field: str) -> list[str]:
+    """The values of ``field`` that are not all numbers, each once, in their order; else nothing."""
+    values = [row.values[field] for row in rows if field in row.values]
+    numbers = all(type(value) in (int, float) for value in values)
+    return [] if numbers else list(dict.fromkeys(map(text_of, values)))
+
+
+def _panels(fields: Sequence[Field], plan: Plan) -> tuple[Figure, list[tuple[Axes, Field]]]:
+    """A figure with a panel for each of ``fields`` that has room for its names."""
+    columns = min(_COLUMNS, max(1, len(fields)))
+    lines = math.ceil(max(1, len(fields)) / columns)
+    tilted = [names if len(names) > _TILTED else [] for _, names in fields]
+    widths = [max([3.4, *(_NAME_WIDTH * len(some) for some in tilted[n::columns])]) for n in range(columns)]
+    longest = max((len(name) for names in tilted for name in names), default=0)
+    figure = new_figure(1.2 + sum(widths), 0.9 + (3.0 + _LETTER * longest) * lines)
+    grid = figure.subplots(lines, columns, sharey=True, squeeze=False, width_ratios=widths)
+    for axes in grid.flat[len(fields) :]:
+        axes.set_visible(False)
+    what = "accuracy (%)" if plan.metric.startswith("val_accuracy") else "loss"
+    whose = "average over exits" if plan.judged == "average" else plan.judged.replace("_", " ")
+    for line in grid:
+        line[0].set_ylabel(f"validation {what},\n{whose}")
+    return figure, list(zip(grid.flat, fields, strict=False))
+
+
+def _draw(
+    axes: Axes, name: str, names: Sequence[str], rows: Sequence[TrialRow], plan: Plan, best: TrialRow
+) -> None:
+    """One panel; ``names`` are put on the axis in their order."""
     unit = 100 if plan.metric.startswith("val_accuracy") else 1
 
-    def scatter(some: Sequence[TrialRow], **style: Any) -> None:
-        xs = [str(row.values[name]) if named else row.values[name] for row in some]
-        axes.scatter(xs, [unit * float(row.score or 0.0) for row in some], **style)
+    def places(some: Sequence[TrialRow]) -> list[Any]:
+        return [text_of(row.values[name]) if names else row.values[name] for row in some]
 
-    if named:
-        names = list(dict.fromkeys(map(str, values)))
+    def scatter(some: Sequence[TrialRow], **style: Any) -> None:
+        axes.scatter(places(some), [unit * float(row.score or 0.0) for row in some], **style)
+
+    if names:
         axes.xaxis.update_units(names)  # type: ignore[no-untyped-call]
         axes.set_xlim(-0.5, len(names) - 0.5)
-        if len(names) > _TILTED:
-            axes.tick_params(axis="x", rotation=45)
-    elif min(values) > 0 and max(values) / min(values) >= _LOG_SPAN:
+    if len(names) > _TILTED:
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    if LOG in plan.ranges.get(name, "") and not names and min(row.values[name] for row in rows) > 0:
         axes.set_xscale("log")
-    for status, style in _POINTS.items():
-        scatter([row for row in having if row.status == status], s=28, **style)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+    scatter([row for row in rows if row.status == "finished"], **_POINT)
+    stopped = places([row for row in rows if row.status != "finished"])
+    axes.scatter(stopped, [0.03] * len(stopped), transform=axes.get_xaxis_transform(), **_STOPPED)
     scatter([best] if name in best.values else [], s=110, **_RING)
     axes.set_xlabel(name)
     plain_axes(axes)
@@ -224,15 +276,18 @@ def write_report(folder: SweepFolder, rows: Sequence[TrialRow], plan: Plan, best
 
 def sweep_report(rows: Sequence[TrialRow], plan: Plan, best: TrialRow) -> SweepReport:
     """For MLflow."""
+    header, finished, others = trials_table(rows, plan)
+    left = markdown_table(header, others) if others else ""
     values = {f"best.{name}": text_of(value) for name, value in best.values.items()}
     tags = {"raygf.best_trial": best.trial, "raygf.best_run_id": best.run_id, "checkpoint": best.checkpoint}
     numbers = {plan.metric: best.score, "trials": len(rows), "failed": len(failures(rows))}
     metrics = {name: float(number or 0.0) for name, number in numbers.items()}
-    if best.test is not None:
-        metrics["test_accuracy/average"] = best.test
+    if (test := best.test_score(plan.judged)) is not None:
+        metrics[f"test_accuracy/{plan.judged}"] = test
     markdown = (
-        f"Best: trial {best.trial}, `{flags_for(best.values)}`\n\n"
-        f"{markdown_table(*trials_table(rows, plan))}\n"
+        f"Best: trial {best.name}, `{settings_of(best)}`\n\n"
+        f"{few_finished(rows)}\n\n{markdown_table(header, finished)}\n"
+        f"{left and 'Not trained to their end, so not ranked:'}\n\n{left}\n"
         f"All trials: `{RESULTS}`. The figure of the objective: `figures/{FIGURE}`.\n"
     )
     texts = {RESULTS: trials_csv(rows, plan), BEST: best_config(plan, best)}
@@ -242,10 +297,12 @@ def sweep_report(rows: Sequence[TrialRow], plan: Plan, best: TrialRow) -> SweepR
 
 
 def result_of(rows: Sequence[TrialRow], plan: Plan, best: TrialRow, path: str) -> dict[str, Any]:
-    """The job's last line."""
+    """The job's last line; ``best_config`` are the last settings of a schedule."""
+    schedule = [{"from_round": first, **values} for first, values in best.schedule]
     return {
         "best_trial": best.trial,
         "best_config": best.values,
+        **({"best_schedule": schedule} if len(schedule) > 1 else {}),
         "best_score": best.score,
         "trials": len(rows),
         "failed": len(failures(rows)),
@@ -255,8 +312,9 @@ def result_of(rows: Sequence[TrialRow], plan: Plan, best: TrialRow, path: str) -
 
 
 def best_config(plan: Plan, best: TrialRow) -> str:
-    """The best trial's whole run, as YAML."""
-    return yaml.safe_dump(shown(plan.trial_run(best.trial, best.values)), sort_keys=False)
+    """The best trial's whole run, as YAML; of a schedule the last settings, the others in a comment."""
+    run = yaml.safe_dump(shown(plan.trial_run(best.trial, best.values)), sort_keys=False)
+    return f"# {settings_of(best)}\n{run}"
 
 
 def shown(run: RunConfig) -> dict[str, Any]:

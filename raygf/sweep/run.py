@@ -21,21 +21,23 @@ from raygf.on_ray.cluster import swept_cluster
 from raygf.on_ray.placement import check_fits, idle_nodes
 from raygf.sweep.callback import notify
 from raygf.sweep.command import Command, check_flags, check_space, parse_sweep
-from raygf.sweep.plan import Plan, SweepFolder, flags_for, set_field
+from raygf.sweep.plan import SOURCE, Plan, SweepFolder, flags_for, set_field
 from raygf.sweep.prepare import prepare
 from raygf.sweep.report import (
     RESULTS,
     best_row,
     failures,
+    few_finished,
     read_rows,
     result_of,
+    settings_of,
     shown,
     sweep_report,
     trials_csv,
     trials_table,
     write_report,
 )
-from raygf.sweep.space import load_space
+from raygf.sweep.space import load_space, space_source
 from raygf.sweep.tuner import restore_tuner, tune_as_wanted
 from raygf.tracking.store import resolve_uri
 from raygf.tracking.sweep import SweepRun
@@ -71,7 +73,8 @@ def run_sweep(argv: Sequence[str]) -> dict[str, Any]:
             plan, make, notes = prepare(command, space, resources)
             for note in notes:
                 notify(note)
-            return _tune(replace(plan, parent=stored.parent if stored else ""), make, folder)
+            plan = replace(plan, parent=stored.parent if stored else "")
+            return _tune(plan, make, folder, space_source(plan.options.space))
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(str(stop) or "the same command: no trial had been started") from None
 
@@ -109,11 +112,15 @@ def _how_to_resume(storage: StorageConfig) -> str:
     return command_with(own)
 
 
-def _tune(plan: Plan, make: Callable[[Plan], tune.Tuner], folder: SweepFolder) -> dict[str, Any]:
-    """Run the trials, and leave the report everywhere."""
+def _tune(
+    plan: Plan, make: Callable[[Plan], tune.Tuner], folder: SweepFolder, source: bytes = b""
+) -> dict[str, Any]:
+    """Run the trials, and leave the report everywhere; ``source``: the file of a new sweep's space."""
     with folder.held(), _tracked(plan) as (plan, run):
         folder.write_plan(plan)
-        size = f"{plan.trials} trials of {plan.budget} training passes"
+        if source:
+            folder.write(SOURCE, source)
+        size = f"{plan.trials} trials of {plan.budget:g} training passes"
         notify(f"sweep {plan.run.storage.name}: {size}; in {folder.path}")
         if warning := temporary_path_warning(plan.run):
             notify(warning)
@@ -126,13 +133,17 @@ def _tune(plan: Plan, make: Callable[[Plan], tune.Tuner], folder: SweepFolder) -
         rows = read_rows(list(results), plan, folder)
         best = best_row(rows, plan.mode)
         path = write_report(folder, rows, plan, best)
-        print_table(terminal_table(*trials_table(rows, plan), [], "Trials, the best first"), sys.stderr)
+        for row in rows:
+            folder.prune(row.trial, plan.run.storage.keep)
+        print_table(terminal_table(*trials_table(rows, plan), "Trials, the best first"), sys.stderr)
+        if warning := few_finished(rows):
+            notify(warning)
         if best is None:
             why = f"none of {len(rows)} trials succeeded: {'; '.join(failures(rows))}"
             if run is not None:
                 run.fail("FAILED", why, {RESULTS: trials_csv(rows, plan)})
             raise RunFailed(why)
-        notify(f"best: trial {best.trial}, {flags_for(best.values)}")
+        notify(f"best: trial {best.name}, {settings_of(best)}")
         if run is not None:
             run.finish(sweep_report(rows, plan, best))
         return result_of(rows, plan, best, path)
@@ -162,7 +173,7 @@ def _described(plan: Plan) -> tuple[dict[str, Any], dict[str, Any], dict[str, st
     """For the sweep's run: what trials have in common, parameters and tags of the sweep."""
     common = shown(plan.run)
     for name in plan.fields:
-        set_field(common, name, "swept")
+        set_field(common, name, f"swept: {plan.ranges.get(name, '')}".rstrip(": "))
     params = {
         f"sweep.{name}": getattr(plan.options, name) for name in ("space", "search", "scheduler", "grace")
     }

@@ -6,8 +6,10 @@ a random or grid search are drawn before the first one starts.
 
 import ast
 import importlib.util
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -30,12 +32,21 @@ gained 0.9 to 2.2 % of validation accuracy over once. For the others once was be
 of it (imtlg gained 0.6 % with three times as much). Seeds differ by about as much.
 """
 
+LOG = "log-uniform"
+"""What is said of a range that is drawn evenly in the logarithm."""
 _DIGITS = 4
 """Significant digits of a drawn number: a person can type it again, and gets the same run."""
 _OFFERED = "uniform, loguniform, randint, lograndint, their quantized forms (quniform ...), choice or a value"
 
 Values = dict[str, Any]
 """What one trial sets: dotted names of a run's fields, such as ``fusion.lr``, and their values."""
+
+
+def text_of(value: Any, between: str = " ") -> str:
+    """A swept value as people write it; ``between``: what stands between the items of a list."""
+    if isinstance(value, list | tuple):
+        return between.join(map(text_of, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,9 @@ class Choice:
         """The values of a grid: all of them, whatever ``count`` is."""
         return list(self.ends)
 
+    def __str__(self) -> str:
+        return ", ".join(map(text_of, self.ends))
+
     def draw(self, random: np.random.Generator) -> Any:
         """One of them."""
         return self.ends[int(random.integers(len(self.ends)))]
@@ -103,6 +117,11 @@ class Range:
         """The values of a grid: ``count`` of them evenly spaced (in the logarithm), without repetitions."""
         spread = np.geomspace if self.log else np.linspace
         return list(dict.fromkeys(self.cut(float(x)) for x in spread(self.low, self.high, count)))
+
+    def __str__(self) -> str:
+        steps = "" if self.step is None else f" in steps of {self.step:g}"
+        kind = f"{LOG if self.log else 'uniform'}{', whole' if self.whole else ''}"
+        return f"{kind}, {self.low:g} to {self.high:g}{steps}"
 
     def draw(self, random: np.random.Generator) -> Any:
         """A number, uniform (in the logarithm)."""
@@ -184,6 +203,15 @@ def read_axes(space: Space) -> list[Axes]:
     return axes
 
 
+def ranges_of(alternatives: Sequence[Axes]) -> dict[str, str]:
+    """What each field may be, for people; where alternatives differ, theirs with a bar between."""
+    texts: dict[str, dict[str, None]] = {}
+    for axes in alternatives:
+        for name, axis in axes.items():
+            texts.setdefault(name, {})[str(axis)] = None
+    return {name: " | ".join(several) for name, several in texts.items()}
+
+
 def grid(alternatives: list[Axes], points: int) -> list[Values]:
     """Every combination; ranges are taken at ``points`` values."""
     trials = []
@@ -259,7 +287,7 @@ def _function(name: str) -> Callable[[RunConfig], Space]:
     """The function that makes the space ``name``; whatever its module raises is raised."""
     if ":" in name:
         return import_function("space", name)
-    file = Path(name).expanduser() if name.endswith(".py") else known_spaces().get(name)
+    file = _file(name)
     if file is None or not file.is_file():
         known = ", ".join(known_spaces())
         raise ConfigError(
@@ -274,6 +302,18 @@ def _function(name: str) -> Callable[[RunConfig], Space]:
     if not callable(function):
         raise ConfigError(f"space = {name!r}: {file.name} must have a function {file.stem}(run)")
     return function  # type: ignore[no-any-return]
+
+
+def _file(name: str) -> Path | None:
+    return Path(name).expanduser() if name.endswith(".py") else known_spaces().get(name)
+
+
+def space_source(name: str) -> bytes:
+    """The file that the space ``name``, which has been loaded, was read from; empty if it can't be found."""
+    with suppress(OSError, TypeError):  # made by other code, or not written in Python
+        file = inspect.getsourcefile(import_function("space", name)) if ":" in name else _file(name)
+        return Path(file).read_bytes() if file else b""
+    return b""
 
 
 def _first_line(file: Path) -> str:

@@ -31,6 +31,7 @@ class _Trial:
 
     tracker: Tracker
     config: RunConfig
+    name: str
     opened: bool = False
     started: bool = False
     tried: float = 0.0
@@ -71,12 +72,12 @@ class SweepTrials:
         self._closings: list[Future[None]] = []
         self._closer.start()
 
-    def start(self, trial: str, config: RunConfig) -> None:
-        """Open the run of ``trial``, or open it again; nothing happens if it is open."""
+    def start(self, trial: str, config: RunConfig, name: str) -> None:
+        """Open the run of ``trial``, called ``name``, or open it again; nothing happens if it is open."""
         if trial not in self._trials:
-            self._trials[trial] = state = _Trial(self._make(trial), config)
+            self._trials[trial] = state = _Trial(self._make(trial), config, name)
             if not self._open(trial, state):
-                self._notify(f"tracking: the run of trial {trial} is opened later; training goes on")
+                self._notify(f"tracking: the run of trial {name} is opened later; training goes on")
         if trial not in self._known:  # its place among the trials, even if it could not be opened yet
             self._remember(trial, "")
 
@@ -101,7 +102,7 @@ class SweepTrials:
         if state is None:
             return
         if not state.opened and not self._open(trial, state):
-            return self._notify(f"tracking: trial {trial} is not in MLflow")
+            return self._notify(f"tracking: trial {state.name} is not in MLflow")
         state.waiting.append(call)
         self._closings.append(self._closer.submit(state.flush))
 
@@ -121,7 +122,7 @@ class SweepTrials:
         run_id = self._known.get(trial) or None
         try:
             opened = state.tracker.start(
-                state.config, trial, run_id, recipe=self._recipe, parent_run_id=self._parent
+                state.config, state.name, run_id, recipe=self._recipe, parent_run_id=self._parent
             )
         except TrackingError as error:
             if str(error) != state.trouble:

@@ -172,13 +172,14 @@ def tracked_runs(uri):
 
 
 def tracked_sweep(uri):
-    """The only sweep's run in MLflow, and those of its trials by name."""
+    """The only sweep's run in MLflow, and those of its trials by the names of their folders."""
     runs = tracked_runs(uri)
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.tags]
     children = [run for run in runs if run.tags.get("mlflow.parentRunId") == parent.id]
     assert len(children) == len(runs) - 1
-    assert len({child.name for child in children}) == len(children), "a trial has two runs"
-    return parent, {child.name: child for child in children}
+    trials = {child.params["storage.name"]: child for child in children}
+    assert len(trials) == len(children), "a trial has two runs"
+    return parent, trials
 
 
 def table(path):

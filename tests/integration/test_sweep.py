@@ -127,7 +127,8 @@ def assert_all_agree(result, uri):
     for name, line in lines.items():
         run, checkpoint = trials[name], load_checkpoint(line["checkpoint"])
         assert (run.status, run.rounds) == ("FINISHED", list(range(1, ROUNDS + 1))), name
-        assert (line["status"], line["rounds"], line["training_passes"]) == ("finished", *[str(ROUNDS)] * 2)
+        assert (line["status"], line["rounds"]) == ("finished", str(ROUNDS))
+        assert float(line["training_passes"]) == ROUNDS
         assert line["mlflow_run_id"] == run.id == checkpoint.meta["run_id"]
         assert float(line["test_accuracy/average"]) == pytest.approx(run.metrics["test_accuracy/average"])
         assert checkpoint.network.sha256() == run.tags["weights_sha256"]
@@ -137,13 +138,18 @@ def assert_all_agree(result, uri):
     assert float(best["val_accuracy/average"]) == result["best_score"]
     assert {name: float(best[name]) for name in result["best_config"]} == result["best_config"]
     assert parent.tags["best.optim.lr"] == best["optim.lr"]
-    assert parent.params["sweep.budget"] == str(ROUNDS) and parent.params["optim.lr"] == "swept"
+    assert float(parent.params["sweep.budget"]) == ROUNDS
+    assert parent.params["optim.lr"] == "swept: log-uniform, 0.05 to 0.2"
     assert "### raygf sweep" in parent.tags["mlflow.note.content"]
     client = MlflowClient(uri)
     names = {file.path for file in client.list_artifacts(parent.id)}
     assert names == {"best_config.yaml", "config.yaml", "results.csv", "figures"}
     assert [file.path for file in client.list_artifacts(parent.id, "figures")] == ["figures/objective.png"]
-    stored = yaml.safe_load((Path(result["results"]).parent / "best_config.yaml").read_text())
+    assert {run.name for run in trials.values()} == {line["name"] for line in lines.values()}
+    sweep = Path(result["results"]).parents[1]
+    assert {len(list(sweep.glob(f"{name}/checkpoint_*"))) for name in lines} == {2}  # --storage.keep
+    assert (sweep / "raygf" / "space.py").read_text() == SPACES
+    stored = yaml.safe_load((sweep / "raygf" / "best_config.yaml").read_text())
     assert stored["optim"]["lr"] == result["best_config"]["optim.lr"]
 
 
@@ -172,7 +178,8 @@ def test_trials_that_crash_fail_or_lag_behind_do_not_disturb_the_others(
     """Trials that crash more often than they may: unit tests of the callback."""
     rounds = ("--method", "sgd", "--rounds", "16")
     retries = ("--max-failures", "1", "--resources.max-driver-restarts", "0")
-    flags = sweep_of("unequal", *rounds, "--grace", "6", "--search", "grid", "--concurrent", "1", *retries)
+    asha = ("--scheduler", "asha", "--grace", "10")  # before, all are as good as chance
+    flags = sweep_of("unequal", *rounds, *asha, "--search", "grid", "--concurrent", "1", *retries)
     killer = Killer(tmp_path / "runs" / "sweep")
     killer.start()
     outcome = run_job("sweep", *flags)
@@ -193,24 +200,25 @@ def test_trials_that_crash_fail_or_lag_behind_do_not_disturb_the_others(
     straight = straight_hash(*SMALL, *rounds, "--optim.lr", "0.1")
     assert runs[0].tags["weights_sha256"] == straight
     tries = [line for line in outcome.err.splitlines() if "crashed, trying again (1 of 1)" in line]
-    assert [line.split()[2] for line in tries] == [crashed["trial"]]
+    assert [line.split()[2] for line in tries] == [crashed["name"]]
 
     assert "round 1" in diverged["cause"]
     assert runs[1].tags["raygf.failure"] == diverged["cause"]
-    assert f"note: trial {diverged['trial']} failed: {diverged['cause']}" in outcome.err
+    assert f"note: trial {diverged['name']} failed: {diverged['cause']}" in outcome.err
+    assert "only 1 of 3 trials came to their end" in outcome.err
 
-    assert (lagging["rounds"], lagging["test_accuracy/average"]) == ("6", "")
-    assert (runs[2].tags["raygf.stopped_at_round"], runs[2].tags["raygf.stopped_by"]) == ("6", "asha")
-    assert runs[2].rounds == list(range(1, 7))
+    assert (lagging["rounds"], lagging["test_accuracy/average"]) == ("10", "")
+    assert (runs[2].tags["raygf.stopped_at_round"], runs[2].tags["raygf.stopped_by"]) == ("10", "asha")
+    assert runs[2].rounds == list(range(1, 11))
     assert not [name for name in runs[2].metrics if name.startswith("test_")]
 
 
 def test_population_goes_on_from_the_checkpoints_of_its_best(cluster, run_job, sweep_of, tracking_uri):
     flags = sweep_of("rates", "--method", "sgd", "--rounds", "4", "--trials", "2", "--concurrent", "2")
     outcome = run_job("sweep", *flags, "--scheduler", "pbt", "--grace", "2")
-    result, told = outcome.result, "from another's checkpoint, with"
-    (clone,) = {line.split()[2] for line in outcome.err.splitlines() if told in line}
+    result = outcome.result
     parent, trials = tracked_sweep(tracking_uri)
+    (clone,) = [name for name, run in trials.items() if "raygf.values_from_round_3" in run.tags]
     assert [run.status for run in (parent, *trials.values())] == ["FINISHED"] * 3
     assert [run.rounds for run in trials.values()] == [[1, 2, 3, 4]] * 2
     lines = table(result["results"])
@@ -224,6 +232,9 @@ def test_population_goes_on_from_the_checkpoints_of_its_best(cluster, run_job, s
     assert meta["config"]["optim"]["lr"] == float(values["optim.lr"])
     assert meta["run_id"] == run.id
     (theirs,) = lines.keys() - {clone}
+    schedule = f"from round 1 {lines[theirs]['settings']}; from round 3 --optim.lr {values['optim.lr']}"
+    assert values["settings"] == f"a schedule: {schedule}"
+    assert run.name == values["name"] == f"optim.lr={values['optim.lr']}"
     mine, other = (read_history(load_checkpoint(lines[name]["checkpoint"]).meta) for name in (clone, theirs))
     assert mine[:2] == other[:2]
 
@@ -246,7 +257,10 @@ def test_what_can_not_be_swept_is_refused_before_the_cluster_is_asked(run_job, t
             "could never hold a trial with a driver (1 CPUs, 0 GPUs) and 1 exit actor (64",
         ),
         (("--model.name", "nope"), "nope"),
-        (("--rounds", "2", "--grace", "9"), "grace = 9: a trial gets 8 training passes in all"),
+        (
+            ("--rounds", "2", "--grace", "9", "--scheduler", "asha"),
+            "grace = 9: a trial gets 8 training passes in all",
+        ),
     ],
     ids=["resources", "network", "grace"],
 )

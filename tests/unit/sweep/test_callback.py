@@ -14,7 +14,7 @@ from raygf.errors import RunFailed
 from raygf.records import RunStart
 from raygf.sweep import callback as module
 from raygf.sweep.callback import SweepCallback
-from raygf.sweep.plan import SweepFolder
+from raygf.sweep.plan import SweepFolder, SweepOptions
 from raygf.sweep.trial import END, FAILURE, RECORD, START, VALUES
 
 
@@ -33,7 +33,9 @@ def trackers(monkeypatch):
 
     def tracker():
         made = Mock()
-        made.start.side_effect = lambda config, name, run_id, **rest: run_id or f"run-of-{name}"
+        made.start.side_effect = lambda config, name, run_id, **rest: (
+            run_id or f"run-of-{config.storage.name}"
+        )
         return made
 
     made: defaultdict[str, Mock] = defaultdict(tracker)
@@ -46,8 +48,8 @@ def trackers(monkeypatch):
 def started(tmp_path, trackers):
     """A callback whose sweep has started, with the given trials known from before."""
 
-    def start(**known):
-        made = plan(path=str(tmp_path), parent="parent")
+    def start(scheduler="none", **known):
+        made = plan(path=str(tmp_path), parent="parent", options=SweepOptions(scheduler=scheduler))
         made = replace(made, run=replace(made.run, tracking=TrackingConfig(uri="sqlite:///x.db")))
         folder = SweepFolder(made.run.storage)
         with folder.held():
@@ -93,23 +95,23 @@ def test_a_trial_from_its_start_to_its_end(started, trackers, capsys, tmp_path):
     callback.on_experiment_end([trial])
     tracker = trackers["ab_00000"]
     config, name, run_id = tracker.start.call_args.args
-    assert (config.fusion.lr, config.storage.name, name, run_id) == (0.3, "ab_00000", "ab_00000", None)
+    assert (config.fusion.lr, config.storage.name, name, run_id) == (0.3, "ab_00000", "fusion.lr=0.3", None)
     assert calls(tracker) == ["log_start", "log_round", "log_round", "finish"]
     checkpoint = f"{tmp_path}/sweep/ab_00000/checkpoint_000002/checkpoint.npz"
     assert tracker.log_round.call_args.args[0] == replace(record(2), checkpoint=checkpoint)
     tracker.finish.assert_called_once_with(replace(end(2), checkpoint=checkpoint))
-    told = "note: trial ab_00000 finished: val_accuracy/average 60.00 % after 8 training passes"
-    assert capsys.readouterr() == ("", f"note: trial ab_00000: careful\n{told}\n")
+    told = "note: trial fusion.lr=0.3 finished: val_accuracy/average 60.00 % after 8 training passes"
+    assert capsys.readouterr() == ("", f"note: trial fusion.lr=0.3: careful\n{told}\n")
 
 
 def test_a_trial_that_the_scheduler_stops(started, trackers, capsys):
-    callback, trial = begun(started(), "a")
+    callback, trial = begun(started(scheduler="asha"), "a")
     report(callback, trial, result(3))
     callback.on_trial_complete(0, [trial], trial)
     callback.on_experiment_end([trial])
     last, reason = trackers["a"].stop.call_args.args
     assert (last.round, reason) == (3, "asha")
-    shown = "trial a stopped early: val_accuracy/average 60.00 % after 12 training passes"
+    shown = "trial fusion.lr=0.3 stopped early: val_accuracy/average 60.00 % after 12 training passes"
     assert shown in capsys.readouterr().err
 
 
@@ -128,8 +130,8 @@ def test_trials_that_fail(started, trackers, capsys):
     for name, cause in (("doomed", "round 1: the weights are NaN"), ("crashed", "the driver was lost")):
         trackers[name].fail.assert_called_once_with("FAILED", cause)
     lines = capsys.readouterr().err.splitlines()
-    assert "note: trial crashed crashed, trying again (1 of 2): the driver was lost" in lines
-    assert lines[-1] == "note: trial crashed failed: the driver was lost"
+    assert "note: trial fusion.lr=0.3 crashed, trying again (1 of 2): the driver was lost" in lines
+    assert lines[-1] == "note: trial fusion.lr=0.3 failed: the driver was lost"
 
 
 def test_other_values_are_noted_with_the_first_round_that_has_them(started, trackers, capsys):
@@ -141,8 +143,10 @@ def test_other_values_are_noted_with_the_first_round_that_has_them(started, trac
     trial.status = Trial.RUNNING
     for number in (3, 4):
         report(callback, trial, result(number))
-    trackers["a"].log_tags.assert_called_once_with({"raygf.values_from_round_3": "--fusion.lr 0.24"})
-    assert "trial a goes on from another's checkpoint, with --fusion.lr 0.24" in capsys.readouterr().err
+    tags = {"raygf.values_from_round_3": "--fusion.lr 0.24", "mlflow.runName": "fusion.lr=0.24"}
+    trackers["a"].log_tags.assert_called_once_with(tags)
+    told = "trial fusion.lr=0.3 goes on from another's checkpoint, with --fusion.lr 0.24"
+    assert told in capsys.readouterr().err
 
 
 def test_a_resumed_sweep_closes_the_runs_of_trials_that_had_ended_once(started, trackers, monkeypatch):

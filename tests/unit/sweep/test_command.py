@@ -56,6 +56,7 @@ def test_resume_may_stand_alone(words, resume):
         ("--data.val 0", "data.val = 0: trials are compared by validation images"),
         ("--search grid --trials 4", "trials = 4: a grid has as many trials as points"),
         ("--search optuna --scheduler pbt", "search = 'optuna': pbt changes settings itself"),
+        ("--grace 5", "grace = 5: scheduler = 'none' has none"),
     ],
 )
 def test_flags_that_are_wrong_or_do_not_go_with_a_sweep_are_one_line(argv, says):

@@ -17,6 +17,7 @@ from raygf.sweep.plan import (
     check_metric,
     flags_for,
     metrics_of,
+    name_of,
     override,
     shown_score,
 )
@@ -105,6 +106,24 @@ def test_flags_set_the_same_run_on_the_command_line():
     flags = flags_for(values)
     assert flags.startswith("--fusion.lr 0.0316 --optim.milestones 0.3 0.6 --optim.carry-momentum True")
     assert parse("", "digits", flags.split())[1] == override(RUN, values)
+
+
+def test_a_trial_is_called_what_it_sets_with_sections_where_a_name_alone_could_be_two_fields():
+    values = {"fusion.lr": 0.083, "fusion.ema": 0.95, "optim.milestones": (0.5, 0.75), "method": "sgd"}
+    assert name_of(values) == "fusion.lr=0.083 ema=0.95 milestones=0.5,0.75 method=sgd"
+    assert name_of({"optim.lr": 0.1}) == "optim.lr=0.1"
+    assert len(name_of({"model.name": 300 * "x"})) == 200
+
+
+def test_only_the_newest_checkpoints_of_a_trial_are_kept(tmp_path, folder):
+    for number in range(4):
+        (tmp_path / "sweep" / "a" / f"checkpoint_{number:06d}").mkdir(parents=True)
+    (tmp_path / "sweep" / "a" / "result.json").touch()
+    for _ in range(2):
+        folder.prune("a", 2)
+    left = sorted(path.name for path in (tmp_path / "sweep" / "a").iterdir())
+    assert left == ["checkpoint_000002", "checkpoint_000003", "result.json"]
+    folder.prune("never started", 2)
 
 
 @pytest.fixture

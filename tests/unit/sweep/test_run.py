@@ -50,13 +50,20 @@ def test_a_sweep_reports_its_best_trial_and_fails_without_one(stored, monkeypatc
     monkeypatch.setattr(module, "read_rows", lambda *given: rows)
     tuner, folder = SimpleNamespace(fit=list), SweepFolder(stored.run.storage)
     if score is None:
-        why = "none of 2 trials succeeded: trial ab_00000 failed: .*; trial ab_00001 failed"
+        why = "none of 2 trials succeeded: trial fusion.lr=0.1 .* failed: .*; trial fusion.lr=0.2 .* failed"
         with pytest.raises(RunFailed, match=why):
             _tune(stored, lambda made: tuner, folder)
         assert {status for status, _ in run.failed} == {"FAILED"} and run.finished == []
     else:
-        result = _tune(stored, lambda made: tuner, folder)
+        (tmp_path / "sweep" / "ab_00000" / "checkpoint_000001").mkdir(parents=True)
+        for number in (2, 3):
+            (tmp_path / "sweep" / "ab_00000" / f"checkpoint_{number:06d}").mkdir()
+        result = _tune(stored, lambda made: tuner, folder, b"def space(run): ...")
+        assert (tmp_path / "sweep" / "raygf" / "space.py").read_bytes() == b"def space(run): ..."
+        assert len(list((tmp_path / "sweep" / "ab_00000").iterdir())) == stored.run.storage.keep
         assert (result["best_trial"], result["mlflow_run_id"]) == ("ab_00000", "parent")
         assert (len(run.finished), run.failed) == (1, [])
     assert (tmp_path / "sweep" / "raygf" / "results.csv").exists()
-    assert (capsys.readouterr().out, folder.read_plan().parent) == ("", "parent")
+    printed = capsys.readouterr()
+    assert (printed.out, folder.read_plan().parent) == ("", "parent")
+    assert f"only {0 if score is None else 1} of 2 trials came to their end" in printed.err

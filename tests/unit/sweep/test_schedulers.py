@@ -7,7 +7,7 @@ from unittest.mock import Mock
 import pytest
 from ray import tune
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from sweep_parts import plan
 
 from raygf.errors import ConfigError
@@ -39,7 +39,8 @@ def with_options(**options):
     ("axes", "grace", "passes"), [(AXES, None, 20), (AXES, 8, 8), (AXES, 160, 160), (METHODS, None, 20)]
 )
 def test_grace_is_an_eighth_of_a_trial_unless_named_at_least_a_round_and_at_most_a_trial(axes, grace, passes):
-    assert grace_passes(with_options(grace=grace), axes) == passes
+    assert grace_passes(with_options(scheduler="pbt", grace=grace), axes) == passes
+    assert grace_passes(with_options(scheduler="asha", grace=grace), axes) == (passes if grace else 80)
     short = plan(replace(plan().run, rounds=3))
     assert short.budget == 12
     assert grace_passes(short, AXES) == grace_passes(short, METHODS) == 4
@@ -55,7 +56,7 @@ def told(scheduler, trial, passes, score=0.5, controller=None):
 
 def asha(*trials):
     """asha as Tune starts it, with these trials."""
-    scheduler = make_scheduler(plan(), METHODS)
+    scheduler = make_scheduler(with_options(scheduler="asha", grace=20), METHODS)
     assert scheduler.set_search_properties("val_accuracy/average", "max")
     for trial in trials:
         scheduler.on_trial_add(None, trial)
@@ -71,6 +72,22 @@ def test_asha_compares_at_equal_passes_whatever_a_round_costs():
     for passes in range(1, 20):
         assert told(scheduler, cheap, passes, 0.1) == TrialScheduler.CONTINUE
     assert told(scheduler, cheap, 20, 0.1) == TrialScheduler.STOP
+
+
+def test_no_trial_is_stopped_unless_that_is_asked_for():
+    assert type(make_scheduler(plan(), AXES)) is FIFOScheduler
+
+
+def test_asha_does_not_take_the_noise_of_300_validation_images_for_worse():
+    """0.8256 was stopped against 0.8333 after an eighth of a run; at the end it was the better one."""
+    close, worse = member("close"), member("worse")
+    scheduler = asha(member("first"), close, worse)
+    told(scheduler, member("first"), 20, 0.8333)
+    assert told(scheduler, worse, 20, 0.80) == TrialScheduler.STOP  # a standard error is 0.022
+    assert told(scheduler, close, 20, 0.8256) == TrialScheduler.CONTINUE
+    assert told(scheduler, close, 24, 0.8256) == TrialScheduler.CONTINUE
+    assert told(scheduler, close, 60, 0.8256) == TrialScheduler.CONTINUE  # nobody was there before
+    assert told(scheduler, member("first"), 160, 0.9) == TrialScheduler.STOP  # its end
 
 
 def test_asha_remembers_its_rungs_when_the_sweep_is_resumed():

@@ -22,8 +22,10 @@ from raygf.sweep.space import (
     known_spaces,
     load_space,
     random,
+    ranges_of,
     read_axes,
     read_axis,
+    space_source,
 )
 
 RUN = get_recipe("digits")
@@ -123,6 +125,15 @@ def test_a_space_must_have_several_runs(space):
         read_axes(space)
 
 
+def test_ranges_are_told_as_the_space_has_them():
+    lr, ema = {"lr": tune.loguniform(0.01, 1)}, {"ema": tune.uniform(0.5, 0.99)}
+    sizes = {"n": tune.randint(2, 5), "q": tune.quniform(0, 1, 0.2), "c": tune.choice([(1, 2), "a"])}
+    told = ranges_of(read_axes(Space(variants=[{**lr, **sizes}, {**lr, **ema, "n": 7}])))
+    assert told["lr"] == "log-uniform, 0.01 to 1" and told["ema"] == "uniform, 0.5 to 0.99"
+    assert told["n"] == "uniform, whole, 2 to 4 | 7"
+    assert (told["q"], told["c"]) == ("uniform, 0 to 1 in steps of 0.2", "1 2, a")
+
+
 def test_draws_depend_on_seed_and_number_alone_and_do_not_repeat_themselves():
     axes = read_axes(RANGES)
     assert random(axes, 8, 0) == random(axes, 8, 0)
@@ -174,6 +185,7 @@ def test_spaces_are_found_here_before_the_shipped_ones_in_files_and_in_modules(h
     monkeypatch.syspath_prepend(here)
     for name in ("mine", "fusion", "elsewhere.py", "my_module_of_spaces:my_module_of_spaces"):
         assert load_space(name, RUN).variables["optim.lr"].lower == RUN.optim.lr
+        assert space_source(name).startswith(b'"""Mine, in a line.')
     assert load_space("fusion_lr", RUN).fields == ("fusion.lr", "fusion.ema", "loss.aux")
     assert "  mine       Mine, in a line." in describe_spaces().splitlines()
     sys.modules.pop("my_module_of_spaces")

@@ -47,11 +47,11 @@ def run(tmp_path):
 def test_a_checkpoint_is_handed_over_alone_and_outlives_the_drivers_file(tmp_path):
     path = tmp_path / "round-000003.npz"
     path.write_bytes(b"as the driver wrote it")
-    with handed_over(str(path)) as given:
+    with handed_over(str(path), [(1, {})]) as given:
         path.unlink()
         assert [file.name for file in Path(given.path).iterdir()] == [NAME]
     assert not Path(given.path).exists()
-    with handed_over(str(path)) as given:
+    with handed_over(str(path), []) as given:
         assert given is None
 
 
@@ -74,6 +74,23 @@ def test_values_of_another_trial_are_replaced_and_nothing_else(tmp_path, run):
     take_over(kept_by_tune(tmp_path / "b", other), ours, values)
     with pytest.raises(CheckpointError, match=r"optim\.lr was 0\.05, is now 0\.1"):
         require_same_run(taken(ours), ours)
+
+
+def test_what_weights_were_trained_with_goes_along_from_trial_to_trial(tmp_path, run):
+    """A takes over from B, which had taken over from C: C's values, then B's, then A's."""
+    rates = [{"fusion.lr": lr} for lr in (0.7, 0.3, 0.2)]
+    first = override(RUN, rates[0])
+    schedule = take_over(
+        kept_by_tune(tmp_path / "c", checkpoint(3, first)), override(run, rates[0]), rates[0]
+    )
+    assert schedule == [(1, rates[0])]
+    for number, values in ((5, rates[1]), (9, rates[2])):
+        stored = tmp_path / "stored.npz"
+        with stored.open("wb") as stream:
+            write_archive(stream, checkpoint(number, override(RUN, schedule[-1][1])))
+        with handed_over(str(stored), schedule) as given:
+            schedule = take_over(given, override(run, values), values)
+    assert schedule == [(1, rates[0]), (6, rates[1]), (10, rates[2])]
 
 
 def test_a_checkpoint_that_is_gone_or_damaged_is_named(tmp_path, run):

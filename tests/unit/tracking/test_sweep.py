@@ -24,7 +24,7 @@ class Store:
         """With trial ``a`` started."""
         notes = self.kept.append, self.said.append
         trials = SweepTrials(lambda trial: FakeTracker(self), "parent", "digits", known, *notes)
-        trials.start("a", RUN)
+        trials.start("a", RUN, "lr=1")
         return trials
 
 
@@ -50,17 +50,17 @@ def test_a_trial_has_one_run_from_its_start_to_its_end():
     trials = store.trials()
     trials.log_start("a", "start")
     trials.post("a", lambda tracker: tracker.log_round(1))
-    trials.start("b", RUN)
-    trials.start("a", RUN)  # it crashed and is tried again
+    trials.start("b", RUN, "lr=2")
+    trials.start("a", RUN, "lr=1")  # it crashed and is tried again
     trials.log_start("a", "start again")
     trials.post("a", lambda tracker: tracker.log_round(2))
     trials.end("a", lambda tracker: tracker.finish("end"))
     trials.end("b", lambda tracker: tracker.stop(1, "asha"))
     trials.close()
-    assert store.opened == [("a", None), ("b", None)]
-    assert store.calls["run-of-a"] == ["log_start start", "log_round 1", "log_round 2", "finish end"]
-    assert store.calls["run-of-b"] == ["stop 1 asha"]
-    assert store.kept[-1] == {"a": "run-of-a", "b": "run-of-b"}
+    assert store.opened == [("lr=1", None), ("lr=2", None)]
+    assert store.calls["run-of-lr=1"] == ["log_start start", "log_round 1", "log_round 2", "finish end"]
+    assert store.calls["run-of-lr=2"] == ["stop 1 asha"]
+    assert store.kept[-1] == {"a": "run-of-lr=1", "b": "run-of-lr=2"}
     assert store.said == []
 
 
@@ -70,7 +70,7 @@ def test_a_resumed_sweep_opens_the_runs_that_it_knows():
     for trial in ("a", "a", "unknown"):  # the second time it is closed
         trials.end(trial, lambda tracker: tracker.fail("FAILED", "gone"))
     trials.close()
-    assert (store.opened, store.calls, store.kept) == ([("a", "old")], {"old": ["fail FAILED gone"]}, [])
+    assert (store.opened, store.calls, store.kept) == ([("lr=1", "old")], {"old": ["fail FAILED gone"]}, [])
 
 
 def test_what_happens_while_the_store_is_gone_is_delivered_later(monkeypatch):
@@ -78,14 +78,14 @@ def test_what_happens_while_the_store_is_gone_is_delivered_later(monkeypatch):
     store = Store(up=False)
     trials = store.trials()
     trials.post("a", lambda tracker: tracker.log_round(1))
-    later = "tracking: the run of trial a is opened later; training goes on"
+    later = "tracking: the run of trial lr=1 is opened later; training goes on"
     assert store.said == ["tracking: no answer", later]
     store.up = True
     trials.post("a", lambda tracker: tracker.log_round(2))
     trials.end("a", lambda tracker: tracker.finish("end"))
     trials.close()
-    assert store.calls["run-of-a"] == ["log_round 1", "log_round 2", "finish end"]
-    assert store.kept == [{"a": ""}, {"a": "run-of-a"}]
+    assert store.calls["run-of-lr=1"] == ["log_round 1", "log_round 2", "finish end"]
+    assert store.kept == [{"a": ""}, {"a": "run-of-lr=1"}]
     assert len(store.said) == 2
 
 
@@ -93,7 +93,7 @@ def test_a_store_that_is_not_tried_too_often_and_gets_a_last_chance(monkeypatch)
     monkeypatch.setattr(sweep_trials, "RETRY_S", 1000.0)
     store = Store(up=False)
     trials = store.trials()
-    trials.start("b", RUN)
+    trials.start("b", RUN, "lr=2")
     trials.post("a", lambda tracker: tracker.log_round(1))
     trials.end("b", lambda tracker: tracker.fail("FAILED", "gone"))
     store.up = True
@@ -101,5 +101,5 @@ def test_a_store_that_is_not_tried_too_often_and_gets_a_last_chance(monkeypatch)
     assert store.opened == []
     trials.end("a", lambda tracker: tracker.stop(2, "asha"))
     trials.close()
-    assert store.calls == {"run-of-a": ["log_round 1", "log_round 2", "stop 2 asha"]}
-    assert store.said[-1] == "tracking: trial b is not in MLflow"
+    assert store.calls == {"run-of-lr=1": ["log_round 1", "log_round 2", "stop 2 asha"]}
+    assert store.said[-1] == "tracking: trial lr=2 is not in MLflow"
