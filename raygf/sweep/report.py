@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from raygf.config.fields import to_dict
 from raygf.config.run import RunConfig
@@ -200,7 +200,9 @@ def objective_figure(rows: Sequence[TrialRow], plan: Plan, best: TrialRow) -> Fi
         _draw(axes, name, names, [row for row in scored if name in row.values], plan, best)
     figure.suptitle(textwrap.fill(f"best: {best.name}", int(12 * figure.get_figwidth())), fontsize=9)
     handles = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(
+        *handles, loc="outside lower center", ncols=max(1, min(_COLUMNS, len(panels))), frameon=False
+    )
     return figure
 
 
@@ -246,9 +248,10 @@ def _draw(
         axes.set_xlim(-0.5, len(names) - 0.5)
     if len(names) > _TILTED:
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
-    if LOG in plan.ranges.get(name, "") and not names and min(row.values[name] for row in rows) > 0:
+    if LOG in plan.ranges.get(name, "") and not names and (low := min(places(rows))) > 0:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        decades = max(places(rows)) >= 10 * low
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)) if decades else MaxNLocator(5))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("")
     scatter([row for row in rows if row.status == "finished"], **_POINT)

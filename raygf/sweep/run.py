@@ -21,7 +21,7 @@ from raygf.on_ray.cluster import swept_cluster
 from raygf.on_ray.placement import check_fits, idle_nodes
 from raygf.sweep.callback import notify
 from raygf.sweep.command import Command, check_flags, check_space, parse_sweep
-from raygf.sweep.plan import SOURCE, Plan, SweepFolder, flags_for, set_field
+from raygf.sweep.plan import SOURCE, Plan, SweepFolder, set_field
 from raygf.sweep.prepare import prepare
 from raygf.sweep.report import (
     RESULTS,
