@@ -27,7 +27,7 @@ def rates(run):
 
 def unequal(run):
     """One trial that is well, one whose weights become infinite, and one that hardly learns."""
-    return Space(variants=[{"optim.lr": lr} for lr in (0.1, 1e9, 1e-6)])
+    return Space(variants=[{"optim.lr": lr} for lr in (0.1, 1e3, 1e-6)])
 '''
 
 
@@ -202,7 +202,7 @@ def test_trials_that_crash_fail_or_lag_behind_do_not_disturb_the_others(
     tries = [line for line in outcome.err.splitlines() if "crashed, trying again (1 of 1)" in line]
     assert [line.split()[2] for line in tries] == [crashed["name"]]
 
-    assert "round 1" in diverged["cause"]
+    assert "round 2" in diverged["cause"]
     assert runs[1].tags["raygf.failure"] == diverged["cause"]
     assert f"note: trial {diverged['name']} failed: {diverged['cause']}" in outcome.err
     assert "only 1 of 3 trials came to their end" in outcome.err
