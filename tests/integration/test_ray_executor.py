@@ -330,11 +330,13 @@ class Asleep:
         self.now, self.there, self.steps, self.replaced = 0.0, 0, iter(steps), []
         self.workers = [SimpleNamespace(actor=self, place=Place("n", "n")) for _ in range(EXITS)]
         self.train, self.put = SimpleNamespace(remote=lambda state, exit, *_: exit), lambda state: state
+        self.ready, self.starting, self.busy = lambda: self.workers, dict, lambda: None
         monkeypatch.setattr("raygf.on_ray.placement.time.monotonic", lambda: self.now)
         monkeypatch.setattr(executor, "awake_s", AwakeClock())
         monkeypatch.setattr(executor, "ray", self)
         monkeypatch.setattr(executor, "_fetch", lambda exit: ExitUpdate(exit, NONE, {}, 0.0, 0.0, 1.0))
         monkeypatch.setattr(executor, "ExitPool", lambda *_: self)
+        monkeypatch.setattr(executor, "dead_nodes", lambda suspects: set())
 
     def wait(self, refs, num_returns, timeout):
         if timeout:
@@ -342,14 +344,6 @@ class Asleep:
             self.now += seconds
         done = [ref for ref in refs if ref < self.there][:num_returns]
         return done, [ref for ref in refs if ref not in done]
-
-    def ready(self):
-        return self.workers
-
-    def starting(self):
-        return {}
-
-    def busy(self): ...
 
     def replace(self, worker):
         self.replaced.append(worker)

@@ -20,7 +20,6 @@ from raygf.errors import (
     StorageLost,
     UserError,
     import_function,
-    loading,
     one_line,
     user_error,
     within,
@@ -47,13 +46,6 @@ def test_a_job_that_is_stopped_while_packages_load_says_so_in_one_line(tmp_path,
     program.send_signal(number)
     line = "interrupted while packages were loaded; nothing was begun\n"
     assert (program.communicate(timeout=30), program.returncode) == (("", line), 128 + number)
-
-
-def test_handlers_are_put_back_when_all_is_loaded():
-    before = signal.getsignal(signal.SIGINT)
-    with loading():
-        assert signal.getsignal(signal.SIGINT) != before
-    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_exit_codes_tell_what_was_asked_for_from_what_failed():

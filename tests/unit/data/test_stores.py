@@ -1,6 +1,5 @@
 """Images in class folders, and in Parquet files that are read by row group."""
 
-import json
 import os
 import pickle
 
@@ -74,14 +73,6 @@ def test_columns_that_are_there_twice_are_named(tmp_path, column, values):
     pq.write_table(table, tmp_path / "train.parquet")
     with refused(f"train.parquet: several columns are named '{column}'; rename or drop one"):
         index_shards([tmp_path / "train.parquet"])
-
-
-def test_class_names_may_be_numbers_or_lacking(tmp_path):
-    for names, expected in ((None, ()), ([], ()), ([3, "x"], ("3", "x"))):
-        features = json.dumps({"info": {"features": {"label": {"names": names}}}})
-        table = pa.table({"image": FILES[:2], "label": [1, 0]})
-        pq.write_table(table.replace_schema_metadata({"huggingface": features}), tmp_path / "a.parquet")
-        assert index_shards([tmp_path / "a.parquet"]).class_names == expected
 
 
 def test_a_file_that_is_gone_and_a_folder_that_is_not_here(tmp_path):
@@ -169,6 +160,8 @@ HUB = {"fine_label": ["apple", "bear"], "coarse_label": ["fruit", "animal"]}
         ({"plain": True, "columns": ("image", "kind")}, ()),
         ({"columns": ("img", "fine_label"), "hub_names": HUB, **COARSE}, ("apple", "bear")),
         ({"plain": True, "columns": ("img", "label"), **COARSE}, ()),
+        ({"hub_names": {"label": [3, "x"]}}, ("3", "x")),
+        ({"hub_names": {"label": None}}, ()),
     ],
 )
 def test_layouts_of_the_hub(tmp_path, layout, names):
