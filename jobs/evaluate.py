@@ -130,6 +130,7 @@ def _summary(groups: Sequence[Group], files: Sequence[Path], seconds: float) -> 
                 "seeds": list(group.seeds),
                 "rounds": group.runs[0].round,
                 "training_passes": group.runs[0].training_passes,
+                "training_operations": group.runs[0].training_operations,
                 "test_accuracy": [list(run.top1) for run in group.runs],
                 "negative_cosines": [run.noise and asdict(run.noise) for run in group.runs],
             }

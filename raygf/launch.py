@@ -77,6 +77,7 @@ def run(config: RunConfig, recipe: str = "", resume: str = "") -> Result:
         operations=start.operations,
         parameters=start.parameters,
         training_passes=end.training_passes,
+        training_operations=end.training_operations,
         seconds=round(end.seconds, 3),
         weights_sha256=end.weights_sha256,
         checkpoint=end.checkpoint,
@@ -208,7 +209,8 @@ class Result:
     test_accuracy: tuple[float, ...]
     operations: tuple[int, ...]
     parameters: tuple[int, ...]
-    training_passes: int
+    training_passes: float
+    training_operations: int
     seconds: float
     weights_sha256: str
     checkpoint: str
@@ -222,7 +224,7 @@ def compared(results: Mapping[str, Result]) -> Table:
     """Results of one network side by side, for a terminal; keys are the columns' titles."""
     first = next(iter(results.values()))
     columns = tuple(
-        ResultColumn(title, [result.test_accuracy], result.training_passes, [result.seconds])
-        for title, result in results.items()
+        ResultColumn(title, [r.test_accuracy], r.training_passes, [r.seconds], None, r.training_operations)
+        for title, r in results.items()
     )
     return to_rich(ResultTable(first.operations, first.parameters, columns), "Test accuracy of every exit")

@@ -53,14 +53,16 @@ class FusionReport:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One round. ``round`` counts from 1; ``training_passes`` counts passes over the training set so far.
+    """One round. ``round`` counts from 1.
 
+    ``training_operations``: of all training so far, forward and backward, over all images; 0 in records of
+    versions that did not count them. ``training_passes``: the same in epochs of joint SGD on this network.
     ``skipped``: it diverged and left the network as it was; ``train`` is NaN then, and the notes say why.
     """
 
     round: int
     rounds: int
-    training_passes: int
+    training_passes: float
     lr: float
     fusion_lr: float
     train: ExitScore
@@ -70,6 +72,7 @@ class RoundRecord:
     fusion: FusionReport | None = None
     notes: tuple[str, ...] = ()
     skipped: bool = False
+    training_operations: int = 0
 
     @property
     def total_seconds(self) -> float:
@@ -118,12 +121,13 @@ class RunEnd:
     """
 
     rounds: int
-    training_passes: int
+    training_passes: float
     test: ExitScore
     weights_sha256: str
     checkpoint: str
     finished: bool
     seconds: float = field(default=math.nan, compare=False)
+    training_operations: int = 0
 
 
 Notify = Callable[[str], None]
@@ -144,7 +148,9 @@ _DIGITS = 6
 _TENSOR_DIGITS = 3
 """Significant digits of what comes once a tensor: hundreds of numbers a round."""
 _DRAWN = {"round", "training_passes", "train", "val", "seconds", "fusion"}
-"""What figures are drawn from, and all that a shortened entry has beside ``skipped``."""
+"""What figures are drawn from."""
+_SHORT = {*_DRAWN, "training_operations"}
+"""All that a shortened entry may have beside ``skipped``; earlier versions did not count operations."""
 
 
 def to_json(record: RoundRecord) -> Entry:
@@ -168,7 +174,7 @@ def from_json(entry: Mapping[str, Any]) -> RoundRecord:
 
 def shortened(entry: Entry) -> Entry:
     """What figures are drawn from, in few digits: a third of a record's text, or less."""
-    short = {name: _rounded(value) for name, value in entry.items() if name in _DRAWN}
+    short = {name: _rounded(value) for name, value in entry.items() if name in _SHORT}
     if entry["fusion"] is not None:
         parts = {name: part for name, part in entry["fusion"].items() if name != "weights"}
         tensors = _rounded(parts["tensor_cosine"], _TENSOR_DIGITS)

@@ -64,12 +64,12 @@ def get_recipe(name: str) -> RunConfig:
     return RECIPES[name].run
 
 
-def at_equal_compute(config: RunConfig, exits: int) -> RunConfig:
-    """Joint SGD that gets as many passes over the training set as ``config`` (Meta-GF) spends.
+def at_equal_compute(config: RunConfig, passes: float) -> RunConfig:
+    """Joint SGD with the compute of ``config``, which spends so many training passes: a round each.
 
-    A round of Meta-GF costs one pass for each of the ``exits`` and the fusion pass.
+    ``passes``: ``training_passes`` of the run's result, or n + 1 a round of Meta-GF with n exits.
     """
-    return replace(config, method="sgd", rounds=config.rounds * (exits + 1))
+    return replace(config, method="sgd", rounds=max(1, round(passes)))
 
 
 def _digits() -> RunConfig:
@@ -125,7 +125,7 @@ def _all() -> Iterator[tuple[str, str, RunConfig]]:
     yield (
         "digits-sgd",
         'Joint SGD on the same digits, with as many training passes as the recipe "digits" spends.',
-        at_equal_compute(_digits(), exits=3),
+        at_equal_compute(_digits(), passes=40 * 4),
     )
     for method in ("metagf", "sgd", "ge", "pcgrad"):
         text = f"ImageNet, msdnet, {METHODS[method]} (Table 2), 90 rounds."

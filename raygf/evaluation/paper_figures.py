@@ -106,7 +106,7 @@ def budgeted_csv(runs: Sequence[Budgeted]) -> str:
 class Convergence:
     """K runs of one configuration over the R rounds that all of them know.
 
-    ``rounds``, ``passes`` (R,): passes over the training images up to the end of the round. ``seeds`` (K,).
+    ``rounds``, ``passes`` (R,): training passes up to the end of the round. ``seeds`` (K,).
     ``accuracy`` (K, R): training accuracy, 0–1, of the last exit of the network that the run continues with:
     for Meta-GF the fused network's, over the fusion pass (an exit's own training shows a network that is then
     merged away); for the others the network's, over the epoch.
@@ -115,7 +115,7 @@ class Convergence:
     label: str
     seeds: tuple[int, ...]
     rounds: NDArray[np.int64]
-    passes: NDArray[np.int64]
+    passes: Matrix
     accuracy: Matrix
 
 
@@ -129,7 +129,7 @@ def convergence(label: str, seeds: Sequence[int], histories: Sequence[History]) 
     sources = [[known[r]["fusion"] or known[r]["train"] for r in rounds] for known in by_round]
     accuracy = [[source["accuracy"][-1] for source in run] for run in sources]
     return Convergence(
-        label, tuple(seeds), np.array(rounds), np.array(passes), np.array(accuracy, dtype=np.float64)
+        label, tuple(seeds), np.array(rounds), np.array(passes, np.float64), np.array(accuracy, np.float64)
     )
 
 
@@ -138,8 +138,8 @@ def convergence_figure(
 ) -> Figure:
     """How fast ``what`` grows (Fig. 3: the last exit's): over the rounds, and over what the rounds cost.
 
-    A round of Meta-GF costs n + 1 passes over the training images, one of a within-step method costs 1, so
-    the second panel is the fair one.
+    Rounds cost what their methods take: n + 1 epochs of joint SGD those of Meta-GF. So the second panel is
+    the fair one.
     """
     figure = new_figure(11, 4)
     left, right = figure.subplots(1, 2, sharey=True)
@@ -147,7 +147,7 @@ def convergence_figure(
         for axes, x in ((left, curve.rounds), (right, curve.passes)):
             draw_seeds(axes, x, curve.accuracy, curve.label, run_style(index, len(x)))
     left.set_xlabel("round")
-    right.set_xlabel("training passes spent (passes over the training images)")
+    right.set_xlabel("training passes spent (epochs of joint SGD)")
     left.set_ylabel(f"{what} (%)")
     for axes in (left, right):
         whole_numbers(axes)
@@ -170,7 +170,7 @@ def convergence_csv(curves: Sequence[Convergence], accuracy: str = "last_exit_tr
     rows: list[list[object]] = [["run", "seed", "round", "training_passes", accuracy]]
     for curve in curves:
         for seed, accuracies in zip(curve.seeds, curve.accuracy.tolist(), strict=True):
-            lines = zip(curve.rounds.tolist(), curve.passes.tolist(), accuracies, strict=True)
+            lines = zip(curve.rounds.tolist(), map("{:g}".format, curve.passes), accuracies, strict=True)
             rows += [[curve.label, seed, *line] for line in lines]
     return csv_text(rows)
 

@@ -48,6 +48,7 @@ def _column(group: Group) -> ResultColumn:
         group.label,
         top1=[run.top1 for run in group.runs],
         training_passes=group.runs[0].training_passes,
+        training_operations=group.runs[0].training_operations,
         seconds=[run.seconds for run in group.runs],
         top5=[run.top5 for run in group.runs if run.top5 is not None] or None,
     )

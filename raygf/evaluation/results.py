@@ -17,7 +17,8 @@ from raygf.evaluation.importance import Importance, LearnedWeights, importance_o
 from raygf.evaluation.loading import LoadedRun
 from raygf.evaluation.noise import OrderNoise, measure_noise
 from raygf.evaluation.outputs import TOP
-from raygf.methods.registry import method_title, passes_per_round
+from raygf.methods.base import JointSGD
+from raygf.methods.registry import method_title, operations_per_round
 from raygf.records import History, read_history, wall_time
 from raygf.storage.run_storage import binding
 
@@ -31,6 +32,7 @@ class RunResults:
     ``top1``, ``top5`` (n,): test accuracies, 0–1; ``top5`` None with five classes or fewer. ``curve``: None
     without validation images to read thresholds off. ``learned``, ``importance``: None for methods without
     fusion weights. ``noise``: None for methods that train no exit by itself, or if it was not to be measured.
+    ``training_passes``, ``training_operations``: see ``RoundRecord``.
     """
 
     config: RunConfig
@@ -46,11 +48,8 @@ class RunResults:
     learned: LearnedWeights | None
     importance: Importance | None
     noise: OrderNoise | None
-
-    @property
-    def training_passes(self) -> int:
-        """Passes over the training images so far, those of the fusion included."""
-        return self.round * passes_per_round(self.config.method, len(self.operations))
+    training_passes: float
+    training_operations: int
 
     @property
     def seconds(self) -> float:
@@ -69,6 +68,13 @@ def evaluate_run(run: LoadedRun, with_importance: bool = True, with_noise: bool 
     test = run.outputs("test")
     validated = run.dataset.count("val") > 0
     learned = learned_weights(run)
+    images, history = run.dataset.count("train"), read_history(run.checkpoint.meta)
+    unit = images * JointSGD.operations(operations)
+    per_round = images * operations_per_round(run.config, operations)
+    spent = run.checkpoint.round * per_round
+    for entry in history:  # earlier versions counted passes over the training images
+        spent = entry.get("training_operations") or entry["round"] * per_round
+        entry |= {"training_operations": spent, "training_passes": spent / unit}
     return RunResults(
         config=run.config,
         round=run.checkpoint.round,
@@ -78,11 +84,13 @@ def evaluate_run(run: LoadedRun, with_importance: bool = True, with_noise: bool 
         parameters=tuple(cost.parameters for cost in costs),
         top1=test.top1,
         top5=test.top5 if run.dataset.spec.classes > TOP else None,
-        history=read_history(run.checkpoint.meta),
+        history=history,
         curve=budgeted_curve(run.outputs("val"), test, operations, RESAMPLES) if validated else None,
         learned=learned,
         importance=importance_of(run, learned) if learned is not None and with_importance else None,
         noise=measure_noise(run) if with_noise else None,
+        training_passes=spent / unit,
+        training_operations=spent,
     )
 
 

@@ -30,7 +30,7 @@ class ResultColumn:
     """One configuration, run with K seeds; n exits, shallow to deep.
 
     ``top1``, ``top5`` (K, n): test accuracies, 0–1; ``top5`` None where it is not known, or trivial: with
-    five classes or fewer. ``training_passes``: over the training images, those of the fusion included.
+    five classes or fewer. ``training_passes``, ``training_operations``: see ``RoundRecord``.
     ``seconds`` (K,): wall time of the training, NaN where unknown.
 
     Raises:
@@ -39,9 +39,10 @@ class ResultColumn:
 
     title: str
     top1: Sequence[Sequence[float]]
-    training_passes: int
+    training_passes: float
     seconds: Sequence[float]
     top5: Sequence[Sequence[float]] | None = None
+    training_operations: int = 0
 
     def __post_init__(self) -> None:
         shapes = {values.shape for values in self.accuracies()}
@@ -98,7 +99,8 @@ def to_csv(table: ResultTable) -> str:
             ["exit", "operations", "parameters", *titles],
             *([i + 1, *cost, *(f"{100 * mean[i]:.4f}" for mean in means)] for i, cost in enumerate(costs)),
             ["average", None, None, *(f"{100 * mean.mean():.4f}" for mean in means)],
-            ["training passes", None, None, *(column.training_passes for column in table.columns)],
+            ["training passes", None, None, *(f"{column.training_passes:g}" for column in table.columns)],
+            ["training operations", None, None, *(column.training_operations for column in table.columns)],
             ["wall time (s)", None, None, *("" if np.isnan(s) else f"{s:.1f}" for s in seconds)],
         ]
     )
@@ -111,7 +113,7 @@ def to_long_csv(tables: Sequence[ResultTable]) -> str:
     """
     names = [f"{kind}_{what}" for kind in ("top1", "top5") for what in ("mean", "std")]
     rows: list[list[object]] = [
-        ["run", "seeds", "training_passes", "exit", "operations", "parameters", *names]
+        ["run", "seeds", "training_passes", "training_operations", "exit", "operations", "parameters", *names]
     ]
     for table in tables:
         costs = [
@@ -119,7 +121,8 @@ def to_long_csv(tables: Sequence[ResultTable]) -> str:
             ("average", (None, None)),
         ]
         for column in table.columns:
-            start = [column.title, len(column.top1), column.training_passes]
+            spent = [f"{column.training_passes:g}", column.training_operations]
+            start = [column.title, len(column.top1), *spent]
             by_exit = [[*values.T, values.mean(axis=1)] for values in column.accuracies()]
             for (exit, cost), *by_seed in zip(costs, *by_exit, strict=True):
                 cells = [moment for values in by_seed for moment in _moments(values)]
@@ -148,6 +151,18 @@ def count_unit(counts: Sequence[int]) -> Unit:
     name, scale = ("M", 1e6) if max(counts) >= 1e5 else ("K", 1e3)
     smallest = min(counts) / scale
     return Unit(name, scale, decimals=2 if smallest >= 1 else 3 if smallest >= 0.01 else 4)
+
+
+def passes_text(passes: float) -> str:
+    """Training passes as people read them: "8", "5.1"."""
+    return f"{passes:.1f}".removesuffix(".0")
+
+
+def operations_text(count: int) -> str:
+    """``count`` in three digits: "399 G", "1.24 P"."""
+    digits, _, exponent = f"{count:.2e}".partition("e")
+    power, places = divmod(int(exponent), 3)
+    return f"{float(digits) * 10**places:.3g} {' KMGTPEZY'[power]}".rstrip()
 
 
 def terminal_table(
@@ -198,10 +213,12 @@ def _exit_rows(table: ResultTable) -> Iterator[list[str]]:
 
 
 def _summary_rows(table: ResultTable) -> Iterator[list[str]]:
-    rows = [[name, "", ""] for name in ("Average", "Training passes", "Wall time (s)", "Seeds")]
+    names = "Average", "Training passes", "Training operations", "Wall time (s)", "Seeds"
+    rows = [[name, "", ""] for name in names]
     for column in table.columns:
         means = [_spread(100 * values.mean(axis=1), 2) for values in column.accuracies()]
-        once = str(column.training_passes), _spread(np.asarray(column.seconds), 1), str(len(column.top1))
+        spent = passes_text(column.training_passes), operations_text(column.training_operations)
+        once = *spent, _spread(np.asarray(column.seconds), 1), str(len(column.top1))
         rows[0] += means
         for row, text in zip(rows[1:], once, strict=True):
             row += [text] + [""] * (len(means) - 1)

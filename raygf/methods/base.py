@@ -1,7 +1,7 @@
 """Within-step methods: the interface, joint SGD, and weighing the exits' gradients by their Gramian."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +42,11 @@ class StepMethod(ABC):
             NonFiniteError: a gradient is not finite.
         """
 
+    @staticmethod
+    def operations(costs: Sequence[int]) -> int:
+        """Of a step for one image: forward, and backward, which counts twice; ``costs``: F (n,), forward."""
+        return 3 * costs[-1]
+
     def close(self) -> None:  # noqa: B027 - most methods leave nothing behind
         """Take back what the method has changed in the network."""
 
@@ -81,6 +86,11 @@ class GramianMethod(StepMethod):
         """One backward pass an exit; holds an (n, P) matrix meanwhile."""
         rows = bound.peers.sum_(exit_gradients(losses, bound))
         combine(rows, self._shared, self._weighting, bound.grad, bound.peers)
+
+    @staticmethod
+    def operations(costs: Sequence[int]) -> int:
+        """Once forward, and backward from every exit by itself."""
+        return costs[-1] + 2 * sum(costs)
 
 
 def exit_gradients(losses: Tensor, bound: BoundNetwork) -> Tensor:

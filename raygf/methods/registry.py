@@ -1,12 +1,13 @@
 """The training methods by name, those of the user's own included."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from raygf.config.recipes import METHODS as PAPERS
+from raygf.config.run import RunConfig
 from raygf.errors import ConfigError, RaygfError, import_function, user_error
 from raygf.methods import torchjd
 from raygf.methods.base import GramianMethod, JointSGD, Setting, StepMethod, Weighting
@@ -79,9 +80,17 @@ def is_step_method(name: str) -> bool:
     return name not in ROUND_METHODS and not name.startswith(DELTA)
 
 
-def passes_per_round(name: str, exits: int) -> int:
-    """Passes over the training images that one round of ``name`` costs with so many exits."""
-    return 1 if is_step_method(name) else exits + 1
+def operations_per_round(config: RunConfig, costs: Sequence[int]) -> int:
+    """What a round of ``config`` takes for every training image; divided by joint SGD's: training passes.
+
+    ``costs``: F (n,), of the forward pass up to each exit. A step of the user's own counts as joint SGD's;
+    ``RoundMethod.operations`` knows better.
+    """
+    if is_step_method(config.method):
+        return (GramianMethod if config.method in WEIGHTINGS else JointSGD).operations(costs)
+    epoch = JointSGD.operations(costs)
+    fusion = epoch if config.method == "metagf" else costs[-1]  # without learning it only goes forward
+    return len(costs) * epoch + fusion
 
 
 def make_step_method(name: str, setting: Setting) -> StepMethod:

@@ -1,6 +1,7 @@
 """What makes one round: the interface, its outcome, and whether a round that diverged may be skipped."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from raygf.config.run import RunConfig
@@ -27,8 +28,8 @@ class RoundOutcome:
 class RoundMethod(ABC):
     """One round of training; may keep arrays (fusion weights, momentum) that belong to the checkpoint."""
 
-    passes: int
-    """Passes over the training set that a round costs."""
+    operations: Callable[[Sequence[int]], int]
+    """What a round takes for every training image, from the operations up to each exit (n,)."""
 
     @abstractmethod
     def run(self, state: NetworkState, round: int) -> RoundOutcome:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from raygf.fusion.fuse import Fused, FusionRule, FusionTask
 from raygf.fusion.learned import LearnedFusion
 from raygf.fusion.weighed import WeighedFusion
 from raygf.methods.base import Setting
-from raygf.methods.registry import DELTA, make_weighting, passes_per_round
+from raygf.methods.registry import DELTA, make_weighting, operations_per_round
 from raygf.records import ExitScore
 from raygf.rounds.base import RoundMethod, RoundOutcome
 from raygf.training.exit_trainer import Executor, Trained
@@ -44,7 +45,7 @@ class DeltaRound(RoundMethod):
         self._rule = self._make_rule()
         if config.fusion.batchnorm == "weighted":
             scaled_layers(bound.network, bound.space.names)  # refuses early what can't be merged
-        self.passes = passes_per_round(config.method, len(owned))
+        self.operations = partial(operations_per_round, config)
         self._momenta: list[Vector | None] = [None] * len(owned)
 
     def run(self, state: NetworkState, round: int) -> RoundOutcome:

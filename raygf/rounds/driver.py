@@ -14,6 +14,7 @@ from raygf.data.base import SPLITS, Dataset
 from raygf.data.load import load_data
 from raygf.errors import CheckpointError, NonFiniteError
 from raygf.evaluation.outputs import evaluate
+from raygf.methods.base import JointSGD
 from raygf.methods.registry import check_method, is_step_method
 from raygf.models.build import build_model
 from raygf.models.costs import measure_costs
@@ -108,6 +109,7 @@ class Driver(DriverHandle):
             self._bound = BoundNetwork(network, compute, self._peers)
             self._batches = self._dataset.open(compute, config.batch_size, config.eval_batch_size)
             self._method = self._make_method()
+            self._costs = measure_costs(self._bound.network, self._dataset.spec)
             self._restore(checkpoint)
         return self._start(checkpoint, (*notes, *_one_class(self._dataset)))
 
@@ -134,10 +136,11 @@ class Driver(DriverHandle):
         with self._working("while it tested"):
             self._bound.load(self._state)
             test = evaluate(self._bound, self._batches.evaluate("test"))
-        passes = self._round * self._method.passes
+        passes, operations = self._spent(self._round)
         finished = self._round >= self._config.rounds
         seconds = self._history.seconds - self._writing_s
-        return RunEnd(self._round, passes, test, self._state.sha256(), self._path, finished, seconds)
+        sha256 = self._state.sha256()
+        return RunEnd(self._round, passes, test, sha256, self._path, finished, seconds, operations)
 
     def close(self) -> None:
         """End the executor and give the run's folder back."""
@@ -177,15 +180,14 @@ class Driver(DriverHandle):
 
     def _start(self, checkpoint: Checkpoint | None, notes: tuple[str, ...]) -> RunStart:
         dataset, compute = self._dataset, self._bound.compute
-        costs = measure_costs(self._bound.network, dataset.spec)
         return RunStart(
             round=self._round,
             classes=dataset.spec.classes,
             train_images=dataset.count("train"),
             val_images=dataset.count("val"),
             test_images=dataset.count("test"),
-            parameters=tuple(cost.parameters for cost in costs),
-            operations=tuple(cost.operations for cost in costs),
+            parameters=tuple(cost.parameters for cost in self._costs),
+            operations=tuple(cost.operations for cost in self._costs),
             tensors=self._bound.space.names,
             setting=f"{compute.device} {compute.precision} {compute.memory_format.replace('_', '-')}",
             run_id="" if checkpoint is None else str(checkpoint.meta.get("run_id", "")),
@@ -239,10 +241,11 @@ class Driver(DriverHandle):
     ) -> RoundRecord:
         config = self._config
         factor = decay_factor(round, config.rounds, config.optim)
+        passes, operations = self._spent(round)
         return RoundRecord(
             round=round,
             rounds=config.rounds,
-            training_passes=round * self._method.passes,
+            training_passes=passes,
             lr=config.optim.lr * factor,
             fusion_lr=config.fusion.lr * factor,
             train=outcome.train,
@@ -252,7 +255,14 @@ class Driver(DriverHandle):
             fusion=outcome.fusion,
             notes=outcome.notes,
             skipped=outcome.skipped,
+            training_operations=operations,
         )
+
+    def _spent(self, rounds: int) -> tuple[float, int]:
+        """Training passes and operations of so many rounds; one that was skipped has cost as much."""
+        costs = [cost.operations for cost in self._costs]
+        operations = rounds * self._method.operations(costs)
+        return operations / JointSGD.operations(costs), operations * self._dataset.count("train")
 
     def _save(self, record: RoundRecord, state: NetworkState, run_id: str) -> tuple[str, ...]:
         """Write the checkpoint of ``record``'s round; it can't yet know how long its own writing takes."""

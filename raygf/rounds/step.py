@@ -27,8 +27,6 @@ class StepRound(RoundMethod):
     statistics are averaged over the workers at the end of the round.
     """
 
-    passes = 1
-
     def __init__(self, config: RunConfig, bound: BoundNetwork, batches: BatchSource, owned: Tensor) -> None:
         """``owned`` (n, T): which exit depends on which tensor.
 
@@ -40,7 +38,9 @@ class StepRound(RoundMethod):
         self._batches = batches
         self._setting = Setting(config.methods, bound.network, owned, bound.space)
         self._losses = make_losses(config.loss)
-        make_step_method(config.method, self._setting).close()  # refuses early what can't be used
+        method = make_step_method(config.method, self._setting)  # refuses early what can't be used
+        method.close()
+        self.operations = method.operations
         self._momentum: Tensor | None = None
 
     def run(self, state: NetworkState, round: int) -> RoundOutcome:

@@ -12,6 +12,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from raygf.config.run import StorageConfig
+from raygf.evaluation.tables import passes_text
 from raygf.records import RoundRecord, RunEnd
 from raygf.sweep.plan import Plan, SweepFolder, flags_for, name_of, shown_score
 from raygf.sweep.space import Values
@@ -122,7 +123,8 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
             self._runs.end(trial.trial_id, lambda tracker: tracker.stop(record, scheduler))
         notify(
             f"trial {_name(trial)} {'stopped early' if end is None else 'finished'}: {metric} "
-            f"{shown_score(metric, result[metric])} after {record.training_passes:g} training passes"
+            f"{shown_score(metric, result[metric])} after {passes_text(record.training_passes)} training "
+            "passes"
         )
 
     def _fail(self, trial: Trial) -> None:

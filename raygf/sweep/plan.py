@@ -1,7 +1,8 @@
 """A sweep with everything decided: its options, the plan that trials are made and compared by, its folder.
 
-Every trial gets as many passes over the training images as the recipe spends, so that methods are compared at
-equal compute. Trials are compared by the numbers of a round's validation, under the names that MLflow shows.
+Every trial gets as many training passes (epochs of joint SGD, by operations) as the recipe spends, so that
+methods are compared at equal compute. Trials are compared by the numbers of a round's validation, under the
+names that MLflow shows.
 """
 
 import functools
@@ -18,7 +19,8 @@ import yaml
 from raygf.config.fields import Limits, Section, flatten, from_dict, to_dict
 from raygf.config.run import MILLION, Count, Name, Natural, RunConfig, StorageConfig
 from raygf.errors import ConfigError, StorageError
-from raygf.methods.registry import is_step_method, passes_per_round
+from raygf.evaluation.tables import passes_text
+from raygf.methods.registry import is_step_method, operations_per_round
 from raygf.records import RoundRecord
 from raygf.storage.folder import RunFolder, brief
 from raygf.storage.lock import Owner, RunLock
@@ -75,7 +77,8 @@ class Plan:
     ``run``: what trials have in common; its storage is the sweep's own folder. ``fields``: dotted names of
     what is swept. ``exits``: of the network; ``actors``: exit actors of a trial whose method trains exits.
     ``trials``: how many there are. ``parent``: the sweep's run in MLflow, empty if nothing is tracked.
-    ``ranges``: what each field may be, for people.
+    ``ranges``: what each field may be, for people. ``costs``: operations up to each exit, none in plans of
+    earlier versions. ``own``: operations a round and image of methods that are the user's own.
     """
 
     recipe: str
@@ -89,6 +92,8 @@ class Plan:
     trials: int = 0
     parent: str = ""
     ranges: dict[str, str] = field(default_factory=dict)
+    costs: tuple[int, ...] = ()
+    own: dict[str, int] = field(default_factory=dict)
 
     @property
     def judged(self) -> str:
@@ -96,9 +101,17 @@ class Plan:
         return self.metric.partition("/")[2]
 
     @property
-    def budget(self) -> int:
-        """Passes over the training images that every trial gets."""
-        return self.run.rounds * passes_per_round(self.run.method, self.exits)
+    def budget(self) -> float:
+        """Training passes that every trial gets."""
+        return self.passes(self.run, self.run.rounds)
+
+    def passes(self, run: RunConfig, rounds: int = 1) -> float:
+        """Training passes of so many rounds of ``run``."""
+        return rounds * self._operations(run) / self._operations(replace(run, method="sgd"))
+
+    def _operations(self, run: RunConfig) -> int:
+        costs = self.costs or (1,) * self.exits
+        return self.own.get(run.method) or operations_per_round(run, costs)
 
     def exit_bundles(self, values: Values) -> int:
         """Exit actors of a trial with ``values``; methods within a step have none."""
@@ -114,15 +127,15 @@ class Plan:
             ConfigError: the values are not allowed, or the budget does not pay for one round.
         """
         run = override(self.run, values)
-        cost = passes_per_round(run.method, self.exits)
-        if cost > self.budget:
+        rounds = self.run.rounds * self._operations(self.run) // self._operations(run)
+        if not rounds:
             raise ConfigError(
-                f"every trial gets {self.budget} passes over the training images, too few for one round of "
-                f"{run.method} ({cost}): raise rounds"
+                f"every trial gets {passes_text(self.budget)} training passes, too few for one round of "
+                f"{run.method} ({passes_text(self.passes(run))}): raise rounds"
             )
         resources = replace(run.resources, actors=self.actors or None)
         storage = replace(run.storage, name=trial, path=folder or run.storage.path)
-        return replace(run, rounds=self.budget // cost, resources=resources, storage=storage)
+        return replace(run, rounds=rounds, resources=resources, storage=storage)
 
 
 class SweepFolder:

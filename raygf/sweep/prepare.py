@@ -14,6 +14,7 @@ from raygf.data.load import load_data
 from raygf.errors import ConfigError, ResourceError, RunFailed
 from raygf.methods.registry import is_step_method
 from raygf.models.build import build_model
+from raygf.models.costs import measure_costs
 from raygf.on_ray.cluster import fetch
 from raygf.on_ray.placement import actors_per_trial, check_fits, idle_nodes
 from raygf.rounds.delta import DeltaRound
@@ -28,6 +29,7 @@ from raygf.training.losses import loss_coefficients
 from raygf.training.network import BoundNetwork
 from raygf.training.space import find_ownership
 
+Probed = tuple[tuple[int, ...], dict[str, int], list[str]]
 _WAIT_S = 300.0
 
 
@@ -53,10 +55,10 @@ def prepare(
     runs = [end_runs(axes, command) for axes in alternatives]
     trains_exits = not all(is_step_method(run.method) for some in runs for run in some)
     check_fits(resources, int(trains_exits), concurrent, nodes)
-    exits, problems = probe_remotely(command.run, [run for some in runs for run in some])
+    costs, own, problems = probe_remotely(command.run, [run for some in runs for run in some])
     alternatives, dropped = _usable(alternatives, [[problems.pop(0) for _ in some] for some in runs])
-    check_metric(space.metric, space.mode, exits)
-    actors, few = actors_per_trial(resources, exits if trains_exits else 0, concurrent, nodes)
+    check_metric(space.metric, space.mode, len(costs))
+    actors, few = actors_per_trial(resources, len(costs) if trains_exits else 0, concurrent, nodes)
     plan = Plan(
         recipe=command.recipe,
         options=replace(options, search=search_name(options, space)),
@@ -64,9 +66,11 @@ def prepare(
         fields=space.fields,
         metric=space.metric,
         mode=space.mode,
-        exits=exits,
+        exits=len(costs),
         actors=actors,
         ranges=ranges_of(alternatives),
+        costs=costs,
+        own=own,
     )
     for axes in alternatives:
         plan.trial_run("", ends(axes)[0])  # there must be passes for a round
@@ -91,7 +95,7 @@ def _usable(alternatives: list[Axes], problems: list[list[str]]) -> tuple[list[A
     return kept, [f"left out: {problem}" for problem in dropped]
 
 
-def probe_remotely(run: RunConfig, trials: Sequence[RunConfig]) -> tuple[int, list[str]]:
+def probe_remotely(run: RunConfig, trials: Sequence[RunConfig]) -> Probed:
     """``probe`` in a process of its own on the cluster, with what a driver gets.
 
     Raises:
@@ -105,7 +109,7 @@ def probe_remotely(run: RunConfig, trials: Sequence[RunConfig]) -> tuple[int, li
     )
     ref = task.remote(run, list(trials))
     try:
-        found: tuple[int, list[str]] = fetch(ref, limit)
+        found: Probed = fetch(ref, limit)
     except GetTimeoutError:
         ray.cancel(ref, force=True)
         raise ResourceError(
@@ -118,11 +122,12 @@ def probe_remotely(run: RunConfig, trials: Sequence[RunConfig]) -> tuple[int, li
     return found
 
 
-def probe(run: RunConfig, trials: Sequence[RunConfig]) -> tuple[int, list[str]]:
+def probe(run: RunConfig, trials: Sequence[RunConfig]) -> Probed:
     """Load the data and build the network of ``run``, then the method of each of ``trials`` on it.
 
     Returns:
-        The network's number of exits; for each trial what is wrong with it, "" if nothing is.
+        Operations up to each exit; those of a round for one image, of each method that is the user's own; for
+        each trial what is wrong with it, "" if nothing is.
 
     Raises:
         UserError: the data, the network or the device can't be used.
@@ -134,16 +139,20 @@ def probe(run: RunConfig, trials: Sequence[RunConfig]) -> tuple[int, list[str]]:
         batches = dataset.open(compute, run.batch_size, run.eval_batch_size)
         owned = find_ownership(bound.network, dataset.spec.blank(2, compute.device), bound.space)
         executor = LocalExecutor(run, dataset)
+        costs = tuple(cost.operations for cost in measure_costs(bound.network, dataset.spec))
+        own: dict[str, int] = {}
 
         def problem(trial: RunConfig) -> str:
             try:
                 loss_coefficients(1, trial.rounds, len(owned), trial.loss)
                 if is_step_method(trial.method):
-                    StepRound(trial, bound, batches, owned).close()
+                    made = StepRound(trial, bound, batches, owned)
+                    if ":" in trial.method:
+                        own[trial.method] = made.operations(costs)
                 else:
                     DeltaRound(trial, bound, batches, executor, owned)
             except (ConfigError, ValueError) as error:
                 return str(error)
             return ""
 
-        return len(owned), [problem(trial) for trial in trials]
+        return costs, own, [problem(trial) for trial in trials]

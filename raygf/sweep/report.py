@@ -17,7 +17,7 @@ from raygf.config.fields import to_dict
 from raygf.config.run import RunConfig
 from raygf.errors import without_password
 from raygf.evaluation.figures import new_figure, plain_axes
-from raygf.evaluation.tables import MISSING, csv_text, markdown_table
+from raygf.evaluation.tables import MISSING, csv_text, markdown_table, passes_text
 from raygf.records import RoundRecord, RunEnd
 from raygf.sweep.plan import Plan, SweepFolder, flags_for, name_of, shown_score
 from raygf.sweep.space import LOG, Values, text_of
@@ -58,6 +58,7 @@ class TrialRow:
     test: tuple[float, ...] | None
     rounds: int
     passes: float
+    operations: int
     seconds: float
     checkpoint: str
     run_id: str
@@ -108,6 +109,7 @@ def _row(result: Any, plan: Plan, folder: SweepFolder, runs: Mapping[str, str]) 
         test=None if end is None else end.test.accuracy,
         rounds=0 if record is None else record.round,
         passes=0 if record is None else record.training_passes,
+        operations=0 if record is None else record.training_operations,
         seconds=float(metrics.get("time_total_s") or 0.0),
         checkpoint=checkpoint,
         run_id=runs.get(trial, ""),
@@ -153,11 +155,12 @@ def trials_csv(rows: Sequence[TrialRow], plan: Plan) -> str:
     """One line a trial, in the order of ``rows``; accuracies 0–1, empty fields where there is no value."""
     tests = ["average", *(f"exit_{number}" for number in range(1, plan.exits + 1))]
     header = ["trial", "name", "status", *plan.fields, plan.metric, *(f"test_accuracy/{of}" for of in tests)]
-    about = ["training_passes", "rounds", "seconds", "mlflow_run_id", "checkpoint", "settings", "cause"]
-    lines: list[list[object]] = [[*header, *about]]
+    about = ["training_passes", "training_operations", "rounds", "seconds", "mlflow_run_id", "checkpoint"]
+    lines: list[list[object]] = [[*header, *about, "settings", "cause"]]
     for row in rows:
         values = [text_of(row.values[name]) if name in row.values else None for name in plan.fields]
-        numbers = [row.score, *map(row.test_score, tests), row.passes, row.rounds, round(row.seconds, 1)]
+        spent = [f"{row.passes:g}", row.operations, row.rounds, round(row.seconds, 1)]
+        numbers = [row.score, *map(row.test_score, tests), *spent]
         lines.append([row.trial, row.name, row.status, *values, *numbers])
         lines[-1] += [row.run_id, row.checkpoint, settings_of(row), row.cause]
     return csv_text(lines)
@@ -181,7 +184,7 @@ def _lines(rows: Sequence[TrialRow], plan: Plan) -> Lines:
         score = MISSING if row.score is None else shown_score(plan.metric, row.score)
         test = row.test_score(plan.judged)
         shown = MISSING if test is None else f"{100 * test:.2f} %"
-        lines.append([row.name, score, shown, f"{row.passes:g}", row.status])
+        lines.append([row.name, score, shown, passes_text(row.passes), row.status])
     return lines + ([[f"{len(rows) - _SHOWN} more", *[""] * 4]] if len(rows) > _SHOWN else [])
 
 

@@ -15,7 +15,7 @@ from raygf.config.fields import storage_path
 from raygf.config.run import StorageConfig
 from raygf.console import print_table
 from raygf.errors import ConfigError, RunFailed, StorageError
-from raygf.evaluation.tables import terminal_table
+from raygf.evaluation.tables import passes_text, terminal_table
 from raygf.launch import temporary_path_warning
 from raygf.on_ray.cluster import swept_cluster
 from raygf.on_ray.placement import check_fits, idle_nodes
@@ -120,7 +120,7 @@ def _tune(
         folder.write_plan(plan)
         if source:
             folder.write(SOURCE, source)
-        size = f"{plan.trials} trials of {plan.budget:g} training passes"
+        size = f"{plan.trials} trials of {passes_text(plan.budget)} training passes"
         notify(f"sweep {plan.run.storage.name}: {size}; in {folder.path}")
         if warning := temporary_path_warning(plan.run):
             notify(warning)
@@ -177,7 +177,8 @@ def _described(plan: Plan) -> tuple[dict[str, Any], dict[str, Any], dict[str, st
     params = {
         f"sweep.{name}": getattr(plan.options, name) for name in ("space", "search", "scheduler", "grace")
     }
-    own = ("trials", "budget", "metric", "mode", "actors")
+    own = ("trials", "metric", "mode", "actors")
     params |= {f"sweep.{name}": getattr(plan, name) for name in own}
+    params["sweep.budget"] = passes_text(plan.budget)
     tags = {"recipe": plan.recipe, "raygf.sweep": plan.options.space, "model": plan.run.model.name}
     return common, params, tags

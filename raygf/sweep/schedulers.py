@@ -3,6 +3,7 @@
 import math
 import pickle
 import random
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTra
 
 from raygf.compute import derive_seed
 from raygf.errors import ConfigError
-from raygf.methods.registry import passes_per_round
+from raygf.evaluation.tables import passes_text
 from raygf.sweep.plan import PASSES, Plan
 from raygf.sweep.space import Axes, Range, Values
 from raygf.sweep.trial import VALUES
@@ -48,7 +49,7 @@ def make_scheduler(plan: Plan, alternatives: list[Axes]) -> TrialScheduler:
     return Population(plan, alternatives, grace)
 
 
-def grace_passes(plan: Plan, alternatives: list[Axes]) -> int:
+def grace_passes(plan: Plan, alternatives: list[Axes]) -> float:
     """Passes before the first decision; at least one round of every method.
 
     Raises:
@@ -57,11 +58,11 @@ def grace_passes(plan: Plan, alternatives: list[Axes]) -> int:
     grace = plan.options.grace
     if grace is None:
         swept = {method for axes in alternatives if "method" in axes for method in axes["method"].ends}
-        least = max(passes_per_round(method, plan.exits) for method in swept or {plan.run.method})
+        least = max(plan.passes(replace(plan.run, method=method)) for method in swept or {plan.run.method})
         share = 1 / 2 if plan.options.scheduler == "asha" else 1 / 8
         return min(plan.budget, max(least, math.ceil(share * plan.budget)))
     if grace > plan.budget:
-        raise ConfigError(f"grace = {grace}: a trial gets {plan.budget} training passes in all")
+        raise ConfigError(f"grace = {grace}: a trial gets {passes_text(plan.budget)} training passes in all")
     return grace
 
 
@@ -72,7 +73,7 @@ class Halving(ASHAScheduler):  # type: ignore[misc]
     Tune has compared with is its private state.
     """
 
-    def __init__(self, plan: Plan, grace: int) -> None:
+    def __init__(self, plan: Plan, grace: float) -> None:
         super().__init__(time_attr=PASSES, max_t=plan.budget, grace_period=grace, reduction_factor=KEEP_BEST)
         self._images = plan.run.data.val if plan.metric.startswith("val_accuracy") else math.inf
 
@@ -114,7 +115,7 @@ class Population(PopulationBasedTraining):  # type: ignore[misc]
 
     _next_perturbation_sync: int
 
-    def __init__(self, plan: Plan, alternatives: list[Axes], interval: int) -> None:
+    def __init__(self, plan: Plan, alternatives: list[Axes], interval: float) -> None:
         ranges = {
             name: axis
             for axes in alternatives

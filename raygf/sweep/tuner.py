@@ -15,7 +15,6 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from raygf.compute import derive_seed
-from raygf.methods.registry import passes_per_round
 from raygf.sweep.callback import SweepCallback
 from raygf.sweep.plan import PASSES, Plan, SweepFolder
 from raygf.sweep.schedulers import Population, SchedulerMemory
@@ -169,7 +168,7 @@ def _kept(plan: Plan, scheduler: TrialScheduler) -> int:
     kept = max(plan.run.storage.keep, _UNDER_WAY)
     if not isinstance(scheduler, Population):
         return kept
-    rounds = scheduler.interval / passes_per_round(plan.run.method, plan.exits)
+    rounds = scheduler.interval / plan.passes(plan.run)
     return max(kept, math.ceil(rounds) + 2)
 
 

@@ -258,9 +258,10 @@ def round_metrics(record: RoundRecord) -> dict[str, float]:
 
 
 def end_metrics(end: RunEnd) -> dict[str, float]:
-    """The test's metrics, and the training passes in all."""
+    """The test's metrics, and the training's compute in all."""
     metrics = _averages("test", end.test) | _with_average("test_accuracy", end.test.accuracy)
-    return {**metrics, "training_passes": float(end.training_passes)}
+    spent = {"training_passes": end.training_passes, "training_operations": float(end.training_operations)}
+    return {**metrics, **spent}
 
 
 def top5_metrics(accuracy: Sequence[float]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from raygf.config.run import TrackingConfig
 from raygf.errors import TrackingError, without_password
-from raygf.evaluation.tables import ResultColumn, ResultTable, to_csv, to_markdown
+from raygf.evaluation.tables import ResultColumn, ResultTable, passes_text, to_csv, to_markdown
 from raygf.methods.registry import method_title
 from raygf.records import History, RoundRecord, RunEnd, RunStart
 from raygf.tracking.delivery import Parcel
@@ -41,8 +41,8 @@ class Report:
         return [*parcels, Parcel("fusion weight figure", self._log_fusion)]
 
     def _log_table(self, end: RunEnd) -> None:
-        title = method_title(self.method)
-        column = ResultColumn(title, [end.test.accuracy], end.training_passes, [end.seconds])
+        spent = end.training_passes, [end.seconds], None, end.training_operations
+        column = ResultColumn(method_title(self.method), [end.test.accuracy], *spent)
         table = ResultTable(self.start.operations, self.start.parameters, [column])
         markdown, uri = to_markdown(table), shlex.quote(without_password(self.run.uri))
         command = f"mlflow artifacts download --run-id {self.run.id} --dst-path {self.run.id}"
@@ -93,7 +93,7 @@ class Report:
 def summary(method: str, end: RunEnd) -> str:
     """``96.31 % test accuracy on average, 97 % at the last exit; metagf, 40 rounds, 160 training passes``"""
     average, last = 100 * sum(end.test.accuracy) / len(end.test.accuracy), 100 * end.test.accuracy[-1]
-    spent = f"{method}, {end.rounds} rounds, {end.training_passes:g} training passes"
+    spent = f"{method}, {end.rounds} rounds, {passes_text(end.training_passes)} training passes"
     return f"{average:.2f} % test accuracy on average, {last:.2f} % at the last exit; {spent}"
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 from raygf.config.fields import to_dict
 from raygf.config.run import RunConfig, StorageConfig, TrackingConfig
 from raygf.errors import without_password
+from raygf.evaluation.tables import passes_text
 from raygf.records import Notify, RoundRecord, RunEnd, RunStart
 from raygf.storage.run_storage import recipe_of
 from raygf.tracking.delivery import Delivery, Parcel, Undelivered
@@ -174,7 +175,7 @@ class MLflowTracker(Tracker):
     def _finish(
         self, parcels: list[Parcel], at: RoundRecord | RunEnd, tags: dict[str, str], end: RunEnd | None
     ) -> None:
-        passes = str(at.training_passes)
+        passes = passes_text(at.training_passes)
         parcels.append(self._tags({**tags, "checkpoint": at.checkpoint, "raygf.training_passes": passes}))
         if self._start is not None:
             parcels += Report(self._run, self._method, self._start, end, self._records).parcels()

@@ -25,6 +25,7 @@ def plan(run=None, path="/runs", **changes):
         mode="max",
         exits=3,
         actors=2,
+        costs=(10, 30, 60),
     )
     return replace(made, **changes)
 
@@ -39,6 +40,7 @@ def row(number, score=0.5, **changes):
         test=None if score is None else (score - 0.05, score, score + 0.05),
         rounds=40,
         passes=160,
+        operations=480,
         seconds=12.34,
         checkpoint=f"/runs/sweep/ab_{number:05d}/checkpoint_000039/checkpoint.npz",
         run_id=f"run{number}",

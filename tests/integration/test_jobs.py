@@ -9,7 +9,7 @@ from runs import LOCAL, SMALL, UNTRACKED, tracked_runs
 
 KEYS = (
     *("run_id", "method", "rounds", "test_accuracy", "operations", "parameters", "training_passes"),
-    *("seconds", "weights_sha256", "checkpoint"),
+    *("training_operations", "seconds", "weights_sha256", "checkpoint"),
 )
 
 
@@ -24,6 +24,7 @@ def test_last_line_is_the_result_and_progress_is_elsewhere(call_job, tracking_ur
     assert result["weights_sha256"] == straight_hash(*flags)
     assert re.fullmatch("[0-9a-f]{64}", result["weights_sha256"])
     assert (result["method"], result["rounds"], result["training_passes"]) == ("metagf", 3, 12)
+    assert result["training_operations"] == 12 * 3 * result["operations"][-1] * 48
     assert len(result["test_accuracy"]) == len(result["operations"]) == len(result["parameters"]) == 3
     assert all(0 <= accuracy <= 1 for accuracy in result["test_accuracy"])
     assert result["operations"] == sorted(result["operations"])

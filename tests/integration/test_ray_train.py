@@ -85,7 +85,7 @@ def test_one_worker_gives_the_bits_of_the_local_executor(cluster, run_job, tmp_p
     assert [line.split()[0] for line in lines[:8]] == [
         *("note:", "note:", "note:", "48", "round", "round", "round", "Test")
     ], "something else was printed"
-    for key in ("weights_sha256", "test_accuracy", "training_passes", "rounds", "operations"):
+    for key in ("weights_sha256", "test_accuracy", "training_operations", "rounds", "operations"):
         assert trained.result[key] == expected[key], key
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
     names = sorted(path.name for path in tmp_path.glob("runs/train/*"))

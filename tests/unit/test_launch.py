@@ -19,7 +19,7 @@ from raygf.tracking import tracker
 
 SCORE = ExitScore((1.0, 1.5), (0.5, 0.75))
 START = RunStart(0, 10, 900, 0, 90, (1, 2), (10, 20), ("a",), "cpu", run_id="before")
-END = RunEnd(2, 6, SCORE, "ab", "runs/x/round-000002.npz", True, seconds=2.5)
+END = RunEnd(2, 6, SCORE, "ab", "runs/x/round-000002.npz", True, 2.5, 600)
 
 
 class MadeUpDriver:
@@ -90,6 +90,7 @@ def test_a_run_hands_its_records_to_the_tracker_and_returns_the_result(spy, caps
         ("operations", [10, 20]),
         ("parameters", [1, 2]),
         ("training_passes", 6),
+        ("training_operations", 600),
         ("seconds", 2.5),
         ("weights_sha256", "ab"),
         ("checkpoint", "runs/x/round-000002.npz"),

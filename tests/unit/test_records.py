@@ -39,7 +39,17 @@ SCORE = ExitScore((math.nan, 1 / 7), (0.1, 0.2))
 
 def record(round=3, **changes):
     fields = {"train": SCORE, "val": SCORE, "fusion": FUSION, "notes": ("ä", "b\n")} | changes
-    return RoundRecord(round, 9, 12, 0.1, 0.01, seconds={"x": 1.23456789}, checkpoint="c", **fields)
+    return RoundRecord(
+        round,
+        9,
+        12,
+        0.1,
+        0.01,
+        seconds={"x": 1.23456789},
+        checkpoint="c",
+        training_operations=10**19,
+        **fields,
+    )
 
 
 def read(text):
@@ -69,6 +79,7 @@ def test_a_shortened_entry_by_hand():
     assert short == {
         "round": 3,
         "training_passes": 12,
+        "training_operations": 10**19,
         "train": score,
         "val": score,
         "seconds": {"x": 1.23457},
@@ -84,6 +95,9 @@ def test_a_shortened_entry_by_hand():
         },
     }
     assert shortened(short) == short
+    earlier = to_json(record())
+    del earlier["training_operations"]  # versions that did not count them
+    assert read_history({"history": [earlier]}) and from_json(earlier).training_operations == 0
     bare = shortened(to_json(record(val=None, fusion=None, skipped=True)))
     assert bare["val"] is bare["fusion"] is None and bare["skipped"]
 

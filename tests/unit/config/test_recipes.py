@@ -76,10 +76,11 @@ def test_data_network_and_length_on_imagenet():
 def test_equal_compute_is_equal_training_passes():
     """A round of Meta-GF costs a pass an exit and one for the fusion weights."""
     meta = get_recipe("digits")
-    joint = at_equal_compute(meta, exits=3)
+    joint = at_equal_compute(meta, passes=160)
     assert (joint.method, joint.rounds) == ("sgd", meta.rounds * (meta.model.msdnet.exits + 1))
     assert replace(joint, method=meta.method, rounds=meta.rounds) == meta
     assert get_recipe("digits-sgd") == joint
+    assert [at_equal_compute(meta, passes).rounds for passes in (5.1, 7.5, 0.2)] == [5, 8, 1]
 
 
 def test_an_unknown_recipe_is_refused_with_those_that_exist():

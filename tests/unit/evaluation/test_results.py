@@ -35,16 +35,24 @@ def test_joint_training_has_no_importance_and_no_validation_no_curve(tmp_path):
     end = train(run_config(path=str(tmp_path), method="sgd", data=DIGITS, rounds=1))
     found = evaluate_run(load_run(end.checkpoint))
     assert found.importance is found.learned is found.curve is found.noise is None
-    assert found.training_passes == 1
+    assert (found.training_passes, found.training_operations) == (1, 40 * 3 * found.operations[-1])
 
 
-@pytest.mark.parametrize(
-    ("method", "passes"), [("mine:rule", 2), ("delta-mine:rule", 6), ("delta-mean", 6), ("dfs", 2)]
-)
-def test_passes_are_those_of_the_kind_of_method(method, passes):
-    """A rule of the user's own counts as others do; the run has two exits and two rounds."""
-    found = results()
-    assert replace(found, config=replace(found.config, method=method)).training_passes == passes
+def test_compute_that_an_earlier_version_counted_as_passes_is_counted_anew(fused_checkpoint):
+    """A checkpoint of PCGrad, with whole numbers of passes, and one without a history."""
+    run = load_run(fused_checkpoint)
+    run = replace(run, config=replace(run.config, method="pcgrad"))
+    history = [entry(1, 0.5), entry(2, 0.5)]
+    first, last = (cost.operations for cost in run.costs())
+    cost = (last + 2 * (first + last)) / (3 * last)
+    for old in ({"history": history}, {"history": []}):
+        found = evaluate_run(
+            replace(run, checkpoint=replace(run.checkpoint, meta=old)), with_importance=False
+        )
+        assert found.training_passes == pytest.approx(2 * cost)
+        assert [each["training_passes"] for each in found.history] == pytest.approx(
+            [cost, 2 * cost][: len(old["history"])]
+        )
 
 
 def test_wall_time_is_unknown_where_rounds_are():

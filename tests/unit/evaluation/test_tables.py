@@ -12,6 +12,8 @@ from raygf.evaluation.tables import (
     ResultTable,
     count_unit,
     csv_text,
+    operations_text,
+    passes_text,
     to_csv,
     to_long_csv,
     to_markdown,
@@ -25,8 +27,8 @@ def test_csv_leaves_what_is_not_known_empty():
     assert csv_text([["a", None, NAN, 0.0, np.float64("nan")]]) == "a,,,0.0,\n"
 
 
-META = ResultColumn("Meta-GF", [(0.9123, 0.95, 0.9678)], training_passes=160, seconds=[75.31])
-JOINT = ResultColumn("Joint", [(0.9, 0.94, 0.97)], training_passes=160, seconds=[NAN])
+META = ResultColumn("Meta-GF", [(0.9123, 0.95, 0.9678)], 160, [75.31], training_operations=398_592_000_000)
+JOINT = ResultColumn("SGD", [(0.9, 0.94, 0.97)], 5.125, [NAN], training_operations=12_767_000_000)
 ONE_SEED = ResultTable((352_104, 801_000, 1_204_567), (30_123, 80_456, 120_999), (META, JOINT))
 
 OURS = ResultColumn("ours", [[0.5, 0.7], [0.6, 0.9]], 12, [10.0, 14.0], [[0.8, 0.9], [0.8, 1.0]])
@@ -35,14 +37,15 @@ SEEDS = ResultTable((1_000_000, 2_500_000), (20_000, 300_000), (OURS, SGD), "top
 
 
 MARKDOWN = """\
-| Exit            | Operations (M) | Parameters (M) | Meta-GF test accuracy (%) | Joint test accuracy (%) |
-| :-------------- | -------------: | -------------: | ------------------------: | ----------------------: |
-| Exit-1          |          0.352 |          0.030 |                     91.23 |                   90.00 |
-| Exit-2          |          0.801 |          0.080 |                     95.00 |                   94.00 |
-| Exit-3          |          1.205 |          0.121 |                     96.78 |                   97.00 |
-| Average         |                |                |                     94.34 |                   93.67 |
-| Training passes |                |                |                       160 |                     160 |
-| Wall time (s)   |                |                |                      75.3 |                       - |
+| Exit                | Operations (M) | Parameters (M) | Meta-GF test accuracy (%) | SGD test accuracy (%) |
+| :------------------ | -------------: | -------------: | ------------------------: | --------------------: |
+| Exit-1              |          0.352 |          0.030 |                     91.23 |                 90.00 |
+| Exit-2              |          0.801 |          0.080 |                     95.00 |                 94.00 |
+| Exit-3              |          1.205 |          0.121 |                     96.78 |                 97.00 |
+| Average             |                |                |                     94.34 |                 93.67 |
+| Training passes     |                |                |                       160 |                   5.1 |
+| Training operations |                |                |                     399 G |                12.8 G |
+| Wall time (s)       |                |                |                      75.3 |                     - |
 """
 
 
@@ -59,6 +62,7 @@ def test_markdown_of_seeds_by_hand():
         ["Exit-2", "2.50", "0.300", "80.00 ± 14.14", "95.00 ± 7.07", "50.00"],
         ["Average", "", "", "67.50 ± 10.61", "87.50 ± 3.54", "37.50"],
         ["Training passes", "", "", "12", "", "12"],
+        ["Training operations", "", "", "0", "", "0"],
         ["Wall time (s)", "", "", "12.0 ± 2.8", "", "-"],
         ["Seeds", "", "", "2", "", "1"],
     ]
@@ -70,18 +74,19 @@ def test_terminal_shows_the_cells_of_the_markdown():
     Console(file=text, width=120).print(to_rich(ONE_SEED, title="Test accuracy"))
     lines = [line.split() for line in text.getvalue().splitlines()]
     rows = [row.replace("|", " ").split() for row in MARKDOWN.splitlines()[2:]]
-    assert ["Test", "accuracy"] in lines and len(rows) == 6
+    assert ["Test", "accuracy"] in lines and len(rows) == 7
     assert [line for line in lines if line in rows] == rows
 
 
 def test_csv_of_the_same_form():
     assert to_csv(ONE_SEED) == (
-        "exit,operations,parameters,Meta-GF test accuracy (%),Joint test accuracy (%)\n"
+        "exit,operations,parameters,Meta-GF test accuracy (%),SGD test accuracy (%)\n"
         "1,352104,30123,91.2300,90.0000\n"
         "2,801000,80456,95.0000,94.0000\n"
         "3,1204567,120999,96.7800,97.0000\n"
         "average,,,94.3367,93.6667\n"
-        "training passes,,,160,160\n"
+        "training passes,,,160,5.125\n"
+        "training operations,,,398592000000,12767000000\n"
         "wall time (s),,,75.3,\n"
     )
 
@@ -109,6 +114,12 @@ def test_long_csv_by_hand():
 def test_units_keep_the_smallest_count_legible(counts, texts, name):
     unit = count_unit(counts)
     assert (unit.name, [unit.text(count) for count in counts]) == (name, texts)
+
+
+def test_compute_is_readable():
+    assert [passes_text(passes) for passes in (8.0, 5.125, 7 + 1 / 3, 0)] == ["8", "5.1", "7.3", "0"]
+    counts = {0: "0", 999: "999", 999_999: "1 M", 1_240: "1.24 K", 10**18: "1 E", 123_456_789: "123 M"}
+    assert [operations_text(count) for count in counts] == list(counts.values())
 
 
 def test_shapes_must_fit():

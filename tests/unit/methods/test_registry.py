@@ -32,7 +32,7 @@ from raygf.methods.registry import (
     make_weighting,
     method_names,
     method_title,
-    passes_per_round,
+    operations_per_round,
 )
 from raygf.rounds.step import StepRound
 from raygf.training.losses import exit_losses
@@ -47,11 +47,34 @@ def test_the_table_knows_all_methods_and_names_them_to_who_asks_for_another():
     for name in method_names():
         check_method(name)
         assert is_step_method(name) is (name in STEP_METHODS)
-        assert passes_per_round(name, 3) == (1 if name in STEP_METHODS else 4)
     assert is_step_method("mine:by_length") and not is_step_method("delta-mine:by_length")
-    assert (passes_per_round("mine:by_length", 7), passes_per_round("delta-mine:by_length", 7)) == (1, 8)
     with pytest.raises(ConfigError, match=r"method = 'sgdd': must be one of .*metagf.*sgd"):
         check_method("sgdd")
+
+
+@pytest.mark.parametrize("name", [*method_names(), "delta-test_registry:weighting"])
+def test_a_rounds_operations_by_hand(name):
+    """Backward counts twice, from exit i through what is below; fusing without learning only goes forward."""
+    costs = (10, 30, 60)
+    joint, gramian = 60 + 2 * 60, 60 + 2 * (10 + 30 + 60)
+    expected = {
+        "metagf": 4 * joint,
+        **dict.fromkeys(STEP_METHODS, joint),
+        **dict.fromkeys(WEIGHTINGS, gramian),
+    }
+    assert operations_per_round(run_config(method=name), costs) == expected.get(name, 3 * joint + 60)
+    if name in STEP_METHODS:
+        assert step_round(bind(), method=name).operations(costs) == expected[name]
+
+
+def weighting(setting):
+    """A weighting of the user's own."""
+    return lambda gramian: torch.ones(len(gramian))
+
+
+def test_a_weighting_of_the_users_own_counts_as_those_that_come_along():
+    own = step_round(bind(), method="test_registry:weighting").operations((10, 30, 60))
+    assert own == operations_per_round(run_config(method="pcgrad"), (10, 30, 60))
 
 
 def direction(name, build=three_exits):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tiny_network import run_config
+from torch.utils.flop_counter import FlopCounterMode
 
 from raygf.config.run import OptimConfig
 from raygf.errors import NonFiniteError
@@ -46,6 +47,22 @@ def spoil(driver, bad, what="vector"):
         return replace(outcome, state=NetworkState(vector, buffers))
 
     driver._method.run = run
+
+
+def counted(path, method):
+    """Operations of a round as PyTorch counts them, of convolutions and matrix products; training passes."""
+    driver = make(config(path, method))
+    driver.prepare()
+    with FlopCounterMode(display=False) as counter:
+        driver._method.run(driver._state, 1)
+    driver.close()
+    return counter.get_total_flops(), driver._spent(1)[0]
+
+
+@pytest.mark.parametrize("method", ["ge", "dfs", "pcgrad", "delta-mean", "metagf"])
+def test_a_round_takes_the_operations_that_are_counted_for_it(tmp_path, method):
+    operations, passes = counted(tmp_path / "a", method)
+    assert operations / counted(tmp_path / "b", "sgd")[0] == pytest.approx(passes, rel=0.1)
 
 
 def drive(run, bad=(), jump=()):

@@ -67,6 +67,9 @@ def test_a_whole_run(tmp_path):
     phases = {"broadcast", "train", "wait", "fuse", "evaluate", "checkpoint"}
     assert all(set(record.seconds) == phases for record in records)
     assert (end.rounds, end.training_passes, end.finished) == (3, 12, True)
+    a_round = 20 * 4 * 3 * start.operations[-1]  # images; exits and fusion; forward and backward
+    spent = [each.training_operations for each in (*records, end)]
+    assert spent == [a_round, 2 * a_round, 3 * a_round, 3 * a_round]
     assert end.checkpoint == records[-1].checkpoint == f"{tmp_path}/run/round-000003.npz"
 
 
@@ -193,6 +196,18 @@ def test_a_checkpoint_is_complete(tmp_path):
     assert checkpoint.meta["config"]["optim"]["carry_momentum"] is True
     assert checkpoint.meta["tensors"] == list(bind().space.names)
     assert [Path(record.checkpoint).name for record in records] == ["round-000001.npz", "round-000002.npz"]
+
+
+def test_compute_is_counted_by_operations_also_after_a_version_that_did_not(tmp_path, monkeypatch):
+    """PCGrad's rounds were counted as one pass, in whole numbers."""
+    run = config(tmp_path, "pcgrad")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Driver, "_spent", lambda self, rounds: (rounds, 0))
+        drive(replace(run, stop_after=2))
+    start, (record,), end = drive(resumed(run))
+    cost = (start.operations[-1] + 2 * sum(start.operations)) / (3 * start.operations[-1])
+    assert record.training_passes == end.training_passes == pytest.approx(3 * cost)
+    assert [each.training_passes for each in start.recent] == [1, 2]
 
 
 @pytest.mark.parametrize("method", ["metagf", "sgd"])

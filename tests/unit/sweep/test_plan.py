@@ -9,7 +9,6 @@ from raygf.cli import parse
 from raygf.config.recipes import at_equal_compute, get_recipe
 from raygf.config.run import StorageConfig
 from raygf.errors import ConfigError, StorageError
-from raygf.methods.registry import passes_per_round
 from raygf.sweep.plan import (
     OURS,
     SweepFolder,
@@ -27,21 +26,34 @@ RUN = get_recipe("digits")
 
 
 @pytest.mark.parametrize("rounds", [4, 7, 160])
-@pytest.mark.parametrize("method", ["sgd", "metagf", "delta-mean"])
-def test_no_trial_gets_more_than_the_budget_or_a_round_less(method, rounds):
-    made, cost = plan(replace(RUN, method="sgd", rounds=rounds)), passes_per_round(method, 3)
+@pytest.mark.parametrize(
+    ("method", "cost", "shown"),
+    [
+        ("sgd", 1, "1"),
+        ("metagf", 4, "4"),
+        ("delta-mean", 3 + 1 / 3, "3.3"),
+        ("pcgrad", 260 / 180, "1.4"),
+        ("my:own", 2.5, "2.5"),
+    ],
+)
+def test_no_trial_gets_more_than_the_budget_or_a_round_less(method, cost, shown, rounds):
+    made = plan(replace(RUN, method="sgd", rounds=rounds), own={"my:own": 450})
     spent = made.trial_run("a", {"method": method}).rounds * cost
     assert made.budget == rounds and rounds - cost < spent <= rounds
-    short = plan(replace(RUN, method="sgd", rounds=1))
+    same = plan(replace(RUN, method=method, rounds=rounds), own={"my:own": 450})
+    assert same.budget == pytest.approx(rounds * cost) and same.trial_run("a", {}).rounds == rounds
+    short = plan(replace(RUN, method="sgd", rounds=1), own={"my:own": 450})
     if method != "sgd":
-        with pytest.raises(ConfigError, match=rf"gets 1 passes .* too few for one round of {method} \(4\)"):
+        with pytest.raises(
+            ConfigError, match=rf"gets 1 training .* too few for one round of {method} \({shown}\)"
+        ):
             short.trial_run("a", {"method": method})
 
 
 def test_a_trials_run_has_equal_compute_its_values_a_place_and_actors_where_exits_are_trained():
     made = plan()
     assert (made.budget, made.trial_run("a", {}).rounds) == (160, 40)
-    assert made.trial_run("a", {"method": "sgd"}).rounds == at_equal_compute(RUN, 3).rounds == 160
+    assert made.trial_run("a", {"method": "sgd"}).rounds == at_equal_compute(RUN, 160).rounds == 160
     run = made.trial_run("ab_00001", {"fusion.lr": 0.3}, "/scratch")
     assert (run.fusion.lr, run.resources.actors) == (0.3, 2)
     assert run.storage == StorageConfig("/scratch", "ab_00001")

@@ -44,6 +44,10 @@ def prepared(space, run=RUN, **options):
 def test_the_network_says_how_many_exits_and_passes_there_are(nodes):
     plan, _, notes = prepared(Space(LR))
     assert (plan.exits, plan.actors, plan.budget, notes) == (3, 3, 16, [])
+    methods = "pcgrad", "raygf.methods.torchjd:mgda"
+    plan, _, _ = prepared(Space(variants=[{"method": name} for name in methods]))
+    pcgrad, own = (plan.passes(replace(RUN, method=name)) for name in methods)
+    assert own == pcgrad == (plan.costs[2] + 2 * sum(plan.costs)) / (3 * plan.costs[2])
     assert (plan.fields, plan.trials, plan.options.search) == (("fusion.lr",), 8, "random")
     with pytest.raises(ConfigError, match="metric = 'val_loss/exit_4': the network has 3 exits"):
         prepared(Space(LR, metric="val_loss/exit_4", mode="min"))
@@ -88,6 +92,6 @@ def test_a_value_that_the_network_refuses_is_an_error(nodes):
 
 def test_probing_leaves_torch_as_it_was(nodes):
     before = torch.get_num_threads()
-    exits, problems = probe(RUN, [RUN, replace(RUN, method="nope:nope")])
-    assert (exits, problems[0]) == (3, "") and "nope" in problems[1]
+    costs, own, problems = probe(RUN, [RUN, replace(RUN, method="nope:nope")])
+    assert (len(costs), own, problems[0]) == (3, {}, "") and "nope" in problems[1]
     assert torch.get_num_threads() == before

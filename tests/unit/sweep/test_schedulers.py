@@ -44,6 +44,8 @@ def test_grace_is_an_eighth_of_a_trial_unless_named_at_least_a_round_and_at_most
     short = plan(replace(plan().run, rounds=3))
     assert short.budget == 12
     assert grace_passes(short, AXES) == grace_passes(short, METHODS) == 4
+    cheap = plan(replace(plan().run, method="pcgrad", rounds=3))
+    assert grace_passes(cheap, AXES) == cheap.budget / 3 == pytest.approx(260 / 180)
     with pytest.raises(ConfigError, match="grace = 161: a trial gets 160 training passes in all"):
         grace_passes(with_options(grace=161), AXES)
 

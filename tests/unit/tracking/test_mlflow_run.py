@@ -13,7 +13,7 @@ FUSION = FusionReport(
 )
 
 
-END = RunEnd(2, 6, SCORE, "ab", "c", True)
+END = RunEnd(2, 6, SCORE, "ab", "c", True, training_operations=10**12)
 
 
 def record(val, fusion):
@@ -52,6 +52,7 @@ def test_start_and_end():
     metrics = end_metrics(END)
     assert (metrics["test_accuracy/average"], metrics["test_accuracy/exit_2"]) == (pytest.approx(0.5), 0.25)
     assert (metrics["test_loss/average"], metrics["training_passes"]) == (3.0, 6.0)
+    assert metrics["training_operations"] == 1e12
 
 
 def test_a_submitted_job_knows_its_submission_and_the_commit(monkeypatch):
