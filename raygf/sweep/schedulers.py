@@ -113,7 +113,7 @@ class Population(PopulationBasedTraining):  # type: ignore[misc]
     forever for a trial that failed, and exchanges at once after a resume; both need its private state.
     """
 
-    _next_perturbation_sync: int
+    _next_perturbation_sync: float
 
     def __init__(self, plan: Plan, alternatives: list[Axes], interval: float) -> None:
         ranges = {

@@ -182,7 +182,7 @@ def check_artifacts(client, run_id):
         f"figures/{name}.{kind}" for name in ("accuracy", "fusion_weights") for kind in ("png", "csv")
     }
     assert from_dict(RunConfig, yaml.safe_load(read(client, run_id, "config.yaml"))) == CONFIG
-    assert "| Exit-2          |          0.800 |" in read(client, run_id, "results.md")
+    assert "| Exit-2              |          0.800 |" in read(client, run_id, "results.md")
     assert "wall time (s),,,4.0" in read(client, run_id, "results.csv")
     assert read(client, run_id, "figures/accuracy.csv").splitlines()[2] == "2,0.8,0.9"
     assert read(client, run_id, "figures/fusion_weights.csv").splitlines()[1] == "stem,0.25,0.75"

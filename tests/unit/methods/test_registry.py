@@ -23,6 +23,7 @@ from raygf.errors import ConfigError, NonFiniteError
 from raygf.methods import registry
 from raygf.methods.base import JointSGD, weigh
 from raygf.methods.registry import (
+    DELTA,
     ROUND_METHODS,
     STEP_METHODS,
     WEIGHTINGS,
@@ -38,6 +39,8 @@ from raygf.rounds.step import StepRound
 from raygf.training.losses import exit_losses
 
 IMAGES, LABELS = random_batches(1, size=8)[0]
+MINE = "raygf.methods.torchjd:mgda"
+"""A function as a user's own."""
 EQUAL_SCALE = {"pcgrad": 3, "gradvac": 3, "config": 3, "cagrad": 1.4, "fairgrad": math.sqrt(3)}
 """What the weights of three equal unit gradients sum to; 1 where nothing stands here."""
 
@@ -52,29 +55,15 @@ def test_the_table_knows_all_methods_and_names_them_to_who_asks_for_another():
         check_method("sgdd")
 
 
-@pytest.mark.parametrize("name", [*method_names(), "delta-test_registry:weighting"])
+@pytest.mark.parametrize("name", [*method_names(), MINE, DELTA + MINE])
 def test_a_rounds_operations_by_hand(name):
     """Backward counts twice, from exit i through what is below; fusing without learning only goes forward."""
-    costs = (10, 30, 60)
-    joint, gramian = 60 + 2 * 60, 60 + 2 * (10 + 30 + 60)
-    expected = {
-        "metagf": 4 * joint,
-        **dict.fromkeys(STEP_METHODS, joint),
-        **dict.fromkeys(WEIGHTINGS, gramian),
-    }
-    assert operations_per_round(run_config(method=name), costs) == expected.get(name, 3 * joint + 60)
-    if name in STEP_METHODS:
-        assert step_round(bind(), method=name).operations(costs) == expected[name]
-
-
-def weighting(setting):
-    """A weighting of the user's own."""
-    return lambda gramian: torch.ones(len(gramian))
-
-
-def test_a_weighting_of_the_users_own_counts_as_those_that_come_along():
-    own = step_round(bind(), method="test_registry:weighting").operations((10, 30, 60))
-    assert own == operations_per_round(run_config(method="pcgrad"), (10, 30, 60))
+    costs, joint, gramian = (10, 30, 60), 60 + 2 * 60, 60 + 2 * (10 + 30 + 60)
+    by_name = dict.fromkeys(STEP_METHODS, joint) | dict.fromkeys(WEIGHTINGS, gramian) | {"metagf": 4 * joint}
+    known = by_name | {MINE: joint}  # until it is made
+    assert operations_per_round(run_config(method=name), costs) == known.get(name, 3 * joint + 60)
+    if is_step_method(name):
+        assert step_round(bind(), method=name).operations(costs) == by_name.get(name, gramian)
 
 
 def direction(name, build=three_exits):

@@ -205,8 +205,9 @@ def test_compute_is_counted_by_operations_also_after_a_version_that_did_not(tmp_
         earlier.setattr(Driver, "_spent", lambda self, rounds: (rounds, 0))
         drive(replace(run, stop_after=2))
     start, (record,), end = drive(resumed(run))
-    cost = (start.operations[-1] + 2 * sum(start.operations)) / (3 * start.operations[-1])
-    assert record.training_passes == end.training_passes == pytest.approx(3 * cost)
+    whole = start.operations[-1]
+    passes = 3 * (whole + 2 * sum(start.operations)) / (3 * whole)
+    assert record.training_passes == end.training_passes == pytest.approx(passes)
     assert [each.training_passes for each in start.recent] == [1, 2]
 
 

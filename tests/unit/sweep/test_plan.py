@@ -26,27 +26,18 @@ RUN = get_recipe("digits")
 
 
 @pytest.mark.parametrize("rounds", [4, 7, 160])
-@pytest.mark.parametrize(
-    ("method", "cost", "shown"),
-    [
-        ("sgd", 1, "1"),
-        ("metagf", 4, "4"),
-        ("delta-mean", 3 + 1 / 3, "3.3"),
-        ("pcgrad", 260 / 180, "1.4"),
-        ("my:own", 2.5, "2.5"),
-    ],
-)
-def test_no_trial_gets_more_than_the_budget_or_a_round_less(method, cost, shown, rounds):
-    made = plan(replace(RUN, method="sgd", rounds=rounds), own={"my:own": 450})
+@pytest.mark.parametrize("method", ["sgd", "metagf", "delta-mean", "pcgrad", "my:own"])
+def test_no_trial_gets_more_than_the_budget_or_a_round_less(method, rounds):
+    own = {"my:own": 450}
+    cost = {"sgd": 1, "metagf": 4, "delta-mean": 3 + 1 / 3, "pcgrad": 260 / 180, "my:own": 2.5}[method]
+    made = plan(replace(RUN, method="sgd", rounds=rounds), own=own)
     spent = made.trial_run("a", {"method": method}).rounds * cost
     assert made.budget == rounds and rounds - cost < spent <= rounds
-    same = plan(replace(RUN, method=method, rounds=rounds), own={"my:own": 450})
+    same = plan(replace(RUN, method=method, rounds=rounds), own=own)
     assert same.budget == pytest.approx(rounds * cost) and same.trial_run("a", {}).rounds == rounds
-    short = plan(replace(RUN, method="sgd", rounds=1), own={"my:own": 450})
+    short, shown = plan(replace(RUN, method="sgd", rounds=1), own=own), f"{cost:.1f}".removesuffix(".0")
     if method != "sgd":
-        with pytest.raises(
-            ConfigError, match=rf"gets 1 training .* too few for one round of {method} \({shown}\)"
-        ):
+        with pytest.raises(ConfigError, match=rf"gets 1 training .* one round of {method} \({shown}\)"):
             short.trial_run("a", {"method": method})
 
 

@@ -44,13 +44,16 @@ def prepared(space, run=RUN, **options):
 def test_the_network_says_how_many_exits_and_passes_there_are(nodes):
     plan, _, notes = prepared(Space(LR))
     assert (plan.exits, plan.actors, plan.budget, notes) == (3, 3, 16, [])
+    assert (plan.fields, plan.trials, plan.options.search) == (("fusion.lr",), 8, "random")
+    with pytest.raises(ConfigError, match="metric = 'val_loss/exit_4': the network has 3 exits"):
+        prepared(Space(LR, metric="val_loss/exit_4", mode="min"))
+
+
+def test_methods_of_the_users_own_cost_what_they_take(nodes):
     methods = "pcgrad", "raygf.methods.torchjd:mgda"
     plan, _, _ = prepared(Space(variants=[{"method": name} for name in methods]))
     pcgrad, own = (plan.passes(replace(RUN, method=name)) for name in methods)
     assert own == pcgrad == (plan.costs[2] + 2 * sum(plan.costs)) / (3 * plan.costs[2])
-    assert (plan.fields, plan.trials, plan.options.search) == (("fusion.lr",), 8, "random")
-    with pytest.raises(ConfigError, match="metric = 'val_loss/exit_4': the network has 3 exits"):
-        prepared(Space(LR, metric="val_loss/exit_4", mode="min"))
 
 
 def test_trials_have_as_many_exit_actors_as_the_cluster_holds_and_none_within_a_step(nodes):
