@@ -1,11 +1,9 @@
-"""The weightings of TorchJD, and ConFIG: each from the Gramian of the exits' gradients, by its paper.
+"""TorchJD's weightings, Nash-MTL and ConFIG: each from the Gramian of the exits' gradients, by its paper.
 
 TorchJD is imported when a weighting is made: it takes time, and some weightings need extra solvers.
 """
 
 import importlib
-import warnings
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,29 +118,43 @@ def fairgrad(setting: Setting) -> Weighting:
 def nashmtl(setting: Setting) -> Weighting:
     """Nash-MTL: Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022.
 
-    ``G w = 1/w``, the Nash bargaining solution; the update's length, √n, is clipped to 1. Within a round each
-    solution starts from the one of the step before.
+    ``G w = 1/w``, the Nash bargaining solution; the update's length, √n, is made 1. TorchJD has the authors'
+    solver, a sequence of linearised problems that from a cold start often stops far from the solution; here
+    it is found exactly, from the Gramian alone.
     """
-    return _NashMTL()
 
-
-class _NashMTL:
-    """TorchJD's solver takes gradients; any matrix with the same Gramian serves: its Cholesky factor."""
-
-    def __init__(self) -> None:
-        self._solver: Any = None
-
-    def __call__(self, gramian: Tensor) -> Tensor:
-        from torchjd.aggregation import NashMTL
-
-        if self._solver is None:
-            self._solver = NashMTL(n_tasks=len(gramian)).weighting
+    def weights(gramian: Tensor) -> Tensor:
         normalised, length = scaled(gramian)
-        ridge = 1e-6 * torch.eye(len(gramian)).to(gramian)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the solver's advice to its own authors
-            weights: Tensor = self._solver(torch.linalg.cholesky(normalised + ridge))
-        return weights / length
+        ridge = 1e-5 * torch.eye(len(gramian))  # more than single precision has rounded off
+        found: Tensor = bargain(normalised + ridge).to(gramian) / (length * len(gramian) ** 0.5)
+        return found
+
+    return weights
+
+
+def bargain(gramian: Tensor) -> Tensor:
+    """The ``w > 0`` (n,), float64, with ``G w = 1/w``: the minimum of the convex ``½ wᵀGw − Σ log w``.
+
+    By Newton steps that are divided by 1 + their length, which reach it from anywhere, for the function is
+    self-concordant (Nesterov, Nemirovskii: "Interior-Point Polynomial Algorithms in Convex Programming",
+    1994).
+
+    Args:
+        gramian: G (n, n), positive definite.
+
+    Raises:
+        ArithmeticError: it was not reached, so G is not positive definite.
+    """
+    gramian = gramian.double()
+    weights = gramian.diagonal().rsqrt()
+    for _ in range(200):
+        slope = gramian @ weights - 1 / weights
+        step = torch.linalg.solve(gramian + torch.diag(weights**-2), slope)
+        length = (slope @ step).sqrt()
+        if length < 1e-8:
+            return weights
+        weights = weights - step / (1 + length)
+    raise ArithmeticError("Newton's method did not reach G w = 1/w")
 
 
 def conflict_free(setting: Setting) -> Weighting:
