@@ -60,7 +60,13 @@ def main(options: Options) -> None:
     optimizer = FlatSGD(bound, OptimConfig(), lr=1e-3)
 
     def train() -> None:
-        train_epoch(bound, optimizer, data, lambda losses: torch.autograd.backward(losses.sum()), "benchmark")
+        train_epoch(
+            bound,
+            optimizer,
+            data,
+            lambda losses: torch.autograd.backward(torch.stack(losses).sum()),
+            "benchmark",
+        )
 
     def fuse() -> None:
         rule.fit(task)

@@ -2,6 +2,7 @@
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --accuracy-rounds 40     # and the accuracy with each setting
+    python benchmarks/train_step.py --methods ge pcgrad      # instead: methods against joint SGD
 
 "default" is what raygf picks on this device when nothing is set. The accuracies are those of the recipe
 "digits" (average over exits, test images), trained in this process with each setting.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -23,6 +25,7 @@ from raygf.compute import Compute, resolve_compute
 from raygf.config.recipes import get_recipe
 from raygf.config.run import (
     ComputeConfig,
+    MethodConfig,
     OptimConfig,
     ResourceConfig,
     RunConfig,
@@ -30,8 +33,11 @@ from raygf.config.run import (
     TrackingConfig,
 )
 from raygf.launch import run
+from raygf.methods.base import Setting
+from raygf.methods.registry import make_step_method
 from raygf.training.losses import exit_loss_weights
 from raygf.training.sgd import FlatSGD, train_epoch
+from raygf.training.space import find_ownership
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class Options:
     """Steps in one timed run."""
     repeats: int = 7
     """Timed runs of each."""
+    methods: tuple[str, ...] = ()
+    """Time a step of these methods against one of joint SGD instead, in the default setting."""
     accuracy_rounds: int = 0
     """Also train the digits for this many rounds with each setting; 0: don't."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -57,6 +65,8 @@ class Options:
 def main(options: Options) -> None:
     """Time all settings in turn and print their ratios to plain float32."""
     default = resolve_compute(ComputeConfig(options.device))
+    if options.methods:
+        return _compare_methods(default, options)
     settings = {
         f"{precision} {layout}": Compute(default.device, precision, layout)
         for precision in ("fp32", "bf16")
@@ -85,8 +95,33 @@ def _epoch(compute: Compute, options: Options) -> Callable[[], None]:
 
     def epoch() -> None:
         train_epoch(
-            bound, optimizer, data, lambda losses: torch.autograd.backward(losses @ weights), "benchmark"
+            bound,
+            optimizer,
+            data,
+            lambda losses: torch.autograd.backward(torch.stack(losses) @ weights),
+            "benchmark",
         )
+
+    return epoch
+
+
+def _compare_methods(compute: Compute, options: Options) -> None:
+    """Time a step of every method in turn and print the ratios to joint SGD."""
+    programs = {name: _method_epoch(name, compute, options) for name in ("sgd", *options.methods)}
+    timings = interleave(programs, options.repeats, 1, options.steps)
+    setting = f"{compute.precision} {compute.memory_format}"
+    show(f"One step within which exits are weighed, MSDNet CIFAR, 7 exits, {setting}", timings, "sgd", {})
+
+
+def _method_epoch(name: str, compute: Compute, options: Options) -> Callable[[], None]:
+    data, bound = batches(compute, options.batch, options.steps), bind(compute)
+    owned = find_ownership(bound.network, data[0][0][:2], bound.space)
+    setting = Setting(MethodConfig(), bound.network, owned, bound.space)
+    optimizer = FlatSGD(bound, OptimConfig(), lr=1e-4)
+
+    def epoch() -> None:
+        with closing(make_step_method(name, setting)) as method:
+            train_epoch(bound, optimizer, data, lambda losses: method.backward(losses, bound), "benchmark")
 
     return epoch
 

@@ -101,5 +101,5 @@ def evaluate(bound: BoundNetwork, batches: Iterable[Batch]) -> ExitScore:
     for images, labels in batches:
         with bound.compute.autocast():
             logits = bound.network(images)
-        tally.add(exit_losses(logits, labels), exit_hits(logits, labels), len(labels))
+        tally.add(torch.stack(exit_losses(logits, labels)), exit_hits(logits, labels), len(labels))
     return tally.score()

@@ -216,4 +216,4 @@ class FusionRule(ABC):
         """Losses and hits of the exits (n,) on ``batch`` with the network at ``vector`` (P,)."""
         images, labels = batch
         logits = self._bound.forward_at(vector, task.buffers, images)
-        return self._losses(logits, labels), exit_hits(logits, labels)
+        return torch.stack(self._losses(logits, labels)), exit_hits(logits, labels)

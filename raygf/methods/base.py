@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from raygf.config.run import MethodConfig
-from raygf.errors import NonFiniteError
+from raygf.errors import NonFiniteError, RaygfError, one_line
 from raygf.training.network import BoundNetwork
 from raygf.training.peers import ALONE, Peers
 from raygf.training.space import FlatSpace
@@ -31,15 +31,16 @@ class StepMethod(ABC):
     """Turns the exits' losses of one batch into one update direction. Made anew for every round."""
 
     @abstractmethod
-    def backward(self, losses: Tensor, bound: BoundNetwork) -> None:
+    def backward(self, losses: list[Tensor], bound: BoundNetwork) -> None:
         """Leave the direction in ``bound.grad`` (P,), which is zero on entry.
 
         Args:
-            losses: c_i·CE_i of every exit (n,), attached to the graph. Summed over ``bound.peers`` they are
-                the batch's; so gradients have to be summed before anything is made of them.
+            losses: c_i·CE_i of every exit, n scalars attached to the graph, each by itself. Summed over
+                ``bound.peers`` they are the batch's; so gradients have to be summed before anything is made
+                of them.
 
         Raises:
-            NonFiniteError: a gradient is not finite.
+            NonFiniteError: a gradient is not finite, or no weights were found.
         """
 
     @staticmethod
@@ -57,9 +58,9 @@ class JointSGD(StepMethod):
     def __init__(self, setting: Setting) -> None:
         """Nothing of ``setting`` is needed."""
 
-    def backward(self, losses: Tensor, bound: BoundNetwork) -> None:
+    def backward(self, losses: list[Tensor], bound: BoundNetwork) -> None:
         """One backward pass of the sum."""
-        torch.autograd.backward(losses.sum())
+        torch.autograd.backward(torch.stack(losses).sum())
         bound.peers.sum_(bound.grad)
 
 
@@ -82,8 +83,8 @@ class GramianMethod(StepMethod):
             elif owners > 1:
                 self._shared.append((slot.start, slot.stop))
 
-    def backward(self, losses: Tensor, bound: BoundNetwork) -> None:
-        """One backward pass an exit; holds an (n, P) matrix meanwhile."""
+    def backward(self, losses: list[Tensor], bound: BoundNetwork) -> None:
+        """One backward pass an exit, each as deep as the exit; holds an (n, P) matrix meanwhile."""
         rows = bound.peers.sum_(exit_gradients(losses, bound))
         combine(rows, self._shared, self._weighting, bound.grad, bound.peers)
 
@@ -93,12 +94,13 @@ class GramianMethod(StepMethod):
         return costs[-1] + 2 * sum(costs)
 
 
-def exit_gradients(losses: Tensor, bound: BoundNetwork) -> Tensor:
+def exit_gradients(losses: list[Tensor], bound: BoundNetwork) -> Tensor:
     """The gradient of every exit's loss (n, P), on this worker alone."""
     rows = bound.grad.new_empty(len(losses), bound.grad.numel())
     for exit, loss in enumerate(losses):
         bound.grad.zero_()
-        torch.autograd.backward(loss, retain_graph=exit + 1 < len(losses))
+        if loss.requires_grad:  # else no tensor that the exit depends on is trained
+            torch.autograd.backward(loss, retain_graph=exit + 1 < len(losses))
         rows[exit] = bound.grad
     return rows
 
@@ -128,7 +130,7 @@ def weigh(weighting: Weighting, gramian: Tensor) -> Tensor:
 
     Raises:
         NonFiniteError: the Gramian is not finite, which some weightings would silently turn into ordinary
-            weights; names the exit.
+            weights; or the weighting's solver failed. Names the exits.
     """
     bad = (~torch.isfinite(gramian.diagonal())).nonzero()
     if len(bad):
@@ -137,7 +139,17 @@ def weigh(weighting: Weighting, gramian: Tensor) -> Tensor:
         return torch.ones_like(gramian[0])
     if not gramian.diagonal().any():
         return torch.zeros_like(gramian[0])  # there is nothing to weigh, and solvers would fail
-    weights = weighting(gramian.float().cpu()).to(gramian)
+    try:
+        weights = weighting(gramian.float().cpu()).to(gramian)
+    except (RaygfError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # every solver has errors of its own
+        low, high = gramian.diagonal().argmin(), gramian.diagonal().argmax()
+        lengths = gramian.diagonal().sqrt()
+        raise NonFiniteError(
+            f"no weights of the exits' gradients were found, whose lengths are from {lengths[low]:.2g} (exit "
+            f"{low + 1}) to {lengths[high]:.2g} (exit {high + 1}): {one_line(error)}"
+        ) from error
     if not torch.isfinite(weights).all():
         raise NonFiniteError("the weights of the exits' gradients are not finite")
     return weights

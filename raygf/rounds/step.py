@@ -3,7 +3,6 @@
 import time
 from contextlib import closing
 
-import torch
 from torch import Tensor
 
 from raygf.compute import seeded_globals
@@ -52,9 +51,7 @@ class StepRound(RoundMethod):
         """
         config, bound, started = self._config, self._bound, time.perf_counter()
         exits = len(self._setting.owned)
-        coefficients = torch.tensor(
-            loss_coefficients(round, config.rounds, exits, config.loss), device=bound.compute.device
-        )
+        coefficients = loss_coefficients(round, config.rounds, exits, config.loss)
         lr = config.optim.lr * decay_factor(round, config.rounds, config.optim)
         method = make_step_method(config.method, self._setting)
         with seeded_globals(config.seed, *_stream(round, bound.peers.rank)), closing(method):
@@ -64,7 +61,9 @@ class StepRound(RoundMethod):
                 bound,
                 optimizer,
                 self._batches.train(config.seed, "step", round),
-                lambda losses: method.backward(losses * coefficients, bound),
+                lambda losses: method.backward(
+                    [c * loss for c, loss in zip(coefficients, losses, strict=True)], bound
+                ),
                 where=f"{config.method}, round {round}",
                 losses_of=self._losses,
             )

@@ -96,7 +96,7 @@ class ExitTrainer:
                 bound,
                 optimizer,
                 self._batches.train(config.seed, *key),
-                lambda losses: torch.autograd.backward(losses @ weights),
+                lambda losses: torch.autograd.backward(torch.stack(losses) @ weights),
                 where=f"{config.method}, exit {exit + 1}, round {round}",
                 losses_of=self._losses,
             )

@@ -12,25 +12,25 @@ from raygf.errors import ConfigError, NonFiniteError
 from raygf.records import ExitScore
 from raygf.training.peers import ALONE, Peers
 
-ExitLosses = Callable[[Sequence[Tensor], Tensor], Tensor]
-"""From n logits (B, classes) and labels (B,) to the n exits' losses."""
+ExitLosses = Callable[[Sequence[Tensor], Tensor], list[Tensor]]
+"""From n logits (B, classes) and labels (B,) to the n exits' losses, each a scalar.
+
+They are separate, for the backward pass of one element of a tensor (n,) would send zeros through the others.
+"""
 
 
-def exit_losses(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """Mean cross-entropy of every exit (n,), in float32.
+def exit_losses(logits: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
+    """Mean cross-entropy of every exit, in float32.
 
     Args:
         logits: n tensors (B, classes), shallow to deep.
         labels: (B,), int64.
     """
-    stacked = torch.stack(list(logits)).float()
-    n, batch, classes = stacked.shape
-    losses = F.cross_entropy(stacked.view(n * batch, classes), labels.repeat(n), reduction="none")
-    return losses.view(n, batch).mean(dim=1)
+    return [F.cross_entropy(output.float(), labels, reduction="none").mean() for output in logits]
 
 
-def distilled_losses(logits: Sequence[Tensor], labels: Tensor, config: LossConfig) -> Tensor:
-    """Losses (n,) of exits that learn from the deepest one: ``(1 − γ)·CE + γ·T²·KL``, itself plain CE.
+def distilled_losses(logits: Sequence[Tensor], labels: Tensor, config: LossConfig) -> list[Tensor]:
+    """Losses of exits that learn from the deepest one: ``(1 − γ)·CE + γ·T²·KL``, itself plain CE.
 
     Hinton, Vinyals, Dean 2015, with the network's own last exit as teacher (Phuong, Lampert, ICCV 2019): KL
     from its softened output, which gets no gradient, to the exit's (the paper's KD, Table 5).
@@ -40,16 +40,18 @@ def distilled_losses(logits: Sequence[Tensor], labels: Tensor, config: LossConfi
         labels: (B,), int64.
         config: γ, T, and whether KL is a mean over the images (Hinton's form) or over the classes, too.
     """
-    plain = exit_losses(logits, labels)
-    if len(logits) == 1:
-        return plain
     gamma, temperature = config.gamma, config.temperature
-    students = torch.stack(list(logits[:-1])).float() / temperature
-    teacher = (logits[-1].detach().float() / temperature).log_softmax(dim=-1).expand_as(students)
-    divergence = F.kl_div(students.log_softmax(dim=-1), teacher, reduction="none", log_target=True)
-    of_images = divergence.sum(dim=2) if config.kd_reduction == "batchmean" else divergence.mean(dim=2)
-    soft = of_images.mean(dim=1) * temperature**2
-    return torch.cat([(1 - gamma) * plain[:-1] + gamma * soft, plain[-1:]])
+    teacher = (logits[-1].detach().float() / temperature).log_softmax(dim=-1)
+
+    def soft(output: Tensor) -> Tensor:
+        student = (output.float() / temperature).log_softmax(dim=-1)
+        divergence = F.kl_div(student, teacher, reduction="none", log_target=True)
+        of_images = divergence.sum(dim=1) if config.kd_reduction == "batchmean" else divergence.mean(dim=1)
+        return of_images.mean() * temperature**2
+
+    *plain, last = exit_losses(logits, labels)
+    students = zip(plain, logits[:-1], strict=True)
+    return [*((1 - gamma) * hard + gamma * soft(output) for hard, output in students), last]
 
 
 def make_losses(config: LossConfig) -> ExitLosses:

@@ -16,8 +16,8 @@ from raygf.training.losses import ExitLosses, Tally, exit_hits, exit_losses
 from raygf.training.network import BoundNetwork, not_finite
 from raygf.training.peers import share_of
 
-Backward = Callable[[Tensor], None]
-"""Takes the exits' losses (n,) of one batch and leaves the update direction in the network's ``grad``.
+Backward = Callable[[list[Tensor]], None]
+"""Takes the n exits' losses of one batch, scalars, and leaves the update direction in the network's ``grad``.
 
 Where several workers train the network, the losses are of this worker's share and weighed by it: gradients
 are to be summed over ``bound.peers``, and the direction is the same on all.
@@ -52,13 +52,13 @@ def train_epoch(
         images, labels, weight = share_of(batch, bound.peers)
         optimizer.zero_grad()
         logits = bound.forward(images)
-        loss = losses_of(logits, labels) * weight
+        losses = [loss * weight for loss in losses_of(logits, labels)]
         try:
-            backward(loss)
+            backward(losses)
         except NonFiniteError as error:
             raise NonFiniteError(f"{where}, step {len(tally) + 1}: {error}; lower optim.lr") from None
         optimizer.step()
-        tally.add(loss, exit_hits(logits, labels) * (weight > 0), len(batch[1]))
+        tally.add(torch.stack(losses), exit_hits(logits, labels) * (weight > 0), len(batch[1]))
     return tally.finite_score(where, not_finite(bound.space, bound.vector))
 
 

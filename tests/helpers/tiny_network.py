@@ -155,7 +155,7 @@ def torch_epoch(network, batches, sgd, coefficients=(1.0,)):
     network.train()
     for images, labels in batches:
         sgd.zero_grad()
-        (exit_losses(network(images), labels) * torch.tensor(coefficients)).sum().backward()
+        (torch.stack(exit_losses(network(images), labels)) * torch.tensor(coefficients)).sum().backward()
         sgd.step()
 
 

@@ -38,7 +38,7 @@ class Alone(StepMethod):
     """A method of the user's own that forgets the others."""
 
     def backward(self, losses, bound):
-        torch.autograd.backward(losses.sum())
+        torch.autograd.backward(torch.stack(losses).sum())
 
 
 def forgetful(setting):

@@ -3,12 +3,19 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_network import bind, random_batches, setting_of
 from torch.testing import assert_close
 
+from raygf.compute import Compute
+from raygf.config.run import ModelConfig, MSDNetConfig
+from raygf.data.base import InputSpec
 from raygf.errors import NonFiniteError
 from raygf.methods.base import GramianMethod, JointSGD, combine, exit_gradients, weigh
+from raygf.models.build import build_model
 from raygf.training.losses import exit_losses
+from raygf.training.network import BoundNetwork
+from raygf.training.space import find_ownership
 
 IMAGES, LABELS = random_batches(1, size=8)[0]
 
@@ -17,7 +24,8 @@ def test_joint_sgd_adds_the_exits_scaled_gradients():
     def direction(coefficients):
         bound = bind()
         method = JointSGD(setting_of(bound))
-        method.backward(exit_losses(bound.network(IMAGES), LABELS) * torch.tensor(coefficients), bound)
+        losses = exit_losses(bound.network(IMAGES), LABELS)
+        method.backward([c * loss for c, loss in zip(coefficients, losses, strict=True)], bound)
         return bound.grad
 
     singles = [direction([float(j == i) for j in range(3)]) for i in range(3)]
@@ -33,6 +41,28 @@ def test_every_row_is_one_exits_gradient():
         loss = exit_losses(bound.network(IMAGES), LABELS)[exit]
         expected = torch.autograd.grad(loss, list(bound.network.parameters()), materialize_grads=True)
         assert_close(rows[exit], torch.cat([grad.flatten() for grad in expected]))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["msdnet", "resnet56-sdn"])
+def test_a_backward_pass_is_as_deep_as_its_exit_and_gives_the_bits_of_one_through_the_whole_network(
+    name, precision
+):
+    """Losses that are elements of one tensor send zeros through all that is deeper."""
+    config = ModelConfig(name, MSDNetConfig(exits=3, base=2, step=1, channels=4, growth=4, head_channels=8))
+    spec = InputSpec(1, 8, 8, 10)
+    bound = BoundNetwork(build_model(config, spec, 0), Compute("cpu", precision, "channels_last"))
+    images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels, owned = torch.tensor([3, 0, 9, 3]), find_ownership(bound.network, images, bound.space)
+    seen = []
+    for tensor, parameter in enumerate(bound.network.parameters()):
+        parameter.register_hook(lambda gradient, tensor=tensor: seen.append(tensor))
+    rows = exit_gradients(exit_losses(bound.forward(images), labels), bound)
+    assert torch.bincount(torch.tensor(seen)).tolist() == owned.sum(dim=0).tolist()
+    stacked = torch.stack(bound.forward(images)).float()
+    n = len(stacked)
+    losses = F.cross_entropy(stacked.flatten(0, 1), labels.repeat(n), reduction="none").view(n, -1).mean(1)
+    assert torch.equal(rows, exit_gradients(list(losses), bound)) and rows.any(dim=1).all()
 
 
 def test_shared_parameters_are_weighted_and_the_others_are_not():
@@ -72,3 +102,9 @@ def test_weights_of_a_gramian_that_says_nothing_or_too_much():
             weigh(never, torch.diag(torch.tensor([1.0, bad, bad])))
     with pytest.raises(NonFiniteError, match="weights of the exits' gradients are not finite"):
         weigh(lambda gramian: torch.full((2,), math.nan), torch.eye(2))
+
+
+def test_an_exit_that_trains_nothing_has_no_gradient():
+    bound = bind()
+    rows = exit_gradients([torch.tensor(1.0), *exit_losses(bound.network(IMAGES), LABELS)[1:]], bound)
+    assert rows.any(dim=1).tolist() == [False, True, True]

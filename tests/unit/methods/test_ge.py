@@ -25,7 +25,7 @@ def test_three_exits_by_the_chain_rule():
         weight.data.fill_(value)
     bound = BoundNetwork(network, CPU)
     method = GradientEquilibrium(Setting(MethodConfig(), network, torch.ones(3, 6) > 0, bound.space))
-    method.backward(torch.stack([out.sum() for out in network(torch.tensor([[x]]))]), bound)
+    method.backward([out.sum() for out in network(torch.tensor([[x]]))], bound)
     first = (b[0] + b[1] * a[1] + b[2] * a[2] * a[1]) * x / 3
     second = (b[1] + b[2] * a[2]) * a[0] * x / 2
     third = b[2] * a[1] * a[0] * x
@@ -56,7 +56,7 @@ def test_boostnets_stages_get_the_mean_of_the_exits_behind_them_as_gradient_equi
     for make in (BoostNetRescaling, GradientEquilibrium):
         method = make(setting_of(bound))
         features, losses = features_and_losses(network)
-        found.append(torch.autograd.grad(losses.sum(), features))
+        found.append(torch.autograd.grad(sum(losses), features))
         method.close()
     for boostnet, equilibrium, exits in zip(*found, plain, strict=True):
         assert_close(boostnet, torch.stack(exits).mean(dim=0))

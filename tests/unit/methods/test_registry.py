@@ -132,6 +132,21 @@ def test_a_broken_step_names_method_round_step_and_exit():
         step_round(bound, method="pcgrad").run(type(state)(vector, state.buffers), 4)
 
 
+def test_a_solver_that_fails_is_named_with_method_exits_round_and_step(monkeypatch):
+    def solve(gramian):
+        if gramian[0, 0] != 1.5:  # when it is made it is tried on another one
+            raise ArithmeticError("Solver 'CLARABEL' failed.\nTry another solver")
+        return torch.ones(3)
+
+    monkeypatch.setitem(registry.METHODS, "cagrad", lambda setting: solve)
+    found = (
+        r"cagrad, round 4, step 1: no weights of the exits' gradients were found, whose lengths are from "
+        r"[\d.]+ \(exit \d\) to [\d.]+ \(exit \d\): ArithmeticError: Solver .CLARABEL. failed\.; lower"
+    )
+    with pytest.raises(NonFiniteError, match=found):
+        step_round(bind(), method="cagrad").run(bind().state(), 4)
+
+
 def test_a_missing_solver_names_the_command_that_brings_it(monkeypatch):
     monkeypatch.setitem(registry.METHODS, "cagrad", fails)
     with pytest.raises(ConfigError, match=r"method = 'cagrad'.*pip install 'raygf\[methods\]'"):
