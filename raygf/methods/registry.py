@@ -129,7 +129,8 @@ def _make(name: str, setting: Setting) -> StepMethod | Weighting:
         return make(setting)  # a weighting may remember what it has seen
     except ImportError:
         raise ConfigError(
-            f"method = {name!r} needs solvers that are not installed: pip install 'raygf[methods]'"
+            f"method = {name!r} needs solvers that are not installed: "
+            "pip install -e '.[methods]' in raygf's checkout"
         ) from None
 
 

@@ -174,5 +174,5 @@ def search_name(options: SweepOptions, space: Space) -> Literal["random", "grid"
     drawn = space.search == "grid" and options.trials is not None
     name = options.search or ("random" if drawn else space.search)
     if name == "optuna" and importlib.util.find_spec("optuna") is None:
-        raise ConfigError("search = 'optuna': Optuna is not installed: pip install 'raygf[sweep]'")
+        raise ConfigError("search = 'optuna': Optuna is not installed: pip install 'optuna>=4'")
     return name

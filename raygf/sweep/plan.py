@@ -51,7 +51,7 @@ class SweepOptions(Section):
     """Trials; by default 8, or all points of a grid."""
     search: Literal["random", "grid", "optuna"] | None = None
     """How they are chosen: drawn at random, every point of a grid, or by Optuna's TPE from those before
-    (pip install 'raygf[sweep]'). By default as the space says, mostly random."""
+    (pip install 'optuna>=4'). By default as the space says, mostly random."""
     points: Annotated[int, Limits(2, MILLION)] = 3
     """grid: values taken of every range, its ends included."""
     scheduler: Literal["asha", "none", "pbt"] = "none"

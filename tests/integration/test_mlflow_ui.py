@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("selenium", reason="selenium is not installed (pip install 'raygf[dev]')")
+pytest.importorskip("selenium", reason="selenium is not installed (make setup)")
 
 from runs import REPOSITORY
 from selenium.common.exceptions import TimeoutException

@@ -141,5 +141,5 @@ def test_the_search_of_the_flag_counts_before_that_of_the_space(options, space, 
     if name != "optuna":
         assert search_name(SweepOptions(**options), space) == name
     else:
-        with pytest.raises(ConfigError, match=r"Optuna is not installed: pip install 'raygf\[sweep\]'"):
+        with pytest.raises(ConfigError, match=r"Optuna is not installed: pip install 'optuna>=4'"):
             search_name(SweepOptions(**options), space)

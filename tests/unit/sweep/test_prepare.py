@@ -78,8 +78,8 @@ def test_variants_that_can_not_be_used_are_left_out_with_a_note(nodes, monkeypat
     _, make, notes = prepared(Space(LR, variants=variants), search="grid")
     trials = make.keywords["space"]["values"]["grid_search"]
     assert [trial["method"] for trial in trials] == ["sgd"] * 3
-    note = "left out: method = {!r} needs solvers that are not installed: pip install 'raygf[methods]'"
-    assert notes == [note.format("upgrad"), note.format("nashmtl")]
+    note = "left out: method = {!r} needs solvers that are not installed"
+    assert [line.partition(": pip")[0] for line in notes] == [note.format("upgrad"), note.format("nashmtl")]
     with pytest.raises(ConfigError, match=r"^space: method = 'upgrad' needs solvers"):
         prepared(Space(LR, variants=variants[:1]))
 
