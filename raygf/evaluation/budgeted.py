@@ -33,6 +33,8 @@ RESAMPLES = 1000
 UNIT = 20
 STEPS = range(1, 2 * UNIT)
 """p = step / UNIT: 0.05, 0.10 … 1.95."""
+MAY_LOSE = 0.005
+"""Accuracy that the default budget may lose against the whole network, on validation images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,13 +165,29 @@ class ThresholdTable:
         Raises:
             ConfigError: not even the first exit can be had for the budget.
         """
+        return (*self.thresholds[self._row(budget)].tolist(), -math.inf)
+
+    def expected_accuracy(self, budget: float) -> float:
+        """Share of the validation images, 0–1, that the thresholds for ``budget`` get right.
+
+        Raises:
+            ConfigError: as ``pick``.
+        """
+        return float(self.accuracy[self._row(budget)])
+
+    @property
+    def default_budget(self) -> float:
+        """Average operations per image of the cheapest row that loses at most ``MAY_LOSE`` of accuracy."""
+        good = self.accuracy >= self.accuracy[-1] - MAY_LOSE
+        return float(self.operations[good].min())
+
+    def _row(self, budget: float) -> int:
         checks.check("budget", budget if budget != math.inf else 0.0, float)
         if budget < self.operations[0]:
             cheapest = f"{self.operations[0]:.0f}"
             raise checks.refuse("budget", budget, f"at least {cheapest} operations, those of the first exit")
         within = np.flatnonzero(self.operations <= budget)
-        best = max(within, key=lambda row: (self.operations[row], self.accuracy[row]))
-        return (*self.thresholds[best].tolist(), -math.inf)
+        return int(max(within, key=lambda row: (self.operations[row], self.accuracy[row])))
 
     def to_json(self) -> list[dict[str, Any]]:
         """One entry per setting; null is a threshold that no image reaches."""

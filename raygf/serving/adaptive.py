@@ -101,6 +101,11 @@ class AdaptiveClassifier:
         """Number of exits."""
         return len(self._stages)
 
+    @property
+    def default_budget(self) -> float:
+        """Average operations per image of a served model that is given no budget: see ``ThresholdTable``."""
+        return float(self.operations[-1]) if self.table is None else self.table.default_budget
+
     def predict(
         self,
         images: NDArray[np.uint8] | Tensor,

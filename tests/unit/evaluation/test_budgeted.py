@@ -218,6 +218,16 @@ def test_equal_costs_are_decided_by_accuracy():
     assert table.pick(6)[0] == 0.2
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "default"),
+    [([0.7, 0.89, 0.895, 0.9], 3.0), ([0.9, 0.8, 0.7, 0.9], 1.0), ([0.5, 0.6, 0.7, 0.9], 4.0)],
+)
+def test_the_default_budget_is_the_cheapest_that_is_about_as_accurate(accuracy, default):
+    table = ThresholdTable(np.zeros((4, 1)), np.arange(1.0, 5), np.array(accuracy))
+    assert table.default_budget == default
+    assert table.expected_accuracy(default + 0.5) == accuracy[int(default) - 1]
+
+
 def test_through_json_and_back(table):
     copy = ThresholdTable.from_json(json.loads(json.dumps(table.to_json(), allow_nan=False)))
     for name in ("thresholds", "operations", "accuracy"):
