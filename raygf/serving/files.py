@@ -1,6 +1,7 @@
-"""An adaptive classifier in two files: its network in a checkpoint archive, its thresholds as JSON.
+"""An adaptive classifier in files.
 
-The archive also says what the classifier needs of the data set, so that no images are needed to load it.
+In two: its network in a checkpoint archive, its thresholds as JSON. The archive also says what the classifier
+needs of the data set, so that no images are needed to load it. Or as one exported program an exit.
 """
 
 import copy
@@ -23,7 +24,7 @@ from raygf.evaluation.loading import LoadedRun, read_config, restore_network
 from raygf.serving.adaptive import AdaptiveClassifier, ImageTask, stages_and_heads
 from raygf.storage.checkpoint import Checkpoint, load_checkpoint, write_archive
 
-NETWORK, THRESHOLDS = "network.npz", "thresholds.json"
+NETWORK, THRESHOLDS, CLASSIFIER = "network.npz", "thresholds.json", "classifier.json"
 
 
 def save_classifier(run: LoadedRun, classifier: AdaptiveClassifier, folder: Path) -> tuple[Path, Path]:
@@ -32,22 +33,29 @@ def save_classifier(run: LoadedRun, classifier: AdaptiveClassifier, folder: Path
     Raises:
         OSError: the folder can't be written.
     """
+    trained = run.checkpoint
+    # The method's own arrays are for going on with the training.
+    archive = Checkpoint(trained.round, trained.network, {}, {**trained.meta, **_describe(classifier)})
+    network, thresholds = folder / NETWORK, folder / THRESHOLDS
+    with network.open("wb") as stream:
+        write_archive(stream, archive)
+    thresholds.write_text(json.dumps(_rows(classifier), indent=1) + "\n")
+    return network, thresholds
+
+
+def _describe(classifier: AdaptiveClassifier) -> dict[str, Any]:
+    """What is to be known of a classifier beside its network and thresholds."""
     task = classifier.task
-    description = {
+    return {
         "input": asdict(task.input),
         "statistics": asdict(task.statistics),
         "class_names": list(task.class_names),
         "operations": list(classifier.operations),
     }
-    trained = run.checkpoint
-    # The method's own arrays are for going on with the training.
-    archive = Checkpoint(trained.round, trained.network, {}, {**trained.meta, **description})
-    network, thresholds = folder / NETWORK, folder / THRESHOLDS
-    with network.open("wb") as stream:
-        write_archive(stream, archive)
-    rows = classifier.table.to_json() if classifier.table is not None else None
-    thresholds.write_text(json.dumps(rows, indent=1) + "\n")
-    return network, thresholds
+
+
+def _rows(classifier: AdaptiveClassifier) -> list[dict[str, Any]] | None:
+    return None if classifier.table is None else classifier.table.to_json()
 
 
 def load_classifier(
@@ -112,47 +120,48 @@ class Segment(nn.Module):
         return self.head(after), after
 
 
-def export_segments(network: nn.Module, example: Tensor, folder: str | Path) -> list[Path]:
+def export_segments(classifier: AdaptiveClassifier, folder: str | Path) -> list[Path]:
     """Write ``segment-1.pt2``, ``segment-2.pt2`` … to ``folder``, shallow to deep; returns their paths.
 
     Each program maps a state to ``(logits, next state)``: ``torch.export.load(path).module()(state)``. The
-    first one's state are the images, normalised; there may be any number of them. The network is left as it
-    was.
+    first one's state are the images (B, C, H, W), float32, normalised; there may be any number of them. The
+    programs run on the classifier's device; its network is left as it was.
 
-    Args:
-        network: With ``stages`` and ``heads``, on any device; programs run on the same.
-        example: Normalised images float32 (B, C, H, W) on that device, B ≥ 2.
+    ``classifier.json``, beside the segments and in each (``extra_files``), has what else is needed: the size
+    of images, their mean and standard deviation (of pixels of 0 … 1), the names of the classes, the
+    operations up to each exit, the thresholds by cost and the default budget.
 
     Raises:
-        ConfigError: the network has no stages and heads, or can't be exported.
+        ConfigError: the network can't be exported.
         StorageError: the folder can't be written.
     """
-    if len(example) < 2:
-        raise ConfigError("export_segments: the example must have at least 2 images")
-    stages, heads = stages_and_heads(network)
-    place = Path(folder)
+    stages, heads = stages_and_heads(classifier.network)
+    known = {"default_budget": classifier.default_budget, "thresholds": _rows(classifier)}
+    text, place = json.dumps({**_describe(classifier), **known}, indent=1) + "\n", Path(folder)
     try:
         place.mkdir(parents=True, exist_ok=True)
+        (place / CLASSIFIER).write_text(text)
     except OSError as error:
         raise StorageError(f"can't write segments to {place}: {error}") from None
-    paths, state = [], example
+    paths: list[Path] = []
+    state: Any = classifier.task.input.blank(2, classifier.compute.device)
     for number, (stage, head) in enumerate(zip(stages, heads, strict=True), start=1):
         # A copy, because the parameters may be views of one vector, all of which would be stored with each.
         segment = copy.deepcopy(Segment(stage, head)).eval().requires_grad_(False)
         paths.append(place / f"segment-{number}.pt2")
-        state = _export(segment, state, number, paths[-1])
+        state = _export(segment, state, number, paths[-1], text)
     return paths
 
 
-def _export(segment: Segment, state: Any, number: int, path: Path) -> Any:
-    """Write the program of ``segment`` to ``path``; returns the state after it."""
+def _export(segment: Segment, state: Any, number: int, path: Path, text: str) -> Any:
+    """Write the program of ``segment``, with ``text`` inside, to ``path``; returns the state after it."""
     batch = torch.export.Dim("batch", min=1)
     shapes = pytree.tree_map(lambda part: {0: batch}, state)
     try:
         with torch.no_grad():
             _, after = segment(state)
             program = torch.export.export(segment, (state,), dynamic_shapes=(shapes,))
-        torch.export.save(program, path)
+        torch.export.save(program, path, extra_files={CLASSIFIER: text})
     except OSError as error:
         raise StorageError(f"can't write {path}: {error}") from None
     except Exception as error:  # torch.export may raise anything for what it can't follow
