@@ -18,7 +18,7 @@ with loading():
     from raygf.config.fields import Section
     from raygf.config.run import Name
     from raygf.console import print_table
-    from raygf.errors import ConfigError, TrackingError
+    from raygf.errors import ConfigError, RaygfError, TrackingError
     from raygf.evaluation.loading import LoadedRun, load_run
     from raygf.evaluation.report import (
         anytime_tables,
@@ -112,15 +112,17 @@ def _log_model(run: LoadedRun, results: RunResults) -> None:
     if not results.run_id:
         return _note(f"{name}: was not tracked, no model logged")
     from raygf.serving.adaptive import AdaptiveClassifier
+    from raygf.serving.card import default_line
     from raygf.serving.mlflow_model import log_model
     from raygf.tracking.store import resolve_uri
 
     uri = resolve_uri(run.config.tracking, Path.cwd())
     try:
-        model = log_model(run, AdaptiveClassifier.from_run(run), uri, results.run_id)
-    except TrackingError as error:
-        return _note(f"{name}: {error}")
-    _note(f"{name}: model {model}")
+        classifier = AdaptiveClassifier.from_run(run)
+        model = log_model(run, classifier, uri, results.run_id)
+    except RaygfError as error:
+        return _note(f"{name}: no model logged: {error}")
+    _note(f"{name}: model {model}. {default_line(classifier)}")
 
 
 def _summary(groups: Sequence[Group], files: Sequence[Path], seconds: float) -> dict[str, Any]:

@@ -3,8 +3,13 @@
 A module that loads MLflow, like ``raygf.tracking``: import it where a model is logged or served.
 """
 
+import ast
+import shutil
+import sys
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import suppress
+from importlib.metadata import packages_distributions, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +33,9 @@ from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec  # 
 NAME = "early-exit-classifier"
 EXAMPLES = 2
 _DEFINITION = Path(__file__).with_name("definition.py")
+_PACKAGES = {"mlflow", "numpy", "pandas", "pillow", "pyarrow", "torch", "torchvision"}
+"""What raygf's own code needs to load a classifier."""
+_INSTALLED = {"site-packages", "dist-packages"}
 
 
 class EarlyExitModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
@@ -45,11 +53,11 @@ class EarlyExitModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         Args:
             model_input: uint8 (N, C, H, W), as the signature has made it of an array, or of a DataFrame of
                 one column with an image in each row.
-            params: ``budget``: average operations per image; by default those of the whole network.
+            params: ``budget``: average operations per image; by default the classifier's default budget.
         """
         budget = (params or {}).get("budget")
         if budget is None:
-            budget = float(self._classifier.operations[-1])
+            budget = self._classifier.default_budget
         return as_frame(self._classifier, self._classifier.predict(model_input, budget=budget))
 
 
@@ -69,7 +77,8 @@ def as_frame(classifier: AdaptiveClassifier, answers: Predictions) -> pd.DataFra
 def log_model(run: LoadedRun, classifier: AdaptiveClassifier, uri: str, run_id: str, name: str = NAME) -> str:
     """Log ``classifier``, that of ``run``, as the model ``name`` of the tracked run ``run_id``.
 
-    What is stored is raygf's own archive, a JSON file and three lines of code: nothing is pickled.
+    What is stored is raygf's own archive, a JSON file and code, raygf's and that of a network of one's own:
+    nothing is pickled, and raygf need not be installed where it runs. The model card is its description.
 
     Args:
         uri: Tracking URI.
@@ -80,22 +89,28 @@ def log_model(run: LoadedRun, classifier: AdaptiveClassifier, uri: str, run_id: 
     Raises:
         TrackingError: the store can't be used, or does not have the run.
     """
+    from raygf.serving.card import model_card  # with the tables, which a model that is loaded does without
+
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(uri)
     try:
         with tempfile.TemporaryDirectory() as folder:
             network, thresholds = save_classifier(run, classifier, Path(folder))
+            code = Path(folder) / "code"
+            packages = _PACKAGES | copy_code(run.config.model.name, code)
             info = mlflow.models.Model.log(
                 artifact_path=None,
                 flavor=mlflow.pyfunc,
                 run_id=run_id,
-                model_id=_create_model(uri, run_id, name),
+                model_id=_create_model(uri, run_id, name, model_card(run, classifier)),
                 step=run.checkpoint.round,  # so that the model gets the run's metrics of that round
                 python_model=str(_DEFINITION),
                 artifacts={"network": str(network), "thresholds": str(thresholds)},
                 signature=model_signature(classifier),
                 input_example=example_images(run),
-                pip_requirements=_requirements(),
+                code_paths=[str(path) for path in sorted(code.iterdir())],
+                # Stated, so that MLflow does not go and find out; without a build's mark ("+cpu").
+                pip_requirements=sorted(f"{name}=={version(name).partition('+')[0]}" for name in packages),
             )
     except Exception as error:
         raise TrackingError(f"model {name}: {start_error(error, uri)}") from error
@@ -104,12 +119,17 @@ def log_model(run: LoadedRun, classifier: AdaptiveClassifier, uri: str, run_id: 
     return str(info.model_uri)
 
 
-def _create_model(uri: str, run_id: str, name: str) -> str:
-    """The id of a new model of the run, in the run's own experiment and with its parameters."""
+def _create_model(uri: str, run_id: str, name: str, card: str) -> str:
+    """The id of a new model of the run, in the run's own experiment, with its parameters and ``card``."""
     client = connect(uri)
     run = client.get_run(run_id)
     model = client.create_logged_model(
-        run.info.experiment_id, name, source_run_id=run_id, params=run.data.params, model_type="classifier"
+        run.info.experiment_id,
+        name,
+        source_run_id=run_id,
+        tags={"mlflow.note.content": card},
+        params=run.data.params,
+        model_type="classifier",
     )
     return str(model.model_id)
 
@@ -119,7 +139,7 @@ def model_signature(classifier: AdaptiveClassifier) -> ModelSignature:
     spec: InputSpec = classifier.task.input
     images = TensorSpec(np.dtype(np.uint8), (-1, spec.channels, spec.height, spec.width))
     columns = [("string", "label"), ("double", "probability"), ("long", "exit"), ("long", "operations")]
-    budget = ParamSpec("budget", "double", float(classifier.operations[-1]))
+    budget = ParamSpec("budget", "double", classifier.default_budget)
     return ModelSignature(
         inputs=Schema([images]),
         outputs=Schema([ColSpec(kind, name) for kind, name in columns]),
@@ -134,12 +154,49 @@ def example_images(run: LoadedRun) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels.cpu().numpy())
 
 
-def _requirements() -> list[str]:
-    """What the process that loads the model must have; stated, so that MLflow does not go and find out."""
-    requirements = []
-    for package in ("raygf", "torch"):
-        try:
-            requirements.append(f"{package}=={version(package).partition('+')[0]}")
-        except PackageNotFoundError:  # raygf run from a folder that is not installed
-            requirements.append(package)
-    return requirements
+def copy_code(model: str, folder: Path) -> set[str]:
+    """Copy raygf's Python files and those of the network ``model`` to ``folder``, as they are imported.
+
+    A network of one's own ("package.module:function") needs its package, and all that its files import, also
+    within functions. What is installed in site-packages is not copied: the names of those packages, as pip
+    knows them, are returned.
+    """
+    packages: set[str] = set()
+    own = [model.partition(":")[0].partition(".")[0]] if ":" in model else []
+    installed = packages_distributions() if own else {}
+    seen, todo = {"__main__", *sys.stdlib_module_names}, ["raygf", *own]
+    while todo:
+        name = todo.pop()
+        place = None if name in seen else _find(name)
+        seen.add(name)
+        if place is None:  # not here either
+            continue
+        if name != "raygf" and _INSTALLED & {*place.parts}:
+            packages.update(installed.get(name, ()))
+            continue
+        for file in [place] if place.is_file() else sorted(place.rglob("*.py")):
+            copy = folder / file.relative_to(place.parent)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+            if name != "raygf":
+                todo += _imports(file)
+    return packages
+
+
+def _find(name: str) -> Path | None:
+    """Folder or file of the top module ``name``."""
+    spec = find_spec(name)
+    places = [] if spec is None else [*(spec.submodule_search_locations or ()), spec.origin]
+    return Path(places[0]) if places and places[0] else None
+
+
+def _imports(file: Path) -> set[str]:
+    """The top modules that a Python file imports from elsewhere."""
+    names: set[str] = set()
+    with suppress(SyntaxError, ValueError):  # a template, or a module in binary form
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(node, ast.Import):
+                names.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module)
+    return {name.partition(".")[0] for name in names}

@@ -4,6 +4,7 @@ import re
 import sys
 from dataclasses import replace
 from math import ceil
+from pathlib import Path
 
 import click
 import pytest
@@ -137,6 +138,14 @@ def test_a_network_and_a_method_of_ones_own(mine, tmp_path, method):
     assert result.training_passes == pytest.approx(6 * spent[method.partition(":")[0]] / (3 * last))
     if "mine" in method:
         assert f"jobs/digits.py --model.name mine:two_exits --method {method}" in PAGES["method"]
+
+
+def test_the_page_of_serving_answers_from_a_run_and_from_its_segments(tracked_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(Path(tracked_run.result.checkpoint).parent)
+    exec(python_block("serving"), found := {})
+    assert found["answers"].label[:1] == found["logits"].argmax(1).numpy()
 
 
 def test_the_search_space_of_the_page_can_be_swept(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -96,9 +97,11 @@ def test_results_go_to_the_runs_page(tracked, run_job, tracking_uri):
     from mlflow import MlflowClient
 
     run_id, checkpoint = tracked
-    outcome = run_job("evaluate", "--checkpoint", checkpoint, "--out", "out")
+    outcome = run_job("evaluate", "--checkpoint", checkpoint, "--out", "out", "--log-model", "True")
     assert outcome.code == 0, outcome.err
-    assert outcome.notes == [f"note: Meta-GF: logged to run {run_id} in {tracking_uri}"]
+    model, note = outcome.notes
+    assert note == f"note: Meta-GF: logged to run {run_id} in {tracking_uri}"
+    assert re.match(r"note: ours-0: model models:/\S+\. Without a budget, an image may cost \d+ oper", model)
     client = MlflowClient(tracking_uri)
     logged = {item.path for item in client.list_artifacts(run_id, "evaluation")}
     names = [Path(path).name for path in outcome.result["files"]]
