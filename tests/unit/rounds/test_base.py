@@ -59,7 +59,7 @@ def counted(path, method):
     return counter.get_total_flops(), driver._spent(1)[0]
 
 
-@pytest.mark.parametrize("method", ["ge", "dfs", "delta-mean", "metagf"])
+@pytest.mark.parametrize("method", ["ge", "dfs", "pcgrad", "delta-mean", "metagf"])
 def test_a_round_takes_the_operations_that_are_counted_for_it(tmp_path, method):
     operations, passes = counted(tmp_path / "a", method)
     assert operations / counted(tmp_path / "b", "sgd")[0] == pytest.approx(passes, rel=0.1)
