@@ -25,7 +25,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ("--headless", "--no-sandbox", "--disable-quic", "--hide-scrollbars")
-CHARTS = "val_accuracy|fusion_weight"
+CHARTS = "accuracy_by_passes|fusion_weight"
 SIZE = (1500, 950)
 VIEW = {"width": SIZE[0], "height": SIZE[1], "deviceScaleFactor": 1, "mobile": False}
 # The UI opens its chat panel on the first visit. Without a mouse, charts show their toolbars all the time.

@@ -9,8 +9,9 @@ import platform
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -64,6 +65,8 @@ def software(device: str) -> dict[str, str]:
     found = re.search(r"model name\s*: (.+)", info)
     cpu = found[1] if found else platform.machine()
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    with suppress(PackageNotFoundError):
+        versions["ray"] = version("ray")
     name = torch.cuda.get_device_name() if device == "cuda" else cpu
     return {**versions, "cuda": torch.version.cuda or "none", "device": name}
 

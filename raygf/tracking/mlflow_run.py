@@ -237,24 +237,24 @@ def start_params(start: RunStart) -> dict[str, str | int]:
 
 
 def round_metrics(record: RoundRecord) -> dict[str, float]:
-    """The metrics of one round: under thirty for three exits, so that a person finds those that matter."""
-    metrics = {
-        **_averages("train", record.train),
-        "lr": record.lr,
-        "training_passes": float(record.training_passes),
-        "seconds/round": record.total_seconds,
-        **_with_average(BY_PASSES, (record.val or record.train).accuracy),
-    }
+    """The metrics of one round, in the order of the page: under thirty for three exits, accuracies first."""
     split, score = ("train", record.train) if record.val is None else ("val", record.val)
-    metrics |= _with_average(f"{split}_loss", score.loss) | _with_average(f"{split}_accuracy", score.accuracy)
+    metrics = _with_average(f"{split}_accuracy", score.accuracy) | _averages("train", record.train)
+    metrics |= _with_average(f"{split}_loss", score.loss)
     if record.fusion is not None:
         metrics |= {
+            **_per_exit("fusion_weight", record.fusion.mean_weight),
             "fusion_loss": record.fusion.loss,
             "conflict/before_fusion": record.fusion.conflict_before,
             "conflict/after_fusion": record.fusion.conflict_after,
-            **_per_exit("fusion_weight", record.fusion.mean_weight),
         }
-    return metrics
+    return {
+        **metrics,
+        "lr": record.lr,
+        "training_passes": float(record.training_passes),
+        "seconds/round": record.total_seconds,
+        **_with_average(BY_PASSES, score.accuracy),
+    }
 
 
 def end_metrics(end: RunEnd) -> dict[str, float]:
@@ -274,9 +274,9 @@ def _per_exit(name: str, values: Iterable[float]) -> dict[str, float]:
 
 
 def _with_average(name: str, values: Sequence[float]) -> dict[str, float]:
-    return {**_per_exit(name, values), f"{name}/average": sum(values) / len(values)}
+    return {f"{name}/average": sum(values) / len(values), **_per_exit(name, values)}
 
 
 def _averages(split: str, score: ExitScore) -> dict[str, float]:
-    kinds = {"loss": score.loss, "accuracy": score.accuracy}
+    kinds = {"accuracy": score.accuracy, "loss": score.loss}
     return {f"{split}_{kind}/average": sum(values) / len(values) for kind, values in kinds.items()}
