@@ -91,9 +91,9 @@ class Report:
 
 
 def summary(method: str, end: RunEnd) -> str:
-    """``96.31 % test accuracy on average, 97 % at the last exit; metagf, 40 rounds, 160 training passes``"""
+    """``96.31 % test accuracy on average, 97 % at the last exit; Meta-GF, 40 rounds, 160 training passes``"""
     average, last = 100 * sum(end.test.accuracy) / len(end.test.accuracy), 100 * end.test.accuracy[-1]
-    spent = f"{method}, {end.rounds} rounds, {passes_text(end.training_passes)} training passes"
+    spent = f"{method_title(method)}, {end.rounds} rounds, {passes_text(end.training_passes)} training passes"
     return f"{average:.2f} % test accuracy on average, {last:.2f} % at the last exit; {spent}"
 
 

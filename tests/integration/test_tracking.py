@@ -158,7 +158,7 @@ def check_params_and_tags(client, run_id):
 def check_description(client, run_id, store):
     description = client.get_run(run_id).data.tags["mlflow.note.content"]
     assert description.startswith("### raygf results: 85.00 % test accuracy on average, 90.00 % at the last ")
-    assert "exit; metagf, 2 rounds, 6 training passes\n\n| Exit " in description
+    assert "exit; Meta-GF, 2 rounds, 6 training passes\n\n| Exit " in description
     assert read(client, run_id, "results.md") in description
     download = f"mlflow artifacts download --run-id {run_id} --dst-path {run_id}"
     assert f"`MLFLOW_TRACKING_URI={store} {download}`" in description
@@ -223,7 +223,7 @@ def test_the_description_keeps_what_people_wrote_and_replaces_the_old_results(st
     assert (said, tags["raygf.training_passes"]) == ([], "9")
     description = tags["mlflow.note.content"]
     assert description.startswith("A trial with half the images.\n\n### raygf results: 85.00 % test ")
-    assert "metagf, 3 rounds, 9 training passes\n\n| Exit " in description
+    assert "Meta-GF, 3 rounds, 9 training passes\n\n| Exit " in description
     assert description.count("raygf results") == description.count("| Exit ") == 1
 
 
