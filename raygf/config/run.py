@@ -53,6 +53,7 @@ Name = Annotated[str, not_empty]
 
 Segmentation = Literal["tensor", "channel", "network"]
 Normalisation = Literal["softmax", "sigmoid"]
+AuxExits = Literal["all", "shallower", "none"]
 BatchNormStatistics = Literal["recalibrated", "weighted"]
 SEGMENTS: tuple[str, ...] = get_args(Segmentation)
 NORMALISATIONS: tuple[str, ...] = get_args(Normalisation)
@@ -162,8 +163,11 @@ class LossConfig(Section, name="loss"):
     """How the exits' cross-entropies are weighted while they train."""
 
     aux: NotNegative = 0.1
-    """Meta-GF: weight λ of the other exits' losses while one exit trains, relative to its own. 0 saves no
-    time today: the whole network runs all the same."""
+    """Meta-GF: weight λ of the other exits' losses while one exit trains, relative to its own."""
+    aux_exits: AuxExits = "all"
+    """Meta-GF: which other exits' losses an exit trains on. all: as in the paper; the whole network runs, with
+    aux = 0 too. shallower, none: an exit runs and updates only what its output (and the shallower ones')
+    depends on, and a round costs less."""
     coefficients: Literal["ones", "sdn"] = "ones"
     """ones: every exit counts alike. sdn: inner exits ramp from 0.01 over the run (SDN networks)."""
     distill: bool = False
@@ -175,6 +179,11 @@ class LossConfig(Section, name="loss"):
     kd_reduction: Literal["batchmean", "mean"] = "batchmean"
     """Distillation: batchmean, Hinton's form: KL as a mean over images. mean: also divided by the number of
     classes, as in the Meta-GF program (Table 5)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.distill and self.aux_exits != "all":
+            raise refuse("loss.aux_exits", self.aux_exits, "all with loss.distill: the deepest exit teaches")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from raygf.rounds.base import RoundMethod, RoundOutcome
 from raygf.training.exit_trainer import Executor, Trained
 from raygf.training.losses import decay_factor, loss_coefficients
 from raygf.training.network import Arrays, BoundNetwork, NetworkState, Vector, as_tensor, to_numpy
-from raygf.training.space import Segments
+from raygf.training.space import Segments, Stretches
 
 
 class DeltaRound(RoundMethod):
@@ -42,6 +42,10 @@ class DeltaRound(RoundMethod):
         self._executor = executor
         self._owned = owned
         self._segments = Segments(config.fusion.segments, bound.space)
+        self._parts = [
+            Stretches.of(bound.space, [config.loss.aux_exits == "all" or owns for owns in row])
+            for row in owned.tolist()
+        ]
         self._rule = self._make_rule()
         if config.fusion.batchnorm == "weighted":
             scaled_layers(bound.network, bound.space.names)  # refuses early what can't be merged
@@ -57,10 +61,13 @@ class DeltaRound(RoundMethod):
         """
         trained = self._executor.train(state, round, self._momenta)
         started = time.perf_counter()
-        deltas = [self._bound.tensor(update.delta) for update in trained.updates]
+        deltas = [
+            part.unpack(self._bound.tensor(update.delta))
+            for part, update in zip(self._parts, trained.updates, strict=True)
+        ]
         coefficients = loss_coefficients(round, self._config.rounds, len(deltas), self._config.loss)
         fused = self._fuse(state, deltas, coefficients, round)
-        merged = NetworkState(fused.vector.cpu().numpy(), self._merged_buffers(trained, fused))
+        merged = NetworkState(fused.vector.cpu().numpy(), self._merged_buffers(state, trained, fused))
         report = fusion_report(deltas, fused, self._segments, self._owned, coefficients)
         self._momenta = [update.momentum for update in trained.updates]
         seconds = {
@@ -112,9 +119,12 @@ class DeltaRound(RoundMethod):
             )
             return self._rule.fuse(task)
 
-    def _merged_buffers(self, trained: Trained, fused: Fused) -> Arrays:
+    def _merged_buffers(self, state: NetworkState, trained: Trained, fused: Fused) -> Arrays:
         if self._config.fusion.batchnorm == "recalibrated":
             return {name: to_numpy(value) for name, value in fused.buffers.items()}
-        exits = [{name: as_tensor(a) for name, a in u.buffers.items()} for u in trained.updates]
+        exits = [
+            {name: as_tensor(array) for name, array in {**state.buffers, **update.buffers}.items()}
+            for update in trained.updates
+        ]
         merged = weighted_statistics(self._bound.network, exits, fused.alpha, self._segments)
         return {name: value.numpy() for name, value in merged.items()}

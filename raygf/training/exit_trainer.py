@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from raygf.compute import (
@@ -27,6 +28,7 @@ from raygf.errors import ExitFailed
 from raygf.models.build import build_model
 from raygf.training.losses import decay_factor, exit_loss_weights, loss_coefficients, make_losses
 from raygf.training.network import Arrays, BoundNetwork, NetworkState, Vector, to_numpy
+from raygf.training.prefix import parts_of
 from raygf.training.sgd import FlatSGD, train_epoch
 
 
@@ -34,8 +36,9 @@ from raygf.training.sgd import FlatSGD, train_epoch
 class ExitUpdate:
     """What training one exit gave.
 
-    ``delta`` (P,): W_i − W, the expected gradient (paper, Eq. 13). ``buffers``: as they are after it.
-    ``momentum`` (P,): only if it is carried. ``loss`` and ``accuracy``: of this exit, in train mode.
+    ``delta``: W_i − W, the expected gradient (paper, Eq. 13), of the tensors that the exit owns, or (P,).
+    ``buffers``: those that have changed, as they are after it. ``momentum`` (P,): only if it is carried.
+    ``loss`` and ``accuracy``: of this exit, in train mode.
     """
 
     exit: int
@@ -56,6 +59,7 @@ class ExitTrainer:
         compute = resolve_compute(config.compute)
         make_repeatable(compute)
         self._bound = BoundNetwork(build_model(config.model, dataset.spec, config.seed), compute)
+        self._parts = parts_of(self._bound, dataset.spec.blank(2, compute.device), config.loss.aux_exits)
         self._batches = dataset.open(compute, config.batch_size, config.eval_batch_size)
 
     def train(
@@ -83,15 +87,14 @@ class ExitTrainer:
         """
         config, bound, started = self._config, self._bound, time.perf_counter()
         coefficients = loss_coefficients(round, config.rounds, exits, config.loss)
-        weights = torch.tensor(
-            exit_loss_weights(exit, coefficients, config.loss.aux), device=bound.compute.device
-        )
+        part, all_weights = self._parts[exit], exit_loss_weights(exit, coefficients, config.loss.aux)
+        weights = torch.tensor([all_weights[seen] for seen in part.exits], device=bound.compute.device)
         lr = config.optim.lr * decay_factor(round, config.rounds, config.optim)
         start = None if momentum is None else bound.tensor(momentum)
         key = ("exit", round, exit if order is None else order)
         with torch_threads(config.resources.cpus_per_exit), seeded_globals(config.seed, *key):
             bound.load(state)
-            optimizer = FlatSGD(bound, config.optim, lr, start)
+            optimizer = FlatSGD(bound, config.optim, lr, start, part.trained)
             score = train_epoch(
                 bound,
                 optimizer,
@@ -99,18 +102,24 @@ class ExitTrainer:
                 lambda losses: torch.autograd.backward(torch.stack(losses) @ weights),
                 where=f"{config.method}, exit {exit + 1}, round {round}",
                 losses_of=self._losses,
+                part=part,
             )
-            delta = (bound.vector - bound.tensor(state.vector)).cpu().numpy()
+            delta = part.owned.pack(bound.vector) - part.owned.pack(bound.tensor(state.vector))
         carried = optimizer.momentum if config.optim.carry_momentum else None
         return ExitUpdate(
             exit,
-            delta,
-            bound.buffer_arrays(),
-            score.loss[exit],
-            score.accuracy[exit],
+            delta.cpu().numpy(),
+            self._changed_buffers(state),
+            score.loss[part.exits.index(exit)],
+            score.accuracy[part.exits.index(exit)],
             time.perf_counter() - started,
             None if carried is None else to_numpy(carried),
         )
+
+    def _changed_buffers(self, state: NetworkState) -> Arrays:
+        """The buffers that the training has changed; those of deeper exits may have stayed."""
+        arrays = self._bound.buffer_arrays()
+        return {name: new for name, new in arrays.items() if not np.array_equal(new, state.buffers[name])}
 
 
 @dataclass(frozen=True)

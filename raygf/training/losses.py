@@ -110,11 +110,13 @@ def decay_factor(round: int, rounds: int, optim: OptimConfig) -> float:
 class Tally:
     """Losses and hits of batches. They stay on the device until the pass is over, so that no step waits.
 
-    With ``peers`` every worker adds those of its share; the score is that of all workers together.
+    With ``peers`` every worker adds those of its share; the score is that of all workers together. ``exits``
+    (from 0): whose losses they are, where not those of all.
     """
 
-    def __init__(self, peers: Peers = ALONE) -> None:
+    def __init__(self, peers: Peers = ALONE, exits: Sequence[int] | None = None) -> None:
         self._peers = peers
+        self._exits = exits
         self._losses: list[Tensor] = []
         self._hits: list[Tensor] = []
         self._sizes: list[int] = []
@@ -146,9 +148,10 @@ class Tally:
         history = self._history()
         bad = (~torch.isfinite(history)).nonzero()
         if len(bad):
-            step, exit = bad[0].tolist()
+            step, column = bad[0].tolist()
+            exit = column if self._exits is None else self._exits[column]
             raise NonFiniteError(
-                f"{where}: the loss of exit {exit + 1} became {history[step, exit]:g} at step {step + 1}; "
+                f"{where}: the loss of exit {exit + 1} became {history[step, column]:g} at step {step + 1}; "
                 f"{f'not finite after the last step: {bad_weight}; ' if bad_weight else ''}"
                 "lower optim.lr or set compute.precision to fp32"
             )

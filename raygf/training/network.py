@@ -5,7 +5,7 @@ The arrays are what is broadcast, returned and stored.
 
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,10 +65,12 @@ class BoundNetwork:
             parameters[name].data = view
             parameters[name].grad = grads[name]
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Every exit's logits (B, classes), in the configured number format."""
+    def forward(
+        self, images: Tensor, run: Callable[[Tensor], Sequence[Tensor]] | None = None
+    ) -> Sequence[Tensor]:
+        """Every exit's logits (B, classes), in the configured number format; or what ``run`` makes."""
         with self.compute.autocast():
-            logits: list[Tensor] = self.network(images)
+            logits: Sequence[Tensor] = (run or self.network)(images)
         return logits
 
     def forward_at(self, vector: Tensor, buffers: dict[str, Tensor], images: Tensor) -> list[Tensor]:

@@ -15,6 +15,8 @@ from raygf.records import ExitScore
 from raygf.training.losses import ExitLosses, Tally, exit_hits, exit_losses
 from raygf.training.network import BoundNetwork, not_finite
 from raygf.training.peers import share_of
+from raygf.training.prefix import Part
+from raygf.training.space import Stretches
 
 Backward = Callable[[list[Tensor]], None]
 """Takes the n exits' losses of one batch, scalars, and leaves the update direction in the network's ``grad``.
@@ -31,6 +33,7 @@ def train_epoch(
     backward: Backward,
     where: str,
     losses_of: ExitLosses = exit_losses,
+    part: Part | None = None,
 ) -> ExitScore:
     """Run ``batches`` through the network in train mode, one update each; return the exits' mean scores.
 
@@ -42,16 +45,17 @@ def train_epoch(
         backward: turns the losses of a batch into an update direction.
         where: names the training in errors, such as "metagf, exit 2, round 7".
         losses_of: what the exits train on.
+        part: what of the network is run; losses and scores are then those of its exits.
 
     Raises:
         NonFiniteError: a loss, a gradient or the final vector is not finite; names the step.
     """
     bound.network.train()
-    tally = Tally(bound.peers)
+    tally = Tally(bound.peers, part.exits if part else None)
     for batch in batches:
         images, labels, weight = share_of(batch, bound.peers)
         optimizer.zero_grad()
-        logits = bound.forward(images)
+        logits = bound.forward(images, part.forward if part else None)
         losses = [loss * weight for loss in losses_of(logits, labels)]
         try:
             backward(losses)
@@ -70,13 +74,27 @@ class FlatSGD:
     """
 
     def __init__(
-        self, bound: BoundNetwork, optim: OptimConfig, lr: float, momentum: Tensor | None = None
+        self,
+        bound: BoundNetwork,
+        optim: OptimConfig,
+        lr: float,
+        momentum: Tensor | None = None,
+        trained: Stretches | None = None,
     ) -> None:
-        """``momentum`` (P,): the buffer to start from, which is copied; by default it starts from zero."""
+        """
+        Args:
+            momentum: (P,) the buffer to start from, which is copied; by default it starts from zero.
+            trained: what is updated; by default all.
+        """
         self._bound = bound
         self._optim = optim
         self._lr = lr
-        self._buffers = [None if momentum is None else momentum.clone()] if optim.momentum else []
+        self._trained = trained or Stretches.of(bound.space, [True] * len(bound.space.slots))
+        self._vectors, self._grads = self._trained.cut(bound.vector), self._trained.cut(bound.grad)
+        self._buffers: list[Tensor | None] = []
+        if optim.momentum:
+            none: list[Tensor | None] = [None] * len(self._vectors)
+            self._buffers = none if momentum is None else [*self._trained.cut(momentum.clone())]
 
     def zero_grad(self) -> None:
         """Clear the gradients, keeping their memory."""
@@ -86,8 +104,8 @@ class FlatSGD:
     def step(self) -> None:
         """One update."""
         sgd(
-            [self._bound.vector],
-            [self._bound.grad],
+            self._vectors,
+            self._grads,
             self._buffers,
             fused=True,
             weight_decay=self._optim.weight_decay,
@@ -101,4 +119,5 @@ class FlatSGD:
     @property
     def momentum(self) -> Tensor | None:
         """The momentum buffer (P,); None before the first step or without momentum."""
-        return self._buffers[0] if self._buffers else None
+        buffers = [buffer for buffer in self._buffers if buffer is not None]
+        return self._trained.unpack(torch.cat(buffers)) if buffers else None

@@ -69,6 +69,44 @@ class FlatSpace:
         return {slot.name: part.view(slot.shape) for slot, part in zip(self.slots, parts, strict=True)}
 
 
+class Stretches:
+    """Some tensors of a flat space as stretches of the flat vector; ``size``: their elements in all."""
+
+    def __init__(self, space: FlatSpace, spans: Sequence[slice]) -> None:
+        self._whole = space.size
+        self._spans = spans
+        self.size = sum(span.stop - span.start for span in spans)
+
+    @classmethod
+    def of(cls, space: FlatSpace, chosen: Sequence[bool]) -> Stretches:
+        """The tensors that are ``chosen`` (T,); neighbours become one stretch."""
+        spans: list[slice] = []
+        for slot, wanted in zip(space.slots, chosen, strict=True):
+            if wanted and spans and spans[-1].stop == slot.start:
+                spans[-1] = slice(spans[-1].start, slot.stop)
+            elif wanted:
+                spans.append(slice(slot.start, slot.stop))
+        return cls(space, spans)
+
+    def cut(self, vector: Tensor) -> list[Tensor]:
+        """``vector`` (P,) as its stretches, which share its memory."""
+        return [vector[span] for span in self._spans]
+
+    def pack(self, vector: Tensor) -> Tensor:
+        """The stretches of ``vector`` (P,) in one (``size``,), which is ``vector`` if that is all of it."""
+        return vector if self.size == self._whole else torch.cat(self.cut(vector))
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """``packed`` (``size``,) as a vector (P,) that is 0 elsewhere."""
+        if self.size == self._whole:
+            return packed
+        vector, start = packed.new_zeros(self._whole), 0
+        for part in self.cut(vector):
+            part.copy_(packed[start : start + len(part)])
+            start += len(part)
+        return vector
+
+
 SegmentKind = Literal["tensor", "channel", "network"]
 
 _BLOCK = 1 << 17  # elements: the running sum of a block stays in the CPU's cache
