@@ -164,10 +164,6 @@ class LossConfig(Section, name="loss"):
 
     aux: NotNegative = 0.1
     """Meta-GF: weight λ of the other exits' losses while one exit trains, relative to its own."""
-    aux_exits: AuxExits = "all"
-    """Meta-GF: which other exits' losses an exit trains on. all: as in the paper; the whole network runs, with
-    aux = 0 too. shallower, none: an exit runs and updates only what its output (and the shallower ones')
-    depends on, and a round costs less."""
     coefficients: Literal["ones", "sdn"] = "ones"
     """ones: every exit counts alike. sdn: inner exits ramp from 0.01 over the run (SDN networks)."""
     distill: bool = False
@@ -179,6 +175,10 @@ class LossConfig(Section, name="loss"):
     kd_reduction: Literal["batchmean", "mean"] = "batchmean"
     """Distillation: batchmean, Hinton's form: KL as a mean over images. mean: also divided by the number of
     classes, as in the Meta-GF program (Table 5)."""
+    aux_exits: AuxExits = "all"
+    """Meta-GF: which other exits' losses an exit trains on. all: as in the paper; the whole network runs,
+    also with aux = 0. shallower, none: an exit runs and updates only what its output (and the shallower
+    ones') depends on, and a round costs less."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

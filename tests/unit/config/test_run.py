@@ -146,6 +146,7 @@ OTHERS = {  # what a field allows beyond what its type says
     "model.weights": st.just("") | WORDS,
     "resources.address": st.just("") | WORDS,
     "data.crop": st.integers(4, 64),
+    "loss.aux_exits": st.just("all"),
     "data.resize": st.integers(64, 999),
     "resources.gpus_per_exit": st.none() | st.sampled_from([0.0, 0.25, 1.0, 2.0]),
     "resources.driver_gpus": st.none() | st.sampled_from([0.0, 0.25, 1.0, 2.0]),

@@ -26,7 +26,7 @@ STEP = OptimConfig(lr=0.05, momentum=0.9, weight_decay=1e-3)
 
 def trained(model, aux_exits, aux, exit):
     """The exit's delta as a whole vector (P,), 0 where nothing is sent, and the trainer that made it."""
-    config = replace(run_config(), model=model, optim=STEP, loss=LossConfig(aux, aux_exits))
+    config = replace(run_config(), model=model, optim=STEP, loss=LossConfig(aux, aux_exits=aux_exits))
     trainer = ExitTrainer(config, dataset())
     state = bound(model).state()
     update = trainer.train(state, exit, 3, 1)
@@ -56,7 +56,9 @@ def test_an_exit_alone_moves_as_in_the_whole_network_with_no_weight_on_the_other
 def test_shallower_exits_pull_too_and_deeper_ones_do_not():
     """One step by hand, on ``CE_2 + λ CE_1``."""
     network = bind(seed=0)
-    config = replace(run_config(), optim=OptimConfig(0.1, 0.0, 0.0), loss=LossConfig(0.5, "shallower"))
+    config = replace(
+        run_config(), optim=OptimConfig(0.1, 0.0, 0.0), loss=LossConfig(0.5, aux_exits="shallower")
+    )
     data = dataset(train=4)
     update = ExitTrainer(config, data).train(network.state(), 1, 3, 1)
     before = network.vector.clone()
