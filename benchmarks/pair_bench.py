@@ -118,6 +118,9 @@ class FirstRoundOnce:
         self._executor = executor
         self._first: Trained | None = None
 
+    def begin(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> None:
+        """See ``Executor.begin``."""
+
     def train(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> Trained:
         """See ``Executor.train``."""
         if round > 1:

@@ -39,6 +39,9 @@ class RoundMethod(ABC):
             NonFiniteError: a loss or weight is not finite; ``restore`` takes back what has changed.
         """
 
+    def begin(self, state: NetworkState, round: int) -> None:  # noqa: B027 - not every method can
+        """Let others start on what ``run`` will be called with next, and return at once."""
+
     @abstractmethod
     def arrays(self) -> Arrays:
         """What must be stored so that the next round continues as if nothing had happened."""

@@ -79,6 +79,9 @@ class DeltaRound(RoundMethod):
         losses, accuracies = zip(*((u.loss, u.accuracy) for u in trained.updates), strict=True)
         return RoundOutcome(merged, ExitScore(losses, accuracies), seconds, report, trained.notes)
 
+    def begin(self, state: NetworkState, round: int) -> None:
+        self._executor.begin(state, round, self._momenta)
+
     def arrays(self) -> Arrays:
         """The rule's arrays and carried momenta."""
         carried = {f"momentum_{i}": m for i, m in enumerate(self._momenta) if m is not None}

@@ -124,8 +124,7 @@ class Driver(DriverHandle):
             ExitFailed, StorageLost, MemoryExhausted, RunFailed: a round could not be done; the last
                 checkpoint stands.
         """
-        last = min(self._config.rounds, self._config.stop_after or self._config.rounds)
-        while self._round < last:
+        while self._round < self._last:
             round = self._round + 1
             with self._working(f"in round {round}"):
                 record = self._one_round(round, run_id)
@@ -198,8 +197,14 @@ class Driver(DriverHandle):
             software=software(compute.device),
         )
 
+    @property
+    def _last(self) -> int:
+        return min(self._config.rounds, self._config.stop_after or self._config.rounds)
+
     def _one_round(self, round: int, run_id: str) -> RoundRecord:
         outcome = self._attempt(round)
+        if round < self._last:  # the exits train while this round is evaluated and stored
+            self._method.begin(outcome.state, round + 1)
         started = time.perf_counter()
         val = None
         if self._peers.first and self._dataset.count("val"):

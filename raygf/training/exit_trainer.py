@@ -126,8 +126,8 @@ class ExitTrainer:
 class Trained:
     """One round's updates in the order of the exits; how long it took, and what went wrong on the way.
 
-    ``broadcast_s`` is the time to hand the state out, ``train_s`` the longest training, ``wait_s`` the rest:
-    queueing, transfers, retries.
+    ``broadcast_s`` is the time to hand the state out, ``train_s`` the longest training as far as it was
+    waited for, ``wait_s`` the rest: queueing, transfers, retries.
     """
 
     updates: tuple[ExitUpdate, ...]
@@ -139,6 +139,10 @@ class Trained:
 
 class Executor(Protocol):
     """Trains all exits of a round from one state."""
+
+    def begin(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> None:
+        """Start on what ``train`` will be called with next, where others do it, and return at once."""
+        ...
 
     def train(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> Trained:
         """Train exits 0 … len(momenta) − 1 from ``state``; returns only when all are there.
@@ -160,6 +164,9 @@ class LocalExecutor:
     def __init__(self, config: RunConfig, dataset: Dataset) -> None:
         self._trainer = ExitTrainer(config, dataset)
         self._batch_size = config.batch_size
+
+    def begin(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> None:
+        """Nothing: this process has its hands full."""
 
     def train(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> Trained:
         """Train the exits one after the other; their times add up."""

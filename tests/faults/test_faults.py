@@ -85,8 +85,9 @@ def test_driver_is_killed_while_and_after_it_writes(survive, config, undisturbed
         said = rf"driver restarted in round {round}: {_DIED}"
         assert any(re.fullmatch(said, note) for note in notes), notes
     assert len([text for text in run.said if "starting it again, from the last checkpoint" in text]) == 2
-    # Trained again was only what had no checkpoint yet.
-    assert [len(run.faults.logged(f"ended-{round}")) // EXITS for round in range(1, 5)] == [1, 2, 1, 1]
+    # Trained again was only what had no checkpoint yet; the round after had perhaps begun.
+    ended = [len(run.faults.logged(f"ended-{round}")) / EXITS for round in range(1, 5)]
+    assert ended[:2] == [1, 2] and 1 <= ended[2] <= 2 and 1 <= ended[3] <= 2
     store = CheckpointStore(config.storage.path, config.storage.name, config.storage.keep)
     newest, _ = store.newest()
     assert newest is not None and newest.meta["run_id"] == "a-run"
