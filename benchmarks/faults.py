@@ -142,12 +142,12 @@ class FaultyBatches:
     inner: BatchSource
     faults: Faults
 
-    def train(self, seed: int, *key: str | int) -> Iterator[Batch]:
+    def train(self, seed: int, *key: str | int, images: int | None = None) -> Iterator[Batch]:
         """See ``BatchSource``; ``key`` is ("exit", round, exit), the exit from 0."""
         _, round, exit = key
         assert isinstance(round, int) and isinstance(exit, int)
         self.faults.log(f"began-{round}", exit + 1)
-        for step, (images, labels) in enumerate(self.inner.train(seed, *key), start=1):
+        for step, (images, labels) in enumerate(self.inner.train(seed, *key, images=images), start=1):
             fault = self.faults.due(target="exit", exit=exit + 1, round=round, step=step)
             if fault is not None:
                 suffer(fault.verb)

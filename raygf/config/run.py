@@ -212,6 +212,8 @@ class FusionConfig(Section, name="fusion"):
     """Step length ε along the fused delta."""
     batchnorm: BatchNormStatistics = "recalibrated"
     """BatchNorm statistics: gathered during the fusion pass, or the exits' own averaged by fusion weight."""
+    images: Annotated[int, Limits(2, 1000 * MILLION)] | None = None
+    """Training images of the fusion pass, drawn anew in every round; by default all."""
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,11 @@ class InputSpec:
 class BatchSource(Protocol):
     """Batches of one data set on one device: images float32 (B, C, H, W), normalised; labels int64 (B,)."""
 
-    def train(self, seed: int, *key: str | int) -> Iterator[Batch]:
-        """One epoch, shuffled and augmented by the random stream ``key`` of run ``seed``."""
+    def train(self, seed: int, *key: str | int, images: int | None = None) -> Iterator[Batch]:
+        """One epoch, shuffled and augmented by the random stream ``key`` of run ``seed``.
+
+        ``images``: end it after so many, which the order draws.
+        """
         ...
 
     def evaluate(self, split: SplitName) -> Iterator[Batch]:

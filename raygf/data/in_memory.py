@@ -69,8 +69,10 @@ class DeviceBatches:
         self._stores: dict[SplitName, _Store] = {}
         self._normalise = Normaliser(data.statistics, compute)
 
-    def train(self, seed: int, *key: str | int) -> Iterator[Batch]:
+    def train(self, seed: int, *key: str | int, images: int | None = None) -> Iterator[Batch]:
         """One epoch of the training split, shuffled and augmented by the stream ``key`` of run ``seed``.
+
+        ``images``: end it after so many, which the order draws.
 
         Every image comes exactly once. A last batch of a single image joins the one before it, because
         BatchNorm can't normalise one value.
@@ -79,7 +81,7 @@ class DeviceBatches:
             DataError: there are fewer than two training images.
         """
         count = self._data.count("train")
-        edges = batch_edges(count, self._batch_size)
+        edges = batch_edges(min(count, images or count), self._batch_size)
         draws = draw_epoch(count, self._data.pad, self._data.flip, generator(seed, *key))
         return self._train(edges, draws.to(self._device))
 

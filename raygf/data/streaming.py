@@ -15,7 +15,7 @@ from raygf.data.base import Batch, ChannelStatistics, InputSpec, Normaliser, Spl
 from raygf.data.in_memory import batch_edges
 from raygf.data.pixels import evaluation_view, training_view
 from raygf.data.stores import FolderStore, Part
-from raygf.data.workers import Failure, Key, Pass, WorkerPool, in_order, shuffled
+from raygf.data.workers import Failure, Key, Order, Pass, WorkerPool, in_order, shuffled
 from raygf.errors import DataError
 
 STATISTICS = ChannelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -120,8 +120,10 @@ class StreamedBatches:
         self.undecodable: set[str] = set()
         """All images that were left out so far, as they are named in the warnings."""
 
-    def train(self, seed: int, *key: str | int) -> Iterator[Batch]:
+    def train(self, seed: int, *key: str | int, images: int | None = None) -> Iterator[Batch]:
         """One epoch of the training split, shuffled and augmented by the stream ``key`` of run ``seed``.
+
+        ``images``: end it after so many, which the order draws.
 
         Every image comes exactly once, and the same bits with any number of workers. A last batch of a
         single image joins the one before it.
@@ -130,9 +132,10 @@ class StreamedBatches:
             DataError: there are fewer than two training images; and while it runs, see ``evaluate``.
         """
         part = self._data.train
-        edges = batch_edges(len(part), self._batch_size)
-        order = shuffled(part.images, part.units, _window(part), generator(seed, *key))
-        return self._run(Pass("train", order, edges, (seed, *key)))
+        count = min(len(part), images or len(part))
+        whole = shuffled(part.images, part.units, _window(part), generator(seed, *key))
+        order = Order(whole.images[:count], whole.visits[:count])
+        return self._run(Pass("train", order, batch_edges(count, self._batch_size), (seed, *key)))
 
     def evaluate(self, split: SplitName) -> Iterator[Batch]:
         """One pass over a split in its own order, without augmentation; nothing if the split is empty.

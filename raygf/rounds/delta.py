@@ -115,7 +115,7 @@ class DeltaRound(RoundMethod):
                 self._bound.tensor(state.vector),
                 deltas,
                 self._bound.buffer_tensors(state.buffers),
-                self._batches.train(config.seed, "fuse", round),
+                self._batches.train(config.seed, "fuse", round, images=config.fusion.images),
                 config.fusion.lr * decay_factor(round, config.rounds, config.optim),
                 torch.tensor(coefficients, device=self._bound.compute.device),
                 where=f"{config.method}, fusion pass, round {round}",

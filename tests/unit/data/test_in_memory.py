@@ -69,6 +69,16 @@ def test_equal_keys_give_equal_batches_in_every_open_and_others_do_not():
         assert bits(data.open(CPU, 8, 4).train(seed, *key)) != first
 
 
+@pytest.mark.parametrize(("images", "sizes"), [(2, [2]), (16, [8, 8]), (17, [8, 9]), (99, [8, 8, 4])])
+def test_fewer_images_are_the_first_of_the_epochs_order(images, sizes):
+    data = make_set(train=20, pad=2, flip=True)
+    whole = joined(epoch(data, "fuse", 1))
+    some = list(data.open(CPU, 8, 4).train(0, "fuse", 1, images=images))
+    assert [len(labels) for _, labels in some] == sizes
+    for mine, all_ in zip(joined(some), whole, strict=True):
+        assert torch.equal(mine, all_[: sum(sizes)])
+
+
 def test_an_epoch_is_its_draws_applied_image_by_image():
     data = make_set(train=0, pad=2, flip=True)
     data.train = make_split(21, (3, 6, 8))

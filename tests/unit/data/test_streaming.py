@@ -112,6 +112,14 @@ def test_the_same_bits_with_any_number_of_workers(sets, source):
     assert made[0] == made[1] == made[2] == made[3]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_fewer_images_are_the_first_of_the_epochs_order(sets, workers):
+    batches = open_set(sets["shards"], batch=7, workers=workers)
+    whole, some = joined(batches.train(0, "fuse", 1)), joined(batches.train(0, "fuse", 1, images=9))
+    assert torch.equal(some[0], whole[0][:9]) and torch.equal(some[1], whole[1][:9])
+    batches.close()
+
+
 def test_seed_and_key_decide_the_order_and_the_augmentation(sets):
     batches = open_set(sets["shards"])
     first, again = (bits(batches.train(0, "a", 1)) for _ in range(2))

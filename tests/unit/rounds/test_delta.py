@@ -67,6 +67,34 @@ def test_the_fusion_minimises_what_joint_sgd_does():
     assert report.loss == pytest.approx(np.dot(coefficients, fused.score.loss))
 
 
+@pytest.mark.parametrize(("images", "steps"), [(8, 2), (20, 5), (None, 5)])
+def test_eta_is_fitted_on_as_many_images_as_are_set(images, steps):
+    step = make(run_config(fusion=FusionConfig(images=images)))
+    outcome = step.run(STATE, 1)
+    assert step.arrays()["adam_steps"] == steps
+    if steps == 5:
+        assert np.array_equal(outcome.state.vector, make(run_config()).run(STATE, 1).state.vector)
+
+
+@pytest.mark.parametrize("aux_exits", ["shallower", "none"])
+@pytest.mark.parametrize("batchnorm", ["recalibrated", "weighted"])
+def test_parts_are_merged_as_whole_vectors_are(aux_exits, batchnorm):
+    loss = LossConfig(aux_exits=aux_exits)
+    config = run_config(loss=loss, fusion=FusionConfig(batchnorm=batchnorm))
+    step = make(config)
+    trained = step._executor.train(STATE, 1, [None] * 3)
+    sizes = [len(update.delta) for update in trained.updates]
+    assert sizes[0] < sizes[1] < sizes[2] <= STATE.vector.size
+    merged = step.run(STATE, 1).state
+    space, owned = bind().space, owners_of(bind())
+    whole = [part.unpack(as_tensor(u.delta)) for part, u in zip(step._parts, trained.updates, strict=True)]
+    for slot, owners in zip(space.slots, owned.T, strict=True):
+        if owners.sum() == 1:  # a head, or the deepest stage: its owner's own step
+            mine = whole[int(owners.nonzero())][slot.start : slot.stop]
+            assert_close(as_tensor(merged.vector - STATE.vector)[slot.start : slot.stop], mine)
+    assert merged.buffers.keys() == STATE.buffers.keys()
+
+
 @pytest.mark.parametrize("carry", [False, True])
 def test_arrays_and_restore_continue_the_run(carry):
     config = run_config(optim=OptimConfig(carry_momentum=carry))
