@@ -147,12 +147,12 @@ class FaultyBatches:
         _, round, exit = key
         assert isinstance(round, int) and isinstance(exit, int)
         self.faults.log(f"began-{round}", exit + 1)
-        for step, (images, labels) in enumerate(self.inner.train(seed, *key, images=images), start=1):
+        for step, (pixels, labels) in enumerate(self.inner.train(seed, *key, images=images), start=1):
             fault = self.faults.due(target="exit", exit=exit + 1, round=round, step=step)
             if fault is not None:
                 suffer(fault.verb)
             bad = fault is not None and fault.verb == "nan"
-            yield (images * float("nan") if bad else images), labels
+            yield (pixels * float("nan") if bad else pixels), labels
         self.faults.log(f"ended-{round}", exit + 1)
 
     def evaluate(self, split: SplitName) -> Iterator[Batch]:
