@@ -10,7 +10,6 @@ from raygf.evaluation.loading import LoadedRun
 from raygf.fusion.conflict import segment_gramians, share_before, share_of_repeats
 from raygf.methods.registry import is_step_method
 from raygf.training.exit_trainer import ExitTrainer
-from raygf.training.network import as_tensor
 from raygf.training.space import Segments
 
 
@@ -56,7 +55,7 @@ def measure_noise(run: LoadedRun) -> OrderNoise | None:
         for exit in range(exits):
             momentum = start.method.get(f"momentum_{exit}")
             update = trainer.train(start.network, exit, exits, round, momentum, order)
-            deltas.append(as_tensor(update.delta))
+            deltas.append(trainer.whole(update))
     grams = segment_gramians(deltas, Segments("tensor", run.bound.space))
     own, common = grams[:, :exits, :exits], grams[:, exits:, exits:]
     return OrderNoise(

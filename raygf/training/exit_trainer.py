@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from raygf.compute import (
     EXIT_KNOBS,
@@ -27,7 +28,7 @@ from raygf.data.base import Dataset
 from raygf.errors import ExitFailed
 from raygf.models.build import build_model
 from raygf.training.losses import decay_factor, exit_loss_weights, loss_coefficients, make_losses
-from raygf.training.network import Arrays, BoundNetwork, NetworkState, Vector, to_numpy
+from raygf.training.network import Arrays, BoundNetwork, NetworkState, Vector, as_tensor, to_numpy
 from raygf.training.prefix import parts_of
 from raygf.training.sgd import FlatSGD, train_epoch
 
@@ -115,6 +116,10 @@ class ExitTrainer:
             time.perf_counter() - started,
             None if carried is None else to_numpy(carried),
         )
+
+    def whole(self, update: ExitUpdate) -> Tensor:
+        """The update's delta as a vector (P,), 0 where the exit owns nothing."""
+        return self._parts[update.exit].owned.unpack(as_tensor(update.delta))
 
     def _changed_buffers(self, state: NetworkState) -> Arrays:
         """The buffers that the training has changed; those of deeper exits may have stayed."""
