@@ -70,7 +70,7 @@ def evaluate_run(run: LoadedRun, with_importance: bool = True, with_noise: bool 
     learned = learned_weights(run)
     images, history = run.dataset.count("train"), read_history(run.checkpoint.meta)
     unit = images * JointSGD.operations(operations)
-    per_round = images * operations_per_round(run.config, operations)
+    per_round = images * operations_per_round(run.config, operations, images)
     spent = run.checkpoint.round * per_round
     for entry in history:  # earlier versions counted passes over the training images
         spent = entry.get("training_operations") or entry["round"] * per_round

@@ -80,17 +80,20 @@ def is_step_method(name: str) -> bool:
     return name not in ROUND_METHODS and not name.startswith(DELTA)
 
 
-def operations_per_round(config: RunConfig, costs: Sequence[int]) -> int:
+def operations_per_round(config: RunConfig, costs: Sequence[int], images: int = 0) -> int:
     """What a round of ``config`` takes for every training image; divided by joint SGD's: training passes.
 
-    ``costs``: F (n,), of the forward pass up to each exit. A step of the user's own counts as joint SGD's;
+    ``costs``: F (n,), of the forward pass up to each exit. ``images``: how many there are; 0: not
+    known, and all go through the fusion pass. A step of the user's own counts as joint SGD's;
     ``RoundMethod.operations`` knows better.
     """
     if is_step_method(config.method):
         return (GramianMethod if config.method in WEIGHTINGS else JointSGD).operations(costs)
     epoch = JointSGD.operations(costs)
     fusion = epoch if config.method == "metagf" else costs[-1]  # without learning it only goes forward
-    return len(costs) * epoch + fusion
+    share = min(1.0, (config.fusion.images or images) / images) if images else 1.0
+    trained = costs if config.loss.aux_exits != "all" else [costs[-1]] * len(costs)
+    return sum(JointSGD.operations([cost]) for cost in trained) + round(share * fusion)
 
 
 def make_step_method(name: str, setting: Setting) -> StepMethod:

@@ -28,8 +28,9 @@ class RoundOutcome:
 class RoundMethod(ABC):
     """One round of training; may keep arrays (fusion weights, momentum) that belong to the checkpoint."""
 
-    operations: Callable[[Sequence[int]], int]
-    """What a round takes for every training image, from the operations up to each exit (n,)."""
+    operations: Callable[[Sequence[int], int], int]
+    """What a round takes for every training image: from the operations up to each exit (n,), and how many
+    images there are."""
 
     @abstractmethod
     def run(self, state: NetworkState, round: int) -> RoundOutcome:

@@ -266,8 +266,9 @@ class Driver(DriverHandle):
     def _spent(self, rounds: int) -> tuple[float, int]:
         """Training passes and operations of so many rounds; one that was skipped has cost as much."""
         costs = [cost.operations for cost in self._costs]
-        operations = rounds * self._method.operations(costs)
-        return operations / JointSGD.operations(costs), operations * self._dataset.count("train")
+        images = self._dataset.count("train")
+        operations = rounds * self._method.operations(costs, images)
+        return operations / JointSGD.operations(costs), operations * images
 
     def _save(self, record: RoundRecord, state: NetworkState, run_id: str) -> tuple[str, ...]:
         """Write the checkpoint of ``record``'s round; it can't yet know how long its own writing takes."""

@@ -39,7 +39,7 @@ class StepRound(RoundMethod):
         self._losses = make_losses(config.loss)
         method = make_step_method(config.method, self._setting)  # refuses early what can't be used
         method.close()
-        self.operations = method.operations
+        self.operations = lambda costs, images: method.operations(costs)
         self._momentum: Tensor | None = None
 
     def run(self, state: NetworkState, round: int) -> RoundOutcome:

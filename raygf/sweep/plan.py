@@ -78,7 +78,8 @@ class Plan:
     what is swept. ``exits``: of the network; ``actors``: exit actors of a trial whose method trains exits.
     ``trials``: how many there are. ``parent``: the sweep's run in MLflow, empty if nothing is tracked.
     ``ranges``: what each field may be, for people. ``costs``: operations up to each exit, none in plans of
-    earlier versions. ``own``: operations a round and image of methods that are the user's own.
+    earlier versions. ``own``: operations a round and image of methods that are the user's own. ``images``:
+    those to train on.
     """
 
     recipe: str
@@ -94,6 +95,7 @@ class Plan:
     ranges: dict[str, str] = field(default_factory=dict)
     costs: tuple[int, ...] = ()
     own: dict[str, int] = field(default_factory=dict)
+    images: int = 0
 
     @property
     def judged(self) -> str:
@@ -111,7 +113,7 @@ class Plan:
 
     def _operations(self, run: RunConfig) -> int:
         costs = self.costs or (1,) * self.exits
-        return self.own.get(run.method) or operations_per_round(run, costs)
+        return self.own.get(run.method) or operations_per_round(run, costs, self.images)
 
     def exit_bundles(self, values: Values) -> int:
         """Exit actors of a trial with ``values``; methods within a step have none."""

@@ -29,7 +29,7 @@ from raygf.training.losses import loss_coefficients
 from raygf.training.network import BoundNetwork
 from raygf.training.space import find_ownership
 
-Probed = tuple[tuple[int, ...], dict[str, int], list[str]]
+Probed = tuple[tuple[int, ...], int, dict[str, int], list[str]]
 _WAIT_S = 300.0
 
 
@@ -55,7 +55,7 @@ def prepare(
     runs = [end_runs(axes, command) for axes in alternatives]
     trains_exits = not all(is_step_method(run.method) for some in runs for run in some)
     check_fits(resources, int(trains_exits), concurrent, nodes)
-    costs, own, problems = probe_remotely(command.run, [run for some in runs for run in some])
+    costs, images, own, problems = probe_remotely(command.run, [run for some in runs for run in some])
     alternatives, dropped = _usable(alternatives, [[problems.pop(0) for _ in some] for some in runs])
     check_metric(space.metric, space.mode, len(costs))
     actors, few = actors_per_trial(resources, len(costs) if trains_exits else 0, concurrent, nodes)
@@ -71,6 +71,7 @@ def prepare(
         ranges=ranges_of(alternatives),
         costs=costs,
         own=own,
+        images=images,
     )
     for axes in alternatives:
         plan.trial_run("", ends(axes)[0])  # there must be passes for a round
@@ -126,8 +127,8 @@ def probe(run: RunConfig, trials: Sequence[RunConfig]) -> Probed:
     """Load the data and build the network of ``run``, then the method of each of ``trials`` on it.
 
     Returns:
-        Operations up to each exit; those of a round for one image, of each method that is the user's own; for
-        each trial what is wrong with it, "" if nothing is.
+        Operations up to each exit; the number of training images; operations of a round for one image, of
+        each method that is the user's own; for each trial what is wrong with it, "" if nothing is.
 
     Raises:
         UserError: the data, the network or the device can't be used.
@@ -148,11 +149,11 @@ def probe(run: RunConfig, trials: Sequence[RunConfig]) -> Probed:
                 if is_step_method(trial.method):
                     made = StepRound(trial, bound, batches, owned)
                     if ":" in trial.method:
-                        own[trial.method] = made.operations(costs)
+                        own[trial.method] = made.operations(costs, dataset.count("train"))
                 else:
                     DeltaRound(trial, bound, batches, executor, owned)
             except (ConfigError, ValueError) as error:
                 return str(error)
             return ""
 
-        return costs, own, [problem(trial) for trial in trials]
+        return costs, dataset.count("train"), own, [problem(trial) for trial in trials]

@@ -18,7 +18,7 @@ from tiny_network import (
 )
 from torch.testing import assert_close
 
-from raygf.config.run import LossConfig
+from raygf.config.run import FusionConfig, LossConfig
 from raygf.errors import ConfigError, NonFiniteError
 from raygf.methods import registry
 from raygf.methods.base import JointSGD, weigh
@@ -63,7 +63,13 @@ def test_a_rounds_operations_by_hand(name):
     known = by_name | {MINE: joint}  # until it is made
     assert operations_per_round(run_config(method=name), costs) == known.get(name, 3 * joint + 60)
     if is_step_method(name):
-        assert step_round(bind(), method=name).operations(costs) == by_name.get(name, gramian)
+        assert step_round(bind(), method=name).operations(costs, 9) == by_name.get(name, gramian)
+
+
+@pytest.mark.parametrize(("images", "fusion"), [(0, 180), (40, 45), (5, 180)])
+def test_parts_of_the_network_and_fewer_images_cost_less(images, fusion):
+    config = run_config(loss=LossConfig(aux_exits="none"), fusion=FusionConfig(images=10))
+    assert operations_per_round(config, (10, 30, 60), images) == 3 * (10 + 30 + 60) + fusion
 
 
 def direction(name, build=three_exits):

@@ -95,6 +95,6 @@ def test_a_value_that_the_network_refuses_is_an_error(nodes):
 
 def test_probing_leaves_torch_as_it_was(nodes):
     before = torch.get_num_threads()
-    costs, own, problems = probe(RUN, [RUN, replace(RUN, method="nope:nope")])
+    costs, _, own, problems = probe(RUN, [RUN, replace(RUN, method="nope:nope")])
     assert (len(costs), own, problems[0]) == (3, {}, "") and "nope" in problems[1]
     assert torch.get_num_threads() == before
