@@ -100,7 +100,7 @@ def test_driver_is_killed_while_and_after_it_writes(survive, config, undisturbed
 def test_everything_at_once(survive, config, tmp_path):
     """A stuck exit, a disk that is full for a moment, a dead exit and a dead driver in one round, a round
     that diverges and is skipped."""
-    diverging = "nan exit 3 in round 4 at step 2; nan exit 2 in round 4 at step 3"
+    diverging = "nan exit 3 in round 5 at step 2; nan exit 2 in round 5 at step 3"
     plan = (
         "stick exit 1 in round 2 at step 2; fail write 2; kill exit 2 in round 3; "
         f"kill driver in round 3 before it writes; fail write 5; {diverging}"
@@ -110,7 +110,7 @@ def test_everything_at_once(survive, config, tmp_path):
     storage = replace(config.storage, path=str(tmp_path / "local"))
     assert run.sha256 == hash_in_this_process(replace(skipping, storage=storage), diverging)
     assert run.rounds == [1, 2, 3, 4, 5]
-    assert [record.round for record in run.records if record.skipped] == [4]
+    assert [record.round for record in run.records if record.skipped] == [5]
     text = "\n".join(note for notes in run.notes.values() for note in notes)
     assert re.search(r"exit 1 retried in round 2: no result within 5 s on \S+ \(pid \d+\)", text)
     assert text.count("No space left on device; earlier checkpoints stand; trying again after 1 s") == 2
@@ -118,10 +118,10 @@ def test_everything_at_once(survive, config, tmp_path):
     assert [said for said in run.said if "No space left" in said]
     assert any(  # of those that diverged, always the first is named
         note.startswith(
-            "round 4 skipped, the network is as it was before: metagf, exit 2, round 4: the loss of exit 1 "
+            "round 5 skipped, the network is as it was before: metagf, exit 2, round 5: the loss of exit 1 "
             "became nan at step 3; not finite after the last step: "
         )
-        for note in run.notes[4]
+        for note in run.notes[5]
     )
 
 
@@ -137,7 +137,7 @@ def hash_in_this_process(config, plan):
 
     driver = Driver(config, lambda run, data, exits: Faulty(run, data))
     driver.prepare()
-    assert [record.skipped for record in driver.rounds("")] == [False, False, False, True, False]
+    assert [record.skipped for record in driver.rounds("")] == [False, False, False, False, True]
     found = driver.end().weights_sha256
     driver.close()
     return found

@@ -89,11 +89,11 @@ def test_stuck_exit_is_named_through_the_driver(start_driver, small_config):
     remote = start_driver(config)
     remote.prepare()
     with pytest.raises(
-        ExitFailed, match=r"^exit 1 could not be trained in round 1 on node \S+ \(pid \d+\): "
+        ExitFailed, match=r"^exit 3 could not be trained in round 1 on node \S+ \(pid \d+\): "
     ) as c:
         list(remote.rounds(""))
     assert type(c.value) is ExitFailed
-    assert (c.value.exit, c.value.round) == (0, 1)
+    assert (c.value.exit, c.value.round) == (2, 1)
     assert c.value.knob == "give it more time with resources.exit_timeout_s"
 
 
