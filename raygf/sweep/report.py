@@ -259,7 +259,8 @@ def _draw(
         axes.xaxis.set_minor_formatter("")
     scatter([row for row in rows if row.status == "finished"], **_POINT)
     stopped = places([row for row in rows if row.status != "finished"])
-    axes.scatter(stopped, [0.03] * len(stopped), transform=axes.get_xaxis_transform(), **_STOPPED)
+    if stopped:
+        axes.scatter(stopped, [0.03] * len(stopped), transform=axes.get_xaxis_transform(), **_STOPPED)
     scatter([best] if name in best.values else [], s=110, **_RING)
     axes.set_xlabel(name)
     plain_axes(axes)
