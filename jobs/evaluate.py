@@ -30,6 +30,7 @@ with loading():
     )
     from raygf.evaluation.results import Group, RunResults, evaluate_run, group_runs
     from raygf.evaluation.tables import to_rich
+    from raygf.methods.registry import is_step_method
     from raygf.storage.checkpoint import find_checkpoint
 
 DESCRIPTION = "Evaluate past runs: anytime and budgeted accuracy, convergence, conflict, importance."
@@ -87,6 +88,10 @@ def _evaluate(path: str, config: EvaluateConfig) -> RunResults:
     for note in notes:
         _note(note)
     run = load_run(file, config.data_path)
+    if config.noise and not is_step_method(run.config.method):
+        _note(
+            "training every exit for two epochs, to see how much conflict is noise; --noise False leaves it out"
+        )
     results = evaluate_run(run, config.importance, config.noise)
     if config.log_model:
         _log_model(run, results)
