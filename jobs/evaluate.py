@@ -33,6 +33,8 @@ with loading():
     from raygf.methods.registry import is_step_method
     from raygf.storage.checkpoint import find_checkpoint
 
+_MANY = 10_000
+"""With more training images than this, two epochs of every exit are worth a warning."""
 DESCRIPTION = "Evaluate past runs: anytime and budgeted accuracy, convergence, conflict, importance."
 
 
@@ -88,10 +90,8 @@ def _evaluate(path: str, config: EvaluateConfig) -> RunResults:
     for note in notes:
         _note(note)
     run = load_run(file, config.data_path)
-    if config.noise and not is_step_method(run.config.method):
-        _note(
-            "training every exit for two epochs, to see how much conflict is noise; --noise False leaves it out"
-        )
+    if config.noise and run.dataset.count("train") > _MANY and not is_step_method(run.config.method):
+        _note("training every exit for two epochs, for the noise in conflict; --noise False leaves it out")
     results = evaluate_run(run, config.importance, config.noise)
     if config.log_model:
         _log_model(run, results)
