@@ -178,7 +178,10 @@ class Fused:
 
 
 class FusionRule(ABC):
-    """Fuses the exits' deltas once a round; may keep arrays from round to round."""
+    """Fuses the exits' deltas once a round; may keep arrays from round to round.
+
+    The bound network runs at the fused weights: what it held in ``vector`` and ``grad`` is overwritten.
+    """
 
     def __init__(self, config: RunConfig, bound: BoundNetwork, segments: Segments, owned: Tensor) -> None:
         """``owned`` (n, T): which exit depends on which tensor."""
@@ -212,8 +215,8 @@ class FusionRule(ABC):
         """``W + ε Σ_i α_i Δ_i`` (P,) for weights α (n, S)."""
         return fuse(task.base, task.deltas, self._config.epsilon * alpha, self._segments)
 
-    def scores(self, vector: Tensor, task: FusionTask, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Losses and hits of the exits (n,) on ``batch`` with the network at ``vector`` (P,)."""
+    def scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Losses and hits of the exits (n,) on ``batch`` with the network as it is now."""
         images, labels = batch
-        logits = self._bound.forward_at(vector, task.buffers, images)
+        logits = self._bound.forward(images)
         return torch.stack(self._losses(logits, labels)), exit_hits(logits, labels)

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from raygf.compute import Compute
 from raygf.errors import CheckpointError
@@ -73,15 +72,12 @@ class BoundNetwork:
             logits: Sequence[Tensor] = (run or self.network)(images)
         return logits
 
-    def forward_at(self, vector: Tensor, buffers: dict[str, Tensor], images: Tensor) -> list[Tensor]:
-        """As ``forward``, with views of ``vector`` (P,) as parameters; gradients flow back into it.
-
-        In train mode BatchNorm statistics gather in ``buffers``; the network itself stays as it is.
-        """
-        named = {**self.space.views(vector), **buffers}
-        with self.compute.autocast():
-            logits: list[Tensor] = functional_call(self.network, named, (images,))
-        return logits
+    def exchange(self, buffers: dict[str, Tensor]) -> None:
+        """Swap the contents of the network's buffers and of ``buffers``."""
+        for name, tensor in self._rest.items():
+            mine = tensor.clone()
+            tensor.copy_(buffers[name])
+            buffers[name].copy_(mine)
 
     def load(self, state: NetworkState) -> None:
         """Copy ``state`` in.
@@ -133,7 +129,7 @@ class BoundNetwork:
         return {name: to_numpy(tensor) for name, tensor in self._rest.items()}
 
     def buffer_tensors(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-        """``arrays`` as fresh tensors on the device, for ``forward_at``."""
+        """``arrays`` as fresh tensors on the device."""
         return {name: as_tensor(array).clone().to(self.compute.device) for name, array in arrays.items()}
 
     def tensor(self, vector: Vector) -> Tensor:

@@ -18,14 +18,15 @@ BATCHES = random_batches()
 
 def fuse(name, deltas, kind="tensor", epsilon=1.0):
     bound = bind()
+    base = bound.vector.clone()
     config = run_config(fusion=FusionConfig(epsilon=epsilon))
     weighting = make_weighting(name, setting_of(bound))
     rule = WeighedFusion(config, bound, Segments(kind, bound.space), OWNED, weighting)
     torch.manual_seed(0)
     buffers = bound.buffer_tensors(bound.buffer_arrays())
-    return bound, rule.fuse(
-        FusionTask(bound.vector.clone(), deltas, buffers, BATCHES, 0.1, torch.ones(3), "test")
-    )
+    fused = rule.fuse(FusionTask(bound.vector.clone(), deltas, buffers, BATCHES, 0.1, torch.ones(3), "test"))
+    bound.vector.copy_(base)
+    return bound, fused
 
 
 def test_shares_sum_to_one_over_the_owners():

@@ -48,8 +48,18 @@ def test_binding_leaves_the_network_as_it_was():
     bound.network.eval()
     images = random_batches(1)[0][0]
     assert all(torch.equal(a, b) for a, b in zip(plain(images), bound.network(images), strict=True))
-    at = bound.forward_at(bound.vector + 0, dict(bound.network.named_buffers()), images)
-    assert all(torch.equal(a, b) for a, b in zip(at, bound.forward(images), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(plain(images), bound.forward(images), strict=True))
+
+
+def test_buffers_are_exchanged_and_put_back():
+    bound, other = bind(), bind()
+    other.network.train()(random_batches(1)[0][0])
+    mine, theirs = bound.buffer_tensors(bound.buffer_arrays()), other.buffer_tensors(other.buffer_arrays())
+    lent = {name: tensor.clone() for name, tensor in theirs.items()}
+    for inside, outside in ((theirs, mine), (mine, theirs)):
+        bound.exchange(lent)
+        assert all(torch.equal(tensor, inside[name]) for name, tensor in bound.network.named_buffers())
+        assert all(torch.equal(lent[name], tensor) for name, tensor in outside.items())
 
 
 def test_gradients_are_views_of_grad():
