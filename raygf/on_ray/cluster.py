@@ -141,13 +141,20 @@ def _require_answer(address: str) -> None:
 
 
 def _start(resources: ResourceConfig) -> str:
-    """A cluster on this machine, for as long as this process lives."""
+    """A cluster on this machine, for as long as this process lives.
+
+    Raises:
+        ResourceError: it does not start.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # The driver sleeps while the exits train and they sleep while it fuses, so its CPUs come on top.
     cpus = cores + (0 if resources.workers else math.ceil(resources.driver_cpus))
-    ray.init(
-        address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
-    )
+    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        ray.init(address="local", num_cpus=cpus, **quiet)
+    except Exception as error:  # Ray raises many kinds, plain Exception among them
+        why = f"Ray could not be started on this machine: {one_line(error)}"
+        raise ResourceError(f"{why}; try again, or train without it: --resources.executor local") from error
     return f"Ray started on this machine with {cores} CPUs"
 
 

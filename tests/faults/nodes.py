@@ -36,7 +36,7 @@ from raygf.on_ray.executor import RayExecutor
 from raygf.on_ray.placement import Bundles
 from raygf.training.network import BoundNetwork
 
-EXITS = 3
+EXITS = 2
 WAIT_S = 120.0
 STRATEGIES = {"spread": "STRICT_SPREAD", "packed": "STRICT_PACK"}
 KINDS = ("DriverActor", "ExitActor")

@@ -43,10 +43,10 @@ def test_a_run_whose_node_is_lost_waits_for_another_and_ends_with_the_same_bits(
 
 
 def test_a_pool_whose_node_is_lost_counts_that_once(lost, tmp_path):
-    """Three actors are lost, one failure is allowed."""
+    """Two actors are lost, one failure is allowed."""
     config = nodes.lost_config(tmp_path)
     assert config.resources.max_failures == 1
-    retried = [f"exit {exit} retried in round 2" for exit in (1, 2, 3)]
+    retried = [f"exit {exit} retried in round 2" for exit in (1, 2)]
     assert sorted(note.split(":")[0] for note in lost["pool"]["notes"]) == retried
     dataset, state = nodes.start_of(config)
     trained = LocalExecutor(config, dataset).train(state, 2, [None] * nodes.EXITS)

@@ -496,7 +496,7 @@ FINE = [
          "shards --data.max-undecodable 1", 24),
     Fine("one file without rows", each(parquet(), empty_file), "parquet", 24),
     Fine("link to a set", each(parquet(), link("other", "set")), "parquet --data.path other", 24),
-    Fine("more actors than exits", nothing, "digits --resources.actors 100000", 16),
+    Fine("more actors than exits", nothing, "digits --resources.actors 10000", 16),
     Fine("batch of more than there are", nothing, "digits --batch-size 1000000000", 16),
     Fine("seed beyond 64 bits", nothing, "digits --seed 99999999999999999999999", 16),
     Fine("a flag twice: the last counts", nothing, "digits --rounds 9 --rounds 1", 16),

@@ -76,7 +76,7 @@ def test_submitted_sweep_tracks_every_trial(head, tracking_uri, tmp_path):
     start(
         *(head, "sweep", "jobs/sweep.py", "--space", "method", "--trials", "2", "--rounds", "4"),
         *("--concurrent", "2", "--cpus-per-exit", "0.5", "--resources.driver-cpus", "0.5"),
-        *("--resources.actors", "1", "--grace", "4", *SMALL, "--tracking.uri", tracking_uri),
+        *("--resources.actors", "1", *SMALL, "--tracking.uri", tracking_uri),
         *("--storage.path", str(tmp_path / "runs"), "--storage.name", "sweep"),
     )
     results = tmp_path / "runs" / "sweep" / "raygf" / "results.csv"
@@ -104,7 +104,6 @@ def test_submitted_sweep_tracks_every_trial(head, tracking_uri, tmp_path):
 def test_submitted_job_with_a_bad_flag_fails(head, refused):
     status, message, logs = head.ended(refused)
     assert (status, "failed with exit code 2" in message) == ("FAILED", True)
-    assert [line for line in logs.splitlines() if line.startswith("error:")] == [
-        "error: rounds = 0: must be a whole number of at least 1"
-    ]
+    (error,) = [line for line in logs.splitlines() if line.startswith("error:")]
+    assert error.startswith("error: rounds = 0: must be a whole number of at least 1")
     assert '{"run_id"' not in logs and "Traceback" not in logs

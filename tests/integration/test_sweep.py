@@ -52,7 +52,7 @@ def checkpoints(sweep):
     return found
 
 
-ROUNDS = 24
+ROUNDS = 16
 
 
 def test_interrupted_and_killed_sweep_is_resumed_to_its_end(
@@ -88,9 +88,6 @@ def test_interrupted_and_killed_sweep_is_resumed_to_its_end(
     best = tracked_sweep(tracking_uri)[1][result["best_trial"]]
     assert best.tags["weights_sha256"] == straight_hash(*SMALL, *rounds, *values)
 
-    again = run_job("sweep", *flags, "--resume")
-    assert again.result == result
-    assert not [line for line in again.err.splitlines() if line.startswith("note: trial ")]
     one_error(run_job("sweep", *flags), "holds a sweep already: … --resume")
     wait_until(lambda: not raygf_actors(), 20)
 

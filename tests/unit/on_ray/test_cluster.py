@@ -31,6 +31,16 @@ def test_a_ray_that_prints_in_another_way_is_refused(monkeypatch):
         pytest.fail("let in")
 
 
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch):
+    def init(**options):
+        raise Exception("The current node timed out during startup.\nSee the logs")
+
+    monkeypatch.setattr(ray, "init", init)
+    says = r"^Ray could not be started on this machine: .*timed out during startup.*executor local$"
+    with pytest.raises(ResourceError, match=says):
+        cluster.connect(ResourceConfig(address="local"))
+
+
 @pytest.mark.parametrize(
     ("total", "asked", "exit_gpus", "driver_gpus"),
     [
