@@ -15,8 +15,9 @@ from raygf.storage.checkpoint import CheckpointStore
     [
         (),
         ("--optim.carry-momentum", "True", "--fusion.batchnorm", "weighted", "--fusion.segments", "channel"),
+        ("--optim.carry-momentum", "True", "--loss.aux-exits", "none", "--fusion.images", "24"),
     ],
-    ids=["plain", "with more in the checkpoint"],
+    ids=["plain", "with more in the checkpoint", "parts of the network"],
 )
 def test_stopped_run_goes_on_to_the_same_bits(run_job, tracking_uri, straight_hash, flags):
     """Under Ray: tests of faults, and of submitted jobs."""
@@ -27,7 +28,10 @@ def test_stopped_run_goes_on_to_the_same_bits(run_job, tracking_uri, straight_ha
     assert (stopped.rounds, resumed.rounds) == (["1/4", "2/4"], ["3/4", "4/4"])
     sha = resumed.result["weights_sha256"]
     assert sha == straight_hash(*flags) != stopped.result["weights_sha256"]
-    assert (resumed.result["rounds"], resumed.result["training_passes"]) == (4, 16)
+    assert (resumed.result["rounds"], resumed.result["training_passes"]) == (
+        4,
+        stopped.result["training_passes"] * 2,
+    )
     (run,) = tracked_runs(tracking_uri)
     assert run.id == resumed.result["run_id"] == stopped.result["run_id"]
     assert (run.status, run.rounds, run.tags["weights_sha256"]) == ("FINISHED", [1, 2, 3, 4], sha)
