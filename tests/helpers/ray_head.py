@@ -10,7 +10,7 @@ import tempfile
 import time
 import urllib.request
 import venv
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from site import getsitepackages
@@ -97,7 +97,8 @@ def ray_folder():
         for _ in range(3):
             processes = processes_of(folder)
             for process in processes:
-                process.kill()
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
             psutil.wait_procs(processes, timeout=10)
         left = processes_of(folder)
         shutil.rmtree(folder, ignore_errors=True)

@@ -95,7 +95,7 @@ def test_submitted_sweep_tracks_every_trial(head, tracking_uri, tmp_path):
         assert row["rounds"] == str(max(trials[name].rounds))
         assert (row["status"] == "stopped early") is ("raygf.stopped_at_round" in trials[name].tags)
         assert float(row["val_accuracy/average"]) <= result["best_score"]
-        assert any(name in text and row["status"] in text for text in logs.splitlines())
+        assert any(row["name"] in text and row["status"] in text for text in logs.splitlines())
     best = lines[result["best_trial"]]
     assert f"--method {best['method']} --optim.lr {best['optim.lr']}" in logs
     assert head.actors_left() == []
