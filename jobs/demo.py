@@ -19,8 +19,8 @@ with loading():
     from raygf.on_ray.cluster import connected
 
 NEXT = """
-Both runs got the same number of passes over the training images; one round of Meta-GF is a pass for every
-exit and one for the fusion weights. Where to look next:
+Both runs had the same compute, counted in epochs of joint SGD: a round of Meta-GF takes one for every exit
+and one for the fusion weights. Where to look next:
 
   make ui                              both runs in MLflow: curves, fusion weights, figures
   python jobs/digits.py --help         every setting of such a run
