@@ -7,6 +7,7 @@ delta is read once); CUDA walks exit by exit (few kernels, whatever the number o
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -214,6 +215,16 @@ class FusionRule(ABC):
     def merged(self, task: FusionTask, alpha: Tensor) -> Tensor:
         """``W + ε Σ_i α_i Δ_i`` (P,) for weights α (n, S)."""
         return fuse(task.base, task.deltas, self._config.epsilon * alpha, self._segments)
+
+    @contextmanager
+    def gathering(self, task: FusionTask) -> Iterator[None]:
+        """Train mode inside, BatchNorm's statistics gathering in the task's buffers."""
+        self._bound.network.train()
+        self._bound.exchange(task.buffers)
+        try:
+            yield
+        finally:
+            self._bound.exchange(task.buffers)
 
     def scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Losses and hits of the exits (n,) on ``batch`` with the network as it is now."""

@@ -48,20 +48,18 @@ class LearnedFusion(FusionRule):
         eta, first, second = (tensor.to(task.base.device, copy=True) for tensor in start)
         eta.requires_grad_()
         steps = torch.tensor(float(self.steps))
-        bound.network.train()
-        bound.exchange(task.buffers)
         tally = Tally()
-        for batch in task.batches:
-            merged = self.merged(task, self.weights(eta))
-            bound.vector.copy_(merged.detach())  # faster than views of it in place of the parameters
-            bound.grad.zero_()
-            losses, hits = self.scores(batch)
-            torch.autograd.backward(losses, task.coefficients)
-            (gradient,) = torch.autograd.grad(merged, eta, bound.grad)
-            del merged  # the next step's takes its memory, already paged in
-            _adam_step(eta, gradient, first, second, steps, task.lr)
-            tally.add(losses, hits, len(batch[1]))
-        bound.exchange(task.buffers)
+        with self.gathering(task):
+            for batch in task.batches:
+                merged = self.merged(task, self.weights(eta))
+                bound.vector.copy_(merged.detach())  # faster than views of it in place of the parameters
+                bound.grad.zero_()
+                losses, hits = self.scores(batch)
+                torch.autograd.backward(losses, task.coefficients)
+                (gradient,) = torch.autograd.grad(merged, eta, bound.grad)
+                del merged  # the next step's takes its memory, already paged in
+                _adam_step(eta, gradient, first, second, steps, task.lr)
+                tally.add(losses, hits, len(batch[1]))
         eta = eta.detach().cpu()
         score = tally.finite_score(task.where, self._bad_weight(eta))
         self.eta, self.first, self.second, self.steps = eta, first.cpu(), second.cpu(), int(steps)

@@ -39,13 +39,10 @@ class WeighedFusion(FusionRule):
         alpha = owner_shares(weights, self._owned.cpu())
         vector = self.merged(task, alpha.to(task.base.device))
         self._bound.vector.copy_(vector)
-        self._bound.network.train()
-        self._bound.exchange(task.buffers)
         tally = Tally()
-        with torch.no_grad():
+        with self.gathering(task), torch.no_grad():
             for batch in task.batches:
                 tally.add(*self.scores(batch), len(batch[1]))
-        self._bound.exchange(task.buffers)
         return Fused(alpha, vector, task.buffers, tally.finite_score(task.where))
 
 

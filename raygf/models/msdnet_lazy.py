@@ -53,6 +53,11 @@ class LazyStage:
         return [features[place] for place in self._kept]
 
 
+def exit_stages(network: nn.Module, stages: nn.ModuleList) -> list[Callable[[Any], Any]]:
+    """What is run one after the other up to each exit: an MSDNet's lazy stages, another's own ``stages``."""
+    return [*(lazy_stages(network) if isinstance(network, MSDNet) else stages)]
+
+
 def lazy_stages(network: MSDNet) -> list[LazyStage]:
     """The stages of ``network`` in their lazy form; they use its modules and copy nothing."""
     parts, ends = _parts(network)

@@ -22,7 +22,8 @@ from raygf.rounds.base import RoundMethod, RoundOutcome
 from raygf.training.exit_trainer import Executor, Trained
 from raygf.training.losses import decay_factor, loss_coefficients
 from raygf.training.network import Arrays, BoundNetwork, NetworkState, Vector, as_tensor, to_numpy
-from raygf.training.space import Segments, Stretches
+from raygf.training.prefix import handed_back
+from raygf.training.space import Segments
 
 
 class DeltaRound(RoundMethod):
@@ -42,10 +43,7 @@ class DeltaRound(RoundMethod):
         self._executor = executor
         self._owned = owned
         self._segments = Segments(config.fusion.segments, bound.space)
-        self._parts = [
-            Stretches.of(bound.space, [config.loss.aux_exits == "all" or owns for owns in row])
-            for row in owned.tolist()
-        ]
+        self._parts = handed_back(bound.space, owned, config.loss.aux_exits)
         self._rule = self._make_rule()
         if config.fusion.batchnorm == "weighted":
             scaled_layers(bound.network, bound.space.names)  # refuses early what can't be merged

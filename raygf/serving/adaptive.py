@@ -6,7 +6,7 @@ The batch shrinks at every exit: only the images that are still undecided go on 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,7 @@ from raygf.errors import ConfigError, DataError
 from raygf.evaluation.budgeted import ThresholdTable, calibrate
 from raygf.evaluation.loading import LoadedRun
 from raygf.evaluation.outputs import read_logits
-from raygf.models.msdnet import MSDNet
-from raygf.models.msdnet_lazy import lazy_stages
+from raygf.models.msdnet_lazy import exit_stages
 from raygf.training.network import as_tensor
 
 
@@ -72,8 +71,7 @@ class AdaptiveClassifier:
         batch_size: int = 256,
     ) -> None:
         stages, self._heads = stages_and_heads(network)
-        lazy = lazy_stages(network) if isinstance(network, MSDNet) else stages
-        self._stages: list[Callable[[Any], Any]] = [*lazy]
+        self._stages = exit_stages(network, stages)
         if len(operations) != len(self._stages):
             raise ConfigError(f"{len(operations)} costs for a network of {len(self._stages)} exits")
         self.network, self.task, self.table, self.compute = network, task, table, compute

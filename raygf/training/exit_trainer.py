@@ -29,7 +29,7 @@ from raygf.errors import ExitFailed
 from raygf.models.build import build_model
 from raygf.training.losses import decay_factor, exit_loss_weights, loss_coefficients, make_losses
 from raygf.training.network import Arrays, BoundNetwork, NetworkState, Vector, as_tensor, to_numpy
-from raygf.training.prefix import parts_of
+from raygf.training.prefix import Part, parts_of, whole
 from raygf.training.sgd import FlatSGD, train_epoch
 
 
@@ -60,7 +60,10 @@ class ExitTrainer:
         compute = resolve_compute(config.compute)
         make_repeatable(compute)
         self._bound = BoundNetwork(build_model(config.model, dataset.spec, config.seed), compute)
-        self._parts = parts_of(self._bound, dataset.spec.blank(2, compute.device), config.loss.aux_exits)
+        self._parts: list[Part] = []
+        if config.loss.aux_exits != "all":
+            example = dataset.spec.blank(2, compute.device)
+            self._parts = parts_of(self._bound, example, config.loss.aux_exits)
         self._batches = dataset.open(compute, config.batch_size, config.eval_batch_size)
 
     def train(
@@ -88,7 +91,8 @@ class ExitTrainer:
         """
         config, bound, started = self._config, self._bound, time.perf_counter()
         coefficients = loss_coefficients(round, config.rounds, exits, config.loss)
-        part, all_weights = self._parts[exit], exit_loss_weights(exit, coefficients, config.loss.aux)
+        part = self._parts[exit] if self._parts else whole(bound, exits)
+        all_weights = exit_loss_weights(exit, coefficients, config.loss.aux)
         weights = torch.tensor([all_weights[seen] for seen in part.exits], device=bound.compute.device)
         lr = config.optim.lr * decay_factor(round, config.rounds, config.optim)
         start = None if momentum is None else bound.tensor(momentum)
@@ -119,7 +123,8 @@ class ExitTrainer:
 
     def whole(self, update: ExitUpdate) -> Tensor:
         """The update's delta as a vector (P,), 0 where the exit owns nothing."""
-        return self._parts[update.exit].owned.unpack(as_tensor(update.delta))
+        delta = as_tensor(update.delta)
+        return self._parts[update.exit].owned.unpack(delta) if self._parts else delta
 
     def _changed_buffers(self, state: NetworkState) -> Arrays:
         """The buffers that the training has changed; those of deeper exits may have stayed."""

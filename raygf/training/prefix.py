@@ -7,10 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from raygf.config.run import AuxExits
-from raygf.models.msdnet import MSDNet
-from raygf.models.msdnet_lazy import lazy_stages
+from raygf.models.msdnet_lazy import exit_stages
 from raygf.training.network import BoundNetwork
-from raygf.training.space import Stretches, find_ownership
+from raygf.training.space import FlatSpace, Stretches, find_ownership
 
 Forward = Callable[[Tensor], Sequence[Tensor]]
 """From images (B, C, H, W) to the logits (B, classes) of some exits, shallow to deep."""
@@ -31,24 +30,31 @@ class Part:
 
 
 def parts_of(bound: BoundNetwork, example: Tensor, aux_exits: AuxExits) -> list[Part]:
-    """The part of every exit.
+    """The part of every exit, where it is not the whole network.
 
     Args:
         example: images (B, C, H, W), to find out what each exit depends on.
-        aux_exits: the other exits whose losses a training sees: with "all" the part is the whole network.
+        aux_exits: the other exits whose losses a training sees, "shallower" or "none".
     """
-    owned = find_ownership(bound.network, example, bound.space)
-    n = len(owned)
-    if aux_exits == "all":
-        whole = Stretches.of(bound.space, [True] * len(bound.space.slots))
-        return [Part(range(n), bound.network, whole, whole)] * n
-    parts = []
-    for exit in range(n):
+    owned, parts = find_ownership(bound.network, example, bound.space), []
+    for exit, mine in enumerate(handed_back(bound.space, owned, aux_exits)):
         seen = range(0 if aux_exits == "shallower" else exit, exit + 1)
-        trained = owned[list(seen)].any(dim=0).tolist()
-        mine = Stretches.of(bound.space, owned[exit].tolist())
-        parts.append(Part(seen, prefix(bound.network, seen), Stretches.of(bound.space, trained), mine))
+        trained = Stretches.of(bound.space, owned[list(seen)].any(dim=0).tolist())
+        parts.append(Part(seen, prefix(bound.network, seen), trained, mine))
     return parts
+
+
+def whole(bound: BoundNetwork, exits: int) -> Part:
+    """All of a network of so many ``exits``."""
+    everything = Stretches.of(bound.space)
+    return Part(range(exits), bound.network, everything, everything)
+
+
+def handed_back(space: FlatSpace, owned: Tensor, aux_exits: AuxExits) -> list[Stretches]:
+    """What each exit's delta is of: the tensors that it owns (n, T), or with "all" the whole vector."""
+    if aux_exits == "all":
+        return [Stretches.of(space)] * len(owned)
+    return [Stretches.of(space, row) for row in owned.tolist()]
 
 
 def prefix(network: nn.Module, exits: Sequence[int]) -> Forward:
@@ -60,7 +66,7 @@ def prefix(network: nn.Module, exits: Sequence[int]) -> Forward:
     stages, heads = getattr(network, "stages", None), getattr(network, "heads", None)
     if not isinstance(stages, nn.ModuleList) or not isinstance(heads, nn.ModuleList):
         return lambda images: [logits for exit, logits in enumerate(network(images)) if exit in exits]
-    steps: list[Callable[[Any], Any]] = [*(lazy_stages(network) if isinstance(network, MSDNet) else stages)]
+    steps = exit_stages(network, stages)
 
     def forward(images: Tensor) -> list[Tensor]:
         state: Any = images

@@ -89,7 +89,7 @@ class FlatSGD:
         self._bound = bound
         self._optim = optim
         self._lr = lr
-        self._trained = trained or Stretches.of(bound.space, [True] * len(bound.space.slots))
+        self._trained = trained or Stretches.of(bound.space)
         self._vectors, self._grads = self._trained.cut(bound.vector), self._trained.cut(bound.grad)
         self._buffers: list[Tensor | None] = []
         if optim.momentum:

@@ -78,8 +78,10 @@ class Stretches:
         self.size = sum(span.stop - span.start for span in spans)
 
     @classmethod
-    def of(cls, space: FlatSpace, chosen: Sequence[bool]) -> Stretches:
-        """The tensors that are ``chosen`` (T,); neighbours become one stretch."""
+    def of(cls, space: FlatSpace, chosen: Sequence[bool] | None = None) -> Stretches:
+        """The tensors that are ``chosen`` (T,), by default all; neighbours become one stretch."""
+        if chosen is None:
+            return cls(space, [slice(0, space.size)])
         spans: list[slice] = []
         for slot, wanted in zip(space.slots, chosen, strict=True):
             if wanted and spans and spans[-1].stop == slot.start:
