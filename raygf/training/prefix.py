@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from raygf.config.run import AuxExits
 from raygf.models.msdnet_lazy import exit_stages
+from raygf.models.multi_exit import MultiExitNetwork
 from raygf.training.network import BoundNetwork
 from raygf.training.space import FlatSpace, Stretches, find_ownership
 
@@ -60,13 +61,12 @@ def handed_back(space: FlatSpace, owned: Tensor, aux_exits: AuxExits) -> list[St
 def prefix(network: nn.Module, exits: Sequence[int]) -> Forward:
     """The forward pass of ``network`` up to the last of ``exits``, through their heads alone.
 
-    An MSDNet in its lazy form: only what these heads read is computed. A network of the user's own that has
-    no ``stages`` and ``heads`` is run whole.
+    An MSDNet in its lazy form: only what these heads read is computed. A network of the user's own that is no
+    ``MultiExitNetwork`` is run whole: its forward pass may do more than its stages and heads.
     """
-    stages, heads = getattr(network, "stages", None), getattr(network, "heads", None)
-    if not isinstance(stages, nn.ModuleList) or not isinstance(heads, nn.ModuleList):
+    if not isinstance(network, MultiExitNetwork):
         return lambda images: [logits for exit, logits in enumerate(network(images)) if exit in exits]
-    steps = exit_stages(network, stages)
+    steps, heads = exit_stages(network, network.stages), network.heads
 
     def forward(images: Tensor) -> list[Tensor]:
         state: Any = images

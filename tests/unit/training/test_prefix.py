@@ -111,6 +111,25 @@ class TwoLayers(torch.nn.Module):
         return [one, self.second(one)]
 
 
+class WithStem(torch.nn.Module):
+    """Has stages and heads, but its forward pass begins with something else."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.stages = torch.nn.Linear(16, 4), torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+        self.heads = torch.nn.ModuleList([torch.nn.Linear(4, 3)])
+
+    def forward(self, x):
+        return [self.heads[0](self.stages[0](self.stem(x.flatten(1))))]
+
+
+def test_what_a_network_of_ones_own_does_beside_its_stages_is_not_left_out():
+    network = seeded(WithStem)
+    images = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    (logits,) = prefix(network, range(1))(images)
+    assert torch.equal(logits, network(images)[0])
+
+
 def test_stretches_join_neighbours_and_put_back_what_they_took():
     space = bind().space
     chosen = [number in (0, 1, 5) for number in range(len(space.slots))]
