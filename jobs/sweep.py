@@ -12,7 +12,7 @@ from raygf.errors import loading
 
 with loading():
     from raygf.cli import main
-    from raygf.sweep.run import run_sweep
+    from raygf.sweeps.run import run_sweep
 
 if __name__ == "__main__":
     sys.exit(main(run_sweep))

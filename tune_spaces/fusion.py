@@ -3,7 +3,7 @@
 from ray import tune
 
 from raygf.config.run import BATCHNORM, NORMALISATIONS, SEGMENTS, RunConfig
-from raygf.sweep import Space, require_learned_fusion
+from raygf.sweeps import Space, require_learned_fusion
 
 
 def fusion(run: RunConfig) -> Space:

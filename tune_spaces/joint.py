@@ -4,7 +4,7 @@ from ray import tune
 
 from raygf.config.run import BATCHNORM, NORMALISATIONS, SEGMENTS, RunConfig
 from raygf.methods.registry import is_step_method
-from raygf.sweep import Space, settings_of_methods
+from raygf.sweeps import Space, settings_of_methods
 
 AUX = {"loss.aux": tune.loguniform(0.01, 1.0)}
 FUSION = {

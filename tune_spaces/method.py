@@ -1,7 +1,7 @@
 """Every training method of raygf, each at settings of its own, with equal compute."""
 
 from raygf.config.run import RunConfig
-from raygf.sweep import Space, settings_of_methods
+from raygf.sweeps import Space, settings_of_methods
 
 
 def method(run: RunConfig) -> Space:

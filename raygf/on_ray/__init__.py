@@ -1,4 +1,4 @@
 """Runs on Ray: driver and exits as actors, drivers under Ray Train, and what to do when they are lost.
 
-With ``raygf.sweep`` the only part that imports Ray.
+With ``raygf.sweeps`` the only part that imports Ray.
 """

@@ -18,8 +18,8 @@ from raygf.data.base import InputSpec
 from raygf.errors import RaygfError
 from raygf.launch import run
 from raygf.models.build import build_model
-from raygf.sweep.command import check_flags, check_space, parse_sweep
-from raygf.sweep.space import known_spaces, load_space, random, read_axes
+from raygf.sweeps.command import check_flags, check_space, parse_sweep
+from raygf.sweeps.space import known_spaces, load_space, random, read_axes
 from raygf.training.network import BoundNetwork
 
 FILES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

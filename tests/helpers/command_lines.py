@@ -83,7 +83,7 @@ def parse_click(program, words):
 def parse_job(name, argv):
     """What the job ``name`` makes of its flags; for a training job the run that it would start."""
     if name == "sweep":
-        from raygf.sweep.command import parse_sweep
+        from raygf.sweeps.command import parse_sweep
 
         return parse_sweep("", argv)
     if name == "evaluate":

@@ -7,8 +7,8 @@ from torch import nn
 from raygf.config.recipes import get_recipe
 from raygf.config.run import StorageConfig
 from raygf.records import ExitScore, RoundRecord, RunEnd
-from raygf.sweep.plan import Plan, SweepOptions
-from raygf.sweep.report import TrialRow
+from raygf.sweeps.plan import Plan, SweepOptions
+from raygf.sweeps.report import TrialRow
 
 FIELDS = ("fusion.lr", "fusion.segments")
 

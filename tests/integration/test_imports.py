@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 MAY_LOAD = (
-    *("raygf.on_ray", "raygf.tracking", "raygf.sweep", "raygf.serving.mlflow_model"),
+    *("raygf.on_ray", "raygf.tracking", "raygf.sweeps", "raygf.serving.mlflow_model"),
     "raygf.serving.definition",  # MLflow runs it
 )
 SOME = {"raygf.launch", "raygf.cli", "raygf.rounds.driver", "raygf.fusion.learned", "raygf.serving.adaptive"}

@@ -13,12 +13,12 @@ from runs import SMALL, UNTRACKED, one_error, raygf_actors, table, tracked_sweep
 from raygf.config.run import StorageConfig
 from raygf.records import read_history
 from raygf.storage.checkpoint import load_checkpoint
-from raygf.sweep.plan import SweepFolder
+from raygf.sweeps.plan import SweepFolder
 
 KEYS = ("best_trial", "best_config", "best_score", "trials", "failed", "mlflow_run_id", "results")
 SPACES = '''"""Joint SGD, whose trials are two processes each: Tune's and the driver."""
 from ray import tune
-from raygf.sweep import Space
+from raygf.sweeps import Space
 
 
 def rates(run):

@@ -18,7 +18,7 @@ LAYERS = (
     ("rounds", "tracking", "console"),
     ("on_ray", "serving"),
     ("launch",),
-    ("sweep",),
+    ("sweeps",),
 )
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 
@@ -56,7 +56,7 @@ def test_only_the_edges_import_ray_or_mlflow():
         for name, path in zip(NAMES, MODULES, strict=True)
         for used in imports(path)
     }
-    assert {layer for layer, library in loaded if library == "ray"} == {"on_ray", "sweep"}
+    assert {layer for layer, library in loaded if library == "ray"} == {"on_ray", "sweeps"}
     assert {layer for layer, library in loaded if library == "mlflow"} == {"tracking", "serving"}
 
 

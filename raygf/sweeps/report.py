@@ -19,9 +19,9 @@ from raygf.errors import without_password
 from raygf.evaluation.figures import new_figure, plain_axes
 from raygf.evaluation.tables import MISSING, csv_text, markdown_table, passes_text
 from raygf.records import RoundRecord, RunEnd
-from raygf.sweep.plan import Plan, SweepFolder, flags_for, name_of, shown_score
-from raygf.sweep.space import LOG, Values, text_of
-from raygf.sweep.trial import END, FAILURE, NAME, RECORD, SCHEDULE, VALUES, Schedule, cause_of
+from raygf.sweeps.plan import Plan, SweepFolder, flags_for, name_of, shown_score
+from raygf.sweeps.space import LOG, Values, text_of
+from raygf.sweeps.trial import END, FAILURE, NAME, RECORD, SCHEDULE, VALUES, Schedule, cause_of
 from raygf.tracking.sweep import SweepReport
 
 RESULTS = "results.csv"

@@ -19,11 +19,11 @@ from raygf.evaluation.tables import passes_text, terminal_table
 from raygf.launch import temporary_path_warning
 from raygf.on_ray.cluster import swept_cluster
 from raygf.on_ray.placement import check_fits, idle_nodes
-from raygf.sweep.callback import notify
-from raygf.sweep.command import Command, check_flags, check_space, parse_sweep
-from raygf.sweep.plan import SOURCE, Plan, SweepFolder, set_field
-from raygf.sweep.prepare import prepare
-from raygf.sweep.report import (
+from raygf.sweeps.callback import notify
+from raygf.sweeps.command import Command, check_flags, check_space, parse_sweep
+from raygf.sweeps.plan import SOURCE, Plan, SweepFolder, set_field
+from raygf.sweeps.prepare import prepare
+from raygf.sweeps.report import (
     RESULTS,
     best_row,
     failures,
@@ -37,8 +37,8 @@ from raygf.sweep.report import (
     trials_table,
     write_report,
 )
-from raygf.sweep.space import load_space, space_source
-from raygf.sweep.tuner import restore_tuner, tune_as_wanted
+from raygf.sweeps.space import load_space, space_source
+from raygf.sweeps.tuner import restore_tuner, tune_as_wanted
 from raygf.tracking.store import resolve_uri
 from raygf.tracking.sweep import SweepRun
 

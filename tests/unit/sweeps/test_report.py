@@ -14,8 +14,8 @@ from raygf.config.fields import from_dict
 from raygf.config.run import RunConfig, TrackingConfig
 from raygf.errors import RunFailed
 from raygf.methods.registry import method_names
-from raygf.sweep.plan import SweepFolder
-from raygf.sweep.report import (
+from raygf.sweeps.plan import SweepFolder
+from raygf.sweeps.report import (
     best_row,
     failures,
     few_finished,
@@ -29,7 +29,7 @@ from raygf.sweep.report import (
     trials_table,
     write_report,
 )
-from raygf.sweep.trial import END, FAILURE, RECORD, SCHEDULE, VALUES
+from raygf.sweeps.trial import END, FAILURE, RECORD, SCHEDULE, VALUES
 
 ROWS = [
     row(0, 0.5),

@@ -6,9 +6,9 @@ import pytest
 from sweep_parts import plan, row
 
 from raygf.errors import ConfigError, RunFailed, StorageError
-from raygf.sweep import run as module
-from raygf.sweep.plan import SweepFolder
-from raygf.sweep.run import _tune, read_command
+from raygf.sweeps import run as module
+from raygf.sweeps.plan import SweepFolder
+from raygf.sweeps.run import _tune, read_command
 
 
 @pytest.fixture

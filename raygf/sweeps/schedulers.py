@@ -15,9 +15,9 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTra
 from raygf.compute import derive_seed
 from raygf.errors import ConfigError
 from raygf.evaluation.tables import passes_text
-from raygf.sweep.plan import PASSES, Plan
-from raygf.sweep.space import Axes, Range, Values
-from raygf.sweep.trial import VALUES
+from raygf.sweeps.plan import PASSES, Plan
+from raygf.sweeps.space import Axes, Range, Values
+from raygf.sweeps.trial import VALUES
 
 KEEP_BEST = 3.0
 """asha: one trial in so many goes on from each rung to the next, which is so many times as far."""

@@ -24,7 +24,7 @@ from raygf.methods.registry import is_step_method, operations_per_round
 from raygf.records import RoundRecord
 from raygf.storage.folder import RunFolder, brief
 from raygf.storage.lock import Owner, RunLock
-from raygf.sweep.space import Values, text_of
+from raygf.sweeps.space import Values, text_of
 
 OURS = "raygf"
 PASSES = "training_passes"

@@ -34,8 +34,8 @@ from raygf.on_ray.driver import RemoteDriver
 from raygf.on_ray.placement import Bundles, trial_bundles
 from raygf.records import RoundRecord
 from raygf.storage.checkpoint import CheckpointStore, read_archive
-from raygf.sweep.plan import Plan, SweepFolder, metrics_of, set_field
-from raygf.sweep.space import Values
+from raygf.sweeps.plan import Plan, SweepFolder, metrics_of, set_field
+from raygf.sweeps.space import Values
 
 START, RECORD, END = "raygf_start", "raygf_record", "raygf_end"
 """Where a result holds what came from the driver: ``RunStart`` (the first since the trial was started), the

@@ -16,8 +16,8 @@ from raygf.config.recipes import get_recipe
 from raygf.config.run import RunConfig
 from raygf.errors import ConfigError
 from raygf.methods.registry import check_method
-from raygf.sweep.plan import Plan, SweepOptions, check_metric, flag_of, override
-from raygf.sweep.space import Axes, Space, describe_spaces, ends, read_axes
+from raygf.sweeps.plan import Plan, SweepOptions, check_metric, flag_of, override
+from raygf.sweeps.space import Axes, Space, describe_spaces, ends, read_axes
 
 RECIPE = "digits"
 """The recipe by default."""

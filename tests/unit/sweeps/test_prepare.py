@@ -10,11 +10,11 @@ from tiny_network import dataset
 from raygf.config.run import ComputeConfig, DataConfig, ModelConfig, ResourceConfig, RunConfig
 from raygf.errors import ConfigError, ResourceError
 from raygf.methods.registry import METHODS
-from raygf.sweep import Space
-from raygf.sweep import prepare as preparing
-from raygf.sweep.command import Command
-from raygf.sweep.plan import SweepOptions
-from raygf.sweep.prepare import prepare, probe
+from raygf.sweeps import Space
+from raygf.sweeps import prepare as preparing
+from raygf.sweeps.command import Command
+from raygf.sweeps.plan import SweepOptions
+from raygf.sweeps.prepare import prepare, probe
 
 RUN = RunConfig(
     rounds=4,

@@ -8,9 +8,9 @@ from sweep_parts import plan
 
 from raygf.config.recipes import get_recipe
 from raygf.errors import ConfigError
-from raygf.sweep import Space
-from raygf.sweep.command import Command, check_flags, check_space, parse_sweep, search_name
-from raygf.sweep.plan import SweepOptions
+from raygf.sweeps import Space
+from raygf.sweeps.command import Command, check_flags, check_space, parse_sweep, search_name
+from raygf.sweeps.plan import SweepOptions
 
 GOOD = {"fusion.lr": tune.loguniform(0.01, 1.0)}
 

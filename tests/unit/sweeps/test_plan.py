@@ -9,7 +9,7 @@ from raygf.cli import parse
 from raygf.config.recipes import at_equal_compute, get_recipe
 from raygf.config.run import StorageConfig
 from raygf.errors import ConfigError, StorageError
-from raygf.sweep.plan import (
+from raygf.sweeps.plan import (
     OURS,
     SweepFolder,
     SweepOptions,

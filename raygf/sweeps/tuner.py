@@ -15,11 +15,11 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from raygf.compute import derive_seed
-from raygf.sweep.callback import SweepCallback
-from raygf.sweep.plan import PASSES, Plan, SweepFolder
-from raygf.sweep.schedulers import Population, SchedulerMemory
-from raygf.sweep.space import Axes, Axis, Choice, grid, random
-from raygf.sweep.trial import VALUES, placement, run_trial
+from raygf.sweeps.callback import SweepCallback
+from raygf.sweeps.plan import PASSES, Plan, SweepFolder
+from raygf.sweeps.schedulers import Population, SchedulerMemory
+from raygf.sweeps.space import Axes, Axis, Choice, grid, random
+from raygf.sweeps.trial import VALUES, placement, run_trial
 
 TRIALS = 8
 """How many trials there are by default."""

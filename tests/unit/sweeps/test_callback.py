@@ -12,10 +12,10 @@ from sweep_parts import end, plan, record
 from raygf.config.run import TrackingConfig
 from raygf.errors import RunFailed
 from raygf.records import RunStart
-from raygf.sweep import callback as module
-from raygf.sweep.callback import SweepCallback
-from raygf.sweep.plan import SweepFolder, SweepOptions
-from raygf.sweep.trial import END, FAILURE, RECORD, START, VALUES
+from raygf.sweeps import callback as module
+from raygf.sweeps.callback import SweepCallback
+from raygf.sweeps.plan import SweepFolder, SweepOptions
+from raygf.sweeps.trial import END, FAILURE, RECORD, START, VALUES
 
 
 def trial_named(name, status=Trial.RUNNING, last_result=None, error=None):

@@ -9,11 +9,11 @@ from ray import tune
 from ray.tune.experiment import Trial
 from sweep_parts import plan
 
-from raygf.sweep import Space
-from raygf.sweep.plan import PASSES, SweepOptions
-from raygf.sweep.space import grid, random, read_axes
-from raygf.sweep.trial import FAILURE, VALUES
-from raygf.sweep.tuner import Reporter, make_search, tune_as_wanted
+from raygf.sweeps import Space
+from raygf.sweeps.plan import PASSES, SweepOptions
+from raygf.sweeps.space import grid, random, read_axes
+from raygf.sweeps.trial import FAILURE, VALUES
+from raygf.sweeps.tuner import Reporter, make_search, tune_as_wanted
 
 SPACE = Space(
     {"fusion.lr": tune.loguniform(0.01, 1.0), "batch_size": tune.randint(4, 9)},

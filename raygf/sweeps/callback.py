@@ -14,9 +14,9 @@ from ray.tune.experiment import Trial
 from raygf.config.run import StorageConfig
 from raygf.evaluation.tables import passes_text
 from raygf.records import RoundRecord, RunEnd
-from raygf.sweep.plan import Plan, SweepFolder, flags_for, name_of, shown_score
-from raygf.sweep.space import Values
-from raygf.sweep.trial import END, FAILURE, NAME, RECORD, START, VALUES, cause_of
+from raygf.sweeps.plan import Plan, SweepFolder, flags_for, name_of, shown_score
+from raygf.sweeps.space import Values
+from raygf.sweeps.trial import END, FAILURE, NAME, RECORD, START, VALUES, cause_of
 from raygf.tracking.store import resolve_uri
 from raygf.tracking.sweep import SweepTrials, child_statuses
 from raygf.tracking.tracker import Tracker, make_tracker

@@ -11,9 +11,9 @@ from ray import tune
 from raygf.config.recipes import get_recipe
 from raygf.errors import ConfigError
 from raygf.methods.registry import ROUND_METHODS, STEP_METHODS, method_names
-from raygf.sweep import Space
-from raygf.sweep.command import check_flags, check_space, parse_sweep
-from raygf.sweep.space import (
+from raygf.sweeps import Space
+from raygf.sweeps.command import check_flags, check_space, parse_sweep
+from raygf.sweeps.space import (
     Choice,
     Range,
     describe_spaces,
@@ -58,7 +58,7 @@ MINE = '''"""Mine, in a line.
 More.
 """
 from ray import tune
-from raygf.sweep import Space
+from raygf.sweeps import Space
 
 
 def mine(run):

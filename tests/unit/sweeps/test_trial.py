@@ -14,8 +14,8 @@ from raygf.config.run import StorageConfig
 from raygf.errors import CheckpointError, ConfigError, ExitFailed, NonFiniteError, RunFailed
 from raygf.storage.checkpoint import Checkpoint, CheckpointStore, write_archive
 from raygf.storage.run_storage import require_same_run
-from raygf.sweep.plan import override
-from raygf.sweep.trial import NAME, WOULD_HAPPEN_AGAIN, cause_of, handed_over, take_over
+from raygf.sweeps.plan import override
+from raygf.sweeps.trial import NAME, WOULD_HAPPEN_AGAIN, cause_of, handed_over, take_over
 from raygf.training.network import NetworkState
 
 RUN = get_recipe("digits")

@@ -11,11 +11,11 @@ from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining, TrialSch
 from sweep_parts import plan
 
 from raygf.errors import ConfigError
-from raygf.sweep import Space
-from raygf.sweep.plan import SweepOptions
-from raygf.sweep.schedulers import Population, SchedulerMemory, grace_passes, make_scheduler
-from raygf.sweep.space import read_axes
-from raygf.sweep.trial import VALUES
+from raygf.sweeps import Space
+from raygf.sweeps.plan import SweepOptions
+from raygf.sweeps.schedulers import Population, SchedulerMemory, grace_passes, make_scheduler
+from raygf.sweeps.space import read_axes
+from raygf.sweeps.trial import VALUES
 
 RANGES = {"fusion.lr": tune.loguniform(0.01, 1.0), "fusion.ema": tune.uniform(0.5, 0.99)}
 FIXED = {"batch_size": tune.randint(4, 9), "fusion.segments": tune.choice(["tensor", "channel"])}

@@ -19,11 +19,11 @@ from raygf.on_ray.cluster import fetch
 from raygf.on_ray.placement import actors_per_trial, check_fits, idle_nodes
 from raygf.rounds.delta import DeltaRound
 from raygf.rounds.step import StepRound
-from raygf.sweep.command import Command, end_runs, search_name
-from raygf.sweep.plan import Plan, check_metric
-from raygf.sweep.schedulers import make_scheduler
-from raygf.sweep.space import Axes, Space, ends, ranges_of, read_axes
-from raygf.sweep.tuner import make_search, make_tuner
+from raygf.sweeps.command import Command, end_runs, search_name
+from raygf.sweeps.plan import Plan, check_metric
+from raygf.sweeps.schedulers import make_scheduler
+from raygf.sweeps.space import Axes, Space, ends, ranges_of, read_axes
+from raygf.sweeps.tuner import make_search, make_tuner
 from raygf.training.exit_trainer import LocalExecutor
 from raygf.training.losses import loss_coefficients
 from raygf.training.network import BoundNetwork
