@@ -1,10 +1,9 @@
 """One run at a time in a folder: a file that says who trains here, written again every few seconds.
 
 It works wherever files can be written and read. On a local file system (NFS included) only one can create
-the file. Elsewhere two may do so at once; each then looks again after a moment, and whoever finds the other's
-name gives way. An owner that has stopped is recognised by its processes if they were on this machine, else by
-a minute of silence. An owner that was silent and wakes up finds the other's name and stops before it writes
-a checkpoint.
+the file. An owner that has stopped is recognised by its processes if they were on this machine, else by a
+minute of silence. One that was silent and wakes up, or that found the folder free at the same moment as
+another, finds the other's name and stops before it writes a checkpoint.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import psutil
 
@@ -31,7 +29,7 @@ BEAT_S = 5.0
 STALE_S = 60.0
 """Seconds of silence after which an owner on another machine counts as dead."""
 MOMENT_S = 1.0
-"""Seconds in which an owner that was killed is gone, and whoever saw the folder free has written its name."""
+"""Seconds in which an owner that was killed is gone, and one that has created the file has filled it."""
 POLL_S = 0.25
 _CLOCK_S = 2.0
 """How far the start of a process, as told at different times, may be off when the clock is set."""
@@ -39,25 +37,20 @@ _CLOCK_S = 2.0
 
 @dataclass(frozen=True)
 class Process:
-    """A process that can be looked up on its own machine.
-
-    ``space`` tells boots of a machine, and containers on it, apart. ``started``: seconds since 1970.
-    """
+    """A process that can be looked up on its own machine; ``started``: seconds since 1970."""
 
     host: str
-    space: str
     pid: int
     started: float
 
     @classmethod
     def this(cls) -> Process:
         """The process that asks."""
-        pid = os.getpid()
-        return cls(socket.gethostname(), _space(), pid, psutil.Process(pid).create_time())
+        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time())
 
     def alive(self) -> bool | None:
         """Whether it lives; None if that can't be seen from here."""
-        if (self.host, self.space) != (socket.gethostname(), _space()):
+        if self.host != socket.gethostname():
             return None
         try:
             process = psutil.Process(self.pid)
@@ -68,14 +61,6 @@ class Process:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
-
-
-def _space() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""
 
 
 @dataclass(frozen=True)
@@ -144,13 +129,12 @@ class RunLock:
         """
         try:
             before = self._take()
-            again = before is not None and before.owner.token == self._mine.owner.token
-            if not again and (before or not self._folder.local):
-                self._give_way()
         except OSError as error:
             raise StorageError(f"storage.path: can't use {self._shown}: {brief(error)}") from None
         self._beats.start()
-        return (f"took {self._shown} over: {before.driver} has ended",) if before and not again else ()
+        if before is None or before.owner.token == self._mine.owner.token:
+            return ()
+        return (f"took {self._shown} over: {before.driver} has ended",)
 
     def check(self) -> None:
         """Make sure that the folder is still held, before something is written to it.
@@ -158,14 +142,13 @@ class RunLock:
         Raises:
             RunFailed: another run has taken it.
         """
-        held = None
         with suppress(OSError):  # if the storage is in trouble, what is written next will say so
             held = read_lock(self._folder)
-        if held and held.id != self._mine.id:
-            raise RunFailed(
-                f"{self._shown} was taken over by another run ({held.driver}) while this one was not "
-                "heard of; this run stops, the checkpoints are the other's"
-            )
+            if held and held.id != self._mine.id:
+                raise RunFailed(
+                    f"{self._shown} was taken over by another run ({held.driver}) while this one was not "
+                    "heard of; this run stops, the checkpoints are the other's"
+                )
 
     def release(self) -> None:
         """Give the folder back, if it is held."""
@@ -190,23 +173,16 @@ class RunLock:
                 return held
             job_died = held is not None and held.owner.job.alive() is False  # Ray will end its driver
             if time.monotonic() - started > (STALE_S + BEAT_S if job_died else MOMENT_S):
-                raise self._refusal(held, needed - silent)
+                who = f"another run ({held.driver})" if held else "another run"
+                again = (
+                    f" (if it has died, try again in {needed - silent:.0f} s)" if needed < math.inf else ""
+                )
+                raise StorageError(
+                    f"{self._shown} is in use by {who}: wait for its end{again}, or choose another "
+                    "--storage.name"
+                )
             time.sleep(POLL_S)
         return None
-
-    def _give_way(self) -> None:
-        """Raise StorageError if another run found the folder free at the same moment and wrote later."""
-        time.sleep(MOMENT_S)
-        held = read_lock(self._folder)
-        if held is None or held.id != self._mine.id:
-            raise self._refusal(held, math.inf)
-
-    def _refusal(self, held: Held | None, left_s: float) -> StorageError:
-        who = f"another run ({held.driver})" if held else "another run"
-        again = f" (if it has died, try again in {left_s:.0f} s)" if left_s < math.inf else ""
-        return StorageError(
-            f"{self._shown} is in use by {who}: wait for its end{again}, or choose another --storage.name"
-        )
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_S):

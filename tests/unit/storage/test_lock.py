@@ -93,13 +93,7 @@ def test_a_process_lives_until_it_ends_and_is_not_the_next_one_of_its_number(dea
     mine = Process.this()
     assert mine.alive() is replace(mine, started=mine.started + 0.5).alive() is True
     assert dead.alive() is replace(mine, started=mine.started - 60).alive() is False
-    assert elsewhere().alive() is replace(mine, space="another boot").alive() is None
-
-
-def test_what_is_written_is_read(folder):
-    held = Held("i", Owner("t", elsewhere()), Process.this())
-    folder.write(NAME, held.json())
-    assert read_lock(folder) == held
+    assert elsewhere().alive() is None
 
 
 @pytest.mark.parametrize(
@@ -119,7 +113,7 @@ def test_who_lives_decides_how_long_silence_has_to_last(monkeypatch, driver, job
     lives = {1: driver, 2: job}
     monkeypatch.setattr(Process, "alive", lambda self: lives[self.pid])
     monkeypatch.setattr(lock_module, "STALE_S", STALE_S)
-    held = Held("i", Owner("other", Process("h", "", 2, 0)), Process("h", "", 1, 0))
+    held = Held("i", Owner("other", Process("h", 2, 0)), Process("h", 1, 0))
     assert needed_silence_s(held, "mine") == seconds
     assert needed_silence_s(held, "other") == 0  # its own lost driver's
 
@@ -173,14 +167,13 @@ def test_an_owner_elsewhere_is_taken_over_from_after_its_silence(locks, folder):
     lock.check()
 
 
-@pytest.mark.parametrize("harm", [lambda path: os.utime(path, (0, 0)), os.remove])
-def test_signs_of_life_renew_the_file(locks, folder, harm):
+def test_signs_of_life_renew_the_file(locks, folder):
     """Also one that somebody has deleted."""
     lock = locks()
     lock.acquire()
-    harm(folder.path(NAME))
+    folder.delete(NAME)
     deadline = time.monotonic() + 20
-    while NAME not in folder.names() or folder.silence_s(NAME) > 1000:
+    while NAME not in folder.names():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     lock.check()
@@ -213,7 +206,7 @@ def test_who_lost_the_folder_stops_before_it_writes_and_leaves_the_lock_alone(
     assert NAME in folder.names()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"id": 1}', b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b'{"id": 1}', b"\xff\xfe"])
 def test_a_file_that_is_no_lock_is_taken_after_a_moment(locks, folder, content):
     folder.write(NAME, content)
     lock = locks()
@@ -221,11 +214,8 @@ def test_a_file_that_is_no_lock_is_taken_after_a_moment(locks, folder, content):
     lock.check()
 
 
-@pytest.mark.parametrize("local", [True, False])
-def test_of_many_at_once_one_wins(folder, local, monkeypatch):
-    """On a local file system by creating the file, elsewhere by looking again."""
+def test_of_many_at_once_one_wins(folder, monkeypatch):
     monkeypatch.setattr(lock_module, "MOMENT_S", 1.5)
-    folder.local = local
     barrier, winners = threading.Barrier(8), []
 
     def race():
@@ -246,6 +236,20 @@ def test_of_many_at_once_one_wins(folder, local, monkeypatch):
     winner.check()
     winner.release()
     assert folder.names() == []
+
+
+def test_where_files_can_not_be_created_exclusively_who_lost_stops_before_it_writes(
+    locks, folder, monkeypatch
+):
+    """Both saw the folder free at the same moment."""
+    folder.local = False
+    monkeypatch.setattr(folder, "names", list)
+    first, second = locks(), locks()
+    first.acquire()
+    second.acquire()
+    with pytest.raises(RunFailed, match="was taken over by another run"):
+        first.check()
+    second.check()
 
 
 def test_a_folder_that_can_not_be_read_is_one_clear_line(locks, folder, tmp_path):

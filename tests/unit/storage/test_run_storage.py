@@ -133,24 +133,6 @@ def test_a_mount_that_vanishes_and_comes_back(tmp_path, pauses):
     assert files(mount) == ["round-000002.npz"]
 
 
-def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(tmp_path):
-    run = config(tmp_path / "a")
-    first = make(run)
-    first.prepare()
-    rounds = first.rounds("id")
-    next(rounds)
-    for resume in (False, True):
-        second = make(replace(run, storage=replace(run.storage, resume=resume)))
-        with pytest.raises(StorageError, match="is in use by another run") as caught:
-            second.prepare()
-        assert caught.value.exit_code == 2
-        second.close()
-    assert [record.round for record in rounds] == [2, 3]
-    assert first.end().weights_sha256 == drive(config(tmp_path / "b"))[1]
-    first.close()
-    assert files(tmp_path / "a") == ["round-000003.npz"]
-
-
 def test_what_is_refused_gives_the_folder_back(tmp_path, monkeypatch):
     def unreadable(config, seed):
         raise DataError("nothing there")
