@@ -30,7 +30,7 @@ def try_network(name: str, network: nn.Module, spec: InputSpec) -> None:
     for training in (False, True):
         mode = " while training" if training else ""
         try:
-            with unchanged(network), torch.no_grad():
+            with unchanged(network), torch.set_grad_enabled(training):
                 output = network.train(training)(spec.blank(BATCH))
         except (Exception, SystemExit) as error:  # the forward may be the user's, and raise anything
             if is_out_of_memory(error):
@@ -46,6 +46,9 @@ def try_network(name: str, network: nn.Module, spec: InputSpec) -> None:
         trainable_parameters(network)
     except ValueError as error:
         raise ConfigError(f"model.name = {name!r}: {error}") from None
+    for exit, logits in enumerate(output, start=1):
+        if not logits.requires_grad:
+            raise ConfigError(f"model.name = {name!r}: exit {exit} depends on no weight that can be trained")
 
 
 def too_large(name: str, error: BaseException) -> ConfigError:

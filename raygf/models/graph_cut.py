@@ -132,20 +132,11 @@ class GraphStage(nn.Module):
 
     def forward(self, state: Any) -> Any:
         """The state after the stage before (images (B, C, H, W) at first) to the state after this one."""
-        for module in self.modules():
-            if isinstance(module, Holder):
-                module()
         return self._forwards[self.training](self, state)
 
 
 class Holder(nn.Module):
-    """In place of a traced module: keeps its parameters and parts at their paths.
-
-    The stage calls it, so that forward hooks, such as those that count parameters, see whose they are.
-    """
-
-    def forward(self) -> None:
-        """Does nothing: the stage reads the parameters itself."""
+    """In place of a traced module, which is not called: keeps its parameters and parts at their paths."""
 
 
 class OnFirst(nn.Module):

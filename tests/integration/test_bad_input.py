@@ -349,7 +349,7 @@ CODE = [
     own("no exits", "empty", "a list of logits (batch, 10)"),
     own("another answer in training", "changing", "a list of logits … while training"),
     own("nothing to train", "frozen", "mine:frozen … no trainable parameter"),
-    own("answer that depends on no weight", "deaf", "exit 1 … no module's output is its logits … nn.Linear"),
+    own("answer that depends on no weight", "deaf", "mine:deaf … exit 1 depends on no weight"),
     own("weights of another number format", "double", "mine:double … torch.float64 … float32"),
     Case("method that is no function", networks, "digits --method mine:no_method", "mine:no_method … int"),
     Case("method that raises", networks, "digits --method mine:raising_method",

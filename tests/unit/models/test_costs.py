@@ -5,12 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 from raygf.config.recipes import get_recipe
 from raygf.config.run import ModelConfig
 from raygf.data.base import InputSpec
 from raygf.errors import ConfigError
+from raygf.models import costs as counting
 from raygf.models.build import build_model
 from raygf.models.costs import ExitCost, measure_costs
 from raygf.models.multi_exit import MultiExitNetwork
@@ -115,6 +118,18 @@ def bare(*outputs):
     return nn.ModuleList([nn.Linear(4, count, bias=False) for count in outputs])
 
 
+def functions_last():
+    """Transposed, so that PyTorch takes the linear layer apart; the last operator is no module's."""
+
+    def run(network, x):
+        end, last = network.children()
+        yield (x @ end.weight.T + end.bias) * 2
+        turned = x.transpose(1, 2).contiguous().transpose(1, 2)
+        yield F.softmax(F.linear(turned, last.weight, last.bias), dim=-1)
+
+    return Network(lambda network, x: list(run(network, x)), end=nn.Linear(4, 2), last=nn.Linear(4, 2))
+
+
 # The network, the shape of an image, and parameters and operations of every exit.
 NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...], list[tuple[int, int]]]] = {
     "earlier stages and heads, no unused module": (with_spare(), (4,), [(30 + 14, 44), (44 + 42 + 14, 100)]),
@@ -130,6 +145,7 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...], list[tuple[int, int]]]] = 
         (4,),
         [(10, 12)],
     ),
+    "exits that end in functions of weights": (functions_last(), (2, 4), [(10, 2 * 10), (20, 2 * 20)]),
     "the order of execution": (
         Network(heads_last, stages=bare(4, 4), heads=bare(2, 2)), (4,), [(40, 40), (48, 48)]
     ),
@@ -180,6 +196,15 @@ def test_a_transformer_layer_is_counted_whole_although_it_has_a_fused_path():
     assert cost_of(one_exit(layer), 3, 4) == ExitCost(parameters, attention + feed_forward)
 
 
+def test_fused_attention_counts_its_two_products():
+    """Four heads, five tokens of eight numbers: a fused operator on every device but for the count."""
+    network = Network(
+        lambda net, x: [F.scaled_dot_product_attention(x, x, net.keys(x))], keys=nn.Linear(8, 8)
+    )
+    assert cost_of(network, 4, 5, 8) == ExitCost(72, 4 * 5 * 72 + 2 * 4 * 5 * 5 * 8)
+    assert torch.backends.mha.get_fastpath_enabled() and torch.backends.cuda.flash_sdp_enabled()
+
+
 def test_an_image_of_the_spec_is_made():
     body = nn.Sequential(nn.Conv2d(3, 2, 3, bias=False), nn.Flatten(), nn.Linear(2 * 4 * 3, 5))
     assert measure_costs(one_exit(body), InputSpec(3, 6, 5, 5)) == [ExitCost(54 + 125, 24 * 27 + 125)]
@@ -202,9 +227,8 @@ def test_the_network_is_left_as_it_was():
     [
         (lambda x: x[0], "its forward must return a list of logits"),
         (lambda x: [], "its forward must return a list of logits"),
-        (lambda x: [x[0], x[1] * 2], "costs of exit 2: no module's output is its logits; end the exit with"),
     ],
-    ids=["a tensor", "nothing", "no module's output"],
+    ids=["a tensor", "nothing"],
 )
 def test_an_output_that_can_not_be_counted_is_refused(output, text):
     network = Network(lambda network, x: output(network.inner(x)), inner=two_exits())
@@ -246,3 +270,28 @@ def test_costs_are_those_published(table):
     assert [round(cost.parameters / 1e6, 2) for cost in costs] == parameters
     assert [round(cost.operations / 1e6, 2) for cost in costs] == operations
     assert costs[-1].parameters == sum(weight.numel() for weight in network.parameters())
+
+
+# One of every family of torchvision, the smallest but where attention is windowed or pooled differently.
+FAMILIES = [
+    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet"),
+    *("inception_v3", "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf"),
+    *("regnet_y_400mf", "resnet18", "resnet50", "resnext50_32x4d", "shufflenet_v2_x1_0", "squeezenet1_1"),
+    *("swin_t", "swin_v2_t", "vgg11_bn", "vit_b_16", "vit_b_32", "wide_resnet50_2"),
+]
+WITHOUT_AUXILIARY = {"aux_logits": False, "init_weights": False}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_products_are_those_that_torchvision_publishes(name, monkeypatch):
+    """Theirs are of products alone, in 10⁹ to three decimals. Shapes suffice to count: the "meta" device."""
+    monkeypatch.setattr(counting, "POOLINGS", ())
+    monkeypatch.setattr(counting, "PER_INPUT_ELEMENT", ())
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    side = weights.transforms().crop_size[0]
+    with torch.device("cpu" if name.startswith("regnet") else "meta"):  # RegNet computes its widths
+        options = WITHOUT_AUXILIARY if name in ("googlenet", "inception_v3") else {}
+        network = torchvision.models.get_model(name, weights=None, **options)
+    cost = cost_of(one_exit(network.to("meta")), 3, side, side)
+    assert cost.parameters == sum(weight.numel() for weight in network.parameters())
+    assert cost.operations / 1e9 == pytest.approx(weights.meta["_ops"], rel=0.01, abs=0.0005)
