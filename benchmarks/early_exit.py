@@ -31,9 +31,10 @@ from raygf.compute import Compute, resolve_compute
 from raygf.config.run import ComputeConfig
 from raygf.data.base import ChannelStatistics, Normaliser
 from raygf.evaluation.budgeted import UNIT, exit_quotas, exits_taken, find_thresholds
+from raygf.evaluation.model_files import ImageTask
 from raygf.evaluation.outputs import ExitOutputs, collect_outputs, read_logits
 from raygf.models.costs import measure_costs
-from raygf.serving.adaptive import AdaptiveClassifier, ImageTask
+from raygf.serving.adaptive import AdaptiveClassifier
 from raygf.training.network import BoundNetwork
 
 BAR = 0.80

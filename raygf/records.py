@@ -155,7 +155,7 @@ _SHORT = {*_DRAWN, "training_operations"}
 
 def to_json(record: RoundRecord) -> Entry:
     """``record`` to the bit."""
-    entry: Entry = _plain(asdict(record))
+    entry: Entry = plain(asdict(record))
     return entry
 
 
@@ -252,14 +252,14 @@ def _joined(*texts: str) -> str:
     return ", ".join(filter(None, texts))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """``value`` with lists for arrays and tuples, and None for NaN, which JSON has no word for."""
     if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -273,7 +273,7 @@ def _rounded(value: Any, digits: int = _DIGITS) -> Any:
 
 
 def _restored(name: str, value: Any) -> Any:
-    """The field ``name`` of a score or fusion report, of which ``_plain`` made ``value``."""
+    """The field ``name`` of a score or fusion report, of which ``plain`` made ``value``."""
     if name in ("weights", "cosine", "tensor_cosine"):
         return np.array(value, np.float64)  # None becomes NaN
     if isinstance(value, list):

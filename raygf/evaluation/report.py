@@ -27,8 +27,8 @@ from raygf.evaluation.paper_figures import (
 from raygf.evaluation.results import Group, RunResults
 from raygf.evaluation.tables import ResultColumn, ResultTable, to_long_csv, to_markdown
 
-Files = dict[str, str | Figure]
-"""Texts and figures by the relative path of their file."""
+Files = dict[str, str | bytes | Figure]
+"""Texts, figures and others by the relative path of their file."""
 
 
 def anytime_tables(groups: Sequence[Group]) -> list[ResultTable]:
@@ -110,7 +110,7 @@ def what_is_missing(run: RunResults) -> list[str]:
     return lines
 
 
-def write_files(folder: Path, files: Mapping[str, str | Figure]) -> list[Path]:
+def write_files(folder: Path, files: Mapping[str, str | bytes | Figure]) -> list[Path]:
     """Write ``files`` below ``folder``, which is created; returns their paths.
 
     Raises:
@@ -123,7 +123,7 @@ def write_files(folder: Path, files: Mapping[str, str | Figure]) -> list[Path]:
             if isinstance(content, Figure):
                 content.savefig(path)
             else:
-                path.write_text(content, encoding="utf-8")
+                path.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise StorageError(f"can't write to {folder}: {error.strerror or error}; set another --out") from None
     return paths

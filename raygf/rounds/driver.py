@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from raygf.compute import make_repeatable, naming_out_of_memory, resolve_compute, software, torch_threads
 from raygf.config.fields import to_dict
@@ -13,6 +13,9 @@ from raygf.config.run import RunConfig
 from raygf.data.base import SPLITS, Dataset
 from raygf.data.load import load_data
 from raygf.errors import CheckpointError, NonFiniteError
+from raygf.evaluation.budgeted import calibrate
+from raygf.evaluation.loading import LoadedRun
+from raygf.evaluation.model_files import model_files
 from raygf.evaluation.outputs import evaluate
 from raygf.methods.base import JointSGD
 from raygf.methods.registry import check_method, is_step_method
@@ -85,10 +88,11 @@ class Driver(DriverHandle):
         self._config = config
         self._make_executor = make_executor
         self._peers = peers
+        self._notify = notify
         self._storage = RunStorage(config, owner or Owner.new(), notify, open_folder)
         self._state: NetworkState
         self._round = 0
-        self._path = ""
+        self._path = self._run_id = ""
         self._history = HistoryLog()
         self._writing_s = 0.0
 
@@ -111,6 +115,8 @@ class Driver(DriverHandle):
             self._method = self._make_method()
             self._costs = measure_costs(self._bound.network, self._dataset.spec)
             self._restore(checkpoint)
+        if self._peers.first:
+            self._storage.begin(checkpoint)
         return self._start(checkpoint, (*notes, *_one_class(self._dataset)))
 
     def rounds(self, run_id: str) -> Iterator[RoundRecord]:
@@ -124,6 +130,7 @@ class Driver(DriverHandle):
             ExitFailed, StorageLost, MemoryExhausted, RunFailed: a round could not be done; the last
                 checkpoint stands.
         """
+        self._run_id = run_id
         while self._round < self._last:
             round = self._round + 1
             with self._working(f"in round {round}"):
@@ -131,15 +138,18 @@ class Driver(DriverHandle):
             yield record
 
     def end(self) -> RunEnd:
-        """Evaluate the test images with the network as it is now."""
+        """Evaluate the test images with the network as it is now, and write it and the results."""
         with self._working("while it tested"):
             self._bound.load(self._state)
             test = evaluate(self._bound, self._batches.evaluate("test"))
+            self._write_model()
         passes, operations = self._spent(self._round)
         finished = self._round >= self._config.rounds
         seconds = self._history.seconds - self._writing_s
         sha256 = self._state.sha256()
-        return RunEnd(self._round, passes, test, sha256, self._path, finished, seconds, operations)
+        end = RunEnd(self._round, passes, test, sha256, self._path, finished, seconds, operations)
+        self._storage.summarise(self._summary(end))
+        return end
 
     def close(self) -> None:
         """End the executor and give the run's folder back."""
@@ -214,6 +224,7 @@ class Driver(DriverHandle):
         record = self._record(round, outcome, val, evaluated - started)
         if self._peers.first:
             notes = self._save(record, outcome.state, run_id)
+            self._storage.log(record)
             record = replace(record, notes=(*record.notes, *notes))
         self._state, self._round, self._path = outcome.state, round, record.checkpoint
         self._writing_s = time.perf_counter() - evaluated
@@ -280,6 +291,38 @@ class Driver(DriverHandle):
             "history": self._history.followed_by(record),
         }
         return self._storage.save(Checkpoint(record.round, state, self._method.arrays(), meta))
+
+    def _write_model(self) -> None:
+        """The network's two files, with thresholds read off the validation images if there are any."""
+        state = Checkpoint(self._round, self._state, {}, {})
+        run = LoadedRun(self._config, self._dataset, self._bound, self._batches, state)
+        table = None
+        try:
+            if self._dataset.count("val"):
+                table = calibrate(run.outputs("val"), [cost.operations for cost in self._costs])
+        except NonFiniteError as error:
+            self._notify(f"no thresholds: {error}")
+        for name, content in model_files(run, table).items():
+            self._storage.write(name, content)
+
+    def _summary(self, end: RunEnd) -> dict[str, Any]:
+        """``end`` with what it is the end of."""
+        config, dataset, last = self._config, self._dataset, self._history.recent
+        return {
+            "name": config.storage.name,
+            "run_id": self._run_id,
+            "method": config.method,
+            "network": config.model.name,
+            "data": dataset.name,
+            **{f"{split}_images": dataset.count(split) for split in SPLITS},
+            "test_accuracy": end.test.accuracy,
+            "test_loss": end.test.loss,
+            "val_accuracy": last[-1].val.accuracy if last and last[-1].val else None,
+            "operations": [cost.operations for cost in self._costs],
+            "parameters": [cost.parameters for cost in self._costs],
+            **{name: value for name, value in asdict(end).items() if name != "test"},
+            "software": software(self._bound.compute.device),
+        }
 
     @contextmanager
     def _working(self, doing: str) -> Iterator[None]:

@@ -16,22 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raygf.compute import Compute
-from raygf.data.base import ChannelStatistics, InputSpec, Normaliser
+from raygf.config.run import ComputeConfig
+from raygf.data.base import Normaliser
 from raygf.errors import ConfigError, DataError
 from raygf.evaluation.budgeted import ThresholdTable, calibrate
 from raygf.evaluation.loading import LoadedRun
+from raygf.evaluation.model_files import ImageTask, load_model
 from raygf.evaluation.outputs import read_logits
 from raygf.models.msdnet_lazy import exit_stages
 from raygf.training.network import as_tensor
-
-
-@dataclass(frozen=True)
-class ImageTask:
-    """What goes in and what comes out: images, how they are normalised, the names of the classes."""
-
-    input: InputSpec
-    statistics: ChannelStatistics
-    class_names: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +86,19 @@ class AdaptiveClassifier:
             table = calibrate(run.outputs("val"), operations)
         task = ImageTask(run.dataset.spec, run.dataset.statistics, run.dataset.class_names)
         return cls(run.bound.network, task, operations, table, run.bound.compute, run.config.eval_batch_size)
+
+    @classmethod
+    def load(
+        cls, folder: str, compute: ComputeConfig | None = None, network: nn.Module | None = None
+    ) -> AdaptiveClassifier:
+        """The classifier in ``folder``, a run's or an exported one; arguments and errors as ``load_model``.
+
+        Raises:
+            ConfigError: the network has no stages and heads.
+        """
+        model = load_model(folder, compute, network)
+        known = model.task, model.operations, model.table, model.compute, model.batch_size
+        return cls(model.network, *known)
 
     @property
     def exits(self) -> int:

@@ -1,10 +1,13 @@
 """What a person should know of a trained classifier before using it, in Markdown."""
 
 import numpy as np
+import yaml
 
 from raygf.evaluation.budgeted import MAY_LOSE, ThresholdTable, exits_taken
 from raygf.evaluation.loading import LoadedRun
-from raygf.evaluation.tables import count_unit, markdown_table
+from raygf.evaluation.report import Files, anytime_tables, comparison_files, run_files
+from raygf.evaluation.results import RunResults, evaluate_run, group_runs
+from raygf.evaluation.tables import count_unit, markdown_table, to_markdown
 from raygf.methods.registry import method_title
 from raygf.serving.adaptive import AdaptiveClassifier
 
@@ -12,6 +15,67 @@ ROWS = 8
 """Budgets in the table, beside the default."""
 CLASSES = 10
 """Classes that are named."""
+CARD = "README.md"
+_FIGURES = {
+    "budgeted.png": "Test accuracy over average operations per image",
+    "accuracy.png": "Accuracy over the rounds of training",
+}
+_USE = """\
+```python
+import raygf
+
+model = raygf.AdaptiveClassifier.load("this-folder")
+model.predict(images, budget=model.default_budget)  # class, probability, exit, operations
+```
+
+`model.safetensors` has the weights under the names of the PyTorch network's state dict, `model.json` what
+else is to be known: the network, its classes, the operations up to every exit, the normalisation of images,
+and confidence thresholds by budget. An image leaves at the first exit that is sure enough."""
+
+
+def card_files(run: LoadedRun, classifier: AdaptiveClassifier) -> Files:
+    """The card as a page of the Hugging Face Hub, with its figures.
+
+    Raises:
+        DataError: the run has no test images.
+    """
+    results = evaluate_run(run, with_importance=False, with_noise=False)
+    groups = group_runs([results])
+    drawn = {**comparison_files(groups), **run_files(results)}
+    shown = {name: title for name, title in _FIGURES.items() if name in drawn}
+    header = yaml.safe_dump(_header(run, results), sort_keys=False, allow_unicode=True)
+    parts = [
+        f"---\n{header}---",
+        f"# {run.config.model.name} on {run.dataset.name}, {classifier.exits} exits",
+        model_card(run, classifier),
+        "## Accuracy of every exit, for all images",
+        to_markdown(anytime_tables(groups)[0]).strip(),
+        *(f"![{title}](figures/{name})" for name, title in shown.items()),
+        "## Use",
+        _USE,
+    ]
+    return {CARD: "\n\n".join(parts) + "\n", **{f"figures/{name}": drawn[name] for name in shown}}
+
+
+def _header(run: LoadedRun, results: RunResults) -> dict[str, object]:
+    """What the Hub reads."""
+    accuracies = [
+        {"type": "accuracy", "name": f"test accuracy, exit {number}", "value": round(accuracy, 6)}
+        for number, accuracy in enumerate(results.top1, start=1)
+    ]
+    task, data = {"type": "image-classification"}, {"name": run.dataset.name, "type": run.config.data.source}
+    return {
+        "library_name": "raygf",
+        "pipeline_tag": task["type"],
+        "tags": ["early-exit", "multi-exit", "raygf", run.config.method],
+        "metrics": ["accuracy"],
+        "model-index": [
+            {
+                "name": run.config.storage.name or run.config.model.name,
+                "results": [{"task": task, "dataset": data, "metrics": accuracies}],
+            }
+        ],
+    }
 
 
 def model_card(run: LoadedRun, classifier: AdaptiveClassifier) -> str:

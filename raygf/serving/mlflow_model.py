@@ -20,7 +20,7 @@ from raygf.data.base import InputSpec, Normaliser
 from raygf.errors import TrackingError
 from raygf.evaluation.loading import LoadedRun
 from raygf.serving.adaptive import AdaptiveClassifier, Predictions
-from raygf.serving.files import load_classifier, save_classifier
+from raygf.serving.files import save_model
 from raygf.tracking.store import connect, set_environment, start_error
 
 set_environment()
@@ -33,17 +33,17 @@ from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec  # 
 NAME = "early-exit-classifier"
 EXAMPLES = 2
 _DEFINITION = Path(__file__).with_name("definition.py")
-_PACKAGES = {"mlflow", "numpy", "pandas", "pillow", "pyarrow", "torch", "torchvision"}
+_PACKAGES = {"mlflow", "numpy", "pandas", "pillow", "pyarrow", "safetensors", "torch", "torchvision"}
 """What raygf's own code needs to load a classifier."""
 _INSTALLED = {"site-packages", "dist-packages"}
 
 
 class EarlyExitModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """What MLflow loads and calls: the classifier of ``load_classifier`` on a model's two artifacts."""
+    """What MLflow loads and calls: the classifier in the folder that is a model's artifact."""
 
     def load_context(self, context: Any) -> None:
         """Load network and thresholds."""
-        self._classifier = load_classifier(context.artifacts["network"], context.artifacts["thresholds"])
+        self._classifier = AdaptiveClassifier.load(context.artifacts["model"])
 
     def predict(
         self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
@@ -77,8 +77,8 @@ def as_frame(classifier: AdaptiveClassifier, answers: Predictions) -> pd.DataFra
 def log_model(run: LoadedRun, classifier: AdaptiveClassifier, uri: str, run_id: str, name: str = NAME) -> str:
     """Log ``classifier``, that of ``run``, as the model ``name`` of the tracked run ``run_id``.
 
-    What is stored is raygf's own archive, a JSON file and code, raygf's and that of a network of one's own:
-    nothing is pickled, and raygf need not be installed where it runs. The model card is its description.
+    What is stored are the network's two files and code, raygf's and that of a network of one's own: nothing
+    is pickled, and raygf need not be installed where it runs. The model card is its description.
 
     Args:
         uri: Tracking URI.
@@ -95,8 +95,9 @@ def log_model(run: LoadedRun, classifier: AdaptiveClassifier, uri: str, run_id: 
     mlflow.set_tracking_uri(uri)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            network, thresholds = save_classifier(run, classifier, Path(folder))
-            code = Path(folder) / "code"
+            files, code = Path(folder) / "model", Path(folder) / "code"
+            files.mkdir()
+            save_model(run, classifier, files)
             packages = _PACKAGES | copy_code(run.config.model.name, code)
             info = mlflow.models.Model.log(
                 artifact_path=None,
@@ -105,7 +106,7 @@ def log_model(run: LoadedRun, classifier: AdaptiveClassifier, uri: str, run_id: 
                 model_id=_create_model(uri, run_id, name, model_card(run, classifier)),
                 step=run.checkpoint.round,  # so that the model gets the run's metrics of that round
                 python_model=str(_DEFINITION),
-                artifacts={"network": str(network), "thresholds": str(thresholds)},
+                artifacts={"model": str(files)},
                 signature=model_signature(classifier),
                 input_example=example_images(run),
                 code_paths=[str(path) for path in sorted(code.iterdir())],

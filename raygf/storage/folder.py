@@ -1,5 +1,6 @@
 """The folder of one run, wherever pyarrow.fs can write: local, NFS, S3, GCS."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -92,6 +93,17 @@ class RunFolder:
             return
         with self._output(name) as stream:  # elsewhere a file appears when it is whole
             stream.write(content)
+
+    def append(self, name: str, content: bytes) -> None:
+        """Add ``content`` to the end of the file, which may not be there yet, or leave it as it was."""
+        if not self.local:  # object stores have nothing but whole files
+            self.write(name, (self.read(name) if name in self.names() else b"") + content)
+            return
+        with Path(self._path(name)).open("ab", buffering=0) as stream:
+            end = stream.tell()
+            if (written := stream.write(content)) != len(content):
+                stream.truncate(end)
+                raise OSError(errno.ENOSPC, f"{written} of {len(content)} bytes written")
 
     def create_only(self, name: str, content: bytes) -> bool:
         """Write the file unless it is there; returns whether it was written.

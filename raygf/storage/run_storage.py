@@ -1,15 +1,26 @@
-"""A run's place in the storage: taken for this run alone, read when it starts, written after every round."""
+"""A run's place in the storage: taken for this run alone, read when it starts, written after every round.
 
+Beside the checkpoints it has files for people and other programs: ``config.yaml``, ``metrics.csv`` with a
+line for every round and exit, and at the end ``summary.json``. Trouble with these costs a note, never the
+run.
+"""
+
+import csv
+import io
+import json
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+import yaml
 
 from raygf.config.fields import flatten, to_dict
 from raygf.config.recipes import RECIPES, get_recipe
 from raygf.config.run import RunConfig
 from raygf.errors import CheckpointError, StorageError, StorageLost, without_password
-from raygf.records import Notify
+from raygf.records import Entry, Notify, RoundRecord, plain, read_history, shortened, to_json
 from raygf.storage.checkpoint import Checkpoint, CheckpointStore
-from raygf.storage.folder import OpenFolder, RunFolder
+from raygf.storage.folder import OpenFolder, RunFolder, brief
 from raygf.storage.lock import Owner, RunLock
 
 _LONGEST_PAUSE_S = 60.0
@@ -24,6 +35,12 @@ def pause_s(failures: int, retries: int) -> float | None:
     """
     return None if failures >= retries else min(_LONGEST_PAUSE_S, 2.0**failures)
 
+
+CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.csv", "summary.json"
+_TITLES = (
+    "round,exit,training_passes,training_operations,seconds,"
+    "train_loss,train_accuracy,val_loss,val_accuracy,fusion_weight\n"
+)
 
 FREE_ON_RESUME = (
     *("resources", "storage", "tracking", "stop_after", "eval_batch_size"),
@@ -62,6 +79,33 @@ def require_same_run(checkpoint: Checkpoint, config: RunConfig) -> None:
         )
 
 
+def without_passwords(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration (as ``to_dict`` gives it), fit to be shown."""
+    nested = {name: without_passwords(value) for name, value in values.items() if isinstance(value, Mapping)}
+    texts = {name: without_password(value) for name, value in values.items() if isinstance(value, str)}
+    return {**values, **nested, **texts}
+
+
+def metric_lines(entries: Sequence[Entry]) -> str:
+    """The lines of ``METRICS`` for shortened entries of rounds; what is not known is left empty."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    for entry in entries:
+        seconds = sum(value or 0.0 for value in entry["seconds"].values())
+        spent = (entry["training_passes"], entry.get("training_operations"), f"{seconds:.6g}")
+        for number, scores in enumerate(zip(*_columns(entry), strict=True), start=1):
+            lines.writerow([entry["round"], number, *spent, *scores])
+    return text.getvalue()
+
+
+def _columns(entry: Entry) -> Iterator[Sequence[float | None]]:
+    unknown = [None] * len(entry["train"]["loss"])
+    for split in ("train", "val"):
+        for kind in ("loss", "accuracy"):
+            yield (entry[split] or {}).get(kind, unknown)
+    yield (entry["fusion"] or {}).get("mean_weight", unknown)
+
+
 class RunStorage:
     """The checkpoints of the run ``config``, and the lock on their folder, which ``owner`` holds."""
 
@@ -78,6 +122,7 @@ class RunStorage:
         self._notify = notify
         self._store = CheckpointStore(storage.path, storage.name, storage.keep, open_folder)
         self._lock = RunLock(self._store.files, owner)
+        self._unwritten = ""
 
     def open(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """Take the folder; returns the checkpoint to resume from, if any, and notes.
@@ -121,9 +166,40 @@ class RunStorage:
                 self._notify(notes[-1])
                 time.sleep(pause)
 
+    def begin(self, checkpoint: Checkpoint | None) -> None:
+        """Write ``CONFIG``, and ``METRICS`` with the rounds done: a lost process may have written others."""
+        values = without_passwords(to_dict(self._config))
+        values["storage"]["resume"] = False  # so that the file describes the same run ever after
+        self.write(CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+        done = [] if checkpoint is None else read_history(checkpoint.meta)
+        self.write(METRICS, (_TITLES + metric_lines(done)).encode())
+
+    def log(self, record: RoundRecord) -> None:
+        """Add the lines of a round to ``METRICS``; those that could not be written come with the next."""
+        self._unwritten += metric_lines([shortened(to_json(record))])
+        content = self._unwritten.encode()
+        if self._attempt(METRICS, lambda: self._store.files.append(METRICS, content)):
+            self._unwritten = ""
+
+    def write(self, name: str, content: bytes) -> bool:
+        """Replace the file ``name`` whole; returns whether that worked, and else says why not."""
+        return self._attempt(name, lambda: self._store.files.write(name, content))
+
+    def summarise(self, values: Mapping[str, Any]) -> None:
+        """Write ``SUMMARY``."""
+        self.write(SUMMARY, f"{json.dumps(plain(values), indent=1)}\n".encode())
+
     def close(self) -> None:
         """Give the folder back."""
         self._lock.release()
+
+    def _attempt(self, name: str, write: Callable[[], None]) -> bool:
+        try:
+            write()
+        except OSError as error:
+            self._notify(f"{name} could not be written: {brief(error)}; the run goes on")
+            return False
+        return True
 
     def _find(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         store, shown = self._store, without_password(self._store.folder)

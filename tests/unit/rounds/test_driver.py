@@ -257,7 +257,7 @@ def test_a_lost_exit_merges_nothing(tmp_path):
     with pytest.raises(NonFiniteError):
         list(driver.rounds("id"))
     driver.close()
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["round-000001.npz"]
+    assert [path.name for path in (tmp_path / "run").glob("*.npz")] == ["round-000001.npz"]
 
 
 def test_sdn_coefficients_need_exits_that_they_know(tmp_path, monkeypatch):

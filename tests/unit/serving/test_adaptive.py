@@ -14,10 +14,11 @@ from raygf.data.base import ChannelStatistics, InputSpec
 from raygf.errors import ConfigError, UserError
 from raygf.evaluation.budgeted import calibrate, exits_taken
 from raygf.evaluation.loading import LoadedRun
+from raygf.evaluation.model_files import ImageTask
 from raygf.evaluation.outputs import collect_outputs
 from raygf.models.build import build_model
 from raygf.models.multi_exit import MultiExitNetwork
-from raygf.serving.adaptive import AdaptiveClassifier, ImageTask, keep_rows
+from raygf.serving.adaptive import AdaptiveClassifier, keep_rows
 from raygf.training.network import BoundNetwork
 
 DATA = dataset(val=40, test=60)

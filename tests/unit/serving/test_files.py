@@ -1,28 +1,28 @@
-"""A classifier in files, and a network exported exit by exit."""
+"""A network in a folder to hand on, and exported exit by exit."""
 
 import copy
-import json
-from dataclasses import replace
-from pathlib import Path
+import re
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from attached_networks import Branches
-from bad_things import Bench, bloated, cut, flip, other_format, pickled, replaced
 from tiny_network import CPU, SPEC, bind, dataset, run_config, seeded
 from torch import nn
 
 from raygf.config.fields import to_dict
-from raygf.config.run import ComputeConfig, MSDNetConfig
+from raygf.config.run import MSDNetConfig
 from raygf.data.base import ChannelStatistics, InputSpec
-from raygf.errors import CheckpointError, ConfigError, StorageError
+from raygf.errors import ConfigError, StorageError
 from raygf.evaluation.loading import LoadedRun
+from raygf.evaluation.model_files import ImageTask
 from raygf.models.msdnet import MSDNet
 from raygf.models.multi_exit import MultiExitNetwork
-from raygf.serving.adaptive import AdaptiveClassifier, ImageTask
-from raygf.serving.files import export_segments, load_classifier, save_classifier
-from raygf.storage.checkpoint import Checkpoint, load_checkpoint, write_archive
+from raygf.serving.adaptive import AdaptiveClassifier
+from raygf.serving.card import model_card
+from raygf.serving.files import export_model, export_segments
+from raygf.storage.checkpoint import Checkpoint
 from raygf.training.network import BoundNetwork
 
 
@@ -38,85 +38,6 @@ def run():
 @pytest.fixture(scope="module")
 def classifier(run):
     return AdaptiveClassifier.from_run(run)
-
-
-@pytest.fixture
-def saved(run, classifier, tmp_path):
-    network, thresholds = save_classifier(run, classifier, tmp_path)
-    return str(network), str(thresholds)
-
-
-def test_the_same_answers_with_thresholds_or_without(run, classifier, saved, tmp_path):
-    loaded = load_classifier(*saved)
-    budget = float(np.median(classifier.table.operations))
-    one, two = (c.predict(run.dataset.test.images, budget=budget) for c in (classifier, loaded))
-    for name in ("label", "probability", "exit", "operations"):
-        assert np.array_equal(getattr(one, name), getattr(two, name))
-    for name in ("task", "operations", "compute"):
-        assert getattr(loaded, name) == getattr(classifier, name)
-    checkpoint = load_checkpoint(saved[0])
-    assert checkpoint.method == {}  # it is for training alone
-    assert checkpoint.round == 4 and checkpoint.meta["run_id"] == "x"
-    bound = run.bound.network
-    assert load_classifier(*map(str, save_classifier(run, bare(bound), tmp_path))).table is None
-
-
-def test_a_device_that_is_not_here(run, classifier, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    config = replace(run.config, compute=ComputeConfig("cuda", "fp32", "contiguous"))
-    meta = {**run.checkpoint.meta, "config": to_dict(config)}
-    trained = replace(run, checkpoint=replace(run.checkpoint, meta=meta))
-    loaded = load_classifier(*map(str, save_classifier(trained, classifier, tmp_path)))
-    assert loaded.compute.device == "cpu" and loaded.compute.precision == "fp32"
-
-
-NETWORK, THRESHOLDS = 0, 1
-
-
-def other_exits(content):
-    """Thresholds for an exit more than there are."""
-    rows = json.loads(content)
-    return json.dumps([{**row, "thresholds": [*row["thresholds"], 0.5]} for row in rows]).encode()
-
-
-@pytest.mark.parametrize(
-    ("file", "change", "says"),
-    [
-        (NETWORK, cut(0.5), "network.npz: not a whole checkpoint"),
-        (NETWORK, flip(b"vector.npy"), "network.npz: not a whole checkpoint"),
-        (NETWORK, replaced(b""), "network.npz: not a whole checkpoint"),
-        (NETWORK, bloated, "network.npz: not a whole checkpoint"),
-        (NETWORK, other_format, "network.npz: has format 2, this version reads format 1"),
-        (THRESHOLDS, replaced(b""), "thresholds.json: can't be read"),
-        (THRESHOLDS, cut(0.5), "thresholds.json: can't be read"),
-        (THRESHOLDS, replaced(b"\xff\xfe"), "thresholds.json: can't be read"),
-        (THRESHOLDS, replaced(b"3"), "thresholds.json: not a table of thresholds"),
-        (THRESHOLDS, replaced(b"[]"), "thresholds.json: not a table of thresholds"),
-        (THRESHOLDS, replaced(b'{"a": 1}'), "thresholds.json: not a table of thresholds"),
-        (THRESHOLDS, replaced(b'[{"operations": 1}]'), "thresholds.json: not a table of thresholds"),
-        (THRESHOLDS, other_exits, "thresholds.json: thresholds for 4 exits, but the network has 3"),
-    ],
-)
-def test_damaged_files_are_refused_in_one_line(saved, file, change, says):
-    path = Path(saved[file])
-    path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(CheckpointError) as caught:
-        load_classifier(*saved)
-    assert says in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_pickles_other_checkpoints_and_missing_files_are_refused_and_nothing_runs(run, saved, tmp_path):
-    bench = Bench(tmp_path, tmp_path)
-    pickled("pickle")(bench)
-    for other in ("pickle", "no.npz"):
-        for paths in ((str(tmp_path / other), saved[1]), (saved[0], str(tmp_path / other))):
-            with pytest.raises(CheckpointError, match=other):
-                load_classifier(*paths)
-    assert not bench.mark.exists()
-    with (tmp_path / "round.npz").open("wb") as stream:
-        write_archive(stream, run.checkpoint)
-    with pytest.raises(CheckpointError, match=r"round\.npz: not the network of a saved classifier"):
-        load_classifier(str(tmp_path / "round.npz"), saved[1])
 
 
 @torch.no_grad()
@@ -146,18 +67,53 @@ def test_segments_in_turn_give_the_networks_logits(tmp_path):
         assert_equal_to(network, paths, images[:count])
 
 
-def test_segments_carry_what_else_a_classifier_needs(classifier, tmp_path):
-    for path in export_segments(classifier, tmp_path):
-        torch.export.load(path, extra_files=(extra := {"classifier.json": ""}))
-        assert extra["classifier.json"] == (tmp_path / "classifier.json").read_text()
-    assert json.loads(extra["classifier.json"]) == {
-        "input": {"channels": 1, "height": 4, "width": 4, "classes": 3},
-        "statistics": {"mean": [0.5], "std": [0.25]},
-        "class_names": ["a", "b", "c"],
-        "operations": list(classifier.operations),
-        "thresholds": classifier.table.to_json(),
-        "default_budget": classifier.table.default_budget,
-    }
+def test_an_exported_folder_has_the_model_a_card_of_the_hub_and_programs(run, classifier, tmp_path):
+    paths = export_model(run, tmp_path, "pt2")
+    names = {str(path.relative_to(tmp_path)) for path in paths}
+    assert names == {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    segments = {f"segment-{number}.pt2" for number in (1, 2, 3)}
+    assert names - segments == {"model.safetensors", "model.json", "README.md", "figures/budgeted.png"}
+    for name in segments:
+        torch.export.load(tmp_path / name, extra_files=(extra := {"model.json": ""}))
+        assert extra["model.json"] == (tmp_path / "model.json").read_text()
+    _, header, card = (tmp_path / "README.md").read_text().split("---\n", 2)
+    (model,) = yaml.safe_load(header)["model-index"]
+    found = [metric["value"] for metric in model["results"][0]["metrics"]]
+    assert found == pytest.approx(run.outputs("test").top1, abs=1e-6)
+    assert model_card(run, classifier) in card and "| Exit-3 " in card
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", card)
+    assert set(pictures) == {name for name in names if name.endswith("png")}
+    loaded, images = AdaptiveClassifier.load(str(tmp_path)), run.dataset.test.images
+    one, two = (c.predict(images, budget=c.default_budget) for c in (classifier, loaded))
+    for name in ("label", "probability", "exit", "operations"):
+        assert np.array_equal(getattr(one, name), getattr(two, name))
+
+
+@torch.no_grad()
+def test_segments_as_onnx_give_the_networks_logits(tmp_path):
+    """A state of several tensors becomes several inputs."""
+    onnx, reference = pytest.importorskip("onnx"), pytest.importorskip("onnx.reference")
+    pytest.importorskip("onnxscript")
+    spec = InputSpec(1, 8, 8, 4)
+    config = MSDNetConfig(exits=2, base=1, step=1, channels=4, growth=4, factors=(1, 2), head_channels=8)
+    network = seeded(lambda: MSDNet(config, spec)).eval()
+    state = [torch.randn(5, 1, 8, 8)]
+    own = network(state[0])
+    for path, wanted in zip(
+        export_segments(bare(network, spec), tmp_path, "onnx", "known"), own, strict=True
+    ):
+        program = onnx.load(path)
+        assert {entry.key: entry.value for entry in program.metadata_props}["model.json"] == "known"
+        given = {port.name: part.numpy() for port, part in zip(program.graph.input, state, strict=True)}
+        logits, *after = reference.ReferenceEvaluator(program).run(None, given)
+        torch.testing.assert_close(torch.tensor(logits), wanted, rtol=1e-4, atol=1e-5)
+        state = [torch.tensor(part) for part in after]
+
+
+def test_onnx_without_its_packages_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install onnx onnxscript"):
+        export_segments(bare(bind().network), tmp_path, "onnx")
 
 
 def test_states_of_several_scales(tmp_path):

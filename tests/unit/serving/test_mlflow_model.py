@@ -7,7 +7,8 @@ import pytest
 from tiny_network import CPU, SPEC, bind
 
 from raygf.data.base import ChannelStatistics
-from raygf.serving.adaptive import AdaptiveClassifier, ImageTask, Predictions
+from raygf.evaluation.model_files import ImageTask
+from raygf.serving.adaptive import AdaptiveClassifier, Predictions
 from raygf.serving.mlflow_model import _DEFINITION, as_frame, copy_code, model_signature
 
 

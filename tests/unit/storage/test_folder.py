@@ -100,3 +100,28 @@ def test_an_unknown_kind_of_place_is_one_clear_line():
     with pytest.raises(StorageError, match=r"storage\.path = 'nonsense://x'") as caught:
         RunFolder("nonsense://x", "run")
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_appended_is_there_whole_or_not_at_all(folder, tmp_path, monkeypatch):
+    folder.create()
+    for content in (b"one\n", b"two\n"):
+        folder.append("a", content)
+    assert folder.read("a") == b"one\ntwo\n"
+    monkeypatch.setattr(folder, "local", False)  # as an object store, which has no end to write to
+    for content in (b"one\n", b"two\n"):
+        folder.append("b", content)
+    assert folder.read("b") == b"one\ntwo\n"
+
+
+def test_what_is_appended_to_a_disk_that_fills_up_leaves_no_part(tmp_path):
+    folder = RunFolder(str(tmp_path), "run")
+    folder.create()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6, before[1]))
+    try:
+        folder.append("a", b"one\n")
+        with pytest.raises(OSError, match="2 of 4 bytes written"):
+            folder.append("a", b"two\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert folder.read("a") == b"one\n"

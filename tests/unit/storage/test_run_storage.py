@@ -1,16 +1,21 @@
 """A run and its folder: held by one, written with patience, given back in the end."""
 
+import csv
 import errno
+import json
 import os
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+import yaml
 from tiny_network import bind, dataset, run_config
 
-from raygf.config.fields import to_dict
+from raygf.config.fields import from_dict, to_dict
+from raygf.config.run import DataConfig, RunConfig
 from raygf.errors import CheckpointError, DataError, StorageError, StorageLost
+from raygf.evaluation.model_files import load_model
 from raygf.rounds.driver import Driver
 from raygf.storage.checkpoint import Checkpoint
 from raygf.storage.folder import RunFolder
@@ -77,7 +82,95 @@ def failing(tries, code=errno.ENOSPC):
 
 
 def files(path):
-    return sorted(file.name for file in (path / "run").iterdir())
+    """Checkpoints, locks and what else is not for people."""
+    readable = {"config.yaml", "metrics.csv", "summary.json", "model.json", "model.safetensors"}
+    return sorted({file.name for file in (path / "run").iterdir()} - readable)
+
+
+def rounds_of(path):
+    """Round and exit of every line of ``metrics.csv``, and the lines without their seconds."""
+    lines = [*csv.DictReader((path / "run" / "metrics.csv").open())]
+    for line in lines:
+        assert float(line.pop("seconds")) > 0
+    return [(int(line["round"]), int(line["exit"])) for line in lines], lines
+
+
+EVERY = [(round, exit) for round in range(1, ROUNDS + 1) for exit in (1, 2, 3)]
+
+
+def test_a_run_leaves_a_folder_that_people_and_programs_can_read(tmp_path):
+    run = config(tmp_path, data=DataConfig(pad=0, flip=False, val=8))
+    secret = replace(run, tracking=replace(run.tracking, uri="http://me:secret@example.org"))
+    driver = make(secret)
+    driver.prepare()
+    records = []
+    for record in driver.rounds("id"):
+        records.append(record)
+        assert rounds_of(tmp_path)[0] == EVERY[: 3 * record.round]  # as the run goes
+    end = driver.end()
+    driver.close()
+    for (round, exit), line in zip(*rounds_of(tmp_path), strict=True):
+        record = records[round - 1]
+        assert float(line["training_passes"]) == record.training_passes
+        for split, score in (("train", record.train), ("val", record.val)):
+            assert float(line[f"{split}_loss"]) == pytest.approx(score.loss[exit - 1], rel=1e-5)
+            assert float(line[f"{split}_accuracy"]) == pytest.approx(score.accuracy[exit - 1], rel=1e-5)
+    text = (tmp_path / "run" / "config.yaml").read_text()
+    assert "secret" not in text
+    assert replace(from_dict(RunConfig, yaml.safe_load(text)), tracking=secret.tracking) == secret
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["run_id"], summary["finished"], summary["rounds"]) == ("id", True, ROUNDS)
+    assert tuple(summary["test_accuracy"]) == end.test.accuracy
+    assert summary["weights_sha256"] == end.weights_sha256
+    model = load_model(str(tmp_path / "run"))
+    assert (model.known["weights_sha256"], model.known["rounds"]) == (end.weights_sha256, ROUNDS)
+    assert model.table is not None and model.task.class_names == ("a", "b", "c")
+
+
+def test_the_metrics_of_a_killed_run_are_whole_and_a_resumed_one_goes_on(tmp_path):
+    """What the dead process wrote beyond its last checkpoint, or did not come to write, is as if never."""
+    run = config(tmp_path / "a")
+    driver = make(run)
+    driver.prepare()
+    next(driver.rounds("id"))
+    driver.close()
+    metrics = tmp_path / "a" / "run" / "metrics.csv"
+    for left in (metrics.read_text() + "2,1,half a li", "", metrics.read_text() + metrics.read_text()):
+        metrics.write_text(left)
+        again = make(replace(run, storage=replace(run.storage, resume=True)))
+        again.prepare()
+        again.close()
+        assert rounds_of(tmp_path / "a")[0] == EVERY[:3]
+    drive(replace(run, storage=replace(run.storage, resume=True)))
+    drive(config(tmp_path / "b"))
+    assert rounds_of(tmp_path / "a") == rounds_of(tmp_path / "b")
+    assert rounds_of(tmp_path / "a")[0] == EVERY
+
+
+def test_files_that_can_not_be_written_do_not_end_the_run_and_lines_come_later(tmp_path):
+    class Full(RunFolder):
+        tries = 0
+
+        def append(self, name, content):
+            Full.tries += 1
+            if Full.tries < ROUNDS:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            super().append(name, content)
+
+        def write(self, name, content):
+            if name.startswith("model."):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            super().write(name, content)
+
+    said = []
+    assert len(drive(config(tmp_path), open_folder=Full, notify=said.append)[0]) == ROUNDS
+    assert rounds_of(tmp_path)[0] == EVERY
+    assert [line.split(" could")[0] for line in said] == [
+        *["metrics.csv"] * 2,
+        "model.safetensors",
+        "model.json",
+    ]
+    assert said[0] == "metrics.csv could not be written: [Errno 28] No space left on device; the run goes on"
 
 
 def test_a_write_that_fails_is_tried_again_with_pauses_that_grow(tmp_path, pauses):

@@ -1,0 +1,152 @@
+"""A trained network in two files: what they say, and that nothing else is taken for them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from bad_things import Bench, cut, pickled, replaced
+from safetensors.torch import load_file, save
+from tiny_network import Tied, bind, dataset, run_config, seeded, three_exits
+
+from raygf.config.run import ComputeConfig
+from raygf.errors import CheckpointError
+from raygf.evaluation.budgeted import calibrate
+from raygf.evaluation.loading import LoadedRun
+from raygf.evaluation.model_files import MODEL, WEIGHTS, load_model, model_files
+from raygf.storage.checkpoint import Checkpoint
+
+IMAGES = torch.randn(5, 1, 4, 4)
+
+
+def loaded_run(build=three_exits, **changes):
+    bound, data = bind(build), dataset(val=30)
+    config = run_config(build.__name__, **changes)
+    return LoadedRun(
+        config, data, bound, data.open(bound.compute, 4, 5), Checkpoint(4, bound.state(), {}, {})
+    )
+
+
+def save_to(folder, run, table=None):
+    for name, content in model_files(run, table).items():
+        (folder / name).write_bytes(content)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def run():
+    return loaded_run()
+
+
+@pytest.fixture
+def saved(run, tmp_path):
+    table = calibrate(run.outputs("val"), [cost.operations for cost in run.costs()])
+    return save_to(tmp_path, run, table)
+
+
+@torch.no_grad()
+def test_another_program_loads_the_weights_by_their_names_in_pytorch(run, saved):
+    network = seeded(three_exits, seed=1)
+    network.load_state_dict(load_file(Path(saved, WEIGHTS)))
+    for one, two in zip(network.eval()(IMAGES), run.bound.network.eval()(IMAGES), strict=True):
+        assert torch.equal(one, two)
+    known = json.loads(Path(saved, MODEL).read_text())
+    assert known["network"] == {"name": "tiny_network:three_exits", "weights": ""}
+    assert (known["exits"], known["class_names"], known["rounds"]) == (3, ["a", "b", "c"], 4)
+    assert known["operations"] == [cost.operations for cost in run.costs()]
+    assert known["statistics"] == {"mean": [0.5], "std": [0.25]}
+    assert known["default_budget"] in [row["operations"] for row in known["thresholds"]]
+    assert known["weights_sha256"] == run.checkpoint.network.sha256()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("build", [three_exits, Tied])
+def test_what_is_loaded_answers_to_the_bit(build, tmp_path):
+    """Tied tensors are stored once; a network that is given is not built anew."""
+    run = loaded_run(build)
+    folder = save_to(tmp_path, run)
+    assert load_model(folder).table is None
+    given = seeded(build, seed=3)
+    assert load_model(f"file://{folder}", network=given).network is given
+    for network in (load_model(folder).network, given):
+        for one, two in zip(network(IMAGES), run.bound.network.eval()(IMAGES), strict=True):
+            assert torch.equal(one, two)
+
+
+def test_a_device_that_is_not_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = loaded_run()
+    config = replace(run.config, compute=ComputeConfig("cuda", "fp32", "contiguous"))
+    loaded = load_model(save_to(tmp_path, replace(run, config=config)))
+    assert (loaded.compute.device, loaded.compute.precision) == ("cpu", "fp32")
+
+
+def changed(**values):
+    """``model.json`` with other values; None: without them."""
+
+    def change(content):
+        known = {**json.loads(content), **values}
+        return json.dumps({name: value for name, value in known.items() if value is not None}).encode()
+
+    return change
+
+
+def other_weights(**tensors):
+    """Tensors that replace those in the file; None: that are left out."""
+
+    def change(content):
+        from safetensors.torch import load
+
+        found = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+        return save({n: t.contiguous() for n, t in {**load(content), **found}.items() if t is not None})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        (WEIGHTS, cut(0.5), "model.safetensors: Error while deserializing"),
+        (WEIGHTS, replaced(b""), "model.safetensors: Error while deserializing"),
+        (WEIGHTS, other_weights(heads__0__2__weight=None), "heads.0.2.weight is not that of the network"),
+        (WEIGHTS, other_weights(heads__0__2__weight=torch.zeros(1)), "heads.0.2.weight is not that of the"),
+        (WEIGHTS, other_weights(more=torch.zeros(1)), "buffer more of the checkpoint does not fit"),
+        (
+            WEIGHTS,
+            other_weights(heads__0__2__bias=torch.full((3,), torch.nan)),
+            "weights are not finite: heads",
+        ),
+        (MODEL, cut(0.5), "model.json: not a raygf model"),
+        (MODEL, replaced(b"\xff\xfe"), "model.json: not a raygf model"),
+        (MODEL, replaced(b"[]"), "model.json: not a raygf model"),
+        (MODEL, changed(format=2), "model.json: not a raygf model, or of another format than 1"),
+        (MODEL, changed(statistics=None), "model.json: KeyError: 'statistics'"),
+        (MODEL, changed(thresholds=3), "model.json: not a table of thresholds"),
+        (MODEL, changed(operations=[1, 2]), "model.json: thresholds for 3 exits, but costs for 2"),
+        (MODEL, changed(network={"nme": 1}), "model.json: nme: no such field"),
+    ],
+)
+def test_damaged_files_are_refused_in_one_line(saved, file, change, says):
+    path = Path(saved, file)
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(CheckpointError) as caught:
+        load_model(saved)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_pickles_and_missing_files_are_refused_and_nothing_runs(saved, tmp_path):
+    bench = Bench(tmp_path, tmp_path)
+    pickled("pickle")(bench)
+    for name in (WEIGHTS, MODEL):
+        whole = Path(saved, name).read_bytes()
+        Path(saved, name).write_bytes((tmp_path / "pickle").read_bytes())
+        with pytest.raises(CheckpointError, match=name):
+            load_model(saved)
+        Path(saved, name).write_bytes(whole)
+    assert not bench.mark.exists()
+    Path(saved, MODEL).unlink()
+    with pytest.raises(
+        CheckpointError, match=r"model\.json: there is no such file; a run writes it at its end"
+    ):
+        load_model(saved)
