@@ -143,7 +143,7 @@ def test_signature_and_example(logged, model):
 def test_nothing_stored_is_pickled(logged):
     files = [path for path in logged.stored.rglob("*") if path.is_file()]
     names = {path.name for path in files}
-    assert {"network.npz", "thresholds.json", "definition.py", "MLmodel"} <= names
+    assert {"model.safetensors", "model.json", "definition.py", "MLmodel"} <= names
     assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pt", ".bin")]
     assert not [path for path in files if path.read_bytes()[:1] == b"\x80"]
 
