@@ -10,8 +10,6 @@ from collections.abc import Callable
 from typing import IO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from raygf.evaluation.tables import count_unit
@@ -31,10 +29,7 @@ class _Console(Console):
 
 
 class Progress:
-    """One row a round, and on a terminal a live bar under the rows.
-
-    ``with Progress() as progress: progress.start(...); progress.round(...)``. It never raises for trouble
-    with the stream: a run outlives the terminal that started it.
+    """One row a round. It never raises for trouble with the stream: a run outlives its terminal.
 
     Args:
         stream: Where to write; by default stderr.
@@ -46,33 +41,12 @@ class Progress:
         self._last_round = last_round
         self._seconds: deque[float] = deque(maxlen=_MEDIAN_OF)
         self._shown: set[str] = set()
-        self._bar = RichProgress(
-            TextColumn("round"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn("{task.fields[eta]}"),
-            console=_Console(file=self._stream),
-            transient=True,
-            redirect_stdout=_is_terminal(sys.stdout),  # what goes to a file or a pipe must get there
-            disable=not _is_terminal(self._stream),
-        )
-        self._task = self._bar.add_task("", total=None, visible=False, eta="")
-
-    def __enter__(self) -> Progress:
-        _survive(self._bar.start)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if not self._bar.disable:
-            _survive(self._bar.stop)
 
     def start(self, start: RunStart) -> None:
         """Show what is trained on what, with its notes under it."""
         self._line(header_line(start))
         for text in start.notes:
             self.note(text)
-        # The bar moves to and fro until the first round tells how many there are.
-        _survive(lambda: self._bar.update(self._task, visible=True, completed=start.round))
 
     def round(self, record: RoundRecord) -> None:
         """Show how a round went, with its notes under it, but for those shown when they came up."""
@@ -83,9 +57,6 @@ class Progress:
         for text in record.notes:
             if text not in self._shown:
                 self.note(text)
-        eta = f"eta {duration(left)}" if record.round < last else ""
-        done = record.round
-        _survive(lambda: self._bar.update(self._task, visible=True, completed=done, total=last, eta=eta))
 
     def note(self, text: str) -> None:
         """Show ``text`` on a line of its own."""
@@ -93,10 +64,7 @@ class Progress:
         self._line(f"note: {text}")
 
     def _line(self, text: str) -> None:
-        if self._bar.disable:
-            _survive(lambda: print(text, file=self._stream, flush=True))
-        else:
-            _survive(lambda: self._bar.console.print(text, markup=False, highlight=False, emoji=False))
+        _survive(lambda: print(text, file=self._stream, flush=True))
 
 
 def print_table(table: Table, stream: IO[str] | None = None) -> None:

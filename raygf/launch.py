@@ -62,9 +62,9 @@ def run(config: RunConfig, recipe: str = "", resume: str = "") -> Result:
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the run is marked KILLED.
     """
     config = replace(config, storage=_named_storage(config.storage, label(config, recipe)))
+    progress = Progress(last_round=config.stop_after)
     with (
         interruptible(resume) as guard,
-        Progress(last_round=config.stop_after) as progress,
         _driver(config, progress.note) as (driver, config),
     ):
         guard()

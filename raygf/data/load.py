@@ -9,7 +9,7 @@ from raygf.data.base import Dataset, InputSpec, channel_statistics
 from raygf.data.in_memory import ImageSet
 from raygf.data.small_sets import decode_parts, load_cifar, load_digits
 from raygf.data.splits import Source, Split
-from raygf.data.stores import Part, ShardStore, common_names, index_folder, index_shards, refuse_copies
+from raygf.data.stores import Part, ShardStore, common_names, index_folder, index_shards
 from raygf.data.streaming import StreamedSet
 from raygf.errors import DataError
 
@@ -112,8 +112,6 @@ def _find_shards(folder: Path) -> Source[Part]:
     if not found["train"]:
         raise DataError(f"{folder}: no files train*.parquet here or in its subfolder data; set --data.path")
     stores = {name: index_shards(files) for name, files in found.items() if files}
-    for files in found.values():
-        refuse_copies(files)
     if "test" in stores and (stores["test"].labels == UNLABELLED).all():
         del stores["test"]
     names = _class_names(list(stores.values()), folder)

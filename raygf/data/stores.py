@@ -7,14 +7,12 @@ group.
 
 from __future__ import annotations
 
-import filecmp
 import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +76,6 @@ class FolderStore:
         """The file's path."""
         return f"{self.folder}/{self.class_names[self.labels[image]]}/{os.fsdecode(self.files[image])}"
 
-    def check(self) -> None:
-        """Raise DataError if the folder can't be seen from this machine."""
-        if not Path(self.folder).is_dir():
-            raise DataError(
-                f"{self.folder}: no such folder on {platform.node()}; every node must see the images there"
-            )
-
     def open(self) -> FolderStore:
         """Itself: there is nothing to keep between images."""
         return self
@@ -94,6 +85,8 @@ class FolderStore:
         path = self.where(image)
         try:
             return np.fromfile(path, np.uint8)
+        except FileNotFoundError:
+            raise _not_here(path) from None
         except OSError as error:
             cause = error.strerror or error
             raise DataError(f"{path}: can't be read ({cause}); mend or remove it") from error
@@ -188,14 +181,6 @@ class ShardStore:
         file = int(self.unit_file[self.units[image]])
         first = int(self.unit_starts[np.searchsorted(self.unit_file, file)])
         return f"{self.files[file]}: row {image - first}"
-
-    def check(self) -> None:
-        """Raise DataError if a file can't be seen from this machine."""
-        for file in self.files:
-            if not Path(file).is_file():
-                raise DataError(
-                    f"{file}: no such file on {platform.node()}; every node must see the images there"
-                )
 
     def open(self) -> ShardReader:
         """A reader, for one process."""
@@ -292,23 +277,6 @@ def common_names(named: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[str, ...
     return with_names[0][1] if with_names else ()
 
 
-def refuse_copies(files: Sequence[Path]) -> None:
-    """Raise DataError if two of the ``files`` of one split are the same, byte by byte.
-
-    Their images would count twice, and the same image could be trained on and held out. Only files of equal
-    size are read, and those up to the first difference.
-    """
-    by_size: dict[int, list[Path]] = {}
-    for file in files:
-        by_size.setdefault(file.stat().st_size, []).append(file)
-    for alike in by_size.values():
-        for one, other in combinations(alike, 2):
-            if filecmp.cmp(one, other, shallow=False):
-                raise DataError(
-                    f"{other}: the same file as {one.name}: its images would count twice; remove one of them"
-                )
-
-
 def _index_file(path: Path) -> ShardStore:
     import pyarrow.parquet as pq
 
@@ -403,6 +371,12 @@ def _naming_damage(what: str, read: Callable[[], Any]) -> Any:
 
     try:
         return read()
+    except FileNotFoundError:
+        raise _not_here(what) from None
     except (pa.ArrowException, OSError) as error:
         cause = one_line(error, kind=False)
         raise DataError(f"{what}: not a whole Parquet file ({cause}); fetch it again") from error
+
+
+def _not_here(what: str) -> DataError:
+    return DataError(f"{what}: no such file on {platform.node()}; every node must see the images there")

@@ -74,14 +74,7 @@ class StreamedSet:
         return digest_of(known, part.images, part.labels)
 
     def open(self, compute: Compute, batch_size: int, eval_batch_size: int) -> StreamedBatches:
-        """The data set's batches on ``compute.device``.
-
-        Raises:
-            DataError: the files can't be seen from this machine.
-        """
-        for part in self.splits.values():
-            if len(part):
-                part.store.check()
+        """The data set's batches on ``compute.device``."""
         return StreamedBatches(self, compute, batch_size, eval_batch_size)
 
     def view(self, image: torch.Tensor, index: int, key: Key | None) -> torch.Tensor:

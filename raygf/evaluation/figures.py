@@ -165,12 +165,7 @@ def fusion_heatmap(weights: Matrix, tensors: Sequence[str]) -> Figure:
     Args:
         weights: (n, T), NaN where the exit does not own the tensor; those cells are hatched.
         tensors: (T,) names.
-
-    Raises:
-        ValueError: the shapes do not fit.
     """
-    if weights.ndim != 2 or 0 in weights.shape or weights.shape[1] != len(tensors):
-        raise ValueError(f"fusion weights {weights.shape} do not fit {len(tensors)} tensor names")
     exits, count = weights.shape
     named = count <= NAMED_TENSORS
     size = (max(7.0, 2.6 + 0.17 * count), 2.9 + 0.3 * exits) if named else (11.0, 2.0 + 0.3 * exits)

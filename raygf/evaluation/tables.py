@@ -32,9 +32,6 @@ class ResultColumn:
     ``top1``, ``top5`` (K, n): test accuracies, 0–1; ``top5`` None where it is not known, or trivial: with
     five classes or fewer. ``training_passes``, ``training_operations``: see ``RoundRecord``.
     ``seconds`` (K,): wall time of the training, NaN where unknown.
-
-    Raises:
-        ValueError: the shapes do not fit.
     """
 
     title: str
@@ -43,11 +40,6 @@ class ResultColumn:
     seconds: Sequence[float]
     top5: Sequence[Sequence[float]] | None = None
     training_operations: int = 0
-
-    def __post_init__(self) -> None:
-        shapes = {values.shape for values in self.accuracies()}
-        if len(shapes) > 1 or len(self.seconds) != len(self.top1):
-            raise ValueError(f"{self.title}: accuracies {shapes} do not fit {len(self.seconds)} wall times")
 
     def accuracies(self) -> list[Matrix]:
         """``top1``, and ``top5`` if it is known."""
@@ -62,20 +54,12 @@ class ResultTable:
     ``operations``, ``parameters`` (n,): cumulative up to each exit. ``accuracy``: what the first accuracy of
     every column is called. Where a configuration was run with several seeds, cells are mean ± standard
     deviation over them (of the sample: divided by their number minus one).
-
-    Raises:
-        ValueError: a column has another number of exits.
     """
 
     operations: Sequence[int]
     parameters: Sequence[int]
     columns: Sequence[ResultColumn]
     accuracy: str = "test accuracy"
-
-    def __post_init__(self) -> None:
-        for column in self.columns:
-            if not column.accuracies()[0].shape[1] == len(self.operations) == len(self.parameters):
-                raise ValueError(f"{column.title}: its exits do not fit the {len(self.operations)} costs")
 
 
 def to_rich(table: ResultTable, title: str | None = None) -> Table:
@@ -107,9 +91,9 @@ def to_csv(table: ResultTable) -> str:
 
 
 def to_long_csv(tables: Sequence[ResultTable]) -> str:
-    """All ``tables``: one line a configuration and exit, then its average; accuracies 0–1, counts whole.
+    """All ``tables`` as CSV: one line a configuration and exit, then its average.
 
-    Standard deviations are empty for one seed.
+    Accuracies are 0–1, counts whole; standard deviations are empty for one seed.
     """
     names = [f"{kind}_{what}" for kind in ("top1", "top5") for what in ("mean", "std")]
     rows: list[list[object]] = [

@@ -2,7 +2,6 @@
 
 import pickle
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +14,8 @@ from raygf.config.run import StorageConfig
 from raygf.evaluation.tables import passes_text
 from raygf.records import RoundRecord, RunEnd
 from raygf.sweeps.plan import Plan, SweepFolder, flags_for, name_of, shown_score
-from raygf.sweeps.space import Values
-from raygf.sweeps.trial import END, FAILURE, NAME, RECORD, START, VALUES, cause_of
-from raygf.tracking.store import resolve_uri
-from raygf.tracking.sweep import SweepTrials, child_statuses
+from raygf.sweeps.trial import END, FAILURE, NAME, RECORD, SCHEDULE, START, VALUES, Schedule, cause_of
+from raygf.tracking.sweep import SweepTrials
 from raygf.tracking.tracker import Tracker, make_tracker
 
 _FOLDER_KEY = "checkpoint_dir_name"
@@ -39,8 +36,6 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         self._plan: Plan
         self._folder: SweepFolder
         self._runs: SweepTrials
-        self._closed_finished = False
-        self._values: dict[str, Values] = {}
 
     def setup(self, *args: Any, **info: Any) -> None:
         """Tune starts, with a new sweep or an old one."""
@@ -49,13 +44,10 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         known, keep = self._folder.read_trials(), self._folder.write_trials
         self._runs = SweepTrials(self._tracker, plan.parent, plan.recipe, known, keep, notify)
 
-    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """The first step of a resumed sweep: close what its killed process could not."""
-        self._close_finished(trials)
-
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Open the trial's run before it trains: its checkpoints hold the run's id."""
-        self._start(trial)
+        run = self._plan.trial_run(trial.trial_id, trial.config[VALUES])
+        self._runs.start(trial.trial_id, run, _name(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -66,7 +58,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         record, start = self._record(trial, result), result.get(START)
         if start is not None:
             self._runs.log_start(trial.trial_id, start)
-        self._notice_values(trial, record.round)
+        self._notice_values(trial, result[SCHEDULE], record.round)
         self._runs.post(trial.trial_id, lambda tracker: tracker.log_round(record))
         for note in (*(start.notes if start else ()), *record.notes):
             notify(f"trial {_name(trial)}: {note}")
@@ -86,7 +78,6 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Tune has ended."""
-        self._close_finished(trials)
         self._runs.close()
 
     def _tracker(self, trial: str) -> Tracker:
@@ -94,18 +85,11 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         storage = StorageConfig(self._folder.path, trial)
         return make_tracker(self._plan.run.tracking, Path.cwd(), notify, storage)
 
-    def _start(self, trial: Trial) -> None:
-        run = self._plan.trial_run(trial.trial_id, trial.config[VALUES])
-        self._runs.start(trial.trial_id, run, _name(trial))
-
-    def _notice_values(self, trial: Trial, round: int) -> None:
+    def _notice_values(self, trial: Trial, schedule: Schedule, round: int) -> None:
         """Tell when population based training has given a trial other values; its parameters can't change."""
-        if trial.status == Trial.PAUSED:  # it got them just now; this round was still done with the old ones
-            return
-        now, before = trial.config[VALUES], self._values.get(trial.trial_id)
-        self._values[trial.trial_id] = now
-        if before is not None and before != now:
-            notify(f"trial {name_of(before)} goes on from another's checkpoint, with {flags_for(now)}")
+        first, now = schedule[-1]
+        if len(schedule) > 1 and first == round:
+            notify(f"trial {name_of(now)} goes on from a checkpoint of {name_of(schedule[-2][1])}")
             tags = {f"raygf.values_from_round_{round}": flags_for(now), "mlflow.runName": name_of(now)}
             self._runs.post(trial.trial_id, lambda tracker: tracker.log_tags(tags))
 
@@ -138,23 +122,6 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         name = result.get(_FOLDER_KEY)
         checkpoint = f"{self._folder.of_trial(trial.trial_id)}/{name}/{NAME}" if name else ""
         return replace(record, checkpoint=checkpoint)
-
-    def _close_finished(self, trials: Sequence[Trial]) -> None:
-        """Once, in a resumed sweep: close the runs of trials that ended before its process was killed."""
-        if self._closed_finished:
-            return
-        self._closed_finished = True
-        known, tracking = self._folder.read_trials(), self._plan.run.tracking
-        if not known or not tracking.enabled:
-            return
-        statuses = child_statuses(resolve_uri(tracking, Path.cwd()), self._plan.parent)
-        for trial in trials:
-            if trial.is_finished() and statuses.get(known.get(trial.trial_id, "")) in ("RUNNING", "KILLED"):
-                self._start(trial)
-                if trial.status == Trial.ERROR:
-                    self._fail(trial)
-                else:
-                    self._close(trial)
 
 
 def _name(trial: Trial) -> str:

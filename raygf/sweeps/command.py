@@ -26,7 +26,6 @@ FREE_ON_RESUME = (
     *("resources.exit_timeout_s", "resources.max_failures", "resources.max_driver_restarts"),
 )
 """Fields of the runs that may differ when a sweep is resumed."""
-SHORT_FORMS = {"--cpus-per-exit": "--resources.cpus-per-exit", "--gpus-per-exit": "--resources.gpus-per-exit"}
 NOT_SWEPT = {
     "rounds": "every trial gets as many training passes as the recipe spends",
     "stop_after": "the sweep itself stops trials",
@@ -71,27 +70,19 @@ def parse_sweep(description: str, argv: Sequence[str], stored: Plan | None = Non
     default = (
         SweepFlags(stored.options, stored.run) if stored else SweepFlags(SweepOptions(), get_recipe(recipe))
     )
-    short = "; ".join(f"{short} is short for {long}" for short, long in SHORT_FORMS.items())
     spaces = f"Spaces (--space NAME):\n\n{describe_spaces()}"
-    text = f"{description} {short}. {spaces}\n\n{describe_recipes(RECIPE, recipe)}"
-    words = _written_out(rest)
+    text = f"{description} {spaces}\n\n{describe_recipes(RECIPE, recipe)}"
+    words = list(rest)
+    if "--resume" in words:  # it may stand alone
+        after = words.index("--resume") + 1
+        if words[after : after + 1] not in (["True"], ["False"]):
+            words.insert(after, "True")
     flags = parse_flags(SweepFlags, text, words, default, " [--recipe NAME]")
     given = frozenset(word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--"))
     command = Command(recipe, flags.options, flags.run, given)
     if stored:
         _check_same(stored, command)
     return command
-
-
-def _written_out(words: Sequence[str]) -> list[str]:
-    """Flags with their whole names, and a value for ``--resume``, which may stand alone."""
-    full: list[str] = []
-    for word, after in zip(words, [*words, ""][1:], strict=True):
-        flag, equals, value = word.partition("=")
-        full.append(f"{SHORT_FORMS.get(flag, flag)}{equals}{value}")
-        if word == "--resume" and after not in ("True", "False"):
-            full.append("True")
-    return full
 
 
 def _check_same(stored: Plan, command: Command) -> None:

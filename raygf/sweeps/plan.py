@@ -30,8 +30,6 @@ OURS = "raygf"
 PASSES = "training_passes"
 """Where Tune's schedulers find how much compute a trial has had."""
 
-SOURCE = "space.py"
-"""The space's own file, kept with the plan."""
 _LONGEST = 200
 """Characters of a trial's name; MLflow takes 250."""
 _CHECKPOINT = "checkpoint_"

@@ -22,7 +22,7 @@ from raygf.rounds.step import StepRound
 from raygf.sweeps.command import Command, end_runs, search_name
 from raygf.sweeps.plan import Plan, check_metric
 from raygf.sweeps.schedulers import make_scheduler
-from raygf.sweeps.space import Axes, Space, ends, ranges_of, read_axes
+from raygf.sweeps.space import Space, ends, ranges_of, read_axes
 from raygf.sweeps.tuner import make_search, make_tuner
 from raygf.training.exit_trainer import LocalExecutor
 from raygf.training.losses import loss_coefficients
@@ -39,7 +39,7 @@ def prepare(
     """Try data, network and methods on the cluster, and decide how large trials are.
 
     Args:
-        space: one that ``check_space`` has passed. An alternative is left out if its first run can't be used
+        space: one that ``check_space`` has passed. An alternative is left out if a run in it can't be used
             and other alternatives can.
         resources: the command's, with the defaults of the cluster that this process is in.
 
@@ -55,8 +55,11 @@ def prepare(
     runs = [end_runs(axes, command) for axes in alternatives]
     trains_exits = not all(is_step_method(run.method) for some in runs for run in some)
     check_fits(resources, int(trains_exits), concurrent, nodes)
-    costs, images, own, problems = probe_remotely(command.run, [run for some in runs for run in some])
-    alternatives, dropped = _usable(alternatives, [[problems.pop(0) for _ in some] for some in runs])
+    costs, images, own, problems = probe_remotely(command.run, runs)
+    dropped = list(filter(None, problems))
+    if len(dropped) == len(alternatives):
+        raise ConfigError(f"space: {dropped[0]}")
+    alternatives = [axes for axes, problem in zip(alternatives, problems, strict=True) if not problem]
     check_metric(space.metric, space.mode, len(costs))
     actors, few = actors_per_trial(resources, len(costs) if trains_exits else 0, concurrent, nodes)
     plan = Plan(
@@ -78,25 +81,11 @@ def prepare(
     configurations, searcher, trials = make_search(plan, alternatives)
     scheduler = make_scheduler(plan, alternatives)
     make = partial(make_tuner, space=configurations, searcher=searcher, scheduler=scheduler)
-    return replace(plan, trials=trials), make, [*dropped, *filter(None, [few])]
+    left_out = [f"left out: {problem}" for problem in dropped]
+    return replace(plan, trials=trials), make, [*left_out, *filter(None, [few])]
 
 
-def _usable(alternatives: list[Axes], problems: list[list[str]]) -> tuple[list[Axes], list[str]]:
-    """The alternatives that can be used, and a note for each that can't, by what is wrong with their runs."""
-    kept, dropped = [], []
-    for axes, (first, *others) in zip(alternatives, problems, strict=True):
-        if first:
-            dropped.append(first)
-        elif wrong := next(filter(None, others), ""):
-            raise ConfigError(f"space: {wrong}")
-        else:
-            kept.append(axes)
-    if not kept:
-        raise ConfigError(f"space: {dropped[0]}")
-    return kept, [f"left out: {problem}" for problem in dropped]
-
-
-def probe_remotely(run: RunConfig, trials: Sequence[RunConfig]) -> Probed:
+def probe_remotely(run: RunConfig, alternatives: Sequence[Sequence[RunConfig]]) -> Probed:
     """``probe`` in a process of its own on the cluster, with what a driver gets.
 
     Raises:
@@ -108,7 +97,7 @@ def probe_remotely(run: RunConfig, trials: Sequence[RunConfig]) -> Probed:
     task = ray.remote(probe).options(
         num_cpus=resources.driver_cpus, num_gpus=resources.driver_gpus or 0, max_retries=0
     )
-    ref = task.remote(run, list(trials))
+    ref = task.remote(run, alternatives)
     try:
         found: Probed = fetch(ref, limit)
     except GetTimeoutError:
@@ -123,12 +112,12 @@ def probe_remotely(run: RunConfig, trials: Sequence[RunConfig]) -> Probed:
     return found
 
 
-def probe(run: RunConfig, trials: Sequence[RunConfig]) -> Probed:
-    """Load the data and build the network of ``run``, then the method of each of ``trials`` on it.
+def probe(run: RunConfig, alternatives: Sequence[Sequence[RunConfig]]) -> Probed:
+    """Load the data and build the network of ``run``, then the methods of all runs on it.
 
     Returns:
         Operations up to each exit; the number of training images; operations of a round for one image, of
-        each method that is the user's own; for each trial what is wrong with it, "" if nothing is.
+        each method that is the user's own; what is wrong with each of ``alternatives``, "" if nothing is.
 
     Raises:
         UserError: the data, the network or the device can't be used.
@@ -156,4 +145,5 @@ def probe(run: RunConfig, trials: Sequence[RunConfig]) -> Probed:
                 return str(error)
             return ""
 
-        return costs, dataset.count("train"), own, [problem(trial) for trial in trials]
+        problems = [next(filter(None, map(problem, runs)), "") for runs in alternatives]
+        return costs, dataset.count("train"), own, problems

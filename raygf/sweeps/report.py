@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import LogLocator
 
 from raygf.config.fields import to_dict
 from raygf.config.run import RunConfig
@@ -33,10 +33,9 @@ _SHOWN = 20
 _FEW = 3
 """Among fewer trials that came to their end there is little to choose from."""
 _COLUMNS = 3
-_TILTED = 4
-"""With more names than this on an axis, they are tilted."""
-_NAME_WIDTH, _LETTER = 0.22, 0.05
-"""Inches of a tilted name along the axis, and of each of its letters below it."""
+"""Panels side by side."""
+_LEVEL = 4
+"""More names than this on an axis stand upright."""
 _POINT: dict[str, Any] = {"s": 28, "color": "#0072B2", "label": "trained to its end"}
 _STOPPED: dict[str, Any] = {"s": 60, "marker": "|", "color": "#D55E00", "label": "stopped early: not ranked"}
 _RING: dict[str, Any] = {"facecolors": "none", "edgecolors": "black", "linewidths": 1.2, "label": "best"}
@@ -167,8 +166,6 @@ def trials_csv(rows: Sequence[TrialRow], plan: Plan) -> str:
 
 
 Lines = list[list[str]]
-Field = tuple[str, list[str]]
-"""A swept field, and its values if they are names."""
 
 
 def trials_table(rows: Sequence[TrialRow], plan: Plan) -> tuple[list[str], Lines, Lines]:
@@ -194,67 +191,43 @@ def objective_figure(rows: Sequence[TrialRow], plan: Plan, best: TrialRow) -> Fi
     The ``best`` trial has a ring; the place of one that was stopped early is marked at the foot.
     """
     scored = [row for row in rows if row.status != "failed"]
-    several = {
-        name: len({text_of(row.values[name]) for row in scored if name in row.values}) > 1
-        for name in plan.fields
-    }
-    figure, panels = _panels([(name, _names(scored, name)) for name in plan.fields if several[name]], plan)
-    for axes, (name, names) in panels:
-        _draw(axes, name, names, [row for row in scored if name in row.values], plan, best)
-    figure.suptitle(textwrap.fill(f"best: {best.name}", int(12 * figure.get_figwidth())), fontsize=9)
-    handles = figure.axes[0].get_legend_handles_labels()
-    figure.legend(
-        *handles, loc="outside lower center", ncols=max(1, min(_COLUMNS, len(panels))), frameon=False
-    )
-    return figure
-
-
-def _names(rows: Sequence[TrialRow], field: str) -> list[str]:
-    """The values of ``field`` that are not all numbers, each once, in their order; else nothing."""
-    values = [row.values[field] for row in rows if field in row.values]
-    numbers = all(type(value) in (int, float) for value in values)
-    return [] if numbers else list(dict.fromkeys(map(text_of, values)))
-
-
-def _panels(fields: Sequence[Field], plan: Plan) -> tuple[Figure, list[tuple[Axes, Field]]]:
-    """A figure with a panel for each of ``fields`` that has room for its names."""
-    columns = min(_COLUMNS, max(1, len(fields)))
-    lines = math.ceil(max(1, len(fields)) / columns)
-    tilted = [names if len(names) > _TILTED else [] for _, names in fields]
-    widths = [max([3.4, *(_NAME_WIDTH * len(some) for some in tilted[n::columns])]) for n in range(columns)]
-    longest = max((len(name) for names in tilted for name in names), default=0)
-    figure = new_figure(1.2 + sum(widths), 0.9 + (3.0 + _LETTER * longest) * lines)
-    grid = figure.subplots(lines, columns, sharey=True, squeeze=False, width_ratios=widths)
-    for axes in grid.flat[len(fields) :]:
+    by_field = {name: [row for row in scored if name in row.values] for name in plan.fields}
+    several = [n for n, some in by_field.items() if len({text_of(row.values[n]) for row in some}) > 1]
+    columns = max(1, min(_COLUMNS, len(several)))
+    lines = max(1, math.ceil(len(several) / columns))
+    figure = new_figure(11, 0.9 + 3.6 * lines)
+    grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
+    for axes in grid.flat[len(several) :]:
         axes.set_visible(False)
+    for axes, name in zip(grid.flat, several, strict=False):
+        _draw(axes, name, by_field[name], plan, best)
     what = "accuracy (%)" if plan.metric.startswith("val_accuracy") else "loss"
     whose = "average over exits" if plan.judged == "average" else plan.judged.replace("_", " ")
     for line in grid:
         line[0].set_ylabel(f"validation {what},\n{whose}")
-    return figure, list(zip(grid.flat, fields, strict=False))
+    figure.suptitle(textwrap.fill(f"best: {best.name}", 120), fontsize=9)
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=_COLUMNS, frameon=False)
+    return figure
 
 
-def _draw(
-    axes: Axes, name: str, names: Sequence[str], rows: Sequence[TrialRow], plan: Plan, best: TrialRow
-) -> None:
-    """One panel; ``names`` are put on the axis in their order."""
+def _draw(axes: Axes, name: str, rows: Sequence[TrialRow], plan: Plan, best: TrialRow) -> None:
+    """The panel of the field ``name``, which all ``rows`` set; what is no number stands there by its text."""
     unit = 100 if plan.metric.startswith("val_accuracy") else 1
+    numbers = all(type(row.values[name]) in (int, float) for row in rows)
+    names = list(dict.fromkeys(text_of(row.values[name]) for row in rows))
 
     def places(some: Sequence[TrialRow]) -> list[Any]:
-        return [text_of(row.values[name]) if names else row.values[name] for row in some]
+        return [row.values[name] if numbers else names.index(text_of(row.values[name])) for row in some]
 
     def scatter(some: Sequence[TrialRow], **style: Any) -> None:
         axes.scatter(places(some), [unit * float(row.score or 0.0) for row in some], **style)
 
-    if names:
-        axes.xaxis.update_units(names)  # type: ignore[no-untyped-call]
-        axes.set_xlim(-0.5, len(names) - 0.5)
-    if len(names) > _TILTED:
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
-    if LOG in plan.ranges.get(name, "") and not names and (low := min(places(rows))) > 0:
+    if not numbers:
+        axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > _LEVEL else 0, fontsize=7)
+    elif LOG in plan.ranges.get(name, "") and min(places(rows)) > 0:
         axes.set_xscale("log")
-        decades = max(places(rows)) >= 10 * low
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)) if decades else MaxNLocator(5))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("")
     scatter([row for row in rows if row.status == "finished"], **_POINT)

@@ -21,7 +21,7 @@ from raygf.on_ray.cluster import swept_cluster
 from raygf.on_ray.placement import check_fits, idle_nodes
 from raygf.sweeps.callback import notify
 from raygf.sweeps.command import Command, check_flags, check_space, parse_sweep
-from raygf.sweeps.plan import SOURCE, Plan, SweepFolder, set_field
+from raygf.sweeps.plan import Plan, SweepFolder, set_field
 from raygf.sweeps.prepare import prepare
 from raygf.sweeps.report import (
     RESULTS,
@@ -37,7 +37,7 @@ from raygf.sweeps.report import (
     trials_table,
     write_report,
 )
-from raygf.sweeps.space import load_space, space_source
+from raygf.sweeps.space import load_space
 from raygf.sweeps.tuner import restore_tuner, tune_as_wanted
 from raygf.tracking.store import resolve_uri
 from raygf.tracking.sweep import SweepRun
@@ -74,7 +74,7 @@ def run_sweep(argv: Sequence[str]) -> dict[str, Any]:
             for note in notes:
                 notify(note)
             plan = replace(plan, parent=stored.parent if stored else "")
-            return _tune(plan, make, folder, space_source(plan.options.space))
+            return _tune(plan, make, folder)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(str(stop) or "the same command: no trial had been started") from None
 
@@ -112,14 +112,10 @@ def _how_to_resume(storage: StorageConfig) -> str:
     return command_with(own)
 
 
-def _tune(
-    plan: Plan, make: Callable[[Plan], tune.Tuner], folder: SweepFolder, source: bytes = b""
-) -> dict[str, Any]:
-    """Run the trials, and leave the report everywhere; ``source``: the file of a new sweep's space."""
+def _tune(plan: Plan, make: Callable[[Plan], tune.Tuner], folder: SweepFolder) -> dict[str, Any]:
+    """Run the trials, and leave the report everywhere."""
     with folder.held(), _tracked(plan) as (plan, run):
         folder.write_plan(plan)
-        if source:
-            folder.write(SOURCE, source)
         size = f"{plan.trials} trials of {passes_text(plan.budget)} training passes"
         notify(f"sweep {plan.run.storage.name}: {size}; in {folder.path}")
         if warning := temporary_path_warning(plan.run):

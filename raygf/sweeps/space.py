@@ -6,10 +6,8 @@ a random or grid search are drawn before the first one starts.
 
 import ast
 import importlib.util
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -306,14 +304,6 @@ def _function(name: str) -> Callable[[RunConfig], Space]:
 
 def _file(name: str) -> Path | None:
     return Path(name).expanduser() if name.endswith(".py") else known_spaces().get(name)
-
-
-def space_source(name: str) -> bytes:
-    """The file that the space ``name``, which has been loaded, was read from; empty if it can't be found."""
-    with suppress(OSError, TypeError):  # made by other code, or not written in Python
-        file = inspect.getsourcefile(import_function("space", name)) if ":" in name else _file(name)
-        return Path(file).read_bytes() if file else b""
-    return b""
 
 
 def _first_line(file: Path) -> str:

@@ -1,6 +1,5 @@
 """Ray Tune set up for a sweep: which trials there are, and the tuner that starts or restores them."""
 
-import logging
 import math
 import os
 import sys
@@ -140,22 +139,14 @@ def tune_as_wanted(plan: Plan) -> Iterator[None]:
     """Tune's environment inside: it prints to standard error, and not what the sweep itself prints."""
     local = {} if "://" in plan.run.storage.path else {"TUNE_GLOBAL_CHECKPOINT_S": _SNAPSHOT_S}
     added = {name: value for name, value in (_ENVIRONMENT | local).items() if name not in os.environ}
-    log = logging.getLogger("ray.tune.tune")
     os.environ.update(added)
-    log.addFilter(_is_news)
     try:
         with warnings.catch_warnings(), redirect_stdout(sys.stderr):
             warnings.filterwarnings("ignore", message="Consider boosting PBT performance")
             yield
     finally:
-        log.removeFilter(_is_news)
         for name in added:
             os.environ.pop(name, None)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Not Tune's list of trials that failed: the sweep names them and the causes."""
-    return not record.getMessage().startswith("Trials did not complete")
 
 
 def _trainable(plan: Plan) -> Any:

@@ -139,16 +139,6 @@ class SweepTrials:
         self._keep(dict(self._known))
 
 
-def child_statuses(uri: str, parent: str) -> dict[str, str]:
-    """Status of every run under ``parent``, by its id.
-
-    Raises:
-        TrackingError: the store does not answer.
-    """
-    with answering(uri):
-        return {run.info.run_id: run.info.status for run in _children(connect(uri), parent)}
-
-
 def end_running(uri: str, parent: str, status: str, why: str) -> None:
     """End ``parent``, and all runs under it that are not ended, with ``status`` and a tag that says why.
 

@@ -183,11 +183,6 @@ def class_folders(train=None):
     return make
 
 
-def copied(name, copy):
-    """A second copy of a file."""
-    return lambda bench: shutil.copy(bench.folder / name, bench.folder / copy)
-
-
 def empty_file(bench):
     """A training file more, without rows."""
     whole = pq.read_table(bench.folder / "set" / "train-00000.parquet")

@@ -75,7 +75,7 @@ def test_stopped_job_can_be_resumed_to_the_bits_of_a_local_run(
 def test_submitted_sweep_tracks_every_trial(head, tracking_uri, tmp_path):
     start(
         *(head, "sweep", "jobs/sweep.py", "--space", "method", "--trials", "2", "--rounds", "4"),
-        *("--concurrent", "2", "--cpus-per-exit", "0.5", "--resources.driver-cpus", "0.5"),
+        *("--concurrent", "2", "--resources.cpus-per-exit", "0.5", "--resources.driver-cpus", "0.5"),
         *("--resources.actors", "1", *SMALL, "--tracking.uri", tracking_uri),
         *("--storage.path", str(tmp_path / "runs"), "--storage.name", "sweep"),
     )

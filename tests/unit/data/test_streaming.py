@@ -199,7 +199,7 @@ def test_a_pass_that_is_given_up_or_fails_ends_its_workers_and_the_next_one_work
     ]
     (tmp_path / "train" / "n02" / "0004.JPEG").unlink()
     for batches in failing:
-        with refused("n02/0004.JPEG: can't be read"):  # whatever the limit
+        with refused("n02/0004.JPEG: no such file"):  # whatever the limit
             list(batches.train(0, "a"))
         assert not children() - before
 

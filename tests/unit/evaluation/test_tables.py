@@ -120,12 +120,3 @@ def test_compute_is_readable():
     assert [passes_text(passes) for passes in (8.0, 5.125, 7 + 1 / 3, 0)] == ["8", "5.1", "7.3", "0"]
     counts = {0: "0", 999: "999", 999_999: "1 M", 1_240: "1.24 K", 10**18: "1 E", 123_456_789: "123 M"}
     assert [operations_text(count) for count in counts] == list(counts.values())
-
-
-def test_shapes_must_fit():
-    for seconds, top5 in (([1.0], None), ([1.0, 1.0], [[1.0] * 3] * 2)):
-        with pytest.raises(ValueError, match=r"x: accuracies .* do not fit"):
-            ResultColumn("x", [[1.0, 1.0], [1.0, 1.0]], 1, seconds, top5)
-    for operations, parameters in (((1,), (1,)), ((1, 2), (1,))):
-        with pytest.raises(ValueError, match="its exits do not fit"):
-            ResultTable(operations, parameters, (SGD,))

@@ -1,4 +1,4 @@
-"""Tune's news passed to trackers, and what is closed when a killed sweep is resumed; without MLflow."""
+"""Tune's news passed to trackers, without MLflow."""
 
 import pickle
 from collections import defaultdict
@@ -15,7 +15,7 @@ from raygf.records import RunStart
 from raygf.sweeps import callback as module
 from raygf.sweeps.callback import SweepCallback
 from raygf.sweeps.plan import SweepFolder, SweepOptions
-from raygf.sweeps.trial import END, FAILURE, RECORD, START, VALUES
+from raygf.sweeps.trial import END, FAILURE, RECORD, SCHEDULE, START, VALUES
 
 
 def trial_named(name, status=Trial.RUNNING, last_result=None, error=None):
@@ -40,7 +40,6 @@ def trackers(monkeypatch):
 
     made: defaultdict[str, Mock] = defaultdict(tracker)
     monkeypatch.setattr(module, "make_tracker", lambda config, folder, notify, storage: made[storage.name])
-    monkeypatch.setattr(module, "child_statuses", lambda uri, parent: {})
     return made
 
 
@@ -64,7 +63,7 @@ def started(tmp_path, trackers):
 
 def result(round, **more):
     """What Tune has of a round, each with a checkpoint."""
-    metrics = {"val_accuracy/average": 0.6, "training_passes": 4.0 * round}
+    metrics = {"val_accuracy/average": 0.6, "training_passes": 4.0 * round, SCHEDULE: [(1, {})]}
     return {**metrics, RECORD: record(round), "checkpoint_dir_name": f"checkpoint_{round:06d}", **more}
 
 
@@ -137,32 +136,14 @@ def test_trials_that_fail(started, trackers, capsys):
 def test_other_values_are_noted_with_the_first_round_that_has_them(started, trackers, capsys):
     callback, trial = begun(started(), "a")
     report(callback, trial, result(1))
-    trial.config = {VALUES: {"fusion.lr": 0.24}}
-    trial.status = Trial.PAUSED  # the scheduler has just given it the values, after this round
+    trial.config = {VALUES: {"fusion.lr": 0.24}}  # from the scheduler, after this round
     report(callback, trial, result(2))
-    trial.status = Trial.RUNNING
     for number in (3, 4):
-        report(callback, trial, result(number))
+        report(
+            callback,
+            trial,
+            result(number, **{SCHEDULE: [(1, {"fusion.lr": 0.3}), (3, trial.config[VALUES])]}),
+        )
     tags = {"raygf.values_from_round_3": "--fusion.lr 0.24", "mlflow.runName": "fusion.lr=0.24"}
     trackers["a"].log_tags.assert_called_once_with(tags)
-    told = "trial fusion.lr=0.3 goes on from another's checkpoint, with --fusion.lr 0.24"
-    assert told in capsys.readouterr().err
-
-
-def test_a_resumed_sweep_closes_the_runs_of_trials_that_had_ended_once(started, trackers, monkeypatch):
-    callback = started(done="r1", failed="r2", running="r3", closed="r4")
-    statuses = {"r1": "RUNNING", "r2": "KILLED", "r3": "RUNNING", "r4": "FINISHED"}
-    monkeypatch.setattr(module, "child_statuses", lambda uri, parent: statuses)
-    trials = [
-        trial_named("done", Trial.TERMINATED, result(4, **{END: end(4)})),
-        trial_named("failed", Trial.ERROR, error=RunFailed("gone")),
-        trial_named("running", Trial.PENDING),
-        trial_named("closed", Trial.TERMINATED, result(4, **{END: end(4)})),
-    ]
-    for _ in range(2):
-        callback.on_step_begin(0, trials)
-    callback.on_experiment_end(trials)
-    closed = {name: calls(tracker) for name, tracker in trackers.items()}
-    assert closed == {"done": ["finish"], "failed": ["fail"]}
-    assert [trackers[name].start.call_args.args[2] for name in ("done", "failed")] == ["r1", "r2"]
-    trackers["failed"].fail.assert_called_once_with("FAILED", "gone")
+    assert "trial fusion.lr=0.24 goes on from a checkpoint of fusion.lr=0.3" in capsys.readouterr().err

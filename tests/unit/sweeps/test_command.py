@@ -24,8 +24,6 @@ def test_flags_are_of_the_sweep_and_of_the_runs_in_it():
     assert (command.run.rounds, command.run.data.train_limit, command.run.method) == (4, 48, "sgd")
     assert command.run.resources.max_failures == 3
     assert command.given == {"space", "trials", "rounds", "data.train_limit", "max_failures"}
-    short = parse_sweep("", ["--cpus-per-exit", "0.5", "--gpus-per-exit=0.25"]).run.resources
-    assert (short.cpus_per_exit, short.gpus_per_exit) == (0.5, 0.25)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +43,6 @@ def test_resume_may_stand_alone(words, resume):
         ("--trials 0", "trials = 0: must be a whole number of at least 1"),
         ("--points 1", "points = 1: must be a whole number of at least 2"),
         ("--scheduler best", "--scheduler"),
-        ("--cpus-per-exit -1", "resources.cpus_per_exit = -1.0"),
         ("--max-failures -1", "max_failures = -1"),
         ("--nonsense 1", "--nonsense"),
         ("--rounds 0", "rounds = 0"),
@@ -94,7 +91,6 @@ def test_a_resumed_sweep_needs_no_flags_and_may_lie_elsewhere():
         ("--recipe digits-sgd", "recipe was 'digits', is now 'digits-sgd'"),
         ("--space method", "space was 'fusion_lr', is now 'method'"),
         ("--fusion.lr 0.2", r"fusion\.lr was 0\.1, is now 0\.2"),
-        ("--cpus-per-exit 2", r"resources\.cpus_per_exit was 1\.0, is now 2\.0"),
     ],
 )
 def test_a_resumed_sweep_stays_the_same_sweep(argv, says):

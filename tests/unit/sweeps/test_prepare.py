@@ -85,7 +85,6 @@ def test_variants_that_can_not_be_used_are_left_out_with_a_note(nodes, monkeypat
 
 
 def test_a_value_that_the_network_refuses_is_an_error(nodes):
-    """The variant as such works, so the mistake is in the value."""
     exits = Space({"loss.coefficients": tune.choice(["ones", "sdn"]), **LR})
     assert prepared(exits)[0].exits == 3
     many = replace(RUN, model=ModelConfig("sweep_parts:EightExits"))
@@ -95,6 +94,6 @@ def test_a_value_that_the_network_refuses_is_an_error(nodes):
 
 def test_probing_leaves_torch_as_it_was(nodes):
     before = torch.get_num_threads()
-    costs, _, own, problems = probe(RUN, [RUN, replace(RUN, method="nope:nope")])
+    costs, _, own, problems = probe(RUN, [[RUN], [RUN, replace(RUN, method="nope:nope")]])
     assert (len(costs), own, problems[0]) == (3, {}, "") and "nope" in problems[1]
     assert torch.get_num_threads() == before
