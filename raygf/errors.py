@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -165,12 +166,41 @@ def one_line(error: BaseException, *, kind: bool = True) -> str:
     return ": ".join(part for part in (name if kind or not text else "", text) if part)
 
 
+class Named(str):
+    """The name of a function ``value`` that is given itself, and so need not be importable by the name."""
+
+    value: Callable[..., Any]
+
+    def __new__(cls, name: str, value: Callable[..., Any]) -> "Named":
+        named = super().__new__(cls, name)
+        named.value = value
+        return named
+
+    def __getnewargs__(self) -> tuple[str, Callable[..., Any]]:  # type: ignore[override]
+        return str(self), self.value
+
+
+def name_function(function: Callable[..., Any]) -> str:
+    """``module:function`` for ``function``; one that can't be found by that name goes along with it."""
+    kind = function if hasattr(function, "__qualname__") else type(function)
+    name = f"{function.__module__}:{kind.__qualname__}{'' if kind is function else '()'}"
+    module = sys.modules.get(function.__module__)
+    importable = function.__module__ != "__main__" and getattr(module, kind.__qualname__, None) is function
+    return name if importable else Named(name, function)
+
+
 def import_function(field: str, name: str) -> Callable[..., Any]:
     """The function that ``name`` ("package.module:function") in the configuration's ``field`` stands for.
 
     Raises:
         ConfigError: it can't be imported, or is not a function.
     """
+    if isinstance(name, Named):
+        return name.value
+    if name.endswith("()"):
+        raise ConfigError(
+            f"{field} = {name!r} was an object in Python: load the run there, and give it again"
+        )
     module_name, _, attribute = name.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), attribute)

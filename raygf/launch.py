@@ -8,6 +8,7 @@ round is: see ``Driver`` in ``raygf.rounds.driver``. Ray and MLflow are imported
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,11 +22,13 @@ from rich.table import Table
 
 from raygf.cli import command_with, interruptible, parse
 from raygf.config.fields import storage_path
-from raygf.config.run import RunConfig, StorageConfig
+from raygf.config.run import RunConfig
 from raygf.console import Progress, print_table
+from raygf.data.load import check_source
 from raygf.errors import ConfigError
 from raygf.evaluation.tables import ResultColumn, ResultTable, to_rich
 from raygf.methods.registry import check_method, is_step_method, method_title
+from raygf.models.build import find_builder
 from raygf.records import Notify, RunEnd, RunStart
 from raygf.rounds.driver import Driver, DriverHandle
 from raygf.storage.run_storage import recipe_of
@@ -39,7 +42,7 @@ _TEMPORARY = "/runtime_resources/working_dir_files/"
 def run_job(description: str, default_recipe: str, argv: Sequence[str]) -> dict[str, Any]:
     """A training job: parse ``argv``, run, show the result table on standard error."""
     recipe, config = parse(description, default_recipe, argv)
-    config = replace(config, storage=_named_storage(config.storage, label(config, recipe)))
+    config = named(config, recipe)
     resume = command_with({"--storage.name": config.storage.name, "--storage.resume": "True"})
     try:
         result = run(config, recipe, resume)
@@ -61,7 +64,8 @@ def run(config: RunConfig, recipe: str = "", resume: str = "") -> Result:
         RaygfError: with one line for people; MLflow's run is marked before.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the run is marked KILLED.
     """
-    config = replace(config, storage=_named_storage(config.storage, label(config, recipe)))
+    config = named(config, recipe)
+    _check_names(config)
     progress = Progress(last_round=config.stop_after)
     with (
         interruptible(resume) as guard,
@@ -147,6 +151,19 @@ def _remote_driver(config: RunConfig, notify: Notify) -> DriverHandle:
     return RemoteDriver(config, notify=notify)
 
 
+def _check_names(config: RunConfig) -> None:
+    """Refuse what there is no such thing of, before Ray is started, which takes its time.
+
+    Raises:
+        UserError: an unknown method, network or data set, or a folder that is not there. Nodes of a cluster
+            that is named may see other folders than this machine.
+    """
+    check_method(config.method)
+    find_builder(config.model.name)
+    elsewhere = config.resources.address or os.environ.get("RAY_ADDRESS", "local")
+    check_source(config.data, files=config.resources.executor == "local" or elsewhere == "local")
+
+
 def _check_workers(config: RunConfig) -> None:
     """Raise ConfigError if ``resources.workers`` is set and goes with nothing else."""
     workers = config.resources.workers
@@ -175,15 +192,17 @@ def label(config: RunConfig, recipe: str) -> str:
     parts = (own or config.data.source, config.model.name.partition("@")[0], config.method)
     # Of torchvision:resnet18 or package.module:function what comes last.
     found = (re.sub(r"[^\w.+-]+", "-", re.sub(r"[\w.]+:", "", part)) for part in parts)
-    return recipe_of(config, recipe) or "-".join(found)[:100]
+    return recipe_of(config, recipe) or "-".join(part.strip("-") for part in found)[:100]
 
 
-def _named_storage(storage: StorageConfig, label: str) -> StorageConfig:
+def named(config: RunConfig, recipe: str) -> RunConfig:
     """With a name, and with a local path made absolute: workers have working directories of their own."""
+    storage = config.storage
     if storage.resume and not storage.name:
         raise ConfigError("storage.resume: name the run with --storage.name")
-    name = storage.name or f"{label}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    return replace(storage, name=name, path=storage_path("storage.path", storage.path))
+    name = storage.name or f"{label(config, recipe)}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    path = storage_path("storage.path", storage.path)
+    return replace(config, storage=replace(storage, name=name, path=path))
 
 
 def temporary_path_warning(config: RunConfig) -> str:
@@ -220,11 +239,16 @@ class Result:
         return asdict(self)
 
 
-def compared(results: Mapping[str, Result]) -> Table:
-    """Results of one network side by side, for a terminal; keys are the columns' titles."""
+def result_table(results: Mapping[str, Result]) -> ResultTable:
+    """Results of one network side by side; keys are the columns' titles."""
     first = next(iter(results.values()))
     columns = tuple(
         ResultColumn(title, [r.test_accuracy], r.training_passes, [r.seconds], None, r.training_operations)
         for title, r in results.items()
     )
-    return to_rich(ResultTable(first.operations, first.parameters, columns), "Test accuracy of every exit")
+    return ResultTable(first.operations, first.parameters, columns)
+
+
+def compared(results: Mapping[str, Result]) -> Table:
+    """The same for a terminal."""
+    return to_rich(result_table(results), "Test accuracy of every exit")

@@ -1,11 +1,12 @@
 """What configurations are made of: sections that check themselves, plain dicts of them, and paths."""
 
 import dataclasses
+import difflib
 import functools
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -69,11 +70,20 @@ def check(field: str, value: Any, hint: Any) -> None:
         _check_plain(field, value, hint)
 
 
-def refuse(field: str, value: Any, allowed: str) -> ConfigError:
-    """The error for ``field`` having ``value``; ``allowed`` ends the sentence "must be …"."""
+def refuse(field: str, value: Any, allowed: str, names: Collection[str] = ()) -> ConfigError:
+    """The error for ``field`` having ``value``; ``allowed`` ends the sentence "must be …".
+
+    ``names``: those that may have been meant.
+    """
     text = repr(value)
     shown = text if len(text) <= 150 else f"{text[:60]}… ({len(text)} characters)"
-    return ConfigError(f"{field} = {shown}: must be {allowed}")
+    return ConfigError(f"{field} = {shown}: must be {allowed}{did_you_mean(str(value), names)}")
+
+
+def did_you_mean(name: str, names: Collection[str]) -> str:
+    """``; did you mean 'metagf'?`` for the one of ``names`` that is most like ``name``; "" if none is."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def not_empty(field: str, value: str | tuple[Any, ...]) -> None:
@@ -86,7 +96,7 @@ def _check_plain(field: str, value: Any, kind: Any, limits: Limits | None = None
     options = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
         if value not in options:
-            raise refuse(field, value, "one of " + ", ".join(options))
+            raise refuse(field, value, "one of " + ", ".join(options), options)
     elif typing.get_origin(kind) is tuple:
         if not isinstance(value, tuple):
             raise refuse(field, value, "a list of numbers")
@@ -115,7 +125,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     hints = _hints(cls)  # type: ignore[arg-type]
     for name in values:
         if name not in hints:
-            raise ConfigError(f"{where}{name}: no such field; known are {', '.join(sorted(hints))}")
+            known = f"known are {', '.join(sorted(hints))}{did_you_mean(name, hints)}"
+            raise ConfigError(f"{where}{name}: no such field; {known}")
     return cls(**{name: _typed(hints[name], value, f"{where}{name}") for name, value in values.items()})
 
 
@@ -130,6 +141,54 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def override(config: T, values: Mapping[str, Any]) -> T:
+    """The run ``config`` with the fields of the dotted names ``values`` set, checked like any other.
+
+    Raises:
+        ConfigError: there is no such field, or its value is not allowed.
+    """
+    known = flatten(to_dict(config))
+    for name in values:
+        if name not in known:
+            raise _no_field(name, known)
+    return _override(config, values)
+
+
+def _override(config: T, values: Mapping[str, Any]) -> T:
+    hints, sections = _hints(type(config)), dict[str, dict[str, Any]]()  # type: ignore[arg-type]
+    for name, value in values.items():
+        section, _, field = name.partition(".")
+        sections.setdefault(section, {})[field] = value
+    changes = {
+        name: _override(getattr(config, name), fields)
+        if "" not in fields
+        else _typed(hints[name], fields[""], name)
+        for name, fields in sections.items()
+    }
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def full_name(name: str, config: Any) -> str:
+    """The dotted name of the field of the run ``config`` that ``name`` is, or is the last part of.
+
+    Raises:
+        ConfigError: there is no such field, or several have this last part.
+    """
+    known = flatten(to_dict(config))
+    alike = [field for field in known if field.rpartition(".")[2] == name]
+    if name not in known and len(alike) != 1:
+        raise _no_field(name, known)
+    return name if name in known else alike[0]
+
+
+def _no_field(name: str, known: Collection[str]) -> ConfigError:
+    last = name.rpartition(".")[2]
+    alike = [field for field in known if field.rpartition(".")[2] == last]
+    meant = {*known, *(field.rpartition(".")[2] for field in known if "." not in name)}
+    hint = f"; there is {' and '.join(alike)}" if alike else did_you_mean(name, meant)
+    return ConfigError(f"{name}: a run has no such field{hint}")
+
+
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     """The annotations of a dataclass's fields; cached, for a sweep builds thousands of runs."""
@@ -140,6 +199,8 @@ def _hints(cls: type) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_dict(value)
+    if isinstance(value, str):
+        return str(value)  # without what a Named carries
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 

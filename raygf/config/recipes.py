@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from raygf.config.fields import refuse
 from raygf.config.run import (
     DataConfig,
     FusionConfig,
@@ -13,7 +14,6 @@ from raygf.config.run import (
     OptimConfig,
     RunConfig,
 )
-from raygf.errors import ConfigError
 
 METHODS = {
     "metagf": "Meta-GF",
@@ -60,7 +60,7 @@ def get_recipe(name: str) -> RunConfig:
         ConfigError: there is no such recipe.
     """
     if name not in RECIPES:
-        raise ConfigError(f"recipe = {name!r}: must be one of {', '.join(RECIPES)}")
+        raise refuse("recipe", name, "one of those that raygf recipes lists", RECIPES)
     return RECIPES[name].run
 
 

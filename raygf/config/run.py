@@ -35,6 +35,15 @@ def _folder_name(field: str, value: str) -> None:
         raise refuse(field, value, f"at most {_LONGEST_NAME} bytes long")
 
 
+SOURCES = ("digits", "cifar10", "cifar100", "parquet", "imagefolder", "shards")
+
+
+def _source(field: str, value: str) -> None:
+    if value not in SOURCES and not value.partition(":")[2]:
+        allowed = f'one of {", ".join(SOURCES)}, "hf:NAME", or "package.module:function" of your own'
+        raise refuse(field, value, allowed, SOURCES)
+
+
 # Every number has an upper end: what exceeds it is a slip of the finger, and would fail late and obscurely.
 MILLION = 1_000_000
 Natural = Annotated[int, Limits(0, MILLION)]
@@ -64,10 +73,12 @@ BATCHNORM: tuple[str, ...] = get_args(BatchNormStatistics)
 class DataConfig(Section, name="data"):
     """Images and labels, and how they are split and augmented."""
 
-    source: Literal["digits", "cifar10", "cifar100", "parquet", "imagefolder", "shards"] = "digits"
-    """Kind of data set. digits needs no files; parquet is a Hugging Face style set of small images, held in
-    memory. Streamed from disk: imagefolder (ImageNet's layout, train/CLASS/*.JPEG and val/CLASS/*.JPEG) and
-    shards (Hugging Face style Parquet files of any size)."""
+    source: Annotated[str, _source] = "digits"
+    """digits (needs no files), cifar10, cifar100, parquet (a Hugging Face style set of small images, held in
+    memory). Streamed from disk: imagefolder (ImageNet's layout, train/CLASS/*.JPEG and val/CLASS/*.JPEG) and
+    shards (Hugging Face style Parquet files of any size). Held in memory: hf:NAME, a set of the Hugging Face
+    Hub (pip install datasets); package.module:function of your own, called with this section, returns two
+    map-style torch data sets of (image, class): to train on, and to test on."""
     path: str = ""
     """Folder that holds the data set (digits needs none)."""
     image_size: Pixels | None = None
@@ -299,7 +310,13 @@ class TrackingConfig(Section, name="tracking"):
 
 @dataclass(frozen=True)
 class RunConfig(Section):
-    """One complete run."""
+    """One complete run.
+
+    >>> import raygf
+    >>> run = raygf.RunConfig(method="sgd", rounds=3)
+    >>> run.optim.lr, run.model.name
+    (0.1, 'msdnet')
+    """
 
     method: Name = "metagf"
     """Training method. On expected gradients: metagf, delta-mean, delta-pcgrad and so on. Within a step: sgd,

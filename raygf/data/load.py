@@ -7,11 +7,11 @@ from raygf.config.fields import local_path
 from raygf.config.run import DataConfig
 from raygf.data.base import Dataset, InputSpec, channel_statistics
 from raygf.data.in_memory import ImageSet
-from raygf.data.small_sets import decode_parts, load_cifar, load_digits
+from raygf.data.small_sets import HUB, decode_parts, load_cifar, load_digits, load_own, require_hub
 from raygf.data.splits import Source, Split
 from raygf.data.stores import Part, ShardStore, common_names, index_folder, index_shards
 from raygf.data.streaming import StreamedSet
-from raygf.errors import DataError
+from raygf.errors import DataError, import_function
 
 UNLABELLED = -1  # What ImageNet's test images have for a label on the Hugging Face hub.
 
@@ -33,7 +33,19 @@ def load_data(config: DataConfig, seed: int) -> Dataset:
             images = load_digits(config.image_size)
         case "cifar10" | "cifar100":
             images = load_cifar(config.source, config.path, config.image_size)
+        case _:
+            images = load_own(config)
     return _hold(images, images.divide(config, seed), config)
+
+
+def check_source(config: DataConfig, files: bool = True) -> None:
+    """Raise what ``load_data`` would raise at once: no such function or package, with ``files`` no folder."""
+    if config.source.startswith(HUB):
+        require_hub(config)
+    elif ":" in config.source:
+        import_function("data.source", config.source)
+    elif files and config.source != "digits":
+        _folder(config)
 
 
 def _load_streamed(config: DataConfig, seed: int) -> StreamedSet:

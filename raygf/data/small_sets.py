@@ -9,14 +9,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch.nn import functional
 
 from raygf.config.fields import local_path
+from raygf.config.run import DataConfig
 from raygf.data.base import ChannelStatistics
 from raygf.data.pixels import decode_rgb
 from raygf.data.splits import Source, Split
 from raygf.data.stores import Part
-from raygf.errors import DataError
+from raygf.errors import DataError, RaygfError, import_function, user_error
 
 MAX_BYTES = 8 * 2**30
 # Of the training images, as in the program of MSDNet (github.com/kalviny/MSDNet-PyTorch, dataloader.py).
@@ -108,6 +110,114 @@ def _fault(kind: Any, root: Path) -> str:
         if not check_integrity(str(folder / file), md5):
             return f"{folder / file}: damaged (its MD5 sum is not the published one); {remedy} anew"
     return f"{folder}: torchvision can't read it; {remedy} anew"
+
+
+HUB = "hf:"
+_COLUMNS = ("Image", "ClassLabel")
+
+
+def load_own(config: DataConfig) -> Source[Split]:
+    """The images of the user's own function ``data.source``, or of a set of the Hugging Face Hub.
+
+    The function is called with ``config``, and returns map-style data sets of (image, class) to train on and
+    to test on; None in place of the latter: some are held out. An image is a PIL image, an array (H, W, C) or
+    (H, W), or a tensor (C, H, W); of uint8, or of floats from 0 to 1. Classes are numbered from 0, their
+    names are ``classes`` of the first set, if it has that.
+
+    Raises:
+        ConfigError: the function can't be imported, or fails.
+        DataError: what it returns is not as above, sizes differ, or the images are too many for the memory.
+    """
+    name = config.source
+    make = _hub_sets if name.startswith(HUB) else import_function("data.source", name)
+    try:
+        train, test = make(config)
+        names = getattr(train, "classes", None)
+        splits = [None if part is None else _read(part, config) for part in (train, test)]
+    except RaygfError:
+        raise
+    except (Exception, SystemExit) as error:  # it is the user's, and may raise anything
+        raise user_error("data.source", name, "the images can't be read", error) from error
+    labels = np.concatenate([split.labels for split in splits if split is not None])
+    classes = len(names) if names is not None else int(labels.max()) + 1
+    if labels.min() < 0 or labels.max() >= max(2, classes):
+        raise DataError(
+            f"data.source = {name!r}: classes go from {labels.min()} to {labels.max()}; number them from 0"
+        )
+    known = tuple(map(str, names if names is not None else range(classes)))
+    assert splits[0] is not None
+    return Source(name.rpartition(":")[2], known, splits[0], splits[1])
+
+
+def _read(part: Any, config: DataConfig) -> Split:
+    """All images of a map-style data set, scaled as ``config`` says."""
+    images: list[NDArray[np.uint8]] = []
+    labels = np.empty(len(part), np.int64)
+    for index in range(len(part)):
+        image, labels[index] = part[index]
+        images.append(resize(_pixels(image)[None], config.image_size)[0])
+        if images[-1].shape != images[0].shape:
+            raise DataError(
+                f"data.source = {config.source!r}: image sizes differ: {_size(images[-1].shape)} at {index}, "
+                f"{_size(images[0].shape)} at 0; set data.image_size"
+            )
+        if not index:
+            require_memory(len(part), images[0].shape)
+    return Split(np.stack(images), labels)
+
+
+def _pixels(image: Any) -> NDArray[np.uint8]:
+    """A PIL image, an array (H, W, C) or (H, W), or a tensor (C, H, W), as uint8 (C, H, W)."""
+    if isinstance(image, torch.Tensor):
+        pixels = image.numpy()
+    else:
+        if isinstance(image, Image.Image) and image.mode not in ("L", "RGB"):
+            image = image.convert("RGB")
+        pixels = np.asarray(image)
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    if pixels.dtype.kind == "f" and pixels.min() >= 0 and pixels.max() <= 1:
+        pixels = np.rint(pixels * 255).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise DataError(
+            "images must be uint8, or floats from 0 to 1, before they are normalised, "
+            f"not {pixels.dtype} from {pixels.min():g} to {pixels.max():g}"
+        )
+    return pixels
+
+
+class _HubPart:
+    """A split of the Hub as (image, class), by the columns that have these kinds."""
+
+    def __init__(self, rows: Any) -> None:
+        kinds = {type(feature).__name__: name for name, feature in reversed(rows.features.items())}
+        if not kinds.keys() >= set(_COLUMNS):
+            raise DataError(f"no columns of images and classes among {', '.join(rows.features)}")
+        self._rows, self._columns = rows, tuple(kinds[kind] for kind in _COLUMNS)
+        self.classes = rows.features[self._columns[1]].names
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        row = self._rows[index]
+        image, label = (row[column] for column in self._columns)
+        return image, label
+
+
+def require_hub(config: DataConfig) -> None:
+    """Raise DataError unless the Hub's package is installed."""
+    if find_spec("datasets") is None:
+        raise DataError(f"data.source = {config.source!r}: needs a package: pip install datasets")
+
+
+def _hub_sets(config: DataConfig) -> tuple[Any, Any]:
+    """Images to train on and to test on, the Hub's "validation" where it has no "test"."""
+    require_hub(config)
+    from datasets import load_dataset
+
+    splits = load_dataset(config.source.removeprefix(HUB))
+    test = splits.get("test") or splits.get("validation")
+    return _HubPart(splits["train"]), None if test is None else _HubPart(test)
 
 
 def decode_parts(parts: tuple[Part, Part, Part], image_size: int | None) -> tuple[Split, Split, Split]:

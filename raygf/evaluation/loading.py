@@ -1,8 +1,10 @@
 """A past run brought back from one checkpoint file: network, data set, configuration, compute."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -20,6 +22,15 @@ from raygf.training.network import BoundNetwork
 from raygf.training.space import find_ownership
 
 
+class HasLoaded(Protocol):
+    """What a classifier can be made of: a loaded run, or a run that will be."""
+
+    @property
+    def loaded(self) -> LoadedRun:
+        """The run with its network and data set."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedRun:
     """A run as it was after ``checkpoint.round`` rounds, ready to be evaluated."""
@@ -30,6 +41,11 @@ class LoadedRun:
     """The network with the checkpoint's weights, on its device, in evaluation mode."""
     batches: BatchSource
     checkpoint: Checkpoint
+
+    @property
+    def loaded(self) -> LoadedRun:
+        """Itself: see ``HasLoaded``."""
+        return self
 
     def costs(self) -> list[ExitCost]:
         """Parameters and operations up to every exit, shallow to deep."""
@@ -52,12 +68,18 @@ class LoadedRun:
         return collect_outputs(self.bound, self.batches.evaluate(split))
 
 
-def load_run(path: str, data_path: str | None = None, compute: ComputeConfig | None = None) -> LoadedRun:
+def load_run(
+    path: str,
+    data_path: str | None = None,
+    compute: ComputeConfig | None = None,
+    config: RunConfig | None = None,
+) -> LoadedRun:
     """The run whose checkpoint is the file ``path`` (local or a URI).
 
     Args:
         data_path: Where the data set is now; by default where the run found it.
         compute: Where and how to evaluate; by default as the run was configured.
+        config: The run's configuration; by default the one in the checkpoint.
 
     Raises:
         CheckpointError: the file is missing or damaged, or does not fit the network or the data set.
@@ -66,7 +88,7 @@ def load_run(path: str, data_path: str | None = None, compute: ComputeConfig | N
         ResourceError: the run's device is not available here.
     """
     checkpoint = load_checkpoint(path)
-    config = read_config(checkpoint, path)
+    config = config or read_config(checkpoint, path)
     if data_path is not None:
         config = replace(config, data=replace(config.data, path=data_path))
     if compute is not None:

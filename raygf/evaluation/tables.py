@@ -47,9 +47,9 @@ class ResultColumn:
         return [np.asarray(values, dtype=np.float64) for values in known]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ResultTable:
-    """Configurations of one network side by side.
+    """Configurations of one network side by side; shown as text, and in a notebook as a table.
 
     ``operations``, ``parameters`` (n,): cumulative up to each exit. ``accuracy``: what the first accuracy of
     every column is called. Where a configuration was run with several seeds, cells are mean ± standard
@@ -60,6 +60,11 @@ class ResultTable:
     parameters: Sequence[int]
     columns: Sequence[ResultColumn]
     accuracy: str = "test accuracy"
+
+    def __repr__(self) -> str:
+        return to_markdown(self).rstrip()
+
+    _repr_markdown_ = __repr__
 
 
 def to_rich(table: ResultTable, title: str | None = None) -> Table:

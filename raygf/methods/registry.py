@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raygf.config.fields import refuse
 from raygf.config.recipes import METHODS as PAPERS
 from raygf.config.run import RunConfig
 from raygf.errors import ConfigError, RaygfError, import_function, user_error
@@ -71,8 +72,10 @@ def method_names() -> tuple[str, ...]:
 def check_method(name: str) -> None:
     """Raise ConfigError unless ``name`` is a training method, or a function of the user's own."""
     if name not in method_names() and ":" not in name:
-        allowed = f'{", ".join(method_names())}, or "package.module:function" of your own'
-        raise ConfigError(f"method = {name!r}: must be one of {allowed}")
+        allowed = f'one of {", ".join(method_names())}, or "package.module:function" of your own'
+        raise refuse("method", name, allowed, method_names())
+    if ":" in name:
+        import_function("method", name.removeprefix(DELTA) if name.startswith(DELTA) else name)
 
 
 def is_step_method(name: str) -> bool:

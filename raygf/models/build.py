@@ -101,7 +101,7 @@ def build_model(config: ModelConfig, spec: InputSpec, seed: int) -> nn.Module:
         ConfigError: there is no such network, it can't be built for ``spec`` or is too large for memory, its
             output is not one tensor (B, classes) per exit, or its weights can't be trained.
     """
-    builder = _find_builder(config.name)
+    builder = find_builder(config.name)
     if config.weights and not config.name.startswith(_TORCHVISION):
         raise ConfigError(
             f"model.weights = {config.weights!r}: only torchvision's networks start from a file; leave it out"
@@ -119,14 +119,21 @@ def build_model(config: ModelConfig, spec: InputSpec, seed: int) -> nn.Module:
     return network
 
 
-def _find_builder(name: str) -> Builder:
+def find_builder(name: str) -> Builder:
+    """What builds the network ``name``.
+
+    Raises:
+        ConfigError: there is no such network, or the user's function can't be imported.
+    """
     if name in _BUILDERS:
         return _BUILDERS[name]
     if name.startswith(_TORCHVISION):
         return _build_torchvision
     if ":" not in name:
         allowed = ", ".join([*_BUILDERS, f'"{_TORCHVISION}network@exits"'])
-        raise checks.refuse("model.name", name, f'one of {allowed}, or "package.module:function" of your own')
+        raise checks.refuse(
+            "model.name", name, f'one of {allowed}, or "package.module:function" of your own', _BUILDERS
+        )
     function = import_function("model.name", name)
 
     def build(config: ModelConfig, spec: InputSpec) -> nn.Module:

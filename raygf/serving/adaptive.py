@@ -20,7 +20,7 @@ from raygf.config.run import ComputeConfig
 from raygf.data.base import Normaliser
 from raygf.errors import ConfigError, DataError
 from raygf.evaluation.budgeted import ThresholdTable, calibrate
-from raygf.evaluation.loading import LoadedRun
+from raygf.evaluation.loading import HasLoaded
 from raygf.evaluation.model_files import ImageTask, load_model
 from raygf.evaluation.outputs import read_logits
 from raygf.models.msdnet_lazy import exit_stages
@@ -40,6 +40,15 @@ class Predictions:
 
 class AdaptiveClassifier:
     """A trained network, what an answer of each exit costs, and thresholds by budget.
+
+    >>> import raygf
+    >>> run = raygf.train("digits", rounds=1)
+    >>> fast = raygf.AdaptiveClassifier.from_run(run)
+    >>> answers = fast.predict(run.loaded.dataset.test.images[:9], budget=2e6)
+    >>> len(answers.label), len(answers.probability), max(answers.exit) in range(3)
+    (9, 9, True)
+    >>> [fast.operations.index(spent) for spent in answers.operations] == answers.exit.tolist()
+    True
 
     Args:
         network: With ``stages`` and ``heads`` as ``MultiExitNetwork`` has them, on the compute's device. The
@@ -73,13 +82,14 @@ class AdaptiveClassifier:
         self._batch_size = batch_size
 
     @classmethod
-    def from_run(cls, run: LoadedRun, table: ThresholdTable | None = None) -> AdaptiveClassifier:
-        """The network of ``run``, with thresholds read off its validation images unless ``table`` is given.
+    def from_run(cls, source: HasLoaded, table: ThresholdTable | None = None) -> AdaptiveClassifier:
+        """The network of a run, with thresholds read off its validation images unless ``table`` is given.
 
         Raises:
             DataError: the run held out no validation images.
             ConfigError: the network has no stages and heads.
         """
+        run = source.loaded
         stages_and_heads(run.bound.network)
         operations = [cost.operations for cost in run.costs()]
         if table is None:

@@ -151,6 +151,12 @@ class RunFolder:
         """Delete the folder ``name`` and what is in it."""
         self._fs.delete_dir(self._path(name))
 
+    def delete_if_empty(self) -> None:
+        """Delete the folder itself, if it is a local one with nothing in it."""
+        if self.local:
+            with suppress(OSError):
+                Path(self._folder).rmdir()
+
     def silence_s(self, name: str) -> float:
         """Seconds since the file was written, by the storage's own clock; 0 if it keeps no times."""
         self.write(_PROBE, b"1")

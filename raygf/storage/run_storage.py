@@ -190,8 +190,9 @@ class RunStorage:
         self.write(SUMMARY, f"{json.dumps(plain(values), indent=1)}\n".encode())
 
     def close(self) -> None:
-        """Give the folder back."""
+        """Give the folder back; one that nothing was stored in is deleted."""
         self._lock.release()
+        self._store.files.delete_if_empty()
 
     def _attempt(self, name: str, write: Callable[[], None]) -> bool:
         try:

@@ -11,12 +11,12 @@ from typing import Annotated, Literal
 import tyro
 
 from raygf.cli import describe_recipes, parse_flags, split_recipe
-from raygf.config.fields import flatten, to_dict
+from raygf.config.fields import flatten, override, to_dict
 from raygf.config.recipes import get_recipe
 from raygf.config.run import RunConfig
 from raygf.errors import ConfigError
 from raygf.methods.registry import check_method
-from raygf.sweeps.plan import Plan, SweepOptions, check_metric, flag_of, override
+from raygf.sweeps.plan import Plan, SweepOptions, check_metric, flag_of
 from raygf.sweeps.space import Axes, Space, describe_spaces, ends, read_axes
 
 RECIPE = "digits"

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from raygf.config.fields import Limits, Section, flatten, from_dict, to_dict
+from raygf.config.fields import Limits, Section, flatten, from_dict, override, to_dict
 from raygf.config.run import MILLION, Count, Name, Natural, RunConfig, StorageConfig
 from raygf.errors import ConfigError, StorageError
 from raygf.evaluation.tables import passes_text
@@ -274,23 +274,6 @@ def _short(field: str) -> str:
 def name_of(values: Values) -> str:
     """A trial's name for people, what it sets: ``fusion.lr=0.083 ema=0.95``."""
     return " ".join(f"{_short(name)}={text_of(value, ',')}" for name, value in values.items())[:_LONGEST]
-
-
-def override(run: RunConfig, values: Values) -> RunConfig:
-    """``run`` with the fields in ``values`` set, checked like any other run.
-
-    Raises:
-        ConfigError: there is no such field, or its value is not allowed.
-    """
-    nested = to_dict(run)
-    known = flatten(nested)
-    for name, value in values.items():
-        if name not in known:
-            alike = [field for field in known if field.rpartition(".")[2] == name.rpartition(".")[2]]
-            hint = f"; there is {' and '.join(alike)}" if alike else ""
-            raise ConfigError(f"space: {name}: a run has no such field{hint}")
-        set_field(nested, name, list(value) if isinstance(value, tuple) else value)
-    return from_dict(RunConfig, nested)
 
 
 def set_field(nested: dict[str, Any], name: str, value: object) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 import click
 import pytest
 
+from raygf.api import EvaluateConfig
 from raygf.cli import parse_flags
 from raygf.config.run import RunConfig
 from raygf.errors import RaygfError
@@ -87,7 +88,7 @@ def parse_job(name, argv):
 
         return parse_sweep("", argv)
     if name == "evaluate":
-        return parse_flags(importlib.import_module(name).EvaluateConfig, "", argv)
+        return parse_flags(EvaluateConfig, "", argv)
     seen: list[RunConfig] = []
 
     def instead_of_run(config, *more, **named):

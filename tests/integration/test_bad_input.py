@@ -146,7 +146,7 @@ CONFIG = [
           "1 training image is left … at least 2 … --data.train-limit"),
     flags("more held out than there are", "digits --data.val 1300", "data.val = 1300 … --data.val"),
     flags("test images of its own", "digits --data.test 5", "data.test = 5 … leave --data.test out"),
-    flags("unknown recipe", "digits --recipe imagenet", "recipe = 'imagenet' … imagenet-msdnet-sgd"),
+    flags("unknown recipe", "digits --recipe imagenet", "recipe = … did you mean 'imagenet-msdnet-"),
     flags("recipe without a name", "digits --recipe", "recipe = '' … must be one of"),
     flags("recipe for other images", "digits --recipe cifar10-vgg16-metagf --data.source digits",
           "images of 8x8 … --data.image-size 32 … --model.name"),

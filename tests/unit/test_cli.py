@@ -50,7 +50,7 @@ def test_flags_override_their_fields_and_nothing_else(words, changes):
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        ("--recipe nope", "recipe = 'nope': must be one of digits, digits-sgd, "),
+        ("--recipe nope", "recipe = 'nope': must be one of those that raygf recipes lists"),
         ("--recipe", "recipe = '': must be one of "),
         ("--optim.lr -1", "optim.lr = -1.0: must be a finite number above 0"),
         ("--model.msdnet.factors", "model.msdnet.factors = (): must be"),

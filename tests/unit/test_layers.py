@@ -19,6 +19,7 @@ LAYERS = (
     ("on_ray", "serving"),
     ("launch",),
     ("sweeps",),
+    ("api",),
 )
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from raygf.cli import parse
 from raygf.config.fields import flatten, from_dict, to_dict
 from raygf.config.run import (
+    SOURCES,
     DataConfig,
     FusionConfig,
     LossConfig,
@@ -141,6 +142,7 @@ OTHERS = {  # what a field allows beyond what its type says
     "model.name": NAMES,
     "storage.path": NAMES,
     "tracking.experiment": NAMES,
+    "data.source": st.sampled_from([*SOURCES, "hf:a/b", "mine:sets"]),
     "data.path": st.just("") | WORDS,
     "tracking.uri": st.just("") | WORDS,
     "model.weights": st.just("") | WORDS,

@@ -2,17 +2,24 @@
 
 import hashlib
 import pickle
+import re
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from made_up_images import encode, make_split, random_pixels, refused, write_parquet
 from PIL import Image
 from sklearn import datasets, model_selection
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from raygf.config.run import DataConfig
 from raygf.data import small_sets
-from raygf.data.small_sets import decode_parts, load_cifar, load_digits, resize
+from raygf.data.small_sets import decode_parts, load_cifar, load_digits, load_own, resize
 from raygf.data.stores import Part, index_shards
+from raygf.errors import DataError, Named, UserError
 
 PIXELS = random_pixels(7)
 FILES = [encode(pixels) for pixels in PIXELS]
@@ -145,3 +152,69 @@ def test_scaling_cuts_the_central_square_first_and_changes_nothing_of_that_size(
     assert resize(images, None) is images
     assert np.array_equal(resize(images, 6), images[..., 2:8])
     assert np.array_equal(resize(images, 12), resize(images[..., 2:8], 12))
+
+
+class Rows(list):
+    """A map-style data set with names of classes."""
+
+    classes = ("no", "yes")
+
+
+RED = np.zeros((5, 5, 3), np.uint8)
+RED[..., 0] = 255
+
+
+@pytest.mark.parametrize(
+    ("image", "pixels"),
+    [
+        (RED, RED.transpose(2, 0, 1)),
+        (RED[..., 0], RED[None, ..., 0]),
+        (Image.fromarray(RED), RED.transpose(2, 0, 1)),
+        (Image.fromarray(RED).convert("P"), RED.transpose(2, 0, 1)),
+        (Image.fromarray(RED[..., 0]), RED[None, ..., 0]),
+        (torch.tensor(RED).permute(2, 0, 1), RED.transpose(2, 0, 1)),
+        (torch.full((1, 2, 2), 100 / 255), np.full((1, 2, 2), 100)),
+    ],
+)
+def test_own_images_may_be_pictures_arrays_or_tensors(image, pixels):
+    sets = Rows([(image, 1), (image, torch.tensor(0))]), None
+    found = load_own(DataConfig(Named("mine:sets", lambda config: sets)))
+    assert np.array_equal(found.train.images, np.stack([pixels] * 2)) and found.train.labels.tolist() == [
+        1,
+        0,
+    ]
+    assert (found.name, found.class_names, found.test) == ("sets", ("no", "yes"), None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([(RED - 5.0, 0)], "before they are normalised, not float64 from -5 to 250"),
+        ([(RED, 0), (RED[:4], 1)], "image sizes differ: 5x4 at 1, 5x5 at 0; set data.image_size"),
+        ([(RED, 0), (RED, 2)], "classes go from 0 to 2; number them from 0"),
+        ([(RED, -1)], "classes go from -1 to -1"),
+        ([RED[0, 0, 0]], "the images can't be read: TypeError"),
+        (None, "the images can't be read: TypeError"),
+    ],
+)
+def test_own_images_that_are_no_images_are_refused(rows, says):
+    sets = rows if rows is None else (Rows(rows), None)
+    with pytest.raises(UserError, match=re.escape(says)):
+        load_own(DataConfig(Named("mine:sets", lambda config: sets)))
+
+
+def test_a_set_of_the_hub_is_read_by_its_kinds_of_columns(monkeypatch):
+    """By a stand-in with the two kinds of features and the rows as the package gives them."""
+    kinds = {"Image": type("Image", (), {}), "ClassLabel": type("ClassLabel", (), {"names": ["no", "yes"]})}
+    rows = Rows([{"id": 1, "picture": Image.fromarray(RED), "kind": 1}])
+    rows.features = {"id": 0, "picture": kinds["Image"](), "kind": kinds["ClassLabel"]()}
+    hub = ModuleType("datasets")
+    hub.load_dataset = {"some/set": {"train": rows, "validation": rows}}.__getitem__
+    hub.__spec__ = ModuleSpec("datasets", None)
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    found = load_own(DataConfig("hf:some/set"))
+    assert np.array_equal(found.train.images[0], RED.transpose(2, 0, 1)) and found.test.labels.tolist() == [1]
+    assert (found.name, found.class_names) == ("some/set", ("no", "yes"))
+    del rows.features["kind"]
+    with pytest.raises(DataError, match="no columns of images and classes among id, picture"):
+        load_own(DataConfig("hf:some/set"))

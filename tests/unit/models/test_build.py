@@ -98,7 +98,7 @@ def test_the_trial_leaves_batch_norm_alone():
          "for 2 images it returned a tensor (2, 10)"),
         (f"{OWN}:wrong_size", "the network failed on 2 images of 1x8x8: RuntimeError: ", ""),
         (f"{OWN}:constant", "constant is not a function", ""),
-        ("resnet", "must be one of msdnet", 'or "package.module:function" of your own'),
+        ("resnet", "must be one of msdnet", "of your own; did you mean 'resnet56-sdn'?"),
     ],
 )  # fmt: skip
 def test_networks_and_names_that_do_not_fit_are_refused_in_one_line(name, start, end):

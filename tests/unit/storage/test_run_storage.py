@@ -234,7 +234,7 @@ def test_what_is_refused_gives_the_folder_back(tmp_path, monkeypatch):
         patch.setattr("raygf.rounds.driver.load_data", unreadable)
         with pytest.raises(DataError):
             drive(config(tmp_path))
-    assert files(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
     drive(config(tmp_path))
     refused = make(config(tmp_path))
     with pytest.raises(StorageError, match="holds checkpoints already"):

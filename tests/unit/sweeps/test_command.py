@@ -39,7 +39,7 @@ def test_resume_may_stand_alone(words, resume):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ("--recipe nope", "recipe = 'nope': must be one of digits"),
+        ("--recipe nope", "recipe = 'nope': must be one of those"),
         ("--trials 0", "trials = 0: must be a whole number of at least 1"),
         ("--points 1", "points = 1: must be a whole number of at least 2"),
         ("--scheduler best", "--scheduler"),

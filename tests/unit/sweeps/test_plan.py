@@ -6,6 +6,7 @@ import pytest
 from sweep_parts import plan, record
 
 from raygf.cli import parse
+from raygf.config.fields import override
 from raygf.config.recipes import at_equal_compute, get_recipe
 from raygf.config.run import StorageConfig
 from raygf.errors import ConfigError, StorageError
@@ -17,7 +18,6 @@ from raygf.sweeps.plan import (
     flags_for,
     metrics_of,
     name_of,
-    override,
     shown_score,
 )
 from raygf.tracking.mlflow_run import round_metrics
@@ -89,10 +89,10 @@ def test_fields_are_set_by_their_dotted_names_and_nothing_else_changes():
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("fusion.lrr", 0.1, "space: fusion.lrr: a run has no such field"),
-        ("lr", 0.1, "space: lr: a run has no such field; there is optim.lr and fusion.lr"),
-        ("fusion", 0.1, "space: fusion: a run has no such field"),
-        ("fusion.lr.high", 0.1, "space: fusion.lr.high: a run has no such field"),
+        ("fusion.lrr", 0.1, "fusion.lrr: a run has no such field"),
+        ("lr", 0.1, "lr: a run has no such field; there is optim.lr and fusion.lr"),
+        ("fusion", 0.1, "fusion: a run has no such field"),
+        ("fusion.lr.high", 0.1, "fusion.lr.high: a run has no such field"),
         ("fusion.lr", -1.0, "fusion.lr = -1.0: must be a finite number at least 0"),
         ("fusion.segments", "galaxy", "fusion.segments = 'galaxy': must be one of tensor, channel, network"),
     ],

@@ -8,13 +8,12 @@ import pytest
 from ray import tune
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from raygf.config.fields import to_dict
+from raygf.config.fields import override, to_dict
 from raygf.config.recipes import get_recipe
 from raygf.config.run import StorageConfig
 from raygf.errors import CheckpointError, ConfigError, ExitFailed, NonFiniteError, RunFailed
 from raygf.storage.checkpoint import Checkpoint, CheckpointStore, write_archive
 from raygf.storage.run_storage import require_same_run
-from raygf.sweeps.plan import override
 from raygf.sweeps.trial import NAME, WOULD_HAPPEN_AGAIN, cause_of, handed_over, take_over
 from raygf.training.network import NetworkState
 
