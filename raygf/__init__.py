@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raygf.api import Run, attach_exits, evaluate, load, recipes, sweep, train
+    from raygf.api import Run, attach_exits, evaluate, export, load, recipes, sweep, train
     from raygf.config.run import RunConfig
     from raygf.serving.adaptive import AdaptiveClassifier
 
@@ -23,6 +23,7 @@ __all__ = [
     "RunConfig",
     "attach_exits",
     "evaluate",
+    "export",
     "load",
     "recipes",
     "sweep",

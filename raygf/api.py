@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -33,9 +33,13 @@ from raygf.evaluation.tables import ResultTable, to_rich
 from raygf.launch import Result, named, result_table
 from raygf.launch import run as run_to_end
 from raygf.methods.registry import is_step_method, method_title
+from raygf.models.build import build_model
 from raygf.models.multi_exit import evaluating
 from raygf.records import History, read_history, wall_time
 from raygf.storage.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+
+if TYPE_CHECKING:
+    from raygf.serving.adaptive import AdaptiveClassifier
 
 Images = tuple[Dataset[Any], Dataset[Any] | None]
 """Map-style data sets of (image, class): to train on, and to test on."""
@@ -242,6 +246,40 @@ def attach_exits(
         shown = "x".join(map(str, size))
         raise ConfigError(f"image: the network fails on images of {shown}: {one_line(error)}") from error
     return attach.attach_exits(network, InputSpec(*size, classes), at, head)
+
+
+def export(
+    run: Run, folder: str | Path, segments: Literal["none", "pt2", "onnx"] = "none"
+) -> AdaptiveClassifier:
+    """Write the network of ``run`` to ``folder``: weights, description, model card and figures.
+
+    The folder needs nothing else of the run, and can be pushed to the Hugging Face Hub as it is.
+
+    >>> import raygf
+    >>> run = raygf.train("digits", rounds=1)
+    >>> fast = raygf.export(run, "model/")
+    >>> fast.exits, raygf.AdaptiveClassifier.load("model/").operations == fast.operations
+    (3, True)
+
+    Args:
+        segments: also every exit as a program of its own, by ``torch.export`` or in ONNX.
+
+    Returns:
+        The classifier as it is loaded from ``folder``, which stops early.
+
+    Raises:
+        DataError: the run has no test images, or no validation images to read thresholds off.
+        ConfigError: the network can't stop early, can't be exported, or a package is missing.
+        StorageError: the folder can't be written.
+    """
+    from raygf.serving.adaptive import AdaptiveClassifier
+    from raygf.serving.files import export_model
+
+    export_model(run.loaded, folder, segments)
+    config, given = run.config, None
+    if isinstance(config.model.name, Named):
+        given = build_model(config.model, run.loaded.dataset.spec, config.seed)
+    return AdaptiveClassifier.load(str(folder), network=given)
 
 
 def sweep(space: str, recipe: str = "digits", **settings: Any) -> dict[str, Any]:

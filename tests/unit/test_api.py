@@ -86,6 +86,8 @@ def test_own_network_and_data_are_trained_as_they_are_given_and_loaded_with_them
     stored = raygf.load(run.folder, network=network, data=data)
     assert (stored.accuracies, stored.config) == (run.accuracies, run.config)
     assert torch.equal(stored.model().first.weight, run.model().first.weight)
+    fast = raygf.export(stored, "model/")
+    assert fast.predict(run.loaded.dataset.test.images, thresholds=[0, 0]).label.tolist() == [0, 1] * 3
     with pytest.raises(ConfigError, match=r"Shapes\(\)' was an object in Python: load the run there"):
         _ = raygf.load(run.folder).loaded
     with pytest.raises(StorageError, match="holds checkpoints already"):
