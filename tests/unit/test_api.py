@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 import raygf
 from raygf.errors import ConfigError, StorageError, UserError
+from raygf.models.multi_exit import MultiExitNetwork
 
 
 @pytest.fixture(autouse=True)
@@ -61,16 +62,13 @@ class Shapes(Dataset):
         return (Image.fromarray(grey) if self.pictures else torch.tensor(grey / 255)[None]), label
 
 
-class Two(nn.Module):
+class Two(MultiExitNetwork):
     """Two exits that see the mean of the image; ``given``: where the first one begins."""
 
     def __init__(self, given):
-        super().__init__()
-        self.first, self.second = nn.Linear(1, 2), nn.Linear(1, 2)
-        nn.init.constant_(self.first.weight, given)
-
-    def forward(self, x):
-        return [head(x.mean((1, 2, 3))[:, None]) for head in (self.first, self.second)]
+        mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        super().__init__([mean, nn.Identity()], [nn.Linear(1, 2), nn.Linear(1, 2)])
+        nn.init.constant_(self.heads[0].weight, given)
 
 
 SMALL = {"pad": 0, "batch_size": 5, "storage.name": "mine"}
@@ -80,12 +78,12 @@ def test_own_network_and_data_are_trained_as_they_are_given_and_loaded_with_them
     network, data = Two(3.0), (Shapes(20), Shapes(6))
     run = raygf.train("digits", network=network, data=data, rounds=4, device="cpu", precision="fp32", **SMALL)
     assert run.accuracies == (1.0, 1.0)
-    assert network.first.weight.tolist() == [[3.0], [3.0]]  # it was copied
+    assert network.heads[0].weight.tolist() == [[3.0], [3.0]]  # it was copied
     assert run.config.data.val == 2 and run.loaded.dataset.class_names == Shapes.classes
     assert run.loaded.dataset.test.images[5].tolist() == [[[40 + 160 + 5] * 8] * 8]
     stored = raygf.load(run.folder, network=network, data=data)
     assert (stored.accuracies, stored.config) == (run.accuracies, run.config)
-    assert torch.equal(stored.model().first.weight, run.model().first.weight)
+    assert torch.equal(stored.model().heads[0].weight, run.model().heads[0].weight)
     fast = raygf.export(stored, "model/")
     assert fast.predict(run.loaded.dataset.test.images, thresholds=[0, 0]).label.tolist() == [0, 1] * 3
     with pytest.raises(ConfigError, match=r"Shapes\(\)' was an object in Python: load the run there"):
@@ -98,7 +96,7 @@ def test_a_network_begins_with_its_own_weights_and_functions_are_taken_by_name()
     data = Shapes(20), Shapes(6)
     still = {"optim.lr": 1e-6, "fusion.lr": 0, "weight_decay": 0, "val": 4, "momentum": 0}
     run = raygf.train("digits", network=Two(3.0), data=data, rounds=1, method=equally, **still, **SMALL)
-    assert run.model().first.weight[:, 0].tolist() == pytest.approx([3.0, 3.0], abs=1e-3)
+    assert run.model().heads[0].weight[:, 0].tolist() == pytest.approx([3.0, 3.0], abs=1e-3)
     assert pickle.loads(pickle.dumps(run.config)) == run.config
     assert run.config.method.endswith("test_api:equally") and run.result.training_passes > 1
 
