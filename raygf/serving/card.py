@@ -3,6 +3,7 @@
 import numpy as np
 import yaml
 
+from raygf.config.fields import to_dict
 from raygf.evaluation.budgeted import MAY_LOSE, ThresholdTable, exits_taken
 from raygf.evaluation.loading import LoadedRun
 from raygf.evaluation.report import Files, anytime_tables, comparison_files, run_files
@@ -63,11 +64,13 @@ def _header(run: LoadedRun, results: RunResults) -> dict[str, object]:
         {"type": "accuracy", "name": f"test accuracy, exit {number}", "value": round(accuracy, 6)}
         for number, accuracy in enumerate(results.top1, start=1)
     ]
-    task, data = {"type": "image-classification"}, {"name": run.dataset.name, "type": run.config.data.source}
+    config = to_dict(run.config)  # plain values
+    task = {"type": "image-classification"}
+    data = {"name": run.dataset.name, "type": config["data"]["source"]}
     return {
         "library_name": "raygf",
         "pipeline_tag": task["type"],
-        "tags": ["early-exit", "multi-exit", "raygf", run.config.method],
+        "tags": ["early-exit", "multi-exit", "raygf", config["method"]],
         "metrics": ["accuracy"],
         "model-index": [
             {
