@@ -4,7 +4,7 @@ import os
 import signal
 
 import psutil
-from runs import LOCAL, RESUME, SMALL, UNTRACKED, one_error, raygf_actors
+from runs import LOCAL, RESUME, SMALL, UNTRACKED, checkpoints_left, one_error, raygf_actors
 
 
 def test_the_second_job_is_refused_and_the_first_can_be_resumed_after_its_death(
@@ -34,5 +34,6 @@ def test_the_second_job_is_refused_and_the_first_can_be_resumed_after_its_death(
     assert "note: took " in third.err and "has ended" in third.err
     psutil.wait_procs(actors, timeout=10)
     assert [actor for actor in actors if actor.is_running()] == []
-    names = sorted(path.name for path in folder.iterdir())
-    assert names == ["round-000011.npz", "round-000012.npz"]
+    assert checkpoints_left(folder) == ["round-000011.npz", "round-000012.npz"]
+    lines = [line.split(",")[:2] for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
+    assert lines == [[str(round), str(exit)] for round in range(1, 13) for exit in (1, 2, 3)]

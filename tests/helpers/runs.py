@@ -10,7 +10,9 @@ from pathlib import Path
 
 import psutil
 
+from raygf.evaluation.model_files import MODEL, WEIGHTS
 from raygf.rounds.driver import Driver
+from raygf.storage.run_storage import CONFIG, METRICS, SUMMARY
 from raygf.training.exit_trainer import LocalExecutor
 
 REPOSITORY = Path(__file__).parents[2]
@@ -72,6 +74,14 @@ def one_error(outcome, says="", code=2):
     for words in says.split(" … "):
         assert words in errors[0]
     return errors[0]
+
+
+def checkpoints_left(folder):
+    """The checkpoints of a run that has ended; beside them there is what it leaves for people, no more."""
+    names = sorted(path.name for path in Path(folder).iterdir())
+    checkpoints = [name for name in names if name.startswith("round-")]
+    assert {*names} - {*checkpoints} == {CONFIG, METRICS, SUMMARY, MODEL, WEIGHTS}
+    return checkpoints
 
 
 def local_driver(config):
