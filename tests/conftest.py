@@ -68,6 +68,23 @@ def tracking_uri(empty_tracking, tmp_path):
     return f"sqlite:///{copy}"
 
 
+@pytest.fixture
+def no_mlflow_settings(monkeypatch):
+    """As on a machine where nobody has set anything, and as before once the test is over."""
+    before = dict(os.environ)
+    for name in [name for name in before if name.startswith("MLFLOW_")]:
+        monkeypatch.delenv(name)
+    yield
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+
+
+@pytest.fixture
+def said():
+    """Notes that a tracker has given, one a line."""
+    return []
+
+
 @pytest.fixture(scope="session")
 def tracked_run(empty_tracking, tmp_path_factory):
     """Three rounds of a small network, in this process, tracked in a database of their own."""

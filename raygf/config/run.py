@@ -295,7 +295,7 @@ class StorageConfig(Section, name="storage"):
 
 @dataclass(frozen=True)
 class TrackingConfig(Section, name="tracking"):
-    """MLflow."""
+    """MLflow, and trackers beside it."""
 
     enabled: bool = True
     """Log the run to MLflow."""
@@ -306,6 +306,9 @@ class TrackingConfig(Section, name="tracking"):
     system_metrics: bool = False
     """Also log the load of the machine that the job itself runs on, every 10 seconds: CPU, memory, disk,
     network and, with nvidia-ml-py installed, GPUs. (Ray's dashboard has that of a cluster's nodes.)"""
+    also: tuple[str, ...] = ()
+    """Trackers beside MLflow: tensorboard writes to the folder tensorboard of the run's folder;
+    package.module:function of your own returns one (on_start, on_round, on_end)."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from raygf.errors import ConfigError
 from raygf.methods.registry import check_method
 from raygf.sweeps.plan import Plan, SweepOptions, check_metric, flag_of
 from raygf.sweeps.space import Axes, Space, describe_spaces, ends, read_axes
+from raygf.tracking.listeners import make_listeners
 
 RECIPE = "digits"
 """The recipe by default."""
@@ -126,6 +127,7 @@ def check_flags(command: Command) -> None:
     ):
         if refused:
             raise ConfigError(why)
+    make_listeners(run.tracking.also)
 
 
 def check_space(space: Space, command: Command) -> None:

@@ -22,13 +22,14 @@ _HEADING = "### raygf results"
 
 @dataclass(frozen=True)
 class Report:
-    """The report of ``run``. ``method`` titles the accuracies; ``records``: the rounds of this process.
+    """The report of ``run``; ``records``: the rounds of this process.
 
     Without ``end`` there are no results, so there is no table.
     """
 
     run: MLflowRun
     method: str
+    network: str
     start: RunStart
     end: RunEnd | None
     records: Sequence[RoundRecord]
@@ -48,9 +49,16 @@ class Report:
         command = f"mlflow artifacts download --run-id {self.run.id} --dst-path {self.run.id}"
         more = f"Tables, figures and configuration as files: `MLFLOW_TRACKING_URI={uri} {command}`\n"
         # First, because files may have to go elsewhere: to a disk or a bucket that this process can't reach.
-        self.run.describe(_HEADING, f"{markdown}\n{more}", f": {summary(self.method, end)}")
+        self.run.describe(_HEADING, f"{markdown}\n{more}", f": {self._summary(end)}")
         self.run.log_text("results.md", markdown)
         self.run.log_text("results.csv", to_csv(table))
+
+    def _summary(self, end: RunEnd) -> str:
+        """``96.31 % test accuracy on average, 97 % at the last exit; Meta-GF, msdnet on digits, 40 …``"""
+        average, last = 100 * sum(end.test.accuracy) / len(end.test.accuracy), 100 * end.test.accuracy[-1]
+        what = f"{method_title(self.method)}, {self.network} on {self.start.data}"
+        spent = f"{end.rounds} rounds, {passes_text(end.training_passes)} training passes"
+        return f"{average:.2f} % test accuracy on average, {last:.2f} % at the last exit; {what}, {spent}"
 
     def _log_accuracy(self) -> None:
         if history := self._history():
@@ -88,13 +96,6 @@ class Report:
         by_exit = [self.run.history(f"{split}_accuracy/exit_{i}") for i in exits]
         rounds = set(by_exit[0]).intersection(*by_exit)
         return {r: {"accuracy": [accuracy[r] for accuracy in by_exit]} for r in rounds}
-
-
-def summary(method: str, end: RunEnd) -> str:
-    """``96.31 % test accuracy on average, 97 % at the last exit; Meta-GF, 40 rounds, 160 training passes``"""
-    average, last = 100 * sum(end.test.accuracy) / len(end.test.accuracy), 100 * end.test.accuracy[-1]
-    spent = f"{method_title(method)}, {end.rounds} rounds, {passes_text(end.training_passes)} training passes"
-    return f"{average:.2f} % test accuracy on average, {last:.2f} % at the last exit; {spent}"
 
 
 FOLDER = "evaluation"

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from raygf.config.fields import to_dict
 from raygf.config.run import RunConfig, StorageConfig, TrackingConfig
-from raygf.errors import without_password
+from raygf.errors import one_line, without_password
 from raygf.evaluation.tables import passes_text
 from raygf.records import Notify, RoundRecord, RunEnd, RunStart
 from raygf.storage.run_storage import recipe_of
 from raygf.tracking.delivery import Delivery, Parcel, Undelivered
+from raygf.tracking.listeners import FIELD, Listener, make_listeners
 from raygf.tracking.mlflow_run import (
     FAILURE_TAG,
     STOPPED_BY_TAG,
@@ -33,20 +35,6 @@ FINISH_S = 60.0
 """Seconds that delivering the results may take in all."""
 FAIL_S = 10.0
 """Seconds that delivering a failure may take in all."""
-
-
-def make_tracker(
-    config: TrackingConfig, folder: Path, notify: Notify, storage: StorageConfig | None = None
-) -> Tracker:
-    """The tracker that ``config`` asks for; ``folder`` holds the default database, ``notify`` gets warnings.
-
-    Args:
-        storage: the run's folder, where what could not be delivered is kept; nowhere without it.
-    """
-    if not config.enabled:
-        return Tracker()
-    undelivered = None if storage is None else Undelivered(storage, folder)
-    return MLflowTracker(resolve_uri(config, folder), config.experiment, notify, undelivered)
 
 
 class Tracker:
@@ -119,7 +107,7 @@ class MLflowTracker(Tracker):
         self._undelivered = undelivered
         keep = None if undelivered is None else lambda left: undelivered.keep(self._run.id, left)
         self._delivery = Delivery(uri, notify, keep)
-        self._method = self._source = ""
+        self._method = self._network = self._source = ""
         self._start: RunStart | None = None
         self._records: list[RoundRecord] = []
 
@@ -132,7 +120,8 @@ class MLflowTracker(Tracker):
         recipe: str = "",
         parent_run_id: str = "",
     ) -> str:
-        self._method, self._source = config.method, config.data.path or config.data.source
+        self._method, self._network = config.method, config.model.name
+        self._source = config.data.path or config.data.source
         known = {"recipe": recipe_of(config, recipe), "mlflow.parentRunId": parent_run_id}
         tags = {"method": config.method, "model": config.model.name, "data": config.data.source}
         tags |= {name: value for name, value in known.items() if value}
@@ -153,8 +142,8 @@ class MLflowTracker(Tracker):
 
     def log_round(self, record: RoundRecord) -> None:
         self._records.append(record)
-        metrics, passes = round_metrics(record), round(record.training_passes)
-        self._delivery.post(self._metrics(f"round {record.round}", metrics, record.round, passes))
+        label = f"round {record.round}"
+        self._delivery.post(Parcel.call(label, self._run, "log_metrics", _round_values(record)))
         for note in record.notes:
             text = note if f"round {record.round}" in note else f"round {record.round}: {note}"
             self._delivery.post(Parcel.call("a note", self._run, "add_note", {"text": text}))
@@ -166,8 +155,8 @@ class MLflowTracker(Tracker):
         tags = {"weights_sha256": end.weights_sha256}
         if not end.finished:
             tags[STOPPED_TAG] = str(end.rounds)
-        results = self._metrics("results", end_metrics(end), step=end.rounds)
-        self._finish([results], end, tags, end)
+        values = _stamped(end_metrics(end), end.rounds)
+        self._finish([Parcel.call("results", self._run, "log_metrics", values)], end, tags, end)
 
     def stop(self, last: RoundRecord, reason: str) -> None:
         self._finish([], last, {STOPPED_TAG: str(last.round), STOPPED_BY_TAG: reason}, None)
@@ -178,7 +167,8 @@ class MLflowTracker(Tracker):
         passes = passes_text(at.training_passes)
         parcels.append(self._tags({**tags, "checkpoint": at.checkpoint, "raygf.training_passes": passes}))
         if self._start is not None:
-            parcels += Report(self._run, self._method, self._start, end, self._records).parcels()
+            about = self._method, self._network, self._start
+            parcels += Report(self._run, *about, end, self._records).parcels()
         parcels.append(Parcel("final status", lambda: self._run.terminate("FINISHED")))
         self._delivery.close(parcels, FINISH_S)
 
@@ -205,12 +195,6 @@ class MLflowTracker(Tracker):
                 self._run.terminate("FAILED")
             raise
 
-    def _metrics(self, label: str, metrics: Mapping[str, float], step: int, passes: int = 0) -> Parcel:
-        """``metrics`` stamped with the time now, whenever they arrive."""
-        now = int(time.time() * 1000)
-        values = {"metrics": dict(metrics), "step": step, "stamp_ms": now, "passes": passes}
-        return Parcel.call(label, self._run, "log_metrics", values)
-
     def _tags(self, tags: Mapping[str, str]) -> Parcel:
         return Parcel.call("tags", self._run, "set_tags", {"tags": dict(tags)})
 
@@ -218,5 +202,102 @@ class MLflowTracker(Tracker):
         known = self._run.history("seconds/round")
         for record in records:
             if record.round not in known:
-                metrics, passes = round_metrics(record), round(record.training_passes)
-                self._run.log_metrics(metrics, record.round, int(time.time() * 1000), passes)
+                self._run.log_metrics(**_round_values(record))
+
+
+def _round_values(record: RoundRecord) -> dict[str, Any]:
+    """What ``log_metrics`` takes of a round."""
+    return _stamped(round_metrics(record), record.round) | {"passes": round(record.training_passes)}
+
+
+def _stamped(metrics: Mapping[str, float], step: int) -> dict[str, Any]:
+    """``metrics`` with the time now, whenever they arrive."""
+    return {"metrics": dict(metrics), "step": step, "stamp_ms": int(time.time() * 1000)}
+
+
+class Listening(Tracker):
+    """``tracker``, with ``listeners`` (by name) beside it.
+
+    One that fails is left out from then on, and costs a note: training goes on.
+
+    Args:
+        storage: the run's folder, where it is not the configuration's.
+    """
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        listeners: Mapping[str, Listener],
+        notify: Notify,
+        storage: StorageConfig | None = None,
+    ) -> None:
+        self._tracker, self._listeners, self._notify = tracker, dict(listeners), notify
+        self._storage = storage
+
+    def start(
+        self,
+        config: RunConfig,
+        run_name: str,
+        run_id: str | None = None,
+        *,
+        recipe: str = "",
+        parent_run_id: str = "",
+    ) -> str:
+        tracking = replace(config.tracking, uri=without_password(config.tracking.uri))
+        self._config = replace(config, storage=self._storage or config.storage, tracking=tracking)
+        opened = self._tracker.start(config, run_name, run_id, recipe=recipe, parent_run_id=parent_run_id)
+        self.where = self._tracker.where
+        return opened
+
+    def log_start(self, start: RunStart) -> None:
+        self._tracker.log_start(start)
+        self._tell("on_start", self._config, start)
+
+    def log_round(self, record: RoundRecord) -> None:
+        self._tracker.log_round(record)
+        self._tell("on_round", record)
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        self._tracker.log_tags(tags)
+
+    def finish(self, end: RunEnd) -> None:
+        self._tracker.finish(end)
+        self._end(end)
+
+    def stop(self, last: RoundRecord, reason: str) -> None:
+        self._tracker.stop(last, reason)
+        self._end(None)
+
+    def fail(self, status: Literal["FAILED", "KILLED"], reason: str) -> None:
+        self._tracker.fail(status, reason)
+        self._end(None)
+
+    def _end(self, end: RunEnd | None) -> None:
+        self._tell("on_end", end)
+        self._listeners.clear()
+
+    def _tell(self, call: str, *what: object) -> None:
+        for name, listener in [*self._listeners.items()]:
+            try:
+                getattr(listener, call)(*what)
+            except (Exception, SystemExit) as error:
+                self._notify(f"{FIELD} = {name!r}: {call} failed, it is left out: {one_line(error)}")
+                del self._listeners[name]
+
+
+def make_tracker(
+    config: TrackingConfig, folder: Path, notify: Notify, storage: StorageConfig | None = None
+) -> Tracker:
+    """The tracker that ``config`` asks for; ``folder`` holds the default database, ``notify`` gets warnings.
+
+    Args:
+        storage: the run's folder, where what could not be delivered is kept; nowhere without it.
+
+    Raises:
+        ConfigError: ``tracking.also`` names something that is no tracker.
+    """
+    tracker = Tracker()
+    if config.enabled:
+        undelivered = None if storage is None else Undelivered(storage, folder)
+        tracker = MLflowTracker(resolve_uri(config, folder), config.experiment, notify, undelivered)
+    return Listening(tracker, make_listeners(config.also), notify, storage) if config.also else tracker

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
@@ -163,3 +164,29 @@ def test_the_search_space_of_the_page_can_be_swept(tmp_path, monkeypatch):
     table = PAGES["sweeps"].partition("**Equal compute")[0]
     named = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
     assert named == known_spaces().keys() - {"small_batches"} == {"fusion_lr", "method", "fusion", "joint"}
+
+
+def test_the_tracker_of_the_page_follows_a_run(tmp_path, monkeypatch):
+    """With a stand-in for the package that it feeds."""
+
+    class Wandb(ModuleType):
+        def init(self, **known):
+            self.known, self.logged, self.summary = known, [], {}
+            return self
+
+        def log(self, metrics, step):
+            self.logged.append((step, metrics["val_accuracy/average"]))
+
+        def finish(self):
+            self.ended = True
+
+    (tmp_path / "mine_tracker.py").write_text(python_block("tracking"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "wandb", wandb := Wandb("wandb"))
+    tracking = TrackingConfig(enabled=False, also=("mine_tracker:WeightsAndBiases",))
+    where = {"resources": ResourceConfig(executor="local"), "storage": StorageConfig(str(tmp_path), "one")}
+    result = run(replace(get_recipe("digits"), rounds=2, **where, tracking=tracking))
+    assert [step for step, accuracy in wandb.logged if 0 < accuracy < 1] == [1, 2]
+    assert (wandb.known["name"], wandb.known["config"]["rounds"], wandb.ended) == ("one", 2, True)
+    assert wandb.summary["test_accuracy/exit_3"] == result.test_accuracy[2]
+    assert "--tracking.also mine:WeightsAndBiases" in PAGES["tracking"]

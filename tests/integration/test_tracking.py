@@ -1,83 +1,23 @@
 """MLflow gets what the records say; trouble is an error before the training and a note after it began."""
 
 import json
-import math
 import multiprocessing
-import os
 import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import psutil
 import pytest
 import yaml
-from ray_head import free_ports
-from runs import REPOSITORY, end_processes, wait_until
+from runs import wait_until
+from tracked_records import CONFIG, END, START, client_of, record, track
 
 from raygf.config.fields import from_dict
 from raygf.config.recipes import get_recipe
 from raygf.config.run import OptimConfig, RunConfig, StorageConfig, TrackingConfig
 from raygf.errors import TrackingError
-from raygf.records import ExitScore, FusionReport, RoundRecord, RunEnd, RunStart
 from raygf.tracking.delivery import NAME, Undelivered
 from raygf.tracking.tracker import MLflowTracker, make_tracker
-
-START = RunStart(
-    round=0,
-    classes=10,
-    train_images=900,
-    val_images=300,
-    test_images=597,
-    parameters=(30_000, 60_000),
-    operations=(350_000, 800_000),
-    tensors=("stem", "head.0", "head.1"),
-    setting="cpu",
-    data="made up",
-    digests={"train": "0123456789abcdef", "test": "fedcba9876543210"},
-    software={"python": "3.11.9", "torch": "2.14.1"},
-)
-END = RunEnd(2, 6, ExitScore((0.5, 0.4), (0.8, 0.9)), "ab" * 32, "runs/x/round-2", finished=True, seconds=4.0)
-FUSION = FusionReport(
-    weights=np.array([[0.25, 1, np.nan], [0.75, np.nan, 1]]),
-    mean_weight=(0.25, 0.75),
-    cosine=np.array([[1, 0.5], [0.5, 1]]),
-    delta_norm=(3.0, 4.0),
-    loss=1.5,
-    accuracy=(0.5, 0.6),
-    tensor_cosine=np.array([0.5, np.nan, np.nan]),
-    conflict_before=0.25,
-    conflict_after=0.125,
-)
-CONFIG = RunConfig(rounds=3, optim=OptimConfig(lr=0.05))
-
-
-def record(number, accuracy=(0.6, 0.7), *notes):
-    train, val = ExitScore((1.2, 1.0), (0.5, 0.6)), ExitScore((1.1, math.nan), accuracy)
-    seconds = {"train": 1.5, "fuse": 0.5}
-    return RoundRecord(number, 3, 3 * number, 0.05, 0.1, train, val, seconds, "c", FUSION, notes)
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    """As on a machine where nobody has set anything, and as before once the test is over."""
-    before = dict(os.environ)
-    for name in [name for name in before if name.startswith("MLFLOW_")]:
-        monkeypatch.delenv(name)
-    yield
-    for name in set(os.environ) - set(before):
-        del os.environ[name]
-
-
-def client_of(uri):
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri)
 
 
 def artifacts_of(client, run_id, folder=""):
@@ -92,25 +32,12 @@ def rounds_of(uri, run_id, metric="lr"):
     return sorted(point.step for point in client_of(uri).get_metric_history(run_id, metric))
 
 
+pytestmark = pytest.mark.usefixtures("no_mlflow_settings")
+
+
 @pytest.fixture
 def store(tracking_uri):
     return tracking_uri
-
-
-@pytest.fixture
-def said():
-    return []
-
-
-def track(store, said, *records, run_id=None, config=CONFIG, start=START, end=END):
-    """A run from its start to its end; its id."""
-    tracker = MLflowTracker(store, "trial", said.append)
-    run_id = tracker.start(config, "run", run_id)
-    tracker.log_start(start)
-    for each in records:
-        tracker.log_round(each)
-    tracker.finish(end)
-    return run_id
 
 
 def test_a_whole_run(store, said, tmp_path, monkeypatch, capfd):
@@ -158,7 +85,7 @@ def check_params_and_tags(client, run_id):
 def check_description(client, run_id, store):
     description = client.get_run(run_id).data.tags["mlflow.note.content"]
     assert description.startswith("### raygf results: 85.00 % test accuracy on average, 90.00 % at the last ")
-    assert "exit; Meta-GF, 2 rounds, 6 training passes\n\n| Exit " in description
+    assert "exit; Meta-GF, msdnet on made up, 2 rounds, 6 training passes\n\n| Exit " in description
     assert read(client, run_id, "results.md") in description
     download = f"mlflow artifacts download --run-id {run_id} --dst-path {run_id}"
     assert f"`MLFLOW_TRACKING_URI={store} {download}`" in description
@@ -223,7 +150,7 @@ def test_the_description_keeps_what_people_wrote_and_replaces_the_old_results(st
     assert (said, tags["raygf.training_passes"]) == ([], "9")
     description = tags["mlflow.note.content"]
     assert description.startswith("A trial with half the images.\n\n### raygf results: 85.00 % test ")
-    assert "Meta-GF, 3 rounds, 9 training passes\n\n| Exit " in description
+    assert "Meta-GF, msdnet on made up, 3 rounds, 9 training passes\n\n| Exit " in description
     assert description.count("raygf results") == description.count("| Exit ") == 1
 
 
@@ -335,131 +262,6 @@ def test_tracking_can_be_off(tmp_path, said):
     tracker.finish(END)
     tracker.fail("FAILED", "x")
     assert list(tmp_path.iterdir()) == []
-
-
-# A server, as deploy/start_mlflow.sh starts it --------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Server:
-    """``folder`` holds its database, its log and its artifacts."""
-
-    folder: Path
-    port: int
-
-    @property
-    def uri(self):
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def words(self):
-        """What the script is called with."""
-        artifacts = str(self.folder / "artifacts")
-        return (str(self.folder / "mlflow"), artifacts, str(self.port), "head.example.org")
-
-    def processes(self):
-        """MLflow servers with their database in ``folder``."""
-        found = []
-        for process in psutil.process_iter(["cmdline"]):
-            words = process.info["cmdline"] or []
-            if "server" in words and any(str(self.folder) in word for word in words):
-                found.append(process)
-        return found
-
-    def end(self):
-        mine = self.processes()
-        end_processes([*mine, *(child for each in mine for child in each.children(recursive=True))])
-
-    def answer_to(self, host):
-        """The status code that a client gets who knows the server as ``host``."""
-        url = f"{self.uri}/api/2.0/mlflow/experiments/get?experiment_id=0"
-        try:
-            request = urllib.request.Request(url, headers={"Host": f"{host}:{self.port}"})
-            return int(urllib.request.urlopen(request, timeout=20).status)
-        except urllib.error.HTTPError as error:
-            return error.code
-
-
-def start_mlflow(*words, first_in_path=None):
-    """Call the script."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-    path = [str(first_in_path or Path(sys.executable).parent), str(Path(sys.executable).parent), kept["PATH"]]
-    return subprocess.run(
-        ["bash", str(REPOSITORY / "deploy" / "start_mlflow.sh"), *words],
-        env=kept | {"PATH": ":".join(path)},
-        capture_output=True,
-        text=True,
-        timeout=150,
-    )
-
-
-@pytest.fixture(scope="module")
-def server(empty_tracking, tmp_path_factory):
-    (port,) = free_ports(1)
-    server = Server(tmp_path_factory.mktemp("server"), port)
-    (server.folder / "mlflow").mkdir()
-    (server.folder / "mlflow" / "mlflow.db").write_bytes(empty_tracking.read_bytes())
-    done = start_mlflow(*server.words)
-    try:
-        assert done.returncode == 0, done.stderr
-        what = f"pid {server.processes()[0].pid}; database, log and pid in {server.folder}/mlflow"
-        assert done.stdout == f"MLflow server on 127.0.0.1:{port}, {what}\n"
-        assert {c.laddr.ip for c in psutil.net_connections() if c.laddr.port == port} == {"127.0.0.1"}
-        yield server
-    finally:
-        server.end()
-
-
-def test_the_server_is_started_once_and_serves_artifacts(server):
-    again = start_mlflow(*server.words)
-    assert (again.returncode, again.stdout) == (
-        0,
-        f"an MLflow server answers on port {server.port} already, pid {server.processes()[0].pid}\n",
-    )
-    assert len(server.processes()) == 1
-    assert [server.answer_to(host) for host in ("127.0.0.1", "head.example.org", "10.1.2.3")] == [200] * 3
-    assert server.answer_to("elsewhere.example.org") == 403
-    client = client_of(server.uri)
-    run = client.create_run(client.create_experiment("some"))
-    assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
-    client.log_text(run.info.run_id, "one", "a.txt")
-    (stored,) = (server.folder / "artifacts").rglob("a.txt")
-    assert stored.read_text() == "one"
-
-
-def test_a_server_takes_a_run_and_its_death_does_not_end_the_training(server, said, capfd):
-    run = client_of(server.uri).get_run(track(server.uri, said, record(1)))
-    assert said == []
-    assert run.info.status == "FINISHED"
-    assert run.data.metrics["val_accuracy/exit_2"] == 0.7
-
-    tracker = MLflowTracker(server.uri, "trial", said.append)
-    tracker.start(CONFIG, "orphan")
-    tracker.log_start(START)
-    server.end()
-    began = time.monotonic()
-    for number in (1, 2, 3):
-        tracker.log_round(record(number))
-    assert time.monotonic() - began < 1  # training does not wait
-    tracker.finish(END)
-    assert time.monotonic() - began < 30
-    assert len(said) <= 2
-    assert all("\n" not in line for line in said)
-    assert said[-1].startswith(f"tracking: not delivered to {server.uri} (Connection refused): rounds 1-3, ")
-    left = "results, tags, result table, accuracy figure, fusion weight figure, final status"
-    assert said[-1].endswith(left)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_server_that_can_not_start_says_why(tmp_path):
-    broken = tmp_path / "bin" / "mlflow"
-    broken.parent.mkdir()
-    broken.write_text("#!/bin/sh\necho no such backend store >&2\nexit 1\n")
-    broken.chmod(0o755)
-    (port,) = free_ports(1)
-    done = start_mlflow(str(tmp_path), str(tmp_path / "artifacts"), str(port), first_in_path=broken.parent)
-    assert done.returncode == 1
-    assert done.stderr == f"the MLflow server does not answer on port {port}:\nno such backend store\n"
 
 
 # Trouble during the run -------------------------------------------------------------------------------------

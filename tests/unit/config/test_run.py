@@ -163,7 +163,7 @@ def leaf(hint):
         return st.one_of([st.none() if part is type(None) else leaf(part) for part in typing.get_args(hint)])
     if typing.get_origin(hint) is tuple:
         return st.lists(leaf(typing.get_args(hint)[0]), min_size=1, max_size=4).map(tuple)
-    return {bool: st.booleans(), int: st.integers(4, 64), float: st.floats(1e-4, 1)}[hint]
+    return {str: st.text(), bool: st.booleans(), int: st.integers(4, 64), float: st.floats(1e-4, 1)}[hint]
 
 
 def configs(cls, where=""):

@@ -1,0 +1,91 @@
+"""Trackers beside MLflow: TensorBoard's, and those of one's own. They are three calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import yaml
+
+from raygf.config.fields import to_dict
+from raygf.config.run import RunConfig
+from raygf.errors import ConfigError, import_function, user_error
+from raygf.records import RoundRecord, RunEnd, RunStart
+from raygf.storage.folder import inside
+from raygf.storage.run_storage import without_passwords
+from raygf.tracking.mlflow_run import BY_PASSES, end_metrics, round_metrics
+
+TENSORBOARD = "tensorboard"
+FIELD = "tracking.also"
+FLUSH_S = 10
+"""Seconds after which TensorBoard sees what was written."""
+
+
+class Listener(Protocol):
+    """What a tracker of one's own has. It is called in the job's process, which waits for it."""
+
+    def on_start(self, config: RunConfig, start: RunStart) -> None:
+        """Before the first round; of a resumed run ``start.round`` rounds are done already."""
+        ...
+
+    def on_round(self, record: RoundRecord) -> None:
+        """After every round."""
+        ...
+
+    def on_end(self, end: RunEnd | None) -> None:
+        """After the test; None: the run has failed, or was stopped before it."""
+        ...
+
+
+class TensorBoard:
+    """The metrics of MLflow, by the same names, in the folder ``tensorboard`` of the run's own folder."""
+
+    def on_start(self, config: RunConfig, start: RunStart) -> None:
+        """Open the folder; what an earlier process wrote of later rounds is dropped."""
+        from tensorboardX import SummaryWriter
+
+        path = f"{config.storage.name}/{TENSORBOARD}"
+        place = inside(config.storage.path, path)
+        self._writer = SummaryWriter(place, purge_step=start.round + 1, flush_secs=FLUSH_S)
+        text = yaml.safe_dump(without_passwords(to_dict(config)), sort_keys=False)
+        self._writer.add_text("config", f"```\n{text}```", start.round)
+
+    def on_round(self, record: RoundRecord) -> None:
+        """Add the round's metrics; those by training passes have these as their step."""
+        by_passes = round(record.training_passes)
+        for name, value in round_metrics(record).items():
+            if math.isfinite(value):
+                self._writer.add_scalar(
+                    name, value, by_passes if name.startswith(BY_PASSES) else record.round
+                )
+
+    def on_end(self, end: RunEnd | None) -> None:
+        """Add the test's metrics."""
+        if end is not None:
+            for name, value in end_metrics(end).items():
+                self._writer.add_scalar(name, value, end.rounds)
+        self._writer.close()
+
+
+def make_listeners(names: Sequence[str]) -> dict[str, Listener]:
+    """The trackers that ``tracking.also`` names, by these names.
+
+    Raises:
+        ConfigError: there is none of a name, its code fails, or what it returns is not one.
+    """
+    made: dict[str, Listener] = {}
+    for name in names:
+        if name != TENSORBOARD and ":" not in name:
+            raise ConfigError(f'{FIELD} = {name!r}: must be {TENSORBOARD} or "package.module:function"')
+        make: Callable[[], Any] = TensorBoard if name == TENSORBOARD else import_function(FIELD, name)
+        try:
+            listener = make()
+        except (Exception, SystemExit) as error:  # a user's code may raise anything
+            raise user_error(FIELD, name, "the function failed", error) from error
+        calls = ("on_start", "on_round", "on_end")
+        if lacking := [call for call in calls if not callable(getattr(listener, call, None))]:
+            what = f"{type(listener).__name__} has no {', '.join(lacking)}"
+            raise ConfigError(f"{FIELD} = {name!r}: what the function returned is no tracker: {what}")
+        made[name] = listener
+    return made
