@@ -143,9 +143,9 @@ class ModelConfig(Section, name="model"):
     """The network."""
 
     name: Name = "msdnet"
-    """msdnet, vgg16-sdn, resnet56-sdn, wideresnet32-4-sdn or mobilenet-sdn; torchvision's by name with exits
-    at shares of their operations or at nodes, such as torchvision:resnet18@0.3,0.6,layer4.0; or
-    package.module:function of your own, called with an InputSpec."""
+    """msdnet, vgg16-sdn, resnet56-sdn, wideresnet32-4-sdn or mobilenet-sdn; torchvision's and timm's by name
+    with exits at shares of their operations or at nodes: torchvision:resnet18@0.3,0.6,layer4.0,
+    timm:convnext_atto@0.5; or package.module:function of your own, called with an InputSpec."""
     msdnet: MSDNetConfig = field(default_factory=MSDNetConfig)
     weights: str = ""
     """File with pretrained weights (torchvision's networks); empty: start from random weights."""

@@ -1,6 +1,7 @@
-"""Early exits for a network that has one: any classification network of torchvision, or one like them."""
+"""Early exits for a network that has one: one of torchvision or timm, or one that is built alike."""
 
 import difflib
+import math
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 import torchvision
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from raygf.config import fields as checks
@@ -47,7 +49,15 @@ def describe_features(network: nn.Module, shape: torch.Size, image: torch.Size) 
     """
     is_map = len(shape) == 4
     last = is_map and _like(shape[1:3], image) and not _like(shape[2:4], image)
-    return Features(shape, last, class_token=len(shape) == 3 and hasattr(network, "class_token"))
+    names = ("class_token", "cls_token")
+    has_token = len(shape) == 3 and any(getattr(network, name, None) is not None for name in names)
+    return Features(shape, last, has_token and not _is_grid(shape[1], image))
+
+
+def _is_grid(tokens: int, image: torch.Size) -> bool:
+    """Whether so many ``tokens`` are all places of a map: CaiT's class token comes later."""
+    rows = max(1, round(math.sqrt(tokens * image[-2] / image[-1])))
+    return tokens % rows == 0 and _like(torch.Size((rows, tokens // rows)), image)
 
 
 def _like(sides: torch.Size, image: torch.Size) -> bool:
@@ -135,7 +145,8 @@ def load_local_weights(network: nn.Module, path: str, classes: int) -> None:
 
 def _read(path: str) -> dict[str, Tensor]:
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = path.endswith(".safetensors")
+        content: Any = load_file(path) if tensors else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a damaged file
         kind = type(error).__name__
         raise ConfigError(f"weights = {path!r}: can't be read: {kind}: {_why(error)}") from error
@@ -283,28 +294,27 @@ def _keep_features(network: nn.Module, traces: Traces, cuts: Sequence[str]) -> N
                         setattr(module, "inplace", False)  # noqa: B010 (for mypy)
 
 
-PREFIX = "torchvision:"
-
-
-def build_torchvision(name: str, spec: InputSpec, weights: str | None = None) -> AttachedNetwork:
-    """The network that ``name`` describes: "torchvision:", torchvision's name, "@", the exits with commas.
+def build_attached(name: str, spec: InputSpec, weights: str | None = None) -> AttachedNetwork:
+    """The network that ``name`` describes: library, ":", the library's name, "@", the exits with commas.
 
     An exit is a share of the network's operations or the name of a node (see ``attach_exits``).
 
     Args:
-        name: As in "torchvision:vit_b_16@0.5,encoder.layers.encoder_layer_8".
-        spec: The images, of three channels, and the number of classes.
+        name: As in "torchvision:vit_b_16@0.5,encoder.layers.encoder_layer_8" or "timm:convnext_atto@0.5".
+        spec: The images (torchvision: of three channels) and the number of classes.
         weights: A file with the network's state dict; by default weights are drawn.
 
     Raises:
         ConfigError: there is no such network or place, or the network can't be built for ``spec``.
     """
-    network_name, _, places = name.removeprefix(PREFIX).partition("@")
+    library, _, rest = name.partition(":")
+    network_name, _, places = rest.partition("@")
     at = [_place(text.strip()) for text in places.split(",") if text.strip()]
     try:
         if not at:
-            raise ConfigError(f'exits must follow "@", as in {PREFIX}resnet18@0.3,0.6')
-        return attach_exits(_build(network_name, spec), spec, at, weights=weights)
+            raise ConfigError(f'exits must follow "@", as in {library}:resnet18@0.3,0.6')
+        network = LIBRARIES[library](network_name, spec)
+        return attach_exits(network, spec, at, weights=weights)
     except ConfigError as error:
         raise ConfigError(f"model.name = {name!r}: {error}") from error
 
@@ -317,21 +327,49 @@ def _place(text: str) -> float | str:
         return text
 
 
-def _build(name: str, spec: InputSpec) -> nn.Module:
+def _torchvision(name: str, spec: InputSpec) -> nn.Module:
     """torchvision's network ``name`` without its pretrained weights."""
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        close = ", ".join(difflib.get_close_matches(name, known, n=4, cutoff=0.3)) or "none"
-        raise ConfigError(f"torchvision has no classification network {name}; close matches: {close}")
+    _check_name("torchvision", name, torchvision.models.list_models(module=torchvision.models))
     if spec.channels != 3:
         raise ConfigError(f"torchvision's networks take images of 3 channels, not {spec.channels}")
-    try:
-        network: nn.Module = torchvision.models.get_model(
+    return _made(
+        lambda: torchvision.models.get_model(
             name, weights=None, num_classes=spec.classes, **_options(name, spec)
         )
-    except Exception as error:  # torchvision asserts, or raises ValueError, for what does not fit
+    )
+
+
+def _timm(name: str, spec: InputSpec) -> nn.Module:
+    """timm's network ``name`` without its pretrained weights."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError(f"timm can't be imported (pip install timm): {one_line(error)}") from error
+    _check_name("timm", name.partition(".")[0], timm.list_models())
+
+    def make() -> nn.Module:
+        fixed = timm.get_pretrained_cfg(name).fixed_input_size
+        size = {"img_size": (spec.height, spec.width)} if fixed else {}
+        network: nn.Module = timm.create_model(name, num_classes=spec.classes, in_chans=spec.channels, **size)
+        return network
+
+    return _made(make)
+
+
+LIBRARIES: dict[str, Callable[[str, InputSpec], nn.Module]] = {"torchvision": _torchvision, "timm": _timm}
+
+
+def _check_name(library: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        close = ", ".join(difflib.get_close_matches(name, known, n=4, cutoff=0.3)) or "none"
+        raise ConfigError(f"{library} has no classification network {name}; close matches: {close}")
+
+
+def _made(make: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return make()
+    except Exception as error:  # the libraries assert, or raise ValueError, for what does not fit
         raise ConfigError(f"can't be built: {one_line(error)}") from error
-    return network
 
 
 def _options(name: str, spec: InputSpec) -> dict[str, Any]:

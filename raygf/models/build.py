@@ -83,7 +83,7 @@ _BUILDERS: dict[str, Builder] = {
     "wideresnet32-4-sdn": lambda config, spec: WideResNet32x4SDN(spec),
     "mobilenet-sdn": lambda config, spec: MobileNetSDN(spec),
 }
-_TORCHVISION = "torchvision:"
+_LIBRARIES = ("torchvision:", "timm:")
 
 
 def model_names() -> tuple[str, ...]:
@@ -102,7 +102,7 @@ def build_model(config: ModelConfig, spec: InputSpec, seed: int) -> nn.Module:
             output is not one tensor (B, classes) per exit, or its weights can't be trained.
     """
     builder = find_builder(config.name)
-    if config.weights and not config.name.startswith(_TORCHVISION):
+    if config.weights and not config.name.startswith(_LIBRARIES):
         raise ConfigError(
             f"model.weights = {config.weights!r}: only torchvision's networks start from a file; leave it out"
         )
@@ -127,10 +127,10 @@ def find_builder(name: str) -> Builder:
     """
     if name in _BUILDERS:
         return _BUILDERS[name]
-    if name.startswith(_TORCHVISION):
-        return _build_torchvision
+    if name.startswith(_LIBRARIES):
+        return _build_attached
     if ":" not in name:
-        allowed = ", ".join([*_BUILDERS, f'"{_TORCHVISION}network@exits"'])
+        allowed = ", ".join([*_BUILDERS, *(f'"{library}network@exits"' for library in _LIBRARIES)])
         raise checks.refuse(
             "model.name", name, f'one of {allowed}, or "package.module:function" of your own', _BUILDERS
         )
@@ -155,8 +155,8 @@ def find_builder(name: str) -> Builder:
     return build
 
 
-def _build_torchvision(config: ModelConfig, spec: InputSpec) -> nn.Module:
+def _build_attached(config: ModelConfig, spec: InputSpec) -> nn.Module:
     # torchvision takes long to import, and few runs need its networks.
-    from raygf.models.attach import build_torchvision
+    from raygf.models.attach import build_attached
 
-    return build_torchvision(config.name, spec, config.weights or None)
+    return build_attached(config.name, spec, config.weights or None)

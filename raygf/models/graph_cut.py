@@ -1,9 +1,12 @@
 """Where a traced network can be cut: at nodes by name, or at shares of its operations."""
 
 import difflib
+import inspect
 import itertools
 import math
 import operator
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,23 +74,44 @@ def _trace(network: nn.Module) -> Trace:
     # Modules of torch.nn and torchvision.ops are one node each, as for torchvision's feature extractors.
     found = vars(torchvision.ops).values()
     leaves = [kind for kind in found if isinstance(kind, type) and issubclass(kind, nn.Module)]
-    tracer = NodePathTracer(autowrap_modules=(math, torchvision.ops), leaf_modules=leaves)
+    whole: list[Callable[..., Any]] = []
+    if "timm" in sys.modules:  # and what timm's own feature extractors do not look into
+        leaves += sys.modules["timm"].models.get_notrace_modules()
+        whole += sys.modules["timm"].models.get_notrace_functions()
+    tracer = NodePathTracer(
+        autowrap_modules=(math, torchvision.ops), autowrap_functions=tuple(whole), leaf_modules=leaves
+    )
     tracer.proxy_buffer_attributes = True  # else what is computed from buffers alone would become a constant
+    _, *others = inspect.signature(network.forward).parameters.values()
+    defaults = {other.name: other.default for other in others if other.default is not other.empty}
     try:
-        graph = tracer.trace(network)
+        graph = tracer.trace(network, defaults or None)
     except Exception as error:  # the forward is not raygf's, and may raise anything when it is traced
         raise ConfigError(
             f"exits can't be attached to {name}: tracing it failed: {one_line(error)}"
         ) from error
-    trace = Trace(graph, dict(tracer.node_to_qualname), tracer.is_leaf_module)
-    if len([node for node in graph.nodes if node.op == "placeholder"]) != 1:
+    if len([node for node in graph.nodes if node.op == "placeholder"]) != 1 + len(defaults):
         raise ConfigError(f"exits can't be attached to {name}: its forward must take images and nothing else")
+    _fix_arguments(graph)
+    names = {node: tracer.node_to_qualname[node] for node in graph.nodes if node in tracer.node_to_qualname}
+    trace = Trace(graph, names, tracer.is_leaf_module)
     if trace.result is None:
         raise ConfigError(
             f"exits can't be attached to {name}: it must return one tensor of logits "
             "(build it without auxiliary classifiers)"
         )
     return trace
+
+
+def _fix_arguments(graph: fx.Graph) -> None:
+    """Take all arguments but the images out of ``graph``, and the checks that they have their defaults."""
+    _, *others = [node for node in graph.nodes if node.op == "placeholder"]
+    doomed = dict.fromkeys(others)
+    for node in graph.nodes:
+        if doomed.keys() & node.all_input_nodes:
+            doomed[node] = None
+    for node in reversed(doomed):
+        graph.erase_node(node)
 
 
 def run_nodes(network: nn.Module, trace: Trace, images: Tensor) -> dict[fx.Node, torch.Size | None]:
@@ -313,11 +337,13 @@ def list_cut_points(network: nn.Module, traces: Traces, images: Tensor, shapes: 
 
 
 def _block_paths(network: nn.Module, trace: Trace) -> Iterator[str]:
-    """Paths of the network's direct parts, and of the items of lists that are in no other list's item.
+    """Paths of the network's direct parts, of the items of lists that are in no other list's item, and of the
+    blocks that repeat in one of either.
 
-    Lists in lists count as one. A part that encloses what ends with it comes before it.
+    Lists in lists count as one. Of paths that end at one node, the last one is its name.
     """
     for name, part in network.named_children():
+        yield from _repeated(part, name, trace)
         yield name
         yield from _list_items(part, name, trace, inside=False)
 
@@ -326,10 +352,27 @@ def _list_items(module: nn.Module, path: str, trace: Trace, inside: bool) -> Ite
     is_row = isinstance(module, nn.Sequential) and not trace.is_leaf(module, path)
     is_list = is_row or isinstance(module, nn.ModuleList)
     if inside and not is_list:
+        yield from _repeated(module, path, trace)
         yield path
         return
     for name, part in module.named_children():
         yield from _list_items(part, f"{path}.{name}", trace, inside=is_list)
+
+
+def _repeated(module: nn.Module, path: str, trace: Trace) -> Iterator[str]:
+    """Paths of the parts of a stage, or of a list in it, whose class comes several times: timm's networks."""
+    rows = (nn.Sequential, nn.ModuleList)
+    lists = {f"{path}.{name}": part for name, part in module.named_children() if isinstance(part, rows)}
+    for place, row in {path: module, **lists}.items():
+        parts = {f"{place}.{name}": part for name, part in row.named_children()}
+        kinds = Counter(type(part) for part in parts.values())
+        for name, part in parts.items():
+            if (
+                kinds[type(part)] > 1
+                and not isinstance(part, nn.Sequential)
+                and not trace.is_leaf(part, name)
+            ):
+                yield name
 
 
 def _is_good_place(network: nn.Module, trace: Trace, node: fx.Node, shapes: Shapes) -> bool:

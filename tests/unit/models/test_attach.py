@@ -6,16 +6,26 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import timm
 import torch
 from attached_networks import IMAGES, SPEC, Blocks, Functional, PlainRow, Skips, Tokens, refusal
 from torch import nn
-from torchvision.models import ConvNeXt, VisionTransformer, mobilenet_v3_small, resnet18, swin_t
+from torchvision.models import (
+    ConvNeXt,
+    SwinTransformer,
+    VisionTransformer,
+    efficientnet_b0,
+    mobilenet_v3_small,
+    regnet_x_400mf,
+    resnet18,
+    swin_t,
+)
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.feature_extraction import get_graph_node_names
 
 from raygf.config.run import ModelConfig
 from raygf.data.base import InputSpec
-from raygf.models.attach import AttachedNetwork, attach_exits
+from raygf.models.attach import AttachedNetwork, attach_exits, describe_features
 from raygf.models.build import build_model
 from raygf.models.costs import measure_costs
 from raygf.models.graph_cut import trace_modes
@@ -42,6 +52,14 @@ def small_convnext():
     )
 
 
+def small_swin():
+    return SwinTransformer([4, 4], 12, [1, 1, 3], [1, 1, 2], [4, 4], num_classes=4)
+
+
+def timm_network(name, **options):
+    return lambda: timm.create_model(name, num_classes=4, **options)
+
+
 # What builds the network, the images, the exits, and the cuts that they mean.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], InputSpec, list[float | str], tuple[str, str]]] = {
     "list of blocks": (Blocks, SPEC, ["blocks.0", "blocks.2.norm"], ("blocks.0", "blocks.2.norm")),
@@ -55,6 +73,19 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], InputSpec, list[float | str],
     "convnext": (small_convnext, PHOTO, [0.3, 0.6], ("features.1.1", "features.3.1")),
     "vit": (small_vit, PHOTO, ["encoder.layers.encoder_layer_1.add_1", 0.8],
             ("encoder.layers.encoder_layer_1.add_1", "encoder.layers.encoder_layer_2")),
+    "regnet": (lambda: regnet_x_400mf(num_classes=4), PHOTO, [0.3, 0.6],
+               ("trunk_output.block3.block3-2", "trunk_output.block4.block4-3")),
+    "efficientnet": (lambda: efficientnet_b0(num_classes=4), PHOTO, [0.3, 0.6],
+               ("features.4.0", "features.5.2")),
+    "swin": (small_swin, PHOTO, [0.3, 0.6], ("features.3.0", "features.5.0")),
+    "timm resnet": (timm_network("test_resnet", zero_init_last=False), PHOTO, [0.3, 0.6],
+               ("act1", "layer1.0")),
+    "timm convnext": (timm_network("test_convnext"), PHOTO, [0.3, 0.6], ("stages.0", "stages.1")),
+    "timm regnet": (timm_network("regnetx_002", zero_init_last=False), PHOTO, [0.3, 0.6], ("s3.b2", "s4.b2")),
+    "timm efficientnet": (timm_network("test_efficientnet"), PHOTO, [0.3, 0.6], ("blocks.0.0", "blocks.1.0")),
+    "timm swin": (timm_network("swin_tiny_patch4_window7_224", img_size=64, embed_dim=12, depths=(1, 1, 3, 1),
+                               num_heads=(1, 1, 2, 2)), PHOTO, [0.3, 0.6], ("layers.1", "layers.2.blocks.0")),
+    "timm vit": (timm_network("test_vit", img_size=64), PHOTO, [0.3, 0.6], ("blocks.1", "blocks.3")),
 }  # fmt: skip
 
 
@@ -77,7 +108,10 @@ def case(request):
 
 def test_cuts_are_block_ends_or_nodes_under_torchvisions_names(case):
     assert case.attached.cuts == case.cuts
-    if isinstance(case.network, Functional):  # whose buffers are nodes here
+    # Here buffers are nodes, and arguments with defaults have them, which torchvision's tracing refuses.
+    if isinstance(case.network, Functional | SwinTransformer) or type(case.network).__module__.startswith(
+        "timm."
+    ):
         return
     train, eval = get_graph_node_names(case.network, suppress_diff_warning=True)
     traces = trace_modes(case.network)
@@ -229,10 +263,25 @@ def test_files_that_do_not_fit_are_refused(tmp_path, change, expected):
     assert message.startswith(f"weights = {path!r}: {expected}")
 
 
-def test_by_name():
-    network = build_model(ModelConfig("torchvision:resnet18@0.3, layer3.0"), PHOTO, seed=0)
+@pytest.mark.parametrize("tokens", [16, 17, 18])
+def test_as_many_tokens_as_a_map_has_places_are_without_a_class_token(tokens):
+    """A network may add its class token after the cut, as CaiT does."""
+    network = SimpleNamespace(cls_token=torch.zeros(1, 1, 32))
+    features = describe_features(network, torch.Size((2, tokens, 32)), torch.Size((2, 3, 64, 64)))
+    assert features.class_token == (tokens > 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "cuts"),
+    [
+        ("torchvision:resnet18@0.3, layer3.0", ("layer1.1", "layer3.0")),
+        ("timm:test_vit2.r160_in1k@0.3,0.6", ("blocks.1", "blocks.4")),
+    ],
+)
+def test_by_name(name, cuts):
+    network = build_model(ModelConfig(name), PHOTO, seed=0)
     assert isinstance(network, AttachedNetwork) and network.training
-    assert network.cuts == ("layer1.1", "layer3.0")
+    assert network.cuts == cuts
 
 
 @pytest.mark.parametrize(
@@ -242,9 +291,12 @@ def test_by_name():
         ("resnet19@0.5", 64, "torchvision has no classification network resnet19; close matches: resnet1"),
         ("resnet18@1.5", 64, "at = 1.5: must be a share of the operations above 0 and below 1"),
         ("vit_b_16@0.5", 30, "can't be built: AssertionError: Input shape indivisible by patch size"),
+        ("timm:resnet19@0.5", 64, "timm has no classification network resnet19; close matches: resnet"),
+        ("timm:test_resnet.none@0.5", 64, "can't be built: RuntimeError: Invalid pretrained tag (none)"),
+        ("timm:test_resnet", 64, 'exits must follow "@", as in timm:resnet18@0.3,0.6'),
     ],
 )
 def test_names_that_mean_nothing_are_refused(name, size, expected):
-    name = f"torchvision:{name}"
+    name = name if ":" in name else f"torchvision:{name}"
     message = refusal(lambda: build_model(ModelConfig(name), InputSpec(3, size, size, 4), seed=0))
     assert message.startswith(f"model.name = {name!r}: {expected}")
