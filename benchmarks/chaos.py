@@ -2,23 +2,26 @@
 
     python benchmarks/chaos.py --seed 0 --seeds 20 --rounds 6
 
-Every seed draws a plan (``benchmarks/fault_plan.py``) and trains a small network on digits while its faults
+Every seed draws a plan (``benchmarks/fault_plan.py``), the shares of the fusion pass (``fusion.shards``) and
+of the exits' trainings (``resources.replicas``), and trains a small network on digits while its faults
 happen: exit actors and drivers are killed, exits hang, checkpoints can't be written, the job is killed and
 resumed, a node of two is lost and replaced. The table has, for every plan: the exits' trainings, drivers and
 writes that were repeated, rounds that had to be trained again, the longest time from a fault to the next
-finished round, and whether the weights are those of a run without faults. The last line is JSON.
+finished round, and whether the weights are those of a run in one process without faults. The last line is
+JSON.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import statistics
 import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,7 @@ from raygf.training.exit_trainer import LocalExecutor
 EXITS, STEPS = 3, 3
 _KINDS = {
     "exit": ("kill exit", "stick exit"),
+    "share": ("kill share", "stick share"),
     "driver": ("kill driver",),
     "write": ("fail write",),
     "job": ("kill job",),
@@ -56,16 +60,35 @@ class Options:
     rounds: int = 6
     """Rounds of every run."""
     targets: tuple[str, ...] = ("exit", "exit", "driver", "write", "job", "node")
-    """What faults happen to; twice as likely where it is named twice."""
+    """What faults happen to; twice as likely where it is named twice. Shares of the fusion pass are added
+    where there are any."""
     plan: str = ""
     """One plan of your own instead, as in fault_plan.py: "kill exit 2 in round 3 at step 1; fail write 2"."""
 
 
+@dataclass(frozen=True)
+class Shares:
+    """Into how many shares the fusion pass and the exits' trainings are divided."""
+
+    shards: int
+    replicas: tuple[int, ...]
+
+    @classmethod
+    def draw(cls, seed: int) -> Shares:
+        """Those of ``seed``."""
+        dice = random.Random(f"shares {seed}")
+        return cls(dice.choice([1, 2]), dice.choice([(1,), (2,), (1, 1, 2)]))
+
+    def __str__(self) -> str:
+        return f"{self.shards}, {'/'.join(map(str, self.replicas))}"
+
+
 @dataclass
 class Results:
-    """The outcomes by seed."""
+    """The outcomes by seed, and the weights of a run without faults by how it is divided."""
 
-    expected: str
+    expected: dict[Shares, str] = field(default_factory=dict)
+    shares: dict[int, Shares] = field(default_factory=dict)
     plans: dict[int, tuple[Fault, ...]] = field(default_factory=dict)
     outcomes: dict[int, Outcome] = field(default_factory=dict)
 
@@ -73,10 +96,10 @@ class Results:
         """Whether the weights of ``seed`` are those of the undisturbed run, after every round once."""
         outcome = self.outcomes[seed]
         in_order = outcome.rounds == list(range(1, len(outcome.rounds) + 1))
-        return in_order and outcome.weights_sha256 == self.expected
+        return in_order and outcome.weights_sha256 == self.expected[self.shares[seed]]
 
 
-def run_config(folder: Path, rounds: int) -> RunConfig:
+def run_config(folder: Path, rounds: int, shares: Shares) -> RunConfig:
     """A small network, with limits high enough for every plan that can be drawn."""
     resources = ResourceConfig(
         gpus_per_exit=0,
@@ -85,8 +108,10 @@ def run_config(folder: Path, rounds: int) -> RunConfig:
         wait_for_resources_s=120.0,
         max_failures=8,
         max_driver_restarts=8,
+        replicas=shares.replicas,
     )
-    return tiny_run(rounds, EXITS, StorageConfig(str(folder), "run"), resources)
+    config = tiny_run(rounds, EXITS, StorageConfig(str(folder), "run"), resources)
+    return replace(config, fusion=replace(config.fusion, shards=shares.shards))
 
 
 def undisturbed(config: RunConfig) -> str:
@@ -105,14 +130,19 @@ def main(options: Options) -> int:
     """Run all plans; returns the exit code, 0 if all weights are equal."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
         folder = Path(temporary)
-        results = Results(undisturbed(run_config(folder / "undisturbed", options.rounds)))
-        arena = Arena()
+        results, arena = Results(), Arena()
         try:
             for seed in range(options.seed, options.seed + options.seeds):
-                plan = parse(options.plan) or draw(seed, options.rounds, EXITS, STEPS, options.targets)
+                shares = results.shares[seed] = Shares.draw(seed)
+                if shares not in results.expected:
+                    straight = run_config(folder / "undisturbed" / str(seed), options.rounds, shares)
+                    results.expected[shares] = undisturbed(straight)
+                targets = (*options.targets, *["share"] * (shares.shards > 1))
+                plan = parse(options.plan) or draw(seed, options.rounds, EXITS, STEPS, targets)
                 place = folder / str(seed)
                 results.plans[seed] = plan
-                results.outcomes[seed] = run_plan(arena, run_config(place, options.rounds), plan, place)
+                config = run_config(place, options.rounds, shares)
+                results.outcomes[seed] = run_plan(arena, config, plan, place)
                 tell(seed, results)
         finally:
             arena.close()
@@ -129,13 +159,28 @@ def tell(seed: int, results: Results) -> None:
 
 def show(results: Results) -> int:
     """The tables, and last the line of JSON."""
-    columns = ("seed", "faults", "retries", "rounds lost", "longest recovery [s]", "run [s]", "hash equal")
+    columns = (
+        "seed",
+        "shards, replicas",
+        "faults",
+        "retries",
+        "rounds lost",
+        "longest recovery [s]",
+        "run [s]",
+        "hash equal",
+    )
     table = Table(*columns)
     for seed, outcome in results.outcomes.items():
         longest = max(outcome.recovery_s.values(), default=0.0)
         numbers = (outcome.retries, outcome.lost, f"{longest:.1f}", f"{outcome.seconds:.1f}")
         plan = "; ".join(map(str, results.plans[seed]))
-        table.add_row(str(seed), plan, *map(str, numbers), "yes" if results.equal(seed) else "NO")
+        table.add_row(
+            str(seed),
+            str(results.shares[seed]),
+            plan,
+            *map(str, numbers),
+            "yes" if results.equal(seed) else "NO",
+        )
     Console(width=150).print(table)
     recoveries = by_kind(results)
     Console(width=150).print(recovery_table(recoveries))
@@ -148,7 +193,7 @@ def show(results: Results) -> int:
         "trainings_repeated": sum(outcome.repeated for outcome in results.outcomes.values()),
         "rounds_lost": sum(outcome.lost for outcome in results.outcomes.values()),
         "recovery_s": recoveries,
-        "weights_sha256": results.expected,
+        "weights_sha256": {str(shares): sha256 for shares, sha256 in results.expected.items()},
         "runs": {seed: as_json(outcome) for seed, outcome in results.outcomes.items()},
         "machine": machine(),
     }

@@ -6,6 +6,8 @@
     exhaust exit 3 in round 1
     raise exit 3 in round 1
     delay exit 1 in round 5
+    kill share in round 2 at step 3           (an actor that runs a share of the fusion pass)
+    stick share in round 2
     kill driver in round 4                    (before it writes the checkpoint)
     kill driver in round 4 while it writes
     kill driver in round 4 after it writes
@@ -29,6 +31,7 @@ MOMENTS = ("before it writes", "while it writes", "after it writes")
 
 _FORMS = (
     rf"(?P<verb>{'|'.join(EXIT_FAULTS)}) exit (?P<exit>\d+) in round (?P<round>\d+)( at step (?P<step>\d+))?",
+    r"(?P<verb>kill|stick) (?P<target>share) in round (?P<round>\d+)( at step (?P<step>\d+))?",
     rf"(?P<verb>kill) (?P<target>driver) in round (?P<round>\d+)( (?P<moment>{'|'.join(MOMENTS)}))?",
     r"(?P<verb>fail) (?P<target>write) (?P<write>\d+)",
     r"(?P<verb>drop) (?P<target>node) (?P<node>\w+) in round (?P<round>\d+)",
@@ -38,7 +41,7 @@ _FORMS = (
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault. ``target``: exit, driver, write, node or job; unused fields have their defaults."""
+    """One fault. ``target``: exit, share, driver, write, node or job; unused fields have their defaults."""
 
     verb: str
     target: str = "exit"
@@ -52,6 +55,8 @@ class Fault:
     def __str__(self) -> str:
         if self.target == "exit":
             return f"{self.verb} exit {self.exit} in round {self.round} at step {self.step}"
+        if self.target == "share":
+            return f"{self.verb} share in round {self.round} at step {self.step}"
         if self.target == "write":
             return f"fail write {self.write}"
         if self.target == "node":
@@ -92,7 +97,7 @@ def draw(
 
     Args:
         rounds, exits, steps: of the run; ``steps`` in a round of one exit.
-        targets: which kinds to draw from: exit, driver, write, node, job.
+        targets: which kinds to draw from: exit, share, driver, write, node, job.
     """
     dice = random.Random(seed)
     faults: list[Fault] = []
@@ -101,6 +106,7 @@ def draw(
         exit, step = dice.randint(1, exits), dice.randint(1, steps)
         choices = {
             "exit": Fault(dice.choice(["kill", "kill", "stick"]), "exit", exit, round, step),
+            "share": Fault(dice.choice(["kill", "kill", "stick"]), "share", round=round, step=step),
             "driver": Fault("kill", "driver", round=round, moment=dice.choice(MOMENTS)),
             "write": Fault("fail", "write", write=round),
             "node": Fault("drop", "node", node="b", round=round),
@@ -108,6 +114,6 @@ def draw(
         }
         drawn = choices[target]
         alike = [fault for fault in faults if fault.target == target]
-        if not (alike if target in ("node", "job") else target != "exit" and drawn in alike):
+        if not (alike if target in ("node", "job") else target not in ("exit", "share") and drawn in alike):
             faults.append(drawn)  # a driver that has been killed after it wrote does not write that again
     return tuple(sorted(faults, key=lambda fault: fault.round or fault.write))

@@ -30,7 +30,8 @@ from raygf.data.base import Batch, BatchSource, Dataset, SplitName
 from raygf.on_ray.driver import Parts
 from raygf.on_ray.pool import Trainer
 from raygf.storage.folder import RunFolder
-from raygf.training.exit_trainer import ExitTrainer
+from raygf.training.exit_trainer import ExitTrainer, ExitUpdate
+from raygf.training.peers import Peers
 
 for module in (sys.modules[__name__], fault_plan):  # actors can't import them
     ray.cloudpickle.register_pickle_by_value(module)
@@ -92,7 +93,7 @@ class Faults:
 
     def trainer(self, config: RunConfig, dataset: Dataset) -> Trainer:
         """An exit trainer that the faults happen to; to be given to ``RayExecutor``."""
-        return ExitTrainer(config, cast(Dataset, FaultyDataset(dataset, self)))
+        return LoggedTrainer(config, dataset, self)
 
     def folder_of(self, path: str, name: str) -> RunFolder:
         """A run's folder that the faults happen to; to be given to ``Driver``."""
@@ -121,6 +122,26 @@ class Faults:
         return True
 
 
+class LoggedTrainer(ExitTrainer):
+    """Logs when trainings begin and end, once for all replicas that share one, and which replicas it had."""
+
+    def __init__(self, config: RunConfig, dataset: Dataset, faults: Faults) -> None:
+        super().__init__(config, cast(Dataset, FaultyDataset(dataset, faults)))
+        self._faults = faults
+
+    def train(self, state: Any, exit: int, exits: int, round: int, *rest: Any, **named: Any) -> ExitUpdate:
+        """See ``ExitTrainer``."""
+        peers: Peers | None = named.get("peers")
+        if peers is not None:
+            self._faults.log(f"replicas-{round}", peers.ranks[0])
+        if peers is None or peers.first:
+            self._faults.log(f"began-{round}", exit + 1)
+        update = super().train(state, exit, exits, round, *rest, **named)
+        if peers is None or peers.first:
+            self._faults.log(f"ended-{round}", exit + 1)
+        return update
+
+
 class FaultyDataset:
     """The data set ``inner``, whose training batches trigger the faults."""
 
@@ -143,17 +164,15 @@ class FaultyBatches:
     faults: Faults
 
     def train(self, seed: int, *key: str | int, images: int | None = None) -> Iterator[Batch]:
-        """See ``BatchSource``; ``key`` is ("exit", round, exit), the exit from 0."""
-        _, round, exit = key
-        assert isinstance(round, int) and isinstance(exit, int)
-        self.faults.log(f"began-{round}", exit + 1)
+        """See ``BatchSource``; ``key`` is ("exit", round, exit), the exit from 0, or ("fuse", round)."""
+        target = {"exit": "exit", "fuse": "share"}[str(key[0])]
+        like = {"target": target, "round": key[1], "exit": int(key[2]) + 1 if key[2:] else 0}
         for step, (pixels, labels) in enumerate(self.inner.train(seed, *key, images=images), start=1):
-            fault = self.faults.due(target="exit", exit=exit + 1, round=round, step=step)
+            fault = self.faults.due(**like, step=step)
             if fault is not None:
                 suffer(fault.verb)
             bad = fault is not None and fault.verb == "nan"
             yield (pixels * float("nan") if bad else pixels), labels
-        self.faults.log(f"ended-{round}", exit + 1)
 
     def evaluate(self, split: SplitName) -> Iterator[Batch]:
         """See ``BatchSource``."""

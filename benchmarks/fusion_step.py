@@ -7,6 +7,7 @@ The bar: at most 1.10.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -18,8 +19,10 @@ from timing import interleave, show
 from raygf.compute import generator, resolve_compute
 from raygf.config.recipes import get_recipe
 from raygf.config.run import ComputeConfig, FusionConfig, OptimConfig
-from raygf.fusion.fuse import FusionTask
+from raygf.fusion.fuse import FusionTask, Learner, Passed
+from raygf.fusion.fusion_pass import SharesHere, run_pass
 from raygf.fusion.learned import LearnedFusion
+from raygf.training.exit_trainer import PassTask
 from raygf.training.sgd import FlatSGD, train_epoch
 from raygf.training.space import Segments, find_ownership
 
@@ -44,7 +47,7 @@ def main(options: Options) -> None:
     compute = resolve_compute(options.compute)
     data = batches(compute, options.batch, options.steps)
     bound = bind(compute)
-    base = bound.vector.clone()
+    state = bound.state()
     owned = find_ownership(bound.network, data[0][0][:2], bound.space)
     segments = Segments(options.segments, bound.space)
     exits = owned.shape[0]
@@ -53,10 +56,9 @@ def main(options: Options) -> None:
         (1e-3 * torch.randn(bound.space.size, generator=noise)).to(compute.device) for _ in range(exits)
     ]
     config = replace(get_recipe("digits"), fusion=FusionConfig(segments=options.segments))
-    rule = LearnedFusion(config, bound, segments, owned)
-    buffers = bound.buffer_tensors(bound.buffer_arrays())
-    ones = torch.ones(exits, device=compute.device)
-    task = FusionTask(base, deltas, buffers, data, 0.1, ones, "benchmark")
+    rule = LearnedFusion(config, segments, owned, compute.device)
+    task = FusionTask(bound.tensor(state.vector), deltas, 0.1, "benchmark")
+    ones = PassTask(1, (1.0,) * exits)
     optimizer = FlatSGD(bound, OptimConfig(), lr=1e-3)
 
     def train() -> None:
@@ -68,8 +70,12 @@ def main(options: Options) -> None:
             "benchmark",
         )
 
+    def run(make: Callable[[], Learner]) -> Passed:
+        shares = SharesHere(config, bound, data, state, deltas, ones, [0])
+        return run_pass(shares, make, task.where)
+
     def fuse() -> None:
-        rule.fit(task)
+        rule.fit(task, run)
 
     timings = interleave({"training step": train, "fusion step": fuse}, options.repeats, 1, options.steps)
     ratio = timings["fusion step"].median / timings["training step"].median

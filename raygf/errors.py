@@ -77,6 +77,10 @@ class DriverLost(RunFailed):
         return self.cause
 
 
+class PeersLost(RaygfError):
+    """Another of the actors that share a training does not answer: the training has to start anew."""
+
+
 class MemoryExhausted(RaygfError):
     """A process ran out of memory, on the host or the GPU; the same work would end the same way."""
 

@@ -33,7 +33,7 @@ from raygf.records import Notify, RunEnd, RunStart
 from raygf.rounds.driver import Driver, DriverHandle
 from raygf.storage.run_storage import recipe_of
 from raygf.training.exit_trainer import LocalExecutor
-from raygf.training.peers import LEAST
+from raygf.training.shares import check_shares
 
 _TEMPORARY = "/runtime_resources/working_dir_files/"
 """Part of the path of the copies that Ray makes of a submitted job's working directory."""
@@ -179,11 +179,7 @@ def _check_workers(config: RunConfig) -> None:
         raise ConfigError(f"resources.workers = {workers}: needs Ray; leave out resources.executor = 'local'")
     if config.resources.driver_cpus == 0:
         raise ConfigError(f"resources.workers = {workers}: each needs CPUs; raise resources.driver_cpus")
-    if workers > 1 and config.batch_size < LEAST * workers:
-        raise ConfigError(
-            f"batch_size = {config.batch_size}: must be at least {LEAST * workers} with resources.workers = "
-            f"{workers}, {LEAST} images each"
-        )
+    check_shares("resources.workers", workers, config.batch_size)
 
 
 def label(config: RunConfig, recipe: str) -> str:

@@ -225,6 +225,10 @@ class FusionConfig(Section, name="fusion"):
     """BatchNorm statistics: gathered during the fusion pass, or the exits' own averaged by fusion weight."""
     images: Annotated[int, Limits(2, 1000 * MILLION)] | None = None
     """Training images of the fusion pass, drawn anew in every round; by default all."""
+    shards: Processes = 1
+    """Divide every batch of the fusion pass among this many exit actors, so that they don't wait for the
+    driver. Their number changes results by rounding only, but for BatchNorm, which normalises each share by
+    itself; how many actors there are changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -264,6 +268,9 @@ class ResourceConfig(Section, name="resources"):
     """Methods within a step: workers that train together under Ray Train, each on its share of every batch;
     by default there are none, and the driver trains alone. Their number changes results by rounding only, but
     for BatchNorm, which normalises each share by itself."""
+    replicas: Annotated[tuple[Processes, ...], not_empty] = (1,)
+    """Actors that share one exit's training, each on a share of every batch: a number for all exits, or one
+    an exit, shallow to deep. Results change as with fusion.shards."""
     wait_for_resources_s: Annotated[float, Limits(0, _YEARS_S)] = 0.0
     """Seconds to wait for nodes that can hold the actors, when the run starts (autoscaled clusters) and when
     nodes are lost, before giving up."""
@@ -275,6 +282,14 @@ class ResourceConfig(Section, name="resources"):
     with it count once."""
     max_driver_restarts: Natural = 3
     """Times that a lost driver (or group of workers) is started again without a round done in between."""
+
+    def replicas_of(self, exit: int) -> int:
+        """How many actors share the training of ``exit`` (from 0)."""
+        return self.replicas[exit if len(self.replicas) > 1 else 0]
+
+    def seats(self, exits: int) -> int:
+        """Actors that are at work when all of so many ``exits`` train at once."""
+        return sum(self.replicas_of(exit) for exit in range(exits))
 
 
 @dataclass(frozen=True)

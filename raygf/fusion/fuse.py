@@ -6,20 +6,17 @@ delta is read once); CUDA walks exit by exit (few kernels, whatever the number o
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from raygf.config.run import RunConfig
-from raygf.data.base import Batch
 from raygf.records import ExitScore
-from raygf.training.losses import exit_hits, make_losses
-from raygf.training.network import Arrays, BoundNetwork
+from raygf.training.network import Arrays
 from raygf.training.space import Block, Segments
 
 Normalisation = Literal["softmax", "sigmoid"]
@@ -150,18 +147,50 @@ def _cube(rows: Sequence[Tensor], parts: int) -> Tensor:
 class FusionTask:
     """What a rule fuses in one round: ``deltas``, n vectors (P,), into ``base`` W (P,).
 
-    ``buffers``: the network's, fresh copies that may be written to. ``batches``: one shuffled, augmented pass
-    over the training set. ``lr``: learning rate of what the rule learns. ``coefficients`` (n,): c of the
-    round, in ``F = Σ_i c_i CE_i``. ``where``: names the pass in errors.
+    ``lr``: learning rate of what the rule learns. ``where``: names the pass in errors.
     """
 
     base: Tensor
     deltas: Sequence[Tensor]
-    buffers: dict[str, Tensor]
-    batches: Iterable[Batch]
     lr: float
-    coefficients: Tensor
     where: str
+
+
+class Learner(Protocol):
+    """What is learned in one pass over the training set; made anew for every pass."""
+
+    learns: bool
+    """Whether it takes gradients at all."""
+
+    def weights(self) -> Tensor:
+        """ε·α (n, S) of the next step, without a gradient."""
+        ...
+
+    def update(self, gradient: Tensor) -> None:
+        """Take the gradient of F with respect to the last ``weights`` (n, S)."""
+        ...
+
+    def bad_weight(self) -> str:
+        """Names the first weight that is not finite; "" if all are."""
+        ...
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A pass that is over: its ``learner``, the exits' ``score``, and the network's ``buffers`` after it."""
+
+    learner: Any
+    score: ExitScore
+    buffers: dict[str, Tensor]
+
+
+RunPass = Callable[[Callable[[], Learner]], Passed]
+"""Runs one shuffled, augmented pass over the training set with a learner that the argument makes.
+
+The network is in train mode, so that BatchNorm's statistics are gathered.
+
+Raises NonFiniteError: a loss or weight is not finite.
+"""
 
 
 @dataclass(frozen=True)
@@ -179,21 +208,16 @@ class Fused:
 
 
 class FusionRule(ABC):
-    """Fuses the exits' deltas once a round; may keep arrays from round to round.
+    """Fuses the exits' deltas once a round; may keep arrays from round to round."""
 
-    The bound network runs at the fused weights: what it held in ``vector`` and ``grad`` is overwritten.
-    """
-
-    def __init__(self, config: RunConfig, bound: BoundNetwork, segments: Segments, owned: Tensor) -> None:
-        """``owned`` (n, T): which exit depends on which tensor."""
+    def __init__(self, config: RunConfig, segments: Segments, owned: Tensor, device: str) -> None:
+        """``owned`` (n, T): which exit depends on which tensor. ``device``: where deltas are."""
         self._config = config.fusion
-        self._bound = bound
         self._segments = segments
-        self._owned = segments.spread(owned).to(bound.compute.device)  # the mask m (n, S)
-        self._losses = make_losses(config.loss)
+        self._owned = segments.spread(owned).to(device)  # the mask m (n, S)
 
     @abstractmethod
-    def fuse(self, task: FusionTask) -> Fused:
+    def fuse(self, task: FusionTask, run: RunPass) -> Fused:
         """Weigh the deltas and merge them.
 
         Raises:
@@ -215,19 +239,3 @@ class FusionRule(ABC):
     def merged(self, task: FusionTask, alpha: Tensor) -> Tensor:
         """``W + ε Σ_i α_i Δ_i`` (P,) for weights α (n, S)."""
         return fuse(task.base, task.deltas, self._config.epsilon * alpha, self._segments)
-
-    @contextmanager
-    def gathering(self, task: FusionTask) -> Iterator[None]:
-        """Train mode inside, BatchNorm's statistics gathering in the task's buffers."""
-        self._bound.network.train()
-        self._bound.exchange(task.buffers)
-        try:
-            yield
-        finally:
-            self._bound.exchange(task.buffers)
-
-    def scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Losses and hits of the exits (n,) on ``batch`` with the network as it is now."""
-        images, labels = batch
-        logits = self._bound.forward(images)
-        return torch.stack(self._losses(logits, labels)), exit_hits(logits, labels)

@@ -7,10 +7,8 @@ from torch.optim.adam import adam
 
 from raygf.config.run import RunConfig
 from raygf.errors import CheckpointError
-from raygf.fusion.fuse import Fused, FusionRule, FusionTask, fusion_weights
-from raygf.records import ExitScore
-from raygf.training.losses import Tally
-from raygf.training.network import Arrays, BoundNetwork, as_tensor
+from raygf.fusion.fuse import Fused, FusionRule, FusionTask, Passed, RunPass, fusion_weights
+from raygf.training.network import Arrays, as_tensor
 from raygf.training.space import Segments
 
 
@@ -20,50 +18,33 @@ class LearnedFusion(FusionRule):
     A merge uses the fitted η, the next round starts from its moving average; the moments are carried.
     """
 
-    def __init__(self, config: RunConfig, bound: BoundNetwork, segments: Segments, owned: Tensor) -> None:
-        super().__init__(config, bound, segments, owned)
+    def __init__(self, config: RunConfig, segments: Segments, owned: Tensor, device: str) -> None:
+        super().__init__(config, segments, owned, device)
         self.eta = torch.ones(self._owned.shape)  # 1 everywhere, as in the paper
         self.fitted = self.eta
         self.first, self.second = torch.zeros_like(self.eta), torch.zeros_like(self.eta)
         self.steps = 0
 
-    def fuse(self, task: FusionTask) -> Fused:
+    def fuse(self, task: FusionTask, run: RunPass) -> Fused:
         """Fit η, merge with the fitted η (Algorithm 1, lines 10-11), carry its average to the next round."""
         before = self.eta
-        score = self.fit(task)
+        passed = self.fit(task, run)
         alpha = self.weights(self.eta.to(task.base.device))
-        fused = Fused(alpha.cpu(), self.merged(task, alpha), task.buffers, score)
+        fused = Fused(alpha.cpu(), self.merged(task, alpha), passed.buffers, passed.score)
         self.fitted, self.eta = self.eta, carry(before, self.eta, self._config.ema)
         return fused
 
-    def fit(self, task: FusionTask) -> ExitScore:
+    def fit(self, task: FusionTask, run: RunPass) -> Passed:
         """Minimise ``F(W + ε Σ_i α_i Δ_i)`` over η (paper, Eq. 11; Algorithm 1, line 9): one pass of Adam.
 
         ``F = Σ_i c_i CE_i``, what joint SGD minimises, in train mode. Only η has a gradient.
-
-        Returns:
-            The exits' scores in that pass.
         """
-        bound, start = self._bound, (self.eta, self.first, self.second)
-        eta, first, second = (tensor.to(task.base.device, copy=True) for tensor in start)
-        eta.requires_grad_()
-        steps = torch.tensor(float(self.steps))
-        tally = Tally()
-        with self.gathering(task):
-            for batch in task.batches:
-                merged = self.merged(task, self.weights(eta))
-                bound.vector.copy_(merged.detach())  # faster than views of it in place of the parameters
-                bound.grad.zero_()
-                losses, hits = self.scores(batch)
-                torch.autograd.backward(losses, task.coefficients)
-                (gradient,) = torch.autograd.grad(merged, eta, bound.grad)
-                del merged  # the next step's takes its memory, already paged in
-                _adam_step(eta, gradient, first, second, steps, task.lr)
-                tally.add(losses, hits, len(batch[1]))
-        eta = eta.detach().cpu()
-        score = tally.finite_score(task.where, self._bad_weight(eta))
-        self.eta, self.first, self.second, self.steps = eta, first.cpu(), second.cpu(), int(steps)
-        return score
+        device = task.base.device
+        passed = run(lambda: _Fit(self, task.lr, device))
+        fit = passed.learner
+        self.eta, self.first, self.second = (t.detach().cpu() for t in (fit.eta, fit.first, fit.second))
+        self.steps = int(fit.steps)
+        return passed
 
     def weights(self, eta: Tensor) -> Tensor:
         """α (n, S) of ``eta`` (n, S): paper, Eq. 10."""
@@ -96,13 +77,41 @@ class LearnedFusion(FusionRule):
             )
         return as_tensor(array).clone()
 
-    def _bad_weight(self, eta: Tensor) -> str:
+    def step_weights(self, eta: Tensor) -> Tensor:
+        """``ε·α`` (n, S) of ``eta`` (n, S)."""
+        return self._config.epsilon * self.weights(eta)
+
+    def bad_weight(self, eta: Tensor) -> str:
         """The first of ``eta`` (n, S) that is not finite; "" if there is none."""
         bad = (~torch.isfinite(eta)).nonzero()
         if not len(bad):
             return ""
         exit, segment = bad[0].tolist()
         return f"the fusion weight of exit {exit + 1} in {self._segments.name(segment)}"
+
+
+class _Fit:
+    """One pass of Adam on a copy of the rule's η and moments."""
+
+    learns = True
+
+    def __init__(self, rule: LearnedFusion, lr: float, device: torch.device) -> None:
+        self._rule, self._lr = rule, lr
+        state = (rule.eta, rule.first, rule.second)
+        self.eta, self.first, self.second = (tensor.to(device, copy=True) for tensor in state)
+        self.eta.requires_grad_()
+        self.steps = torch.tensor(float(rule.steps))
+
+    def weights(self) -> Tensor:
+        self._weights = self._rule.step_weights(self.eta)
+        return self._weights.detach()
+
+    def update(self, gradient: Tensor) -> None:
+        (of_eta,) = torch.autograd.grad(self._weights, self.eta, gradient)
+        _adam_step(self.eta, of_eta, self.first, self.second, self.steps, self._lr)
+
+    def bad_weight(self) -> str:
+        return self._rule.bad_weight(self.eta.detach().cpu())
 
 
 def carry(old: Tensor, fitted: Tensor, ema: float) -> Tensor:

@@ -6,10 +6,8 @@ from torch import Tensor
 from raygf.config.run import RunConfig
 from raygf.errors import NonFiniteError
 from raygf.fusion.conflict import segment_gramians, shared_gramian
-from raygf.fusion.fuse import Fused, FusionRule, FusionTask
+from raygf.fusion.fuse import Fused, FusionRule, FusionTask, RunPass
 from raygf.methods.base import Weighting, weigh
-from raygf.training.losses import Tally
-from raygf.training.network import BoundNetwork
 from raygf.training.space import Segments
 
 
@@ -23,27 +21,41 @@ class WeighedFusion(FusionRule):
     """
 
     def __init__(
-        self, config: RunConfig, bound: BoundNetwork, segments: Segments, owned: Tensor, weighting: Weighting
+        self, config: RunConfig, segments: Segments, owned: Tensor, device: str, weighting: Weighting
     ) -> None:
-        super().__init__(config, bound, segments, owned)
+        super().__init__(config, segments, owned, device)
         self._tensor_owners = owned
         self._weighting = weighting
 
-    def fuse(self, task: FusionTask) -> Fused:
+    def fuse(self, task: FusionTask, run: RunPass) -> Fused:
         """Weigh and merge; the pass over the training set only gathers BatchNorm statistics."""
-        grams = segment_gramians(task.deltas, Segments("tensor", self._bound.space))
+        grams = segment_gramians(task.deltas, Segments("tensor", self._segments.space))
         try:
             weights = weigh(self._weighting, shared_gramian(grams, self._tensor_owners).float())
         except NonFiniteError as error:
             raise NonFiniteError(f"{task.where}: {error}; lower optim.lr") from None
         alpha = owner_shares(weights, self._owned.cpu())
-        vector = self.merged(task, alpha.to(task.base.device))
-        self._bound.vector.copy_(vector)
-        tally = Tally()
-        with self.gathering(task), torch.no_grad():
-            for batch in task.batches:
-                tally.add(*self.scores(batch), len(batch[1]))
-        return Fused(alpha, vector, task.buffers, tally.finite_score(task.where))
+        on_device = alpha.to(task.base.device)
+        passed = run(lambda: _Fixed(self._config.epsilon * on_device))
+        return Fused(alpha, self.merged(task, on_device), passed.buffers, passed.score)
+
+
+class _Fixed:
+    """Weights ε·α (n, S) that stay what they are."""
+
+    learns = False
+
+    def __init__(self, weights: Tensor) -> None:
+        self._weights = weights
+
+    def weights(self) -> Tensor:
+        return self._weights
+
+    def update(self, gradient: Tensor) -> None:
+        """There is nothing to learn."""
+
+    def bad_weight(self) -> str:
+        return ""
 
 
 def owner_shares(weights: Tensor, owned: Tensor) -> Tensor:

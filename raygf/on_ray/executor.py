@@ -2,9 +2,9 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
@@ -12,17 +12,25 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 from raygf.compute import EXIT_KNOBS, sizes
 from raygf.config.run import RunConfig
 from raygf.data.base import Dataset
-from raygf.errors import ExitFailed, NonFiniteError, RunFailed
+from raygf.errors import ExitFailed, NonFiniteError, PeersLost, RunFailed
 from raygf.on_ray.cluster import dead_nodes, fetch
 from raygf.on_ray.faults import Action, Failure, Loss, cause_of, deadline_s, failure_of, judge, node_of
 from raygf.on_ray.placement import Bundles, awake_s
 from raygf.on_ray.pool import ExitPool, MakeTrainer, Worker
+from raygf.on_ray.shares import RemoteShares, ShareLost
 from raygf.records import Notify, ignore
-from raygf.training.exit_trainer import ExitTrainer, ExitUpdate, Trained
+from raygf.training.exit_trainer import ExitTrainer, ExitUpdate, PassTask, Trained
 from raygf.training.network import NetworkState, Vector
+from raygf.training.shares import FusionShares
+
+T = TypeVar("T")
 
 _TICK_S = 1.0
 _FETCH_S = 120.0
+_PATIENCE_S = 30.0
+"""Seconds that replicas wait for an actor that is starting, before one actor does the work of all."""
+_SETTLE_S = 30.0
+"""Seconds in which replicas notice that one of them is lost."""
 
 _KNOBS = {
     Failure.LOST: "allow more retries with resources.max_failures",
@@ -32,13 +40,19 @@ _KNOBS = {
 }
 
 
-@dataclass
+@dataclass(eq=False)
 class _Task:
-    """One exit's training, under way since (``awake_s``); without an ``exit``, the start of the worker."""
+    """One exit's training, under way since (``awake_s``); without an ``exit``, other work of the worker.
+
+    ``what``: that work, for people. ``unit``: the tasks of all replicas that share the training.
+    """
 
     exit: int | None
     worker: Worker
-    since: float
+    since: float = 0.0
+    what: str = "an exit actor could not start"
+    ref: Any = None
+    unit: list["_Task"] = field(default_factory=list)
 
 
 @dataclass
@@ -53,6 +67,7 @@ class _Round:
     queue: deque[int]
     running: dict[Any, _Task] = field(default_factory=dict)
     updates: dict[int, ExitUpdate] = field(default_factory=dict)
+    handed_in: dict[int, Any] = field(default_factory=dict)  # the updates in the object store
     diverged: dict[int, NonFiniteError] = field(default_factory=dict)
     losses: list[Loss] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -85,7 +100,9 @@ class RayExecutor:
         self._slowest: float | None = None
         self._lasted: dict[int, float] = {}
         self._begun: _Round | None = None
-        size = min(config.resources.actors or exits, exits)
+        self._trained: _Round | None = None
+        seats = config.resources.seats(exits)
+        size = min(config.resources.actors or seats, seats)
         self._pool = ExitPool(config, dataset, size, trainer, bundles, notify)
         start = _Round(0, exits, None, [], 0, deque())
         while not self._pool.ready():  # the others join when they can
@@ -93,6 +110,7 @@ class RayExecutor:
 
     def begin(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> None:
         """As ``Executor.begin``. The state is broadcast by one ``ray.put``."""
+        self._trained = None  # its updates may leave the object store
         queue = deque(longest_first(len(momenta), self._lasted))
         self._begun = _Round(round, len(momenta), ray.put(state), momenta, state.vector.size, queue)
         self._assign(self._begun)
@@ -112,24 +130,62 @@ class RayExecutor:
             raise work.diverged[min(work.diverged)]
         updates = tuple(work.updates[exit] for exit in range(work.exits))
         self._lasted = {update.exit: update.seconds for update in updates}
+        self._trained = work
         waited = time.perf_counter() - started - broadcast
         longest = min(waited, max(self._lasted.values()))  # it may have begun before
         return Trained(updates, broadcast, longest, waited - longest, tuple(work.notes))
+
+    def fuse(self, task: PassTask, run: Callable[[FusionShares], T]) -> tuple[T, tuple[str, ...]]:
+        """As ``Executor.fuse``, on the actors that are ready; fewer than shares run several each."""
+        trained = self._trained
+        assert trained is not None and trained.round == task.round
+        work = _Round(task.round, 0, None, [], trained.parameters, deque())
+        while True:
+            while not (ready := self._pool.ready()):
+                self._collect(work)
+            limit = deadline_s(self._slowest, self._resources.exit_timeout_s)
+            shares = RemoteShares(ready[: self._config.fusion.shards], limit)
+            updates = [trained.handed_in[exit] for exit in range(trained.exits)]
+            try:
+                shares.start(self._config.fusion.shards, trained.state, task, updates)
+                return run(shares), tuple(work.notes)
+            except ShareLost as lost:
+                what = f"round {task.round}: a share of the fusion pass was lost"
+                self._fail_by(lost.error, _Task(None, lost.worker, what=what), work)
 
     def close(self) -> None:
         """End the actors."""
         self._pool.close()
 
     def _assign(self, work: _Round) -> None:
-        busy = {id(task.worker) for task in work.running.values()}
-        for worker in self._pool.ready():
-            if not work.queue:
+        while work.queue:
+            busy = {id(task.worker) for task in work.running.values()}
+            free = [worker for worker in self._pool.ready() if id(worker) not in busy]
+            seats = self._seats(work.queue[0])
+            if len(free) < seats:
                 return
-            if id(worker) not in busy:
-                exit = work.queue.popleft()
-                momentum = work.momenta[exit]
-                ref = worker.actor.train.remote(work.state, exit, work.exits, work.round, momentum)
-                work.running[ref] = _Task(exit, worker, awake_s())
+            self._train(work.queue.popleft(), free[:seats], work)
+
+    def _seats(self, exit: int) -> int:
+        """Actors that ``exit`` is trained on: its replicas, or one that does the work of all of them.
+
+        Those that are starting are waited for, but not for long.
+        """
+        wanted, now = self._resources.replicas_of(exit), awake_s()
+        coming = sum(now - worker.since < _PATIENCE_S for worker in self._pool.starting().values())
+        return wanted if len(self._pool.ready()) + coming >= wanted else 1
+
+    def _train(self, exit: int, workers: Sequence[Worker], work: _Round) -> None:
+        training = (work.state, exit, work.exits, work.round, work.momenta[exit])
+        tasks = [_Task(exit, worker, awake_s()) for worker in workers]
+        meeting = workers[0].actor.meet.remote() if len(workers) > 1 else None
+        for rank, task in enumerate(tasks):
+            actor, task.unit = task.worker.actor, tasks
+            if meeting is None:
+                task.ref = actor.train.remote(*training)
+            else:
+                task.ref = actor.train_together.remote(meeting, rank, len(workers), *training)
+            work.running[task.ref] = task
 
     def _collect(self, work: _Round) -> None:
         """Wait for something to happen, and act on all that has."""
@@ -152,7 +208,7 @@ class RayExecutor:
         """Retry trainings that are past their deadline."""
         limit, now = deadline_s(self._slowest, self._resources.exit_timeout_s), awake_s()
         for ref, task in list(work.running.items()):
-            if now - task.since > limit:
+            if ref in work.running and now - task.since > limit:
                 del work.running[ref]
                 loss = Loss(Failure.STUCK, task.worker.place.node if task.worker.place else "")
                 self._fail(task, loss, f"no result within {limit:.0f} s", work)
@@ -162,25 +218,35 @@ class RayExecutor:
         try:
             worker.place = _fetch(worker.started)
         except RayError as error:
-            self._fail_by(error, _Task(None, worker, 0.0), work)
+            self._fail_by(error, _Task(None, worker), work)
 
     def _finish(self, ref: Any, work: _Round) -> None:
         """A training has ended: keep its update, or act on its failure."""
         task = work.running.pop(ref)
         assert task.exit is not None
         try:
-            work.updates[task.exit] = _fetch(ref)
+            update = _fetch(ref)
+            if update is not None:
+                work.updates[task.exit], work.handed_in[task.exit] = update, ref
             self._slowest = max(self._slowest or 0.0, awake_s() - task.since)
         except NonFiniteError as error:
             if self._config.on_divergence == "stop":
                 raise
             work.diverged[task.exit] = error  # the others end first: the next round finds the actors free
-        except RayError as error:
+        except (RayError, PeersLost) as error:
             self._fail_by(error, task, work)
 
-    def _fail_by(self, error: RayError, task: _Task, work: _Round) -> None:
+    def _fail_by(self, error: RayError | PeersLost, task: _Task, work: _Round) -> None:
         """Act on what ``error`` says."""
+        if isinstance(error, PeersLost) and (lost := self._stop_others(task, work, _SETTLE_S)):
+            (error, task), *more = lost
+            for _, other in more:
+                self._pool.replace(other.worker)
         known = sizes(self._config.batch_size, work.parameters)
+        if isinstance(error, PeersLost):  # no other one is to blame
+            node = task.worker.place.node if task.worker.place else ""
+            self._fail(task, Loss(Failure.LOST, node), str(error), work)
+            return
         node = node_of(error) or (task.worker.place.node if task.worker.place else "")
         silent = isinstance(error, ActorUnavailableError) and node != self._pool.here
         self._fail(task, Loss(failure_of(error), node, silent), cause_of(error, known), work)
@@ -191,12 +257,33 @@ class RayExecutor:
         shown = task.worker.place.shown if task.worker.place else "unknown"
         if judge(work.losses, self._resources.max_failures, dead_nodes) is Action.STOP:
             if task.exit is None:
-                raise RunFailed(f"an exit actor could not start: {cause}; {_KNOBS[loss.failure]}")
+                raise RunFailed(f"{task.what}: {cause}; {_KNOBS[loss.failure]}")
             raise ExitFailed(task.exit, work.round, shown, cause, _KNOBS[loss.failure])
         self._pool.replace(task.worker)
+        for _, other in self._stop_others(task, work, 0.0 if loss.failure is Failure.STUCK else _SETTLE_S):
+            self._pool.replace(other.worker)
+        if task.exit in work.updates:
+            return  # the first of its replicas had ended already
         if task.exit is not None:
             work.queue.appendleft(task.exit)
-            work.notes.append(f"exit {task.exit + 1} retried in round {work.round}: {cause} on {shown}")
+        who = "fusion pass" if task.exit is None else f"exit {task.exit + 1}"
+        work.notes.append(f"{who} retried in round {work.round}: {cause} on {shown}")
+
+    def _stop_others(self, task: _Task, work: _Round, limit: float) -> list[tuple[RayError, _Task]]:
+        """Wait until the other replicas of ``task`` have given up; returns those that have not in time."""
+        others = [other for other in task.unit if work.running.pop(other.ref, None)]
+        if not others:
+            return []
+        ray.wait([other.ref for other in others], num_returns=len(others), timeout=limit)
+        lost: list[tuple[RayError, _Task]] = []
+        for other in others:
+            try:
+                fetch(other.ref, 0.0)
+            except (PeersLost, NonFiniteError):
+                continue  # its process is well
+            except RayError as error:
+                lost.append((error, other))
+        return lost
 
 
 def longest_first(exits: int, seconds: Mapping[int, float]) -> list[int]:

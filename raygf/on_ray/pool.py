@@ -6,11 +6,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import ray
+import torch
+from torch import Tensor
 
+from raygf.compute import torch_threads
 from raygf.config.run import ResourceConfig, RunConfig
-from raygf.data.base import Dataset
+from raygf.data.base import BatchSource, Dataset
 from raygf.errors import ResourceError, RunFailed
+from raygf.fusion.fusion_pass import SharesHere, pass_batches
+from raygf.on_ray.faults import deadline_s
 from raygf.on_ray.placement import (
     Bundles,
     Waiting,
@@ -22,17 +28,33 @@ from raygf.on_ray.placement import (
     size,
 )
 from raygf.records import Notify
-from raygf.training.exit_trainer import ExitUpdate
-from raygf.training.network import NetworkState, Vector
+from raygf.training.exit_trainer import ExitUpdate, PassTask
+from raygf.training.network import Arrays, BoundNetwork, NetworkState, Vector, to_numpy
+from raygf.training.peers import Peers, joined, meeting_place
+from raygf.training.shares import ShareStep
 
 
 class Trainer(Protocol):
     """What an exit actor runs, such as ``ExitTrainer``."""
 
+    bound: BoundNetwork
+    batches: BatchSource
+
     def train(
-        self, state: NetworkState, exit: int, exits: int, round: int, momentum: Vector | None
+        self,
+        state: NetworkState,
+        exit: int,
+        exits: int,
+        round: int,
+        momentum: Vector | None,
+        *,
+        peers: Peers | None = None,
     ) -> ExitUpdate:
         """One epoch of ``exit`` from ``state``."""
+        ...
+
+    def whole(self, update: ExitUpdate) -> Tensor:
+        """The update's delta (P,)."""
         ...
 
 
@@ -49,11 +71,13 @@ class Place:
 
 
 class ExitActor:
-    """Trains exits, one at a time."""
+    """Trains exits, one at a time, and runs shares of fusion passes."""
 
     def __init__(self, make_trainer: MakeTrainer, config: RunConfig, dataset: Dataset) -> None:
+        self._config = config
         self._make_trainer = partial(make_trainer, config, dataset)
         self._trainer: Trainer
+        self._shares: SharesHere
 
     def start(self) -> Place:
         """Build the trainer and say where; not in the constructor, whose errors Ray does not hand on."""
@@ -66,6 +90,39 @@ class ExitActor:
     ) -> ExitUpdate:
         """As ``ExitTrainer.train``; arrays in ``state`` are read-only views of the object store."""
         return self._trainer.train(state, exit, exits, round, momentum)
+
+    def meet(self) -> str:
+        """Let replicas meet here; returns the address."""
+        self._meeting, address = meeting_place(ray.util.get_node_ip_address())
+        return address
+
+    def train_together(self, address: str, rank: int, count: int, *training: Any) -> ExitUpdate | None:
+        """``train`` as one of ``count`` replicas that meet at ``address``; only the first has the update."""
+        resources = self._config.resources
+        cuda = (resources.gpus_per_exit or 0) >= 1 and self._config.compute.device != "cpu"
+        limit = deadline_s(None, resources.exit_timeout_s)
+        with joined(address, rank, count, "nccl" if cuda else "gloo", limit) as peers:
+            update = self._trainer.train(*training, peers=peers)
+        return update if rank == 0 else None
+
+    def start_pass(self, state: NetworkState, task: PassTask, ranks: list[int], *updates: ExitUpdate) -> None:
+        """Begin with the shares ``ranks`` of a fusion pass over the exits' ``updates``."""
+        trainer = self._trainer
+        deltas = [trainer.whole(update).to(trainer.bound.compute.device) for update in updates]
+        batches = pass_batches(self._config, trainer.batches, task.round)
+        self._shares = SharesHere(self._config, trainer.bound, batches, state, deltas, task, ranks)
+
+    def step_pass(self, weights: np.ndarray, learn: bool) -> list[ShareStep]:
+        """As ``FusionShares.step``, on the CPU."""
+        with torch_threads(self._config.resources.cpus_per_exit):
+            steps = self._shares.step(torch.tensor(weights, device=self._trainer.bound.compute.device), learn)
+        return [step.to("cpu") for step in steps]
+
+    def end_pass(self) -> list[Arrays]:
+        """The buffers of the shares."""
+        buffers = self._shares.buffers()
+        del self._shares
+        return [{name: to_numpy(tensor) for name, tensor in share.items()} for share in buffers]
 
 
 @dataclass

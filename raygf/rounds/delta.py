@@ -1,28 +1,30 @@
 """A round on expected gradients (paper, Algorithm 1): train the exits, fuse their deltas by a rule."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from raygf.compute import seeded_globals
 from raygf.config.run import RunConfig
 from raygf.data.base import BatchSource
+from raygf.errors import ConfigError
 from raygf.fusion.batchnorm import scaled_layers, weighted_statistics
 from raygf.fusion.conflict import fusion_report
-from raygf.fusion.fuse import Fused, FusionRule, FusionTask
+from raygf.fusion.fuse import Fused, FusionRule, FusionTask, Learner, Passed
+from raygf.fusion.fusion_pass import SharesHere, pass_batches, run_pass
 from raygf.fusion.learned import LearnedFusion
 from raygf.fusion.weighed import WeighedFusion
 from raygf.methods.base import Setting
 from raygf.methods.registry import DELTA, make_weighting, operations_per_round
 from raygf.records import ExitScore
 from raygf.rounds.base import RoundMethod, RoundOutcome
-from raygf.training.exit_trainer import Executor, Trained
+from raygf.training.exit_trainer import Executor, PassTask, Trained
 from raygf.training.losses import decay_factor, loss_coefficients
 from raygf.training.network import Arrays, BoundNetwork, NetworkState, Vector, as_tensor, to_numpy
 from raygf.training.prefix import handed_back
+from raygf.training.shares import check_shares
 from raygf.training.space import Segments
 
 
@@ -43,6 +45,8 @@ class DeltaRound(RoundMethod):
         self._executor = executor
         self._owned = owned
         self._segments = Segments(config.fusion.segments, bound.space)
+        check_shares("fusion.shards", config.fusion.shards, config.batch_size)
+        _check_replicas(config, len(owned))
         self._parts = handed_back(bound.space, owned, config.loss.aux_exits)
         self._rule = self._make_rule()
         if config.fusion.batchnorm == "weighted":
@@ -64,7 +68,7 @@ class DeltaRound(RoundMethod):
             for part, update in zip(self._parts, trained.updates, strict=True)
         ]
         coefficients = loss_coefficients(round, self._config.rounds, len(deltas), self._config.loss)
-        fused = self._fuse(state, deltas, coefficients, round)
+        fused, notes = self._fuse(state, deltas, coefficients, round)
         merged = NetworkState(fused.vector.cpu().numpy(), self._merged_buffers(state, trained, fused))
         report = fusion_report(deltas, fused, self._segments, self._owned, coefficients)
         self._momenta = [update.momentum for update in trained.updates]
@@ -75,7 +79,7 @@ class DeltaRound(RoundMethod):
             "fuse": time.perf_counter() - started,
         }
         losses, accuracies = zip(*((u.loss, u.accuracy) for u in trained.updates), strict=True)
-        return RoundOutcome(merged, ExitScore(losses, accuracies), seconds, report, trained.notes)
+        return RoundOutcome(merged, ExitScore(losses, accuracies), seconds, report, (*trained.notes, *notes))
 
     def begin(self, state: NetworkState, round: int) -> None:
         self._executor.begin(state, round, self._momenta)
@@ -98,27 +102,35 @@ class DeltaRound(RoundMethod):
     def _make_rule(self) -> FusionRule:
         """The rule that the configured method fuses deltas by: Meta-GF's, or a weighting."""
         config, bound, segments, owned = self._config, self._bound, self._segments, self._owned
+        device = bound.compute.device
         if config.method == "metagf":
-            return LearnedFusion(config, bound, segments, owned)
+            return LearnedFusion(config, segments, owned, device)
         setting = Setting(config.methods, bound.network, owned, bound.space)
         weighting = make_weighting(config.method.removeprefix(DELTA), setting)
-        return WeighedFusion(config, bound, segments, owned, weighting)
+        return WeighedFusion(config, segments, owned, device, weighting)
 
     def _fuse(
         self, state: NetworkState, deltas: Sequence[Tensor], coefficients: Sequence[float], round: int
-    ) -> Fused:
-        config = self._config
+    ) -> tuple[Fused, tuple[str, ...]]:
+        """What the rule makes of the deltas, and what went wrong on the way."""
+        config, bound, where = self._config, self._bound, f"{self._config.method}, fusion pass, round {round}"
+        task, notes = PassTask(round, coefficients), list[str]()
+
+        def run(make: Callable[[], Learner]) -> Passed:
+            if config.fusion.shards > 1:
+                others = self._executor.fuse(task, lambda shares: run_pass(shares, make, where))
+                if others is not None:
+                    notes.extend(others[1])
+                    return others[0]
+            ranks = range(config.fusion.shards)
+            batches = pass_batches(config, self._batches, round)
+            shares = SharesHere(config, bound, batches, state, deltas, task, ranks)
+            return run_pass(shares, make, where)
+
         with seeded_globals(config.seed, "fuse", round):
-            task = FusionTask(
-                self._bound.tensor(state.vector),
-                deltas,
-                self._bound.buffer_tensors(state.buffers),
-                self._batches.train(config.seed, "fuse", round, images=config.fusion.images),
-                config.fusion.lr * decay_factor(round, config.rounds, config.optim),
-                torch.tensor(coefficients, device=self._bound.compute.device),
-                where=f"{config.method}, fusion pass, round {round}",
-            )
-            return self._rule.fuse(task)
+            lr = config.fusion.lr * decay_factor(round, config.rounds, config.optim)
+            fused = self._rule.fuse(FusionTask(bound.tensor(state.vector), deltas, lr, where), run)
+        return fused, tuple(notes)
 
     def _merged_buffers(self, state: NetworkState, trained: Trained, fused: Fused) -> Arrays:
         if self._config.fusion.batchnorm == "recalibrated":
@@ -129,3 +141,13 @@ class DeltaRound(RoundMethod):
         ]
         merged = weighted_statistics(self._bound.network, exits, fused.alpha, self._segments)
         return {name: value.numpy() for name, value in merged.items()}
+
+
+def _check_replicas(config: RunConfig, exits: int) -> None:
+    """Raise ConfigError unless ``resources.replicas`` fits a network of so many ``exits``."""
+    replicas = config.resources.replicas
+    if len(replicas) not in (1, exits):
+        raise ConfigError(
+            f"resources.replicas has {len(replicas)} numbers: give one, or one for each of the {exits} exits"
+        )
+    check_shares("resources.replicas", max(replicas), config.batch_size)

@@ -14,8 +14,8 @@ from raygf.methods.registry import make_step_method
 from raygf.rounds.base import RoundMethod, RoundOutcome
 from raygf.training.losses import decay_factor, loss_coefficients, make_losses
 from raygf.training.network import Arrays, BoundNetwork, NetworkState, to_numpy
-from raygf.training.peers import average_buffers
 from raygf.training.sgd import FlatSGD, train_epoch
+from raygf.training.shares import average_buffers
 
 
 class StepRound(RoundMethod):
@@ -54,7 +54,7 @@ class StepRound(RoundMethod):
         coefficients = loss_coefficients(round, config.rounds, exits, config.loss)
         lr = config.optim.lr * decay_factor(round, config.rounds, config.optim)
         method = make_step_method(config.method, self._setting)
-        with seeded_globals(config.seed, *_stream(round, bound.peers.rank)), closing(method):
+        with seeded_globals(config.seed, *_stream(round, bound.peers.ranks[0])), closing(method):
             bound.load(state)
             optimizer = FlatSGD(bound, config.optim, lr, self._momentum)
             score = train_epoch(

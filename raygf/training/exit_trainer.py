@@ -5,9 +5,10 @@ A training is a pure function of the broadcast state, the exit and the round.
 
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -29,8 +30,12 @@ from raygf.errors import ExitFailed
 from raygf.models.build import build_model
 from raygf.training.losses import decay_factor, exit_loss_weights, loss_coefficients, make_losses
 from raygf.training.network import Arrays, BoundNetwork, NetworkState, Vector, as_tensor, to_numpy
+from raygf.training.peers import Peers
 from raygf.training.prefix import Part, parts_of, whole
 from raygf.training.sgd import FlatSGD, train_epoch
+from raygf.training.shares import FusionShares, Turns
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,12 +64,12 @@ class ExitTrainer:
         self._losses = make_losses(config.loss)
         compute = resolve_compute(config.compute)
         make_repeatable(compute)
-        self._bound = BoundNetwork(build_model(config.model, dataset.spec, config.seed), compute)
+        self.bound = BoundNetwork(build_model(config.model, dataset.spec, config.seed), compute)
         self._parts: list[Part] = []
         if config.loss.aux_exits != "all":
             example = dataset.spec.blank(2, compute.device)
-            self._parts = parts_of(self._bound, example, config.loss.aux_exits)
-        self._batches = dataset.open(compute, config.batch_size, config.eval_batch_size)
+            self._parts = parts_of(self.bound, example, config.loss.aux_exits)
+        self.batches = dataset.open(compute, config.batch_size, config.eval_batch_size)
 
     def train(
         self,
@@ -74,6 +79,7 @@ class ExitTrainer:
         round: int,
         momentum: Vector | None = None,
         order: int | None = None,
+        peers: Peers | None = None,
     ) -> ExitUpdate:
         """One epoch of ``exit`` (from 0) from ``state``: paper, Eq. 12, on ``c_i (CE_i + λ Σ_{j≠i} CE_j)``.
 
@@ -85,11 +91,15 @@ class ExitTrainer:
             exits: number of exits n.
             momentum: (P,) this exit's momentum of the round before, if it is carried.
             order: the exit whose order of the images, and whose other draws, it takes; by default its own.
+            peers: those that share the training, which get the same update; by default this trainer runs the
+                shares of all ``resources.replicas`` itself, with the same bits.
 
         Raises:
+            PeersLost: another of the peers was lost.
             NonFiniteError: a loss or weight is not finite.
         """
-        config, bound, started = self._config, self._bound, time.perf_counter()
+        config, bound, started = self._config, self.bound, time.perf_counter()
+        peers = bound.peers = peers or Peers(config.resources.replicas_of(exit))
         coefficients = loss_coefficients(round, config.rounds, exits, config.loss)
         part = self._parts[exit] if self._parts else whole(bound, exits)
         all_weights = exit_loss_weights(exit, coefficients, config.loss.aux)
@@ -99,16 +109,19 @@ class ExitTrainer:
         key = ("exit", round, exit if order is None else order)
         with torch_threads(config.resources.cpus_per_exit), seeded_globals(config.seed, *key):
             bound.load(state)
+            turns = Turns(bound, peers.ranks, peers.count, config.seed, *key)
             optimizer = FlatSGD(bound, config.optim, lr, start, part.trained)
             score = train_epoch(
                 bound,
                 optimizer,
-                self._batches.train(config.seed, *key),
-                lambda losses: torch.autograd.backward(torch.stack(losses) @ weights),
+                self.batches.train(config.seed, *key),
+                partial(_backward, weights, bound),
                 where=f"{config.method}, exit {exit + 1}, round {round}",
                 losses_of=self._losses,
                 part=part,
+                turns=turns,
             )
+            turns.combine(peers)
             delta = part.owned.pack(bound.vector) - part.owned.pack(bound.tensor(state.vector))
         carried = optimizer.momentum if config.optim.carry_momentum else None
         return ExitUpdate(
@@ -128,8 +141,14 @@ class ExitTrainer:
 
     def _changed_buffers(self, state: NetworkState) -> Arrays:
         """The buffers that the training has changed; those of deeper exits may have stayed."""
-        arrays = self._bound.buffer_arrays()
+        arrays = self.bound.buffer_arrays()
         return {name: new for name, new in arrays.items() if not np.array_equal(new, state.buffers[name])}
+
+
+def _backward(weights: Tensor, bound: BoundNetwork, losses: list[Tensor]) -> None:
+    """Add the gradient of the exits' ``losses`` times ``weights`` (n,) to that of the whole batch."""
+    torch.autograd.backward(torch.stack(losses) @ weights)
+    bound.peers.sum_(bound.grad)
 
 
 @dataclass(frozen=True)
@@ -147,6 +166,14 @@ class Trained:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class PassTask:
+    """The fusion pass of ``round``, on ``F = Σ_i c_i CE_i`` with ``coefficients`` c (n,)."""
+
+    round: int
+    coefficients: Sequence[float]
+
+
 class Executor(Protocol):
     """Trains all exits of a round from one state."""
 
@@ -160,6 +187,13 @@ class Executor(Protocol):
         Raises:
             ExitFailed: an exit could not be trained.
             NonFiniteError: a loss or weight is not finite.
+        """
+        ...
+
+    def fuse(self, task: PassTask, run: Callable[[FusionShares], T]) -> tuple[T, tuple[str, ...]] | None:
+        """What ``run`` makes of the fusion pass after ``train``, whose shares others run; None: nobody can.
+
+        ``run`` starts anew when one of them is lost; returned with what went wrong on the way.
         """
         ...
 
@@ -182,6 +216,9 @@ class LocalExecutor:
         """Train the exits one after the other; their times add up."""
         updates = tuple(self._train(state, exit, round, momenta) for exit in range(len(momenta)))
         return Trained(updates, 0.0, sum(update.seconds for update in updates), 0.0)
+
+    def fuse(self, task: PassTask, run: Callable[[FusionShares], T]) -> None:
+        """Nobody else is there."""
 
     def _train(
         self, state: NetworkState, exit: int, round: int, momenta: Sequence[Vector | None]

@@ -131,6 +131,11 @@ class Tally:
         self._hits.append(hits)
         self._sizes.append(size)
 
+    def add_shares(self, scores: Sequence[tuple[Tensor, Tensor]], size: int) -> None:
+        """As ``add``, with losses and hits of the shares of one batch, which add up to it."""
+        losses, hits = zip(*scores, strict=True)
+        self.add(sum(losses[1:], losses[0]), sum(hits[1:], hits[0]), size)
+
     def score(self) -> ExitScore:
         """Means over the images."""
         return self._means(self._history())

@@ -72,6 +72,15 @@ class BoundNetwork:
             logits: Sequence[Tensor] = (run or self.network)(images)
         return logits
 
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """All of the state dict that is not in ``vector``, by name."""
+        return self._rest
+
+    def buffer_copies(self) -> dict[str, Tensor]:
+        """``buffers``, copied."""
+        return {name: tensor.clone() for name, tensor in self._rest.items()}
+
     def exchange(self, buffers: dict[str, Tensor]) -> None:
         """Swap the contents of the network's buffers and of ``buffers``."""
         for name, tensor in self._rest.items():

@@ -1,32 +1,36 @@
-"""The workers that train one network together: what they exchange, and their shares of every batch.
+"""The workers that train one network together, each on a share of every batch: what they exchange.
 
 All of them call the same methods in the same order; a call returns when all have come to it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from raygf.data.base import Batch
+from raygf.errors import PeersLost
 
 T = TypeVar("T")
 
 
 class Peers:
-    """A worker's view of itself and the others. This one is alone, and so has nothing to exchange."""
+    """A worker's view of itself and the others. This one is alone: it runs all shares, one by one."""
 
-    rank = 0
-    """Which worker this is, from 0."""
-    count = 1
-    """How many there are."""
+    def __init__(self, count: int = 1) -> None:
+        """``count``: the shares that a batch is divided into."""
+        self.count = count
+        self.ranks: Sequence[int] = range(count)
+        """The shares that this worker runs, from 0."""
 
     @property
     def first(self) -> bool:
         """Whether this worker is the one that evaluates, stores and reports."""
-        return self.rank == 0
+        return self.ranks[0] == 0
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """``tensor``, overwritten by its sum over all workers: the same bits on every one of them."""
@@ -52,7 +56,8 @@ class TorchPeers(Peers):
     """The members of torch.distributed's process group, which must have been joined before."""
 
     def __init__(self) -> None:
-        self.rank, self.count = dist.get_rank(), dist.get_world_size()
+        super().__init__(dist.get_world_size())
+        self.ranks = (dist.get_rank(),)
 
     def sum_(self, tensor: Tensor) -> Tensor:
         dist.all_reduce(tensor)
@@ -77,34 +82,48 @@ class TorchPeers(Peers):
         return bool(largest == -negated_smallest)
 
 
-def average_buffers(buffers: list[Tensor], peers: Peers) -> None:
-    """Overwrite floating-point ``buffers`` (of any shapes) by their means over the workers, in one exchange.
+class Replicas(TorchPeers):
+    """The actors that share one exit's training. What they sum has the bits of one that runs all shares."""
 
-    In double precision: the mean of equal numbers is then that number. Others, such as counters, are left.
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """As always, added up in the order of the shares.
+
+        Raises:
+            PeersLost: one of the others does not answer any more.
+        """
+        parts = [torch.empty_like(tensor) for _ in range(self.count)]
+        try:
+            dist.all_gather(parts, tensor)
+        except RuntimeError as error:
+            raise PeersLost(f"another replica was lost: {error}") from None
+        tensor.copy_(parts[0])
+        for part in parts[1:]:
+            tensor.add_(part)
+        return tensor
+
+
+def meeting_place(host: str) -> tuple[TCPStore, str]:
+    """A store in this process through which replicas find each other, and its address; ``host``: this one."""
+    store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    return store, f"{host}:{store.port}"
+
+
+@contextmanager
+def joined(address: str, rank: int, count: int, backend: str, timeout_s: float) -> Iterator[Peers]:
+    """The replicas that meet at ``address``, this one being ``rank``.
+
+    Raises:
+        PeersLost: one of them did not come.
     """
-    floats = [buffer for buffer in buffers if buffer.is_floating_point()]
-    if peers.count == 1 or not floats:
-        return
-    flat = peers.sum_(torch.cat([buffer.double().flatten() for buffer in floats])).div_(peers.count)
-    for buffer, mean in zip(floats, torch.split(flat, [buffer.numel() for buffer in floats]), strict=True):
-        buffer.copy_(mean.view_as(buffer))
-
-
-LEAST = 2
-"""Images of a worker's share: BatchNorm can't normalise one value."""
-
-
-def share_of(batch: Batch, peers: Peers) -> tuple[Tensor, Tensor, float]:
-    """This worker's share of ``batch``, which all workers have drawn alike: images, labels, and their weight.
-
-    Over the workers, means of shares times weights add up to the mean over the batch, each of whose images
-    counts once. A batch with fewer than two images a worker (the last one of an epoch, say) is not divided:
-    all workers run the whole of it, so that none stands without images, and only the first one's counts.
-    """
-    images, labels = batch
-    if peers.count == 1:
-        return images, labels, 1.0
-    if len(labels) < LEAST * peers.count:
-        return images, labels, float(peers.first)
-    mine = images.tensor_split(peers.count)[peers.rank]
-    return mine, labels.tensor_split(peers.count)[peers.rank], len(mine) / len(labels)
+    host, _, port = address.rpartition(":")
+    limit = timedelta(seconds=timeout_s)
+    try:
+        store = TCPStore(host, int(port), timeout=limit)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=limit)
+    except RuntimeError as error:
+        raise PeersLost(f"another replica was lost: {error}") from None
+    try:
+        yield Replicas()
+    finally:
+        with suppress(RuntimeError):
+            dist.destroy_process_group()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -14,15 +15,15 @@ from raygf.errors import NonFiniteError
 from raygf.records import ExitScore
 from raygf.training.losses import ExitLosses, Tally, exit_hits, exit_losses
 from raygf.training.network import BoundNetwork, not_finite
-from raygf.training.peers import share_of
 from raygf.training.prefix import Part
+from raygf.training.shares import Turns, shares_of
 from raygf.training.space import Stretches
 
 Backward = Callable[[list[Tensor]], None]
 """Takes the n exits' losses of one batch, scalars, and leaves the update direction in the network's ``grad``.
 
-Where several workers train the network, the losses are of this worker's share and weighed by it: gradients
-are to be summed over ``bound.peers``, and the direction is the same on all.
+Where several workers train the network, the losses are of one share and weighed by it: gradients are to be
+added to ``grad`` and summed over ``bound.peers``, and the direction is the same on all.
 """
 
 
@@ -34,11 +35,12 @@ def train_epoch(
     where: str,
     losses_of: ExitLosses = exit_losses,
     part: Part | None = None,
+    turns: Turns | None = None,
 ) -> ExitScore:
     """Run ``batches`` through the network in train mode, one update each; return the exits' mean scores.
 
     Losses stay on the device until the end of the epoch, so that no step waits for the one before. Where
-    ``bound`` is trained by several workers, each runs its share of every batch. Scores, and so errors, are
+    ``bound`` is trained by several workers, each runs its shares of every batch. Scores, and so errors, are
     those of all workers together.
 
     Args:
@@ -46,23 +48,28 @@ def train_epoch(
         where: names the training in errors, such as "metagf, exit 2, round 7".
         losses_of: what the exits train on.
         part: what of the network is run; losses and scores are then those of its exits.
+        turns: keeps the shares that this worker runs apart; needed if there are several.
 
     Raises:
         NonFiniteError: a loss, a gradient or the final vector is not finite; names the step.
     """
     bound.network.train()
-    tally = Tally(bound.peers, part.exits if part else None)
+    peers, tally = bound.peers, Tally(bound.peers, part.exits if part else None)
     for batch in batches:
-        images, labels, weight = share_of(batch, bound.peers)
         optimizer.zero_grad()
-        logits = bound.forward(images, part.forward if part else None)
-        losses = [loss * weight for loss in losses_of(logits, labels)]
-        try:
-            backward(losses)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{where}, step {len(tally) + 1}: {error}; lower optim.lr") from None
+        scores = []
+        for share in shares_of(batch, peers.ranks, peers.count):
+            with turns.of(share.rank, len(tally)) if turns else nullcontext():
+                logits = bound.forward(share.images, part.forward if part else None)
+                losses = [loss * share.weight for loss in losses_of(logits, share.labels)]
+                try:
+                    backward(losses)
+                except NonFiniteError as error:
+                    raise NonFiniteError(f"{where}, step {len(tally) + 1}: {error}; lower optim.lr") from None
+            hits = exit_hits(logits, share.labels) * (share.weight > 0)
+            scores.append((torch.stack(losses).detach(), hits))
         optimizer.step()
-        tally.add(torch.stack(losses), exit_hits(logits, labels) * (weight > 0), len(batch[1]))
+        tally.add_shares(scores, len(batch[1]))
     return tally.finite_score(where, not_finite(bound.space, bound.vector))
 
 

@@ -21,8 +21,10 @@ from raygf.config.run import (
 from raygf.data.base import ChannelStatistics, InputSpec
 from raygf.data.in_memory import ImageSet
 from raygf.data.splits import Split
+from raygf.fusion.fusion_pass import SharesHere, run_pass
 from raygf.methods.base import Setting
 from raygf.models.multi_exit import MultiExitNetwork
+from raygf.training.exit_trainer import PassTask
 from raygf.training.losses import exit_losses
 from raygf.training.network import BoundNetwork
 from raygf.training.space import FlatSpace, find_ownership
@@ -54,6 +56,18 @@ def three_exits(spec=SPEC):
 def one_exit(spec=SPEC):
     """One stage, one head."""
     return _network(1, spec)
+
+
+def plain(spec=SPEC, width=5):
+    """Three exits without BatchNorm."""
+
+    def stage(inputs):
+        return nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU())
+
+    def head():
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, spec.classes))
+
+    return MultiExitNetwork([stage(spec.channels), stage(width), stage(width)], [head() for _ in range(3)])
 
 
 def with_dropout(spec=SPEC):
@@ -148,6 +162,18 @@ def run_config(model="three_exits", path="unused", **changes):
         tracking=TrackingConfig(enabled=False),
     )
     return replace(config, **changes)
+
+
+def pass_over(batches, config, bound, state, deltas, coefficients=(1.0, 1.0, 1.0)):
+    """Runs fusion passes over ``batches``, in this process."""
+    task = PassTask(3, tuple(float(c) for c in coefficients))
+
+    def run(make):
+        ranks = range(config.fusion.shards)
+        shares = SharesHere(config, bound, batches, state, deltas, task, ranks)
+        return run_pass(shares, make, "fusion pass, round 3")
+
+    return run
 
 
 def torch_epoch(network, batches, sgd, coefficients=(1.0,)):

@@ -7,31 +7,21 @@ import pickle
 
 import torch
 import torch.distributed as dist
-from tiny_network import CPU, SPEC, dataset, owners_of, run_config, seeded
+from tiny_network import CPU, dataset, owners_of, plain, run_config, seeded
 from torch import nn
 
+from raygf.config.run import ResourceConfig
 from raygf.errors import RaygfError
 from raygf.methods.base import StepMethod
 from raygf.methods.registry import STEP_METHODS
-from raygf.models.multi_exit import MultiExitNetwork
 from raygf.rounds.step import StepRound
+from raygf.training.exit_trainer import ExitTrainer
 from raygf.training.network import BoundNetwork
-from raygf.training.peers import TorchPeers, average_buffers
+from raygf.training.peers import Replicas, TorchPeers
+from raygf.training.shares import average_buffers
 
 UNEVEN = 23
 """Training images: batches of 5, and 3 in the last, which are too few for two workers."""
-
-
-def plain(spec=SPEC, width=5):
-    """Three exits without BatchNorm."""
-
-    def stage(inputs):
-        return nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU())
-
-    def head():
-        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, spec.classes))
-
-    return MultiExitNetwork([stage(spec.channels), stage(width), stage(width)], [head() for _ in range(3)])
 
 
 class Alone(StepMethod):
@@ -85,19 +75,26 @@ def train_with_a_nan(peers):
 
 def exchange(peers):
     """Everything that peers can do, with numbers that tell the workers apart."""
-    mine = torch.tensor([1.0, 10.0]) + peers.rank
-    buffers = [torch.tensor([0.1, 1.0 + peers.rank]), torch.tensor(7 + peers.rank)]
+    mine = torch.tensor([1.0, 10.0]) + peers.ranks[0]
+    buffers = [torch.tensor([0.1, 1.0 + peers.ranks[0]]), torch.tensor(7 + peers.ranks[0])]
     average_buffers(buffers, peers)
     calls: list[int] = []
-    made = peers.from_first(lambda: calls.append(peers.rank) or {"from": peers.rank})
+    made = peers.from_first(lambda: calls.append(peers.ranks[0]) or {"from": peers.ranks[0]})
     return {
-        "rank": (peers.rank, peers.count, peers.first),
+        "rank": (peers.ranks[0], peers.count, peers.first),
         "sum": peers.sum_(mine.clone()).tolist(),
         "first": peers.first_(mine.clone()).tolist(),
         "made": (made, calls),
-        "same": (peers.same(torch.ones(3)), peers.same(torch.ones(3) + peers.rank * 1e-6)),
+        "same": (peers.same(torch.ones(3)), peers.same(torch.ones(3) + peers.ranks[0] * 1e-6)),
         "buffers": [buffer.tolist() for buffer in buffers],
     }
+
+
+def train_exit(peers=None):
+    """An exit's training, as one of two replicas; alone, as both in turn."""
+    config = run_config("with_dropout", resources=ResourceConfig(executor="local", replicas=(2,)))
+    trainer = ExitTrainer(config, dataset(train=UNEVEN))
+    return trainer.train(trainer.bound.state(), 1, 3, 1, peers=peers)
 
 
 def all_tasks(peers):
@@ -114,6 +111,7 @@ def all_tasks(peers):
         "batchnorm": train("sgd", peers, nn.BatchNorm2d(5), rounds=1),
         "nan": train_with_a_nan(peers),
         "forgetful": forgotten,
+        "replica": train_exit(Replicas() if peers.count > 1 else None),
     }
 
 

@@ -19,7 +19,7 @@ from faults import DELAY_S, Faults
 from runs import raygf_actors, wait_until, with_resources
 
 from raygf.compute import resolve_compute
-from raygf.config.run import ResourceConfig, RunConfig
+from raygf.config.run import FusionConfig, ResourceConfig, RunConfig
 from raygf.data.base import Dataset
 from raygf.data.load import load_data
 from raygf.errors import ExitFailed, NonFiniteError, RaygfError
@@ -28,8 +28,10 @@ from raygf.on_ray import executor
 from raygf.on_ray.executor import RayExecutor
 from raygf.on_ray.placement import AwakeClock
 from raygf.on_ray.pool import Place
+from raygf.rounds.delta import DeltaRound
 from raygf.training.exit_trainer import ExitUpdate, LocalExecutor
 from raygf.training.network import BoundNetwork, NetworkState
+from raygf.training.space import find_ownership
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the actors can't import this file
 
@@ -102,10 +104,10 @@ def new_pool(cluster, bench, tmp_path, kept):
         kept.popitem()[1].close()
     pools: list[RayExecutor] = []
 
-    def make(doomed=0, **resources):
+    def make(doomed=0, fusion=FusionConfig(), **resources):  # noqa: B008 - it is frozen
         faults = Faults(tmp_path / "faults")
-        trainer = Doomed(faults, doomed)
-        pools.append(RayExecutor(with_resources(bench.config, **resources), bench.dataset, EXITS, trainer))
+        config = replace(with_resources(bench.config, **resources), fusion=fusion)
+        pools.append(RayExecutor(config, bench.dataset, EXITS, Doomed(faults, doomed)))
         return pools[-1], faults
 
     yield make
@@ -281,6 +283,54 @@ def test_stuck_training_is_retried_elsewhere_and_then_ends_the_run(new_pool, ben
     assert second != first
     assert caught.value.node.endswith(f"(pid {second})")
     assert caught.value.knob == "give it more time with resources.exit_timeout_s"
+
+
+REPLICAS = (1, 1, 2)
+
+
+def test_replicas_share_a_training_and_are_retried_as_one(new_pool, bench):
+    """With the bits of one process that does the work of both; one is killed, later one gets stuck."""
+    shared = replace(bench, config=with_resources(bench.config, replicas=REPLICAS))
+    pool, faults = new_pool(actors=2, replicas=REPLICAS, exit_timeout_s=6.0)
+    faults.add("kill exit 3 in round 2 at step 2; stick exit 3 in round 3")
+    assert_same_bits(pool.train(bench.state, 1, NONE), shared.local(1))
+    assert sorted(faults.logged("replicas-1")) == [0, 1]
+    trained = pool.train(bench.state, 2, NONE)
+    assert_same_bits(trained, shared.local(2))
+    (dead,) = pids_of(faults, 3, 2)
+    (note,) = trained.notes
+    assert re.fullmatch(rf"exit 3 retried in round 2: ActorDiedError: .* on \S+ \(pid {dead}\)", note)
+    assert sorted(faults.logged("replicas-2")) == [0, 0, 1, 1]
+    assert trained.updates[2].delta.tobytes() != bench.local(2).updates[2].delta.tobytes()
+    stuck = pool.train(bench.state, 3, NONE)
+    assert_same_bits(stuck, shared.local(3))
+    assert stuck.notes[0].startswith("exit 3 retried in round 3: no result within 6 s")
+
+
+def test_actors_lost_in_a_shared_fusion_pass_are_replaced_and_the_bits_are_the_same(new_pool, bench):
+    """Three shares on two actors: one is killed in round 1, and in round 2 one gets stuck."""
+    fusion = FusionConfig(shards=3)
+    config = replace(bench.config, fusion=fusion)
+    pool, faults = new_pool(actors=2, fusion=fusion, exit_timeout_s=4.0)
+    faults.add("kill share in round 1 at step 2; stick share in round 2 at step 1")
+
+    def two_rounds(executor):
+        network = build_model(config.model, bench.dataset.spec, config.seed)
+        bound = BoundNetwork(network, resolve_compute(config.compute))
+        owned = find_ownership(network, bench.dataset.spec.blank(2), bound.space)
+        batches = bench.dataset.open(bound.compute, config.batch_size, 100)
+        method, state, notes = DeltaRound(config, bound, batches, executor, owned), bench.state, []
+        for round in (1, 2):
+            outcome = method.run(state, round)
+            state, notes = outcome.state, [*notes, *outcome.notes]
+        return state.sha256(), notes
+
+    sha, (first, second) = two_rounds(pool)
+    assert (sha, []) == two_rounds(LocalExecutor(config, bench.dataset))
+    killed, _ = (mark.pid for mark in faults.fired())
+    said = rf"fusion pass retried in round 1: ActorDiedError: .* on \S+ \(pid {killed}\)"
+    assert re.fullmatch(said, first)
+    assert second.startswith("fusion pass retried in round 2: GetTimeoutError: no answer within 4 s")
 
 
 def test_closing_ends_the_processes(new_pool):

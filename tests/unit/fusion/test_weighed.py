@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_network import bind, owners_of, random_batches, random_vectors, run_config, setting_of
+from tiny_network import bind, owners_of, pass_over, random_batches, random_vectors, run_config, setting_of
 from torch.testing import assert_close
 
 from raygf.config.run import FusionConfig
@@ -18,14 +18,14 @@ BATCHES = random_batches()
 
 def fuse(name, deltas, kind="tensor", epsilon=1.0):
     bound = bind()
-    base = bound.vector.clone()
     config = run_config(fusion=FusionConfig(epsilon=epsilon))
     weighting = make_weighting(name, setting_of(bound))
-    rule = WeighedFusion(config, bound, Segments(kind, bound.space), OWNED, weighting)
+    rule = WeighedFusion(config, Segments(kind, bound.space), OWNED, "cpu", weighting)
     torch.manual_seed(0)
-    buffers = bound.buffer_tensors(bound.buffer_arrays())
-    fused = rule.fuse(FusionTask(bound.vector.clone(), deltas, buffers, BATCHES, 0.1, torch.ones(3), "test"))
-    bound.vector.copy_(base)
+    state = bound.state()
+    task = FusionTask(bound.tensor(state.vector), deltas, 0.1, "test")
+    fused = rule.fuse(task, pass_over(BATCHES, config, bound, state, deltas))
+    bound.load(state)
     return bound, fused
 
 

@@ -1,20 +1,33 @@
 import copy
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from tiny_network import CPU, bind, dataset, one_exit, owners_of, run_config, three_exits, with_dropout
+from tiny_network import (
+    CPU,
+    bind,
+    dataset,
+    one_exit,
+    owners_of,
+    plain,
+    run_config,
+    seeded,
+    three_exits,
+    with_dropout,
+)
 from torch import nn
 from torch.testing import assert_close
 
-from raygf.config.run import FusionConfig, LossConfig, OptimConfig
+from raygf.config.run import FusionConfig, LossConfig, ModelConfig, OptimConfig, ResourceConfig
 from raygf.errors import ConfigError
 from raygf.fusion.batchnorm import weighted_statistics
 from raygf.fusion.fuse import fusion_weights
+from raygf.fusion.fusion_pass import SharesHere
 from raygf.rounds.delta import DeltaRound
-from raygf.training.exit_trainer import ExitTrainer, LocalExecutor
-from raygf.training.network import as_tensor
+from raygf.training.exit_trainer import ExitTrainer, LocalExecutor, PassTask
+from raygf.training.network import BoundNetwork, as_tensor
 from raygf.training.space import Segments
 
 DATA = dataset()
@@ -51,18 +64,24 @@ def test_weights_learn_in_every_round():
         assert not np.array_equal(after["adam_second"], before["adam_second"])
 
 
-def test_the_fusion_minimises_what_joint_sgd_does():
+def test_the_fusion_minimises_what_joint_sgd_does(monkeypatch):
     """In round 2 of 4, SDN's c is a third of the way from 0.01 to 0.15 and 0.3; the report's loss is F."""
     step, seen = make(run_config(loss=LossConfig(coefficients="sdn"))), []
     fuse = step._rule.fuse
 
-    def spy(task):
-        seen.append((task.coefficients.tolist(), fuse(task)))
-        return seen[-1][1]
+    def spy(task, run):
+        seen.append(fuse(task, run))
+        return seen[-1]
+
+    class Shares(SharesHere):
+        def __init__(self, *arguments):
+            seen.append(arguments[5].coefficients)
+            super().__init__(*arguments)
 
     step._rule.fuse = spy
+    monkeypatch.setattr("raygf.rounds.delta.SharesHere", Shares)
     report = step.run(STATE, 2).fusion
-    ((coefficients, fused),) = seen
+    coefficients, fused = seen
     assert coefficients == pytest.approx((0.01 + 0.14 / 3, 0.01 + 0.29 / 3, 1.0))
     assert report.loss == pytest.approx(np.dot(coefficients, fused.score.loss))
 
@@ -180,3 +199,54 @@ def test_scores_and_times():
     assert outcome.train.accuracy == tuple(update.accuracy for update in updates)
     assert set(outcome.seconds) == {"broadcast", "train", "wait", "fuse"}
     assert min(outcome.seconds.values()) >= 0
+
+
+@pytest.mark.parametrize("method", ["metagf", "delta-pcgrad"])
+def test_shares_of_the_fusion_pass_agree_with_the_whole_where_nothing_is_normalised(method):
+    """The last batch of 22 images has two, too few to be divided."""
+    data = dataset(train=22)
+
+    def fused(shards):
+        config = run_config(method=method, fusion=FusionConfig(shards=shards))
+        bound, batches = BoundNetwork(seeded(plain), CPU), data.open(CPU, 4, 5)
+        executor = LocalExecutor(replace(config, model=ModelConfig("tiny_network:plain")), data)
+        step = DeltaRound(config, bound, batches, executor, owners_of(bound))
+        return step, step.run(bound.state(), 1)
+
+    (_, whole), (step, halves) = fused(1), fused(2)
+    assert_close(halves.state.vector, whole.state.vector, rtol=1e-5, atol=1e-6)
+    assert halves.fusion.loss == pytest.approx(whole.fusion.loss, rel=1e-5)
+    assert halves.fusion.accuracy == whole.fusion.accuracy
+    if method == "metagf":
+        assert step.arrays()["adam_steps"] == 6
+        assert_close(step.arrays()["eta"], fused(1)[0].arrays()["eta"], rtol=1e-4, atol=1e-4)
+
+
+def test_shares_normalise_apart_and_their_statistics_are_averaged():
+    """Two shares of two images each. BatchNorm's running mean is linear: its average is that of the whole."""
+    fusion, data = FusionConfig(lr=0.0), dataset(train=4)
+    deltas = [torch.zeros(STATE.vector.size)] * 3
+
+    def buffers(shards):
+        config, bound = run_config(fusion=replace(fusion, shards=shards)), bind()
+        batches = data.open(CPU, 4, 5).train(0, "x")
+        shares = SharesHere(config, bound, batches, STATE, deltas, PassTask(1, (1.0,) * 3), range(shards))
+        while shares.step(torch.full((3, 15), 1 / 3), False):
+            pass
+        return shares.buffers()
+
+    (whole,), halves = buffers(1), buffers(2)
+    mean = [half["stages.0.1.running_mean"] for half in halves]
+    assert not torch.equal(*mean)
+    assert_close((mean[0] + mean[1]) / 2, whole["stages.0.1.running_mean"])
+
+
+def test_shares_that_do_not_fit_are_refused():
+    with pytest.raises(ConfigError, match=r"batch_size = 4: must be at least 6 with fusion\.shards = 3"):
+        make(run_config(fusion=FusionConfig(shards=3)))
+    for replicas, text in (
+        ((1, 3, 1), "at least 6 with resources.replicas = 3"),
+        ((1, 2), "has 2 numbers: give"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            make(run_config(resources=ResourceConfig(executor="local", replicas=replicas)))

@@ -3,14 +3,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_network import CPU, bind, dataset, one_exit, run_config, torch_epoch, vector_of
+from tiny_network import CPU, bind, dataset, one_exit, plain, run_config, seeded, torch_epoch, vector_of
 from torch.testing import assert_close
 
-from raygf.config.run import LossConfig, OptimConfig
+from raygf.config.run import LossConfig, OptimConfig, ResourceConfig
+from raygf.data.splits import Split
 from raygf.errors import NonFiniteError
 from raygf.training.exit_trainer import ExitTrainer, LocalExecutor
 from raygf.training.losses import exit_losses
-from raygf.training.network import NetworkState
+from raygf.training.network import BoundNetwork, NetworkState
 
 STATE = bind().state()
 STEP = OptimConfig(momentum=0.0, weight_decay=0.0)
@@ -154,3 +155,56 @@ def test_the_local_executor_trains_exits_in_order_each_with_its_own_momentum():
         assert same(update, reference.train(STATE, exit, 3, 2, momenta[exit]))
     assert trained.train_s == sum(update.seconds for update in trained.updates) > 0
     assert (trained.broadcast_s, trained.wait_s, trained.notes) == (0, 0, ())
+
+
+def replicated(model, replicas, **changes):
+    return trainer(model, resources=ResourceConfig(executor="local", replicas=replicas), **changes)
+
+
+def test_replicas_agree_with_one_where_nothing_is_normalised():
+    state = BoundNetwork(seeded(plain), CPU).state()
+    one, two = trainer("plain"), replicated("plain", (1, 2, 1))
+    alone, shared = (t.train(state, 1, 3, 1) for t in (one, two))
+    assert_close(shared.delta, alone.delta, rtol=1e-4, atol=1e-6)
+    assert not same(shared, alone)
+    assert shared.loss == pytest.approx(alone.loss, rel=1e-5) and shared.accuracy == alone.accuracy
+    assert same(one.train(state, 0, 3, 1), two.train(state, 0, 3, 1))  # it has one replica
+
+
+def test_replicas_normalise_apart_and_their_gradients_and_statistics_are_averaged():
+    data = dataset(train=4)
+    update = replicated("three_exits", (2,), data=data, optim=STEP, loss=LossConfig(aux=0.0)).train(
+        STATE, 0, 3, 1
+    )
+    ((images, labels),) = data.open(CPU, 4, 5).train(0, "exit", 1, 0)
+    halves = []
+    for half in (slice(0, 2), slice(2, 4)):
+        bound = bind()
+        bound.load(STATE)
+        bound.network.train()
+        exit_losses(bound.network(images[half]), labels[half])[0].backward()
+        halves.append((bound.grad.clone(), bound.buffer_arrays()))
+    (one, first), (two, second) = halves
+    assert_close(torch.tensor(update.delta), -STEP.lr * (one + two) / 2)
+    name = "stages.0.1.running_var"
+    assert not np.array_equal(first[name], second[name])
+    np.testing.assert_allclose(update.buffers[name], (first[name] + second[name]) / 2, rtol=1e-6)
+
+
+def test_replicas_have_random_draws_of_their_own():
+    """The two shares of every batch are equal, and only dropout tells them apart."""
+    once = dataset(train=2)
+    twice = replace(
+        once, train=Split(*(np.concatenate([a, a]) for a in (once.train.images, once.train.labels)))
+    )
+    shares = []
+
+    def losses(logits, labels):
+        shares.append(torch.stack(list(logits)).detach())
+        return exit_losses(logits, labels)
+
+    both = replicated("with_dropout", (2,), data=twice)
+    both._losses = losses
+    first = both.train(STATE, 0, 3, 1)
+    assert len(shares) == 2 and not torch.equal(shares[0].sort(1)[0], shares[1].sort(1)[0])
+    assert same(first, both.train(STATE, 0, 3, 1))

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 import two_workers
-from tiny_network import vector_of
+from tiny_network import plain, vector_of
 
+from raygf.errors import PeersLost
 from raygf.methods.registry import STEP_METHODS
-from raygf.training.peers import ALONE, Peers, average_buffers, share_of
+from raygf.training.peers import ALONE, joined, meeting_place
 
 APART = "two_workers:forgetful, round 1: the workers' weights have come apart"
 
@@ -33,30 +34,10 @@ def test_what_two_workers_exchange(pair):
     assert (first["buffers"], second["buffers"]) == ([[tenth, 1.5], 7], [[tenth, 1.5], 8])  # not counters
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_shares_cover_a_batch_and_their_means_add_up_to_its_mean(count):
-    """A batch too small for all is run whole by every worker, and counts once."""
-    for size in range(1, 12):
-        values = torch.rand(size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
-        shares = []
-        for rank in range(count):
-            peers = Peers()
-            peers.rank, peers.count = rank, count
-            shares.append(share_of((values, torch.arange(size)), peers))
-        images, labels, weights = zip(*shares, strict=True)
-        assert all(len(part) >= min(size, 2) for part in labels)
-        if size >= 2 * count:
-            assert torch.cat(labels).tolist() == list(range(size))
-        else:
-            assert weights == (1.0,) + (0.0,) * (count - 1)
-        total = sum(part.mean() * weight for part, weight in zip(images, weights, strict=True))
-        assert total.item() == pytest.approx(values.mean().item(), rel=1e-12)
-
-
 @pytest.mark.parametrize("name", STEP_METHODS)
 def test_two_workers_agree_with_one(pair, single, name):
     one, (first, second) = single["trained"][name], [told["trained"][name] for told in pair]
-    start = vector_of(two_workers.seeded(two_workers.plain)).numpy()
+    start = vector_of(two_workers.seeded(plain)).numpy()
     assert first["sha"] == second["sha"]
     np.testing.assert_allclose(first["vector"], one["vector"], rtol=1e-5, atol=5e-6)
     assert np.abs(one["vector"] - start).max() > 0.1
@@ -70,15 +51,6 @@ def test_workers_agree_though_dropout_and_batchnorm_differ(pair, single):
         assert first["sha"] == second["sha"] != single[kind]["sha"]
         means = [array for name, array in first["buffers"].items() if name.endswith("running_mean")]
         assert len(means) == (kind == "batchnorm") and all(mean.any() for mean in means)
-
-
-def test_the_mean_of_equal_buffers_is_that_buffer():
-    """Three workers that hold the same."""
-    values = torch.rand(2000, generator=torch.Generator().manual_seed(0))
-    peers, buffers = Peers(), [values.clone()]
-    peers.count, peers.sum_ = 3, lambda tensor: tensor.add_(tensor.clone()).add_(tensor / 2)
-    average_buffers(buffers, peers)
-    assert torch.equal(buffers[0], values)
 
 
 def test_both_stop_where_one_alone_meets_a_nan(pair):
@@ -99,4 +71,20 @@ def test_alone_nothing_is_exchanged():
     tensor = torch.tensor([1.0, 2.0])
     assert ALONE.sum_(tensor) is tensor and ALONE.first_(tensor) is tensor and ALONE.same(tensor)
     assert ALONE.from_first(lambda: 3) == 3
-    assert (ALONE.rank, ALONE.count, ALONE.first) == (0, 1, True)
+    assert (list(ALONE.ranks), ALONE.count, ALONE.first) == ([0], 1, True)
+
+
+def test_replicas_in_two_processes_have_the_bits_of_one_that_does_the_work_of_both(pair, single):
+    alone, both = single["replica"], [told["replica"] for told in pair]
+    for update in both:
+        assert update.delta.tobytes() == alone.delta.tobytes()
+        assert update.buffers.keys() == alone.buffers.keys()
+        assert all(np.array_equal(update.buffers[name], alone.buffers[name]) for name in alone.buffers)
+        assert (update.loss, update.accuracy) == (alone.loss, alone.accuracy)
+
+
+def test_a_replica_whose_others_are_gone_says_so():
+    store, address = meeting_place("127.0.0.1")
+    with pytest.raises(PeersLost, match="another replica was lost"), joined(address, 1, 2, "gloo", 0.5):
+        pass
+    del store
