@@ -7,6 +7,7 @@ import statistics
 import sys
 from collections import deque
 from collections.abc import Callable
+from datetime import timedelta
 from typing import IO
 
 from rich.console import Console
@@ -85,7 +86,7 @@ def header_line(start: RunStart) -> str:
 
 
 def round_line(record: RoundRecord, seconds_left: float) -> str:
-    """``round 3/40  1.9 s  loss 1.234  val 71.2 80.1 83.0 (avg 78.1) %  eta 1m10s``
+    """``round 3/40  1.9 s  loss 1.234  val 71.2 80.1 83.0 (avg 78.1) %  eta 0:01:10``
 
     The loss is the exits' mean training loss; without a validation the accuracy is the training's ("train").
     A skipped round is marked instead.
@@ -97,22 +98,8 @@ def round_line(record: RoundRecord, seconds_left: float) -> str:
     elif not record.skipped:
         parts.append(_accuracy("train", record.train))
     if seconds_left > 0:
-        parts.append(f"eta {duration(seconds_left)}")
+        parts.append(f"eta {timedelta(seconds=round(seconds_left))}")
     return "  ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """``45s``, ``1m10s``, ``2h03m``, ``3d04h``: the two largest units."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    minutes = round(seconds / 60)
-    if minutes < 24 * 60:
-        return f"{minutes // 60}h{minutes % 60:02d}m"
-    hours = round(seconds / 3600)
-    return f"{hours // 24}d{hours % 24:02d}h"
 
 
 def _accuracy(split: str, score: ExitScore) -> str:

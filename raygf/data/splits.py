@@ -83,14 +83,6 @@ class Split:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
 
-    def __post_init__(self) -> None:
-        if self.images.dtype != np.uint8 or self.images.ndim != 4:
-            raise DataError(f"images must be uint8 (N, C, H, W), not {self.images.dtype} {self.images.shape}")
-        if self.labels.dtype != np.int64 or self.labels.shape != self.images.shape[:1]:
-            raise DataError(
-                f"labels must be int64 ({len(self.images)},), not {self.labels.dtype} {self.labels.shape}"
-            )
-
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -25,7 +25,7 @@ from raygf.evaluation.paper_figures import (
     validation,
 )
 from raygf.evaluation.results import Group, RunResults
-from raygf.evaluation.tables import ResultColumn, ResultTable, to_long_csv, to_markdown
+from raygf.evaluation.tables import ResultColumn, ResultTable, to_csv, to_markdown
 
 Files = dict[str, str | bytes | Figure]
 """Texts, figures and others by the relative path of their file."""
@@ -59,7 +59,7 @@ def comparison_files(groups: Sequence[Group]) -> Files:
     tables = anytime_tables(groups)
     files: Files = {
         "anytime.md": "\n".join(to_markdown(table) for table in tables),
-        "anytime.csv": to_long_csv(tables),
+        "anytime.csv": to_csv(tables),
     }
     histories = [(group.label, group.seeds, [run.history for run in group.runs]) for group in groups]
     if curves := [curve for curve in (convergence(*known) for known in histories) if curve is not None]:

@@ -77,40 +77,25 @@ def to_markdown(table: ResultTable) -> str:
     return markdown_table(_header(table), [*_exit_rows(table), *_summary_rows(table)])
 
 
-def to_csv(table: ResultTable) -> str:
-    """``table`` as CSV of the same form: whole counts, means over seeds, percent with four decimals."""
-    means = [column.accuracies()[0].mean(axis=0) for column in table.columns]
-    titles = (f"{column.title} {table.accuracy} (%)" for column in table.columns)
-    costs = zip(table.operations, table.parameters, strict=True)
-    seconds = [float(np.mean(column.seconds)) for column in table.columns]
-    return csv_text(
-        [
-            ["exit", "operations", "parameters", *titles],
-            *([i + 1, *cost, *(f"{100 * mean[i]:.4f}" for mean in means)] for i, cost in enumerate(costs)),
-            ["average", None, None, *(f"{100 * mean.mean():.4f}" for mean in means)],
-            ["training passes", None, None, *(f"{column.training_passes:g}" for column in table.columns)],
-            ["training operations", None, None, *(column.training_operations for column in table.columns)],
-            ["wall time (s)", None, None, *("" if np.isnan(s) else f"{s:.1f}" for s in seconds)],
-        ]
-    )
-
-
-def to_long_csv(tables: Sequence[ResultTable]) -> str:
+def to_csv(tables: Sequence[ResultTable]) -> str:
     """All ``tables`` as CSV: one line a configuration and exit, then its average.
 
     Accuracies are 0–1, counts whole; standard deviations are empty for one seed.
     """
     names = [f"{kind}_{what}" for kind in ("top1", "top5") for what in ("mean", "std")]
-    rows: list[list[object]] = [
-        ["run", "seeds", "training_passes", "training_operations", "exit", "operations", "parameters", *names]
-    ]
+    header = ["run", "seeds", "training_passes", "training_operations", "seconds", "exit", "operations"]
+    rows: list[list[object]] = [[*header, "parameters", *names]]
     for table in tables:
         costs = [
             *enumerate(zip(table.operations, table.parameters, strict=True), start=1),
             ("average", (None, None)),
         ]
         for column in table.columns:
-            spent = [f"{column.training_passes:g}", column.training_operations]
+            spent = [
+                f"{column.training_passes:g}",
+                column.training_operations,
+                float(np.mean(column.seconds)),
+            ]
             start = [column.title, len(column.top1), *spent]
             by_exit = [[*values.T, values.mean(axis=1)] for values in column.accuracies()]
             for (exit, cost), *by_seed in zip(costs, *by_exit, strict=True):

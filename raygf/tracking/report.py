@@ -51,7 +51,7 @@ class Report:
         # First, because files may have to go elsewhere: to a disk or a bucket that this process can't reach.
         self.run.describe(_HEADING, f"{markdown}\n{more}", f": {self._summary(end)}")
         self.run.log_text("results.md", markdown)
-        self.run.log_text("results.csv", to_csv(table))
+        self.run.log_text("results.csv", to_csv([table]))
 
     def _summary(self, end: RunEnd) -> str:
         """``96.31 % test accuracy on average, 97 % at the last exit; Meta-GF, msdnet on digits, 40 …``"""

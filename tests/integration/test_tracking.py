@@ -110,7 +110,7 @@ def check_artifacts(client, run_id):
     }
     assert from_dict(RunConfig, yaml.safe_load(read(client, run_id, "config.yaml"))) == CONFIG
     assert "| Exit-2              |          0.800 |" in read(client, run_id, "results.md")
-    assert "wall time (s),,,4.0" in read(client, run_id, "results.csv")
+    assert ",4.0,average," in read(client, run_id, "results.csv")
     assert read(client, run_id, "figures/accuracy.csv").splitlines()[2] == "2,0.8,0.9"
     assert read(client, run_id, "figures/fusion_weights.csv").splitlines()[1] == "stem,0.25,0.75"
 
@@ -138,7 +138,7 @@ def test_a_stopped_run_is_resumed_in_place(store, said):
     assert (run.data.params["optim.lr"], run.data.params["setting"]) == ("0.05", "cpu")
     points = ["1,0.1,0.2", "2,0.5,0.6", "3,0.7,0.8"]
     assert read(client, run_id, "figures/accuracy.csv").splitlines()[1:] == points
-    assert "wall time (s),,,6.0" in read(client, run_id, "results.csv")
+    assert ",6.0,average," in read(client, run_id, "results.csv")
 
 
 def test_the_description_keeps_what_people_wrote_and_replaces_the_old_results(store, said):

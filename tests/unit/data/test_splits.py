@@ -7,7 +7,7 @@ import pytest
 from made_up_images import make_split, refused
 
 from raygf.config.run import DataConfig
-from raygf.data.splits import Source, Split, divide
+from raygf.data.splits import Source, divide
 from raygf.errors import DataError
 
 NAMES = tuple("abcdefghij")
@@ -105,14 +105,3 @@ def test_test_images_must_come_from_somewhere():
         source().divide(DataConfig(test=30), 0)
     with refused("data.val = 25: there are only 25 training images"):
         source().divide(DataConfig(test=5, val=25), 0)
-
-
-def test_a_split_checks_its_arrays_and_copies_what_is_taken():
-    split = make_split(10)
-    taken = split.take(np.array([3, 1]))
-    assert np.array_equal(taken.images[1], split.images[1]) and taken.labels.tolist() == [3, 1]
-    assert not np.shares_memory(taken.images, split.images)
-    with refused("images must be uint8"):
-        Split(split.images.astype(np.float32), split.labels)  # type: ignore[arg-type]
-    with refused("labels must be int64 (10,)"):
-        Split(split.images, split.labels[:3])

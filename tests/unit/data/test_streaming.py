@@ -3,8 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -130,11 +128,6 @@ def test_seed_and_key_decide_the_order_and_the_augmentation(sets):
         assert [labels for _, labels in other] != [labels for _, labels in first]
 
 
-def test_a_last_batch_of_one_joins_the_one_before(sets):
-    batches = open_set(sets["shards"], batch=29, workers=1)
-    assert [len(labels) for _, labels in batches.train(0, "a")] == [30]
-
-
 def test_global_random_numbers_are_left_alone(sets):
     for count in (0, 1):
         torch.manual_seed(0)
@@ -211,28 +204,6 @@ def test_two_passes_at_a_time(sets):
     assert len(joined(batches.evaluate("test"))[1]) == 7
     assert bits([first, *training]) == bits(open_set(sets["shards"], batch=4).train(0, "a"))
     batches.close()
-
-
-PROGRAM = """
-import os, signal, sys
-from pathlib import Path
-import psutil
-from torch.utils.data._utils import worker
-from made_up_images import CPU, load_streamed
-worker.MP_STATUS_CHECK_INTERVAL = 0.2  # workers look for their parent that often
-batches = load_streamed(Path(sys.argv[1]), workers=2).open(CPU, 8, 8)
-list(batches.train(0, "a"))
-print(len(psutil.Process().children()), flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_workers_end_with_a_process_that_is_killed(sets):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    program = [sys.executable, "-c", PROGRAM, str(sets["shards"])]
-    # The workers hold its output open: this waits for the last of them.
-    done = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=60)
-    assert done.returncode == -signal.SIGKILL and done.stdout == "2\n", done.stderr
 
 
 def test_a_lost_worker_ends_the_pass_in_one_line(sets, monkeypatch):

@@ -15,7 +15,6 @@ from raygf.evaluation.tables import (
     operations_text,
     passes_text,
     to_csv,
-    to_long_csv,
     to_markdown,
     to_rich,
 )
@@ -78,21 +77,8 @@ def test_terminal_shows_the_cells_of_the_markdown():
     assert [line for line in lines if line in rows] == rows
 
 
-def test_csv_of_the_same_form():
-    assert to_csv(ONE_SEED) == (
-        "exit,operations,parameters,Meta-GF test accuracy (%),SGD test accuracy (%)\n"
-        "1,352104,30123,91.2300,90.0000\n"
-        "2,801000,80456,95.0000,94.0000\n"
-        "3,1204567,120999,96.7800,97.0000\n"
-        "average,,,94.3367,93.6667\n"
-        "training passes,,,160,5.125\n"
-        "training operations,,,398592000000,12767000000\n"
-        "wall time (s),,,75.3,\n"
-    )
-
-
-def test_long_csv_by_hand():
-    rows = list(csv.DictReader(io.StringIO(to_long_csv([SEEDS]))))
+def test_csv_by_hand():
+    rows = list(csv.DictReader(io.StringIO(to_csv([SEEDS]))))
     places = [(run, exit) for run in ("ours", "a|b") for exit in ("1", "2", "average")]
     assert [(row["run"], row["exit"]) for row in rows] == places
     assert (rows[1]["operations"], rows[1]["parameters"], rows[1]["seeds"]) == ("2500000", "300000", "2")

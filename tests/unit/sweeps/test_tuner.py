@@ -3,16 +3,14 @@
 import os
 import pickle
 import sys
-from types import SimpleNamespace
 
 from ray import tune
-from ray.tune.experiment import Trial
 from sweep_parts import plan
 
 from raygf.sweeps import Space
-from raygf.sweeps.plan import PASSES, SweepOptions
+from raygf.sweeps.plan import SweepOptions
 from raygf.sweeps.space import grid, random, read_axes
-from raygf.sweeps.trial import FAILURE, VALUES
+from raygf.sweeps.trial import VALUES
 from raygf.sweeps.tuner import Reporter, make_search, tune_as_wanted
 
 SPACE = Space(
@@ -71,19 +69,6 @@ def test_a_table_is_due_on_the_way_and_not_at_the_end():
     reporter = Reporter(plan())
     assert reporter.should_report([])
     assert not reporter.should_report([]) and not reporter.should_report([], done=True)
-
-
-def test_trials_without_a_score_are_in_the_table(capsys):
-    reporter, trials = Reporter(plan()), [Trial("raygf", stub=True) for _ in range(2)]
-    scores = {"val_accuracy/average": 0.5, PASSES: 4}, {FAILURE: "the loss became nan"}
-    for trial, score in zip(trials, scores, strict=True):
-        trial.update_last_result({**score, "trial_id": trial.trial_id, "config": {VALUES: {"optim.lr": 0.1}}})
-        trial.storage = SimpleNamespace(experiment_driver_staging_path="", trial_driver_staging_path="")
-        trial.set_status(Trial.TERMINATED)
-    reporter.setup(0.0, metric="val_accuracy/average", mode="max")
-    reporter.report(trials, False)
-    shown = capsys.readouterr().out
-    assert all(trial.trial_id in shown for trial in trials)
 
 
 def test_the_environment_of_tune_ends_with_the_sweep(monkeypatch):
