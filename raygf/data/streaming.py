@@ -141,14 +141,6 @@ class StreamedBatches:
         edges = [(start, min(start + size, len(part))) for start in range(0, len(part), size)]
         return self._run(Pass(split, in_order(part.images, part.units), edges, None))
 
-    def close(self) -> None:
-        """End the workers now; otherwise they end with this object or with this process.
-
-        Those of a pass that is not over yet end with the pass.
-        """
-        while self._idle:
-            self._idle.pop().close()
-
     def _run(self, whole: Pass) -> Iterator[Batch]:
         if not whole.edges:
             return

@@ -53,9 +53,9 @@ class SweepOptions(Section):
     points: Annotated[int, Limits(2, MILLION)] = 3
     """grid: values taken of every range, its ends included."""
     scheduler: Literal["asha", "none", "pbt"] = "none"
-    """none: all trials run to their end. asha stops one that is not among the best third, give or take the
-    noise of the validation images, of those that had as many training passes before it: who came first
-    matters. pbt: the worst quarter goes on from the checkpoints of the best, with settings near theirs."""
+    """none: all trials run to their end. asha stops one that is not among the best third of those that had as
+    many training passes before it: who came first matters. pbt: the worst quarter goes on from the
+    checkpoints of the best, with settings near theirs."""
     grace: Count | None = None
     """Training passes before asha may stop a trial, and between two exchanges of pbt; by default half (asha)
     or an eighth (pbt) of what a trial gets."""

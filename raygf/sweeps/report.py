@@ -78,16 +78,11 @@ class TrialRow:
 
 
 def read_rows(results: Sequence[Any], plan: Plan, folder: SweepFolder) -> list[TrialRow]:
-    """A row for each of Tune's ``results``, in the order in which the trials were made up.
-
-    Tune numbers the trials of a list in their names (``5a1b2_00003``); others count as they started.
-    """
+    """A row for each of Tune's ``results``, in the order in which the trials were started."""
     runs = folder.read_trials()
     started = {trial: number for number, trial in enumerate(runs)}
-    return sorted(
-        (_row(result, plan, folder, runs) for result in results),
-        key=lambda row: (row.trial if "_" in row.trial else "", started.get(row.trial, len(started))),
-    )
+    rows = [_row(result, plan, folder, runs) for result in results]
+    return sorted(rows, key=lambda row: started.get(row.trial, len(started)))
 
 
 def _row(result: Any, plan: Plan, folder: SweepFolder, runs: Mapping[str, str]) -> TrialRow:

@@ -45,7 +45,9 @@ def make_scheduler(plan: Plan, alternatives: list[Axes]) -> TrialScheduler:
         return FIFOScheduler()
     grace = grace_passes(plan, alternatives)
     if plan.options.scheduler == "asha":
-        return Halving(plan, grace)
+        return ASHAScheduler(
+            time_attr=PASSES, max_t=plan.budget, grace_period=grace, reduction_factor=KEEP_BEST
+        )
     return Population(plan, alternatives, grace)
 
 
@@ -64,29 +66,6 @@ def grace_passes(plan: Plan, alternatives: list[Axes]) -> float:
     if grace > plan.budget:
         raise ConfigError(f"grace = {grace}: a trial gets {passes_text(plan.budget)} training passes in all")
     return grace
-
-
-class Halving(ASHAScheduler):  # type: ignore[misc]
-    """Successive halving (Li et al., MLSys 2020) that stops no trial which is worse by noise alone.
-
-    An accuracy p on n validation images has the standard error √(p(1 − p)/n); losses get no allowance. What
-    Tune has compared with is its private state.
-    """
-
-    def __init__(self, plan: Plan, grace: float) -> None:
-        super().__init__(time_attr=PASSES, max_t=plan.budget, grace_period=grace, reduction_factor=KEEP_BEST)
-        self._images = plan.run.data.val if plan.metric.startswith("val_accuracy") else math.inf
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Whether the trial goes on."""
-        decision: str = super().on_trial_result(tune_controller, trial, result)
-        if decision != TrialScheduler.STOP or result[PASSES] >= self._max_t:
-            return decision
-        bracket, score = self._trial_info[trial.trial_id], result[self._metric]
-        seen = next(seen for _, seen in bracket._rungs if trial.trial_id in seen)
-        cutoff = bracket.cutoff({name: seen[name] for name in seen if name != trial.trial_id})
-        noise = math.sqrt(max(0.0, score * (1 - score)) / self._images)
-        return str(TrialScheduler.CONTINUE) if self._metric_op * score + noise >= cutoff else decision
 
 
 class SchedulerMemory(tune.Callback):  # type: ignore[misc]

@@ -105,7 +105,6 @@ def test_the_same_bits_with_any_number_of_workers(sets, source):
         passes = [batches.train(0, "exit", 1), batches.evaluate("val"), batches.train(0, "exit", 2)]
         # Listed first: batches stay as they are when their memory is used again.
         made.append([bits(list(one)) for one in passes])
-        batches.close()
     assert [len(labels) for _, labels in made[0][0]] == [7, 7, 7, 3]
     assert made[0] == made[1] == made[2] == made[3]
 
@@ -115,7 +114,6 @@ def test_fewer_images_are_the_first_of_the_epochs_order(sets, workers):
     batches = open_set(sets["shards"], batch=7, workers=workers)
     whole, some = joined(batches.train(0, "fuse", 1)), joined(batches.train(0, "fuse", 1, images=9))
     assert torch.equal(some[0], whole[0][:9]) and torch.equal(some[1], whole[1][:9])
-    batches.close()
 
 
 def test_seed_and_key_decide_the_order_and_the_augmentation(sets):
@@ -164,7 +162,7 @@ def children():
     return set(psutil.Process().children(recursive=True))
 
 
-def test_workers_stay_from_pass_to_pass_until_they_are_closed(sets):
+def test_workers_stay_from_pass_to_pass_and_end_with_their_batches(sets):
     before = children()
     batches = open_set(sets["shards"], workers=2)
     pids = []
@@ -172,7 +170,7 @@ def test_workers_stay_from_pass_to_pass_until_they_are_closed(sets):
         list(batches.train(0, number))
         pids.append(children() - before)
     assert pids[0] == pids[1] and len(pids[0]) == 2
-    batches.close()
+    del batches
     assert not children() - before
 
 
@@ -185,7 +183,6 @@ def test_a_pass_that_is_given_up_or_fails_ends_its_workers_and_the_next_one_work
     given_up.close()
     assert not children() - before
     assert bits(batches.train(0, "b")) == bits(open_set(sets["shards"], batch=2).train(0, "b"))
-    batches.close()
     write_folders(tmp_path)
     failing = [
         open_set(tmp_path, source="imagefolder", workers=count, max_undecodable=30) for count in (0, 2)
@@ -203,7 +200,6 @@ def test_two_passes_at_a_time(sets):
     first = next(training)
     assert len(joined(batches.evaluate("test"))[1]) == 7
     assert bits([first, *training]) == bits(open_set(sets["shards"], batch=4).train(0, "a"))
-    batches.close()
 
 
 def test_a_lost_worker_ends_the_pass_in_one_line(sets, monkeypatch):
@@ -265,7 +261,6 @@ def test_up_to_the_limit_they_are_left_out_named_and_counted(damaged, count, cap
         assert len(named) == 1 and named[0].endswith("it is left out")
     labels = torch.cat([labels for _, labels in made])
     assert torch.bincount(labels).tolist() == [9, 9, 10]  # 18 is of class 0, 4 of class 1
-    batches.close()
 
 
 def test_a_training_batch_with_one_image_left_is_left_out(tmp_path):

@@ -178,7 +178,7 @@ def test_rows_are_read_from_what_tune_has_in_the_order_of_the_trials(tmp_path):
     made = plan(path=str(tmp_path))
     folder = SweepFolder(made.run.storage)
     with folder.held():
-        folder.write_trials({"ab_00002": "r2", "ab_00000": "r0"})
+        folder.write_trials({"ab_00000": "r0", "ab_00002": "r2"})
 
     def result(trial, error=None, **metrics):
         checkpoint = SimpleNamespace(path=f"{tmp_path}/sweep/{trial}/checkpoint_000003/")
@@ -188,7 +188,7 @@ def test_rows_are_read_from_what_tune_has_in_the_order_of_the_trials(tmp_path):
     scored = {RECORD: record(4, (0.5, 0.7)), made.metric: 0.6, "time_total_s": 2.5, SCHEDULE: SCHEDULE_OF_TWO}
     results = [result("ab_00002", **scored, **{END: end()}), result("ab_00001", **{FAILURE: "diverged"})]
     results.append(result("ab_00000", error=RunFailed("lost"), **scored))
-    lost, diverged, done = read_rows(results, made, folder)
+    lost, done, diverged = read_rows(results, made, folder)
     told = [(each.run_id, each.status, each.cause, each.score) for each in (lost, diverged)]
     assert told == [("r0", "failed", "lost", 0.6), ("", "failed", "diverged", None)]
     assert (done.status, done.rounds, done.passes, done.seconds) == ("finished", 4, 16, 2.5)

@@ -80,18 +80,6 @@ def test_no_trial_is_stopped_unless_that_is_asked_for():
     assert type(make_scheduler(plan(), AXES)) is FIFOScheduler
 
 
-def test_asha_does_not_take_the_noise_of_300_validation_images_for_worse():
-    """0.8256 was stopped against 0.8333 after an eighth of a run; at the end it was the better one."""
-    close, worse = member("close"), member("worse")
-    scheduler = asha(member("first"), close, worse)
-    told(scheduler, member("first"), 20, 0.8333)
-    assert told(scheduler, worse, 20, 0.80) == TrialScheduler.STOP  # a standard error is 0.022
-    assert told(scheduler, close, 20, 0.8256) == TrialScheduler.CONTINUE
-    assert told(scheduler, close, 24, 0.8256) == TrialScheduler.CONTINUE
-    assert told(scheduler, close, 60, 0.8256) == TrialScheduler.CONTINUE  # nobody was there before
-    assert told(scheduler, member("first"), 160, 0.9) == TrialScheduler.STOP  # its end
-
-
 def test_asha_remembers_its_rungs_when_the_sweep_is_resumed():
     good, bad = member("good"), member("bad")
     first = asha(good)
