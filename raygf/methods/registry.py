@@ -124,6 +124,9 @@ def make_weighting(name: str, setting: Setting) -> Weighting:
     return made
 
 
+_SOLVERS = "pip install 'torchjd[cagrad,fairgrad,quadprog-projector]'"
+
+
 def _make(name: str, setting: Setting) -> StepMethod | Weighting:
     """The method ``name``, fresh; a weighting is tried once on a harmless Gramian."""
     make = _own(name) if ":" in name else METHODS[name]
@@ -134,10 +137,7 @@ def _make(name: str, setting: Setting) -> StepMethod | Weighting:
         made(torch.eye(max(2, len(setting.owned))) + 0.5)
         return make(setting)  # a weighting may remember what it has seen
     except ImportError:
-        raise ConfigError(
-            f"method = {name!r} needs solvers that are not installed: "
-            "pip install -e '.[methods]' in raygf's checkout"
-        ) from None
+        raise ConfigError(f"method = {name!r} needs solvers that are not installed: {_SOLVERS}") from None
 
 
 def _own(name: str) -> Make:

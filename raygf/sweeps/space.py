@@ -248,8 +248,10 @@ def _stream(seed: int, *key: str | int) -> np.random.Generator:
 
 
 def known_spaces() -> dict[str, Path]:
-    """Name and file of every space in ``tune_spaces``, here or where raygf is; the one here counts first."""
-    folders = (Path(raygf.__file__).parents[1] / FOLDER, Path.cwd() / FOLDER)
+    """Name and file of every space in ``tune_spaces``, here or raygf's own; the one here counts first."""
+    package = Path(raygf.__file__).parent  # which holds its spaces where it is installed
+    own = package if (package / FOLDER).is_dir() else package.parent
+    folders = (own / FOLDER, Path.cwd() / FOLDER)
     files = [file for folder in folders for file in sorted(folder.glob("*.py")) if file.stem != "__init__"]
     return {file.stem: file for file in files}
 

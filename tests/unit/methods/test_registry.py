@@ -155,7 +155,7 @@ def test_a_solver_that_fails_is_named_with_method_exits_round_and_step(monkeypat
 
 def test_a_missing_solver_names_the_command_that_brings_it(monkeypatch):
     monkeypatch.setitem(registry.METHODS, "cagrad", fails)
-    with pytest.raises(ConfigError, match=r"method = 'cagrad'.*pip install -e '\.\[methods\]'"):
+    with pytest.raises(ConfigError, match=r"method = 'cagrad'.*pip install 'torchjd\[cagrad,"):
         make_step_method("cagrad", setting_of(bind()))
 
 
