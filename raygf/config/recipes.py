@@ -136,6 +136,9 @@ def _all() -> Iterator[tuple[str, str, RunConfig]]:
             for method, title in METHODS.items():
                 text = f"{data.upper()}, {network.model}, {title} ({network.table}), {network.rounds} rounds."
                 yield f"{data}-{key}-{method}", text, _cifar(data, network, method)
+        backbone = _cifar(data, NETWORKS["msdnet"], "sgd")
+        text = f"{data.upper()}, msdnet, the deepest exit alone: weights to start all exits from, 300 rounds."
+        yield f"{data}-msdnet-backbone", text, replace(backbone, loss=LossConfig(coefficients="last"))
     for label, method, distill in (
         ("sgd", "sgd", False),
         ("metagf", "metagf", False),

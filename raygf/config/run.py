@@ -148,7 +148,11 @@ class ModelConfig(Section, name="model"):
     timm:convnext_atto@0.5; or package.module:function of your own, called with an InputSpec."""
     msdnet: MSDNetConfig = field(default_factory=MSDNetConfig)
     weights: str = ""
-    """File with pretrained weights (torchvision's networks); empty: start from random weights."""
+    """Start from these weights: a file with the state dict of the network (.pt, .safetensors), or of one of
+    torchvision or timm without exits; a run's folder or checkpoint (.npz). By default they are drawn."""
+    freeze: bool = False
+    """Train the exits' classifiers alone: the backbone keeps its weights and BatchNorm statistics.
+    (training_passes and training_operations count as if all were trained.)"""
 
 
 @dataclass(frozen=True)
@@ -175,8 +179,9 @@ class LossConfig(Section, name="loss"):
 
     aux: NotNegative = 0.1
     """Meta-GF: weight λ of the other exits' losses while one exit trains, relative to its own."""
-    coefficients: Literal["ones", "sdn"] = "ones"
-    """ones: every exit counts alike. sdn: inner exits ramp from 0.01 over the run (SDN networks)."""
+    coefficients: Literal["ones", "sdn", "last"] = "ones"
+    """ones: every exit counts alike. sdn: inner exits ramp from 0.01 over the run (SDN networks). last: the
+    deepest exit alone, for a backbone that another run starts from (model.weights)."""
     distill: bool = False
     """Knowledge distillation: exits also learn from the deepest exit's softened output."""
     gamma: Share = 0.9

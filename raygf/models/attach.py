@@ -2,14 +2,12 @@
 
 import difflib
 import math
-import pickle
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torchvision
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from raygf.config import fields as checks
@@ -18,6 +16,7 @@ from raygf.errors import ConfigError, one_line
 from raygf.models.graph_cut import Shapes, Traces, find_cuts, run_nodes, split_network, trace_modes
 from raygf.models.multi_exit import ChannelsFirst, MultiExitNetwork, evaluating
 from raygf.models.sdn import InternalClassifier
+from raygf.models.weights import load_weights, read_weights
 
 HeadKind = Literal["mean", "mixed"]
 
@@ -115,70 +114,6 @@ class TokenHead(nn.Module):
         return logits
 
 
-WRAPPERS = ("model", "state_dict")
-"""Keys under which training programs keep the weights beside other things."""
-
-
-def load_local_weights(network: nn.Module, path: str, classes: int) -> None:
-    """Load the state dict in the file ``path`` into ``network``; only tensors are read, no code is run.
-
-    The network's own classifier keeps its initial weights where the file's is for another number of classes.
-
-    Raises:
-        ConfigError: the file can't be read, does not fit the network, or holds NaN or infinity.
-    """
-    state = _read(path)
-    own = network.state_dict()
-    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or unknown:
-        raise _misfit(path, network, f"{_some(missing)} missing, {_some(unknown)} unknown")
-    other = {name for name, tensor in state.items() if tensor.shape != own[name].shape}
-    wrong = sorted(name for name in other if not _is_classifier(own[name], state[name], classes))
-    if wrong:
-        name = wrong[0]
-        raise _misfit(path, network, f"{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}")
-    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise ConfigError(f"weights = {path!r}: {broken[0]} is not finite: the file holds NaN or infinity")
-    network.load_state_dict({name: own[name] if name in other else tensor for name, tensor in state.items()})
-
-
-def _read(path: str) -> dict[str, Tensor]:
-    try:
-        tensors = path.endswith(".safetensors")
-        content: Any = load_file(path) if tensors else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        kind = type(error).__name__
-        raise ConfigError(f"weights = {path!r}: can't be read: {kind}: {_why(error)}") from error
-    for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ConfigError(f"weights = {path!r}: must hold a state dict: names and tensors")
-    return dict(content)
-
-
-def _why(error: Exception) -> str:
-    """The cause in a sentence. Of a pickle that is more than tensors torch advises to run the code in it."""
-    if isinstance(error, pickle.UnpicklingError):
-        return "it is damaged, or holds more than tensors; save the network's state dict with torch.save"
-    return (str(error).splitlines() or [""])[0].split(". ")[0]
-
-
-def _is_classifier(own: Tensor, loaded: Tensor, classes: int) -> bool:
-    """Whether the tensors differ in the number of classes alone."""
-    return own.dim() == loaded.dim() > 0 and own.shape[0] == classes and own.shape[1:] == loaded.shape[1:]
-
-
-def _some(names: list[str]) -> str:
-    """How many names, and the first of them."""
-    return f"{len(names)} tensors ({names[0]} …)" if names else "none"
-
-
-def _misfit(path: str, network: nn.Module, why: str) -> ConfigError:
-    return ConfigError(f"weights = {path!r}: do not fit {type(network).__name__}: {why}")
-
-
 HeadMaker = Callable[[int, int], nn.Module]
 """Called with the channels of the features and the number of classes."""
 
@@ -228,7 +163,7 @@ def attach_exits(
     if not callable(head):
         checks.check("head", head, HeadKind)
     if weights is not None:
-        load_local_weights(network, weights, spec.classes)
+        load_weights(network, weights, spec.classes)
     traces = trace_modes(network)
     images = spec.blank(2)
     weight = next(network.parameters(), images)
@@ -302,7 +237,7 @@ def build_attached(name: str, spec: InputSpec, weights: str | None = None) -> At
     Args:
         name: As in "torchvision:vit_b_16@0.5,encoder.layers.encoder_layer_8" or "timm:convnext_atto@0.5".
         spec: The images (torchvision: of three channels) and the number of classes.
-        weights: A file with the network's state dict; by default weights are drawn.
+        weights: A file with the network's state dict, without or with exits; by default weights are drawn.
 
     Raises:
         ConfigError: there is no such network or place, or the network can't be built for ``spec``.
@@ -314,7 +249,14 @@ def build_attached(name: str, spec: InputSpec, weights: str | None = None) -> At
         if not at:
             raise ConfigError(f'exits must follow "@", as in {library}:resnet18@0.3,0.6')
         network = LIBRARIES[library](network_name, spec)
-        return attach_exits(network, spec, at, weights=weights)
+        state = read_weights(weights) if weights else {}
+        with_exits = any(key.startswith("stages.0.") for key in state)
+        if weights and not with_exits:
+            load_weights(network, weights, spec.classes, state)
+        attached = attach_exits(network, spec, at)
+        if weights and with_exits:
+            load_weights(attached, weights, spec.classes, state)
+        return attached
     except ConfigError as error:
         raise ConfigError(f"model.name = {name!r}: {error}") from error
 

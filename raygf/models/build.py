@@ -11,8 +11,9 @@ from raygf.config.run import ModelConfig
 from raygf.data.base import InputSpec
 from raygf.errors import ConfigError, import_function, user_error
 from raygf.models.msdnet import MSDNet
-from raygf.models.multi_exit import mend_strides, trainable_parameters, unchanged
+from raygf.models.multi_exit import MultiExitNetwork, mend_strides, trainable_parameters, unchanged
 from raygf.models.sdn import VGG16SDN, MobileNetSDN, ResNet56SDN, WideResNet32x4SDN
+from raygf.models.weights import load_weights
 
 BATCH = 2
 
@@ -46,9 +47,8 @@ def try_network(name: str, network: nn.Module, spec: InputSpec) -> None:
         trainable_parameters(network)
     except ValueError as error:
         raise ConfigError(f"model.name = {name!r}: {error}") from None
-    for exit, logits in enumerate(output, start=1):
-        if not logits.requires_grad:
-            raise ConfigError(f"model.name = {name!r}: exit {exit} depends on no weight that can be trained")
+    if not any(logits.requires_grad for logits in output):
+        raise ConfigError(f"model.name = {name!r}: no exit depends on a weight that can be trained")
 
 
 def too_large(name: str, error: BaseException) -> ConfigError:
@@ -99,17 +99,18 @@ def build_model(config: ModelConfig, spec: InputSpec, seed: int) -> nn.Module:
 
     Raises:
         ConfigError: there is no such network, it can't be built for ``spec`` or is too large for memory, its
-            output is not one tensor (B, classes) per exit, or its weights can't be trained.
+            output is not one tensor (B, classes) per exit, its weights can't be trained, or
+            ``config.weights`` can't be loaded into it.
     """
     builder = find_builder(config.name)
-    if config.weights and not config.name.startswith(_LIBRARIES):
-        raise ConfigError(
-            f"model.weights = {config.weights!r}: only torchvision's networks start from a file; leave it out"
-        )
     # The trial is inside, too: lazy modules draw their weights then.
     with seeded_globals(seed, "init"):
         try:
             network = builder(config, spec)
+            if config.weights and not config.name.startswith(_LIBRARIES):
+                load_weights(network, config.weights, spec.classes)
+            if config.freeze:
+                _freeze(network, spec.classes)
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise too_large(config.name, error) from error
@@ -117,6 +118,15 @@ def build_model(config: ModelConfig, spec: InputSpec, seed: int) -> nn.Module:
         try_network(config.name, network, spec)
     mend_strides(network)
     return network
+
+
+def _freeze(network: nn.Module, classes: int) -> None:
+    if not isinstance(network, MultiExitNetwork):
+        raise ConfigError(
+            f"model.freeze: {type(network).__name__} is no raygf.models.multi_exit.MultiExitNetwork; "
+            "set requires_grad of its weights where it is built"
+        )
+    network.freeze_backbone(classes)
 
 
 def find_builder(name: str) -> Builder:

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from itertools import takewhile
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,8 @@ class MultiExitNetwork(nn.Module):
     """Which part of a state of several tensors the heads read; the other parts only go on."""
     onward: int | None = None
     """Which part the next stage reads in its place, if it is another function of the same features."""
+    frozen: bool = False
+    """Whether the backbone keeps its weights and BatchNorm statistics."""
     stages: nn.ModuleList
     heads: nn.ModuleList
 
@@ -38,6 +41,26 @@ class MultiExitNetwork(nn.Module):
             raise ValueError(
                 f"{len(self.stages)} stages and {len(self.heads)} heads: there must be one head per stage"
             )
+
+    def freeze_backbone(self, classes: int) -> None:
+        """Leave only the exits' classifiers to be trained; the stages stay in evaluation mode from now on.
+
+        Where the last head has no weights, the classifier is what ends the last stage, one row a class.
+        """
+        self.stages.requires_grad_(False)
+        if next(self.heads[-1].parameters(), None) is None:
+            last = reversed([*self.stages[-1].parameters()])
+            for parameter in takewhile(lambda parameter: parameter.shape[:1] == (classes,), last):
+                parameter.requires_grad_(True)
+        self.frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As ``nn.Module``, but for a frozen backbone."""
+        super().train(mode)
+        if self.frozen:
+            self.stages.eval()
+        return self
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Logits of every exit.

@@ -287,6 +287,7 @@ class Driver(DriverHandle):
             "config": to_dict(self._config),
             "run_id": run_id,
             "tensors": list(self._bound.space.names),
+            "shapes": [list(slot.shape) for slot in self._bound.space.slots],
             "input": asdict(self._dataset.spec),
             "history": self._history.followed_by(record),
         }

@@ -74,13 +74,17 @@ def loss_coefficients(round: int, rounds: int, exits: int, loss: LossConfig) -> 
     """The coefficients ``c_i`` of the exits' losses in ``round``.
 
     "ones" for MSDNet. "sdn": the inner exits ramp linearly from 0.01 in the first round to 0.15, 0.30, 0.45 …
-    in the last one, the final exit keeps 1 (Kaya, Hong, Dumitras 2019).
+    in the last one, the final exit keeps 1 (Kaya, Hong, Dumitras 2019). "last": the final exit alone, the
+    backbone's training in the "mixed" and "disjoint" regimes of Kubaty et al., "How to Train Your Multi-Exit
+    Model? Analyzing the Impact of Training Strategies", ICML 2025.
 
     Raises:
         ConfigError: "sdn" has end points for at most six inner exits.
     """
     if loss.coefficients == "ones":
         return (1.0,) * exits
+    if loss.coefficients == "last":
+        return (*(0.0,) * (exits - 1), 1.0)
     if exits - 1 > len(_SDN_LAST):
         raise ConfigError(
             f"loss.coefficients = 'sdn' supports at most {len(_SDN_LAST)} inner exits; this network has "

@@ -260,7 +260,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path, change, expected):
         content = {name: tensor for name, tensor in content.items() if change.get(name, tensor) is not None}
     path = save(content, tmp_path)
     message = refusal(lambda: attach_exits(Blocks(), SPEC, ["blocks.1"], weights=path))
-    assert message.startswith(f"weights = {path!r}: {expected}")
+    assert message.startswith(f"model.weights = {path!r}: {expected}")
 
 
 @pytest.mark.parametrize("tokens", [16, 17, 18])

@@ -8,15 +8,18 @@ import torch
 from tiny_network import bind, dataset, run_config
 
 from raygf.cli import parse
+from raygf.compute import resolve_compute
 from raygf.config.run import FusionConfig, LossConfig, OptimConfig
 from raygf.data.splits import Split
 from raygf.errors import CheckpointError, ConfigError, NonFiniteError, StorageError
 from raygf.evaluation.outputs import evaluate
 from raygf.methods.registry import method_names
+from raygf.models.build import build_model
 from raygf.records import read_history, wall_time
 from raygf.rounds.driver import Driver
 from raygf.storage.checkpoint import load_checkpoint
 from raygf.training.exit_trainer import LocalExecutor
+from raygf.training.network import BoundNetwork
 
 ROUNDS = 3
 
@@ -107,6 +110,14 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path, undisturbed, method,
     assert [record.round for record in before + after] == [1, 2, 3]
     assert end.weights_sha256 == undisturbed[method, carry]
     assert end == half or stop < ROUNDS  # a finished run does nothing and says the same
+
+
+@pytest.mark.parametrize("path", ["run", "run/round-000003.npz", "run/model.safetensors"])
+def test_another_run_starts_from_the_weights_of_a_run(tmp_path, path):
+    run = config(tmp_path, "sgd")
+    weights = drive(run)[2].weights_sha256
+    network = build_model(replace(run.model, weights=str(tmp_path / path)), dataset().spec, seed=7)
+    assert BoundNetwork(network, resolve_compute(run.compute)).state().sha256() == weights
 
 
 def test_a_training_set_of_one_class_is_noted(tmp_path, monkeypatch):

@@ -99,6 +99,10 @@ def test_sdn_coefficients_ramp_linearly_to_the_published_values(round, exits):
     last = (0.15, 0.30, 0.45, 0.60, 0.75, 0.90)[: exits - 1]
     expected = [0.01 + (end - 0.01) * (round - 1) / 99 for end in last]
     assert loss_coefficients(round, 100, exits, SDN) == pytest.approx((*expected, 1.0))
+    assert loss_coefficients(round, 100, exits, LossConfig(coefficients="last")) == (
+        *[0.0] * (exits - 1),
+        1.0,
+    )
     assert loss_coefficients(round, 100, exits, LossConfig()) == (1.0,) * exits
 
 
