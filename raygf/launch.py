@@ -25,13 +25,14 @@ from raygf.config.fields import storage_path
 from raygf.config.run import RunConfig
 from raygf.console import Progress, print_table
 from raygf.data.load import check_source
-from raygf.errors import ConfigError
+from raygf.errors import ConfigError, without_password
 from raygf.evaluation.tables import ResultColumn, ResultTable, to_rich
 from raygf.methods.registry import check_method, is_step_method, method_title
 from raygf.models.build import find_builder
 from raygf.records import Notify, RunEnd, RunStart
 from raygf.rounds.driver import Driver, DriverHandle
 from raygf.storage.run_storage import recipe_of
+from raygf.tracking.listeners import Listeners
 from raygf.training.exit_trainer import LocalExecutor
 from raygf.training.shares import check_shares
 
@@ -67,12 +68,13 @@ def run(config: RunConfig, recipe: str = "", resume: str = "") -> Result:
     config = named(config, recipe)
     _check_names(config)
     progress = Progress(last_round=config.stop_after)
+    listeners = Listeners(config.tracking.also, progress.note)
     with (
         interruptible(resume) as guard,
         _driver(config, progress.note) as (driver, config),
     ):
         guard()
-        start, end, run_id = _follow(driver, config, progress, recipe)
+        start, end, run_id = _follow(driver, config, progress, recipe, listeners)
     return Result(
         run_id=run_id,
         method=config.method,
@@ -89,7 +91,7 @@ def run(config: RunConfig, recipe: str = "", resume: str = "") -> Result:
 
 
 def _follow(
-    driver: DriverHandle, config: RunConfig, progress: Progress, recipe: str
+    driver: DriverHandle, config: RunConfig, progress: Progress, recipe: str, listeners: Listeners
 ) -> tuple[RunStart, RunEnd, str]:
     """The run from its preparation to its test; returns the first and the last record and MLflow's run."""
     from raygf.tracking.tracker import make_tracker
@@ -105,18 +107,21 @@ def _follow(
         if warning := temporary_path_warning(config):
             progress.note(warning)
         tracker.log_start(start)
+        uri = without_password(config.tracking.uri)
+        listeners.tell("on_start", replace(config, tracking=replace(config.tracking, uri=uri)), start)
         progress.start(start)
         for record in driver.rounds(run_id):
             progress.round(record)
             tracker.log_round(record)
+            listeners.tell("on_round", record)
         end = driver.end()
         tracker.finish(end)
-    except KeyboardInterrupt:
-        tracker.fail("KILLED", "interrupted")
-        raise
     except BaseException as error:
-        tracker.fail("FAILED", str(error))
+        interrupted = isinstance(error, KeyboardInterrupt)
+        tracker.fail(*("KILLED", "interrupted") if interrupted else ("FAILED", str(error)))
+        listeners.tell("on_end", None)
         raise
+    listeners.tell("on_end", end)
     return start, end, run_id
 
 

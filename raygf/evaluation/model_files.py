@@ -16,14 +16,14 @@ from safetensors.numpy import load, save
 from torch import nn
 
 from raygf.compute import Compute, make_repeatable, resolve_compute
-from raygf.config.fields import from_dict, storage_path, to_dict
+from raygf.config.fields import from_dict, to_dict
 from raygf.config.run import ComputeConfig, ModelConfig
 from raygf.data.base import ChannelStatistics, InputSpec
-from raygf.errors import CheckpointError, ConfigError, one_line, without_password
+from raygf.errors import CheckpointError, one_line, without_password
 from raygf.evaluation.budgeted import ThresholdTable
 from raygf.evaluation.loading import LoadedRun
 from raygf.models.build import build_model
-from raygf.storage.folder import RunFolder, brief
+from raygf.storage.folder import RunFolder, above
 from raygf.training.network import BoundNetwork, NetworkState, as_tensor
 
 WEIGHTS, MODEL = "model.safetensors", "model.json"
@@ -52,33 +52,21 @@ class TrainedModel:
     task: ImageTask
     operations: tuple[int, ...]
     table: ThresholdTable | None
-    batch_size: int
     known: Mapping[str, Any]
 
 
 def model_files(run: LoadedRun, table: ThresholdTable | None) -> dict[str, bytes]:
     """The two files of the network of ``run``, by name; ``table``: its thresholds by cost."""
-    state, space = run.checkpoint.network, run.bound.space
-    views = {name: view.numpy() for name, view in space.views(as_tensor(state.vector)).items()}
-    arrays = {name: np.asarray(array, order="C") for name, array in {**views, **state.buffers}.items()}
-    text = json.dumps(describe_model(run, table), indent=1, allow_nan=False)
-    return {WEIGHTS: save(arrays, {"format": "pt"}), MODEL: f"{text}\n".encode()}
-
-
-def describe_model(run: LoadedRun, table: ThresholdTable | None) -> dict[str, Any]:
-    """What ``model.json`` says of the network of ``run``."""
-    config, dataset, costs = run.config, run.dataset, run.costs()
+    config, dataset, state, costs = run.config, run.dataset, run.checkpoint.network, run.costs()
     network = to_dict(config.model)
-    if config.model.name != "msdnet":
-        del network["msdnet"]
-    return {
+    known = {
         "format": _FORMAT,
-        "network": network,
+        "network": network if config.model.name == "msdnet" else {"name": network["name"]},
         "method": config.method,
         "data": dataset.name,
         "seed": config.seed,
         "rounds": run.checkpoint.round,
-        "weights_sha256": run.checkpoint.network.sha256(),
+        "weights_sha256": state.sha256(),
         "input": asdict(dataset.spec),
         "statistics": asdict(dataset.statistics),
         "class_names": list(dataset.class_names),
@@ -90,6 +78,9 @@ def describe_model(run: LoadedRun, table: ThresholdTable | None) -> dict[str, An
         "compute": to_dict(config.compute),
         "batch_size": config.eval_batch_size,
     }
+    views = {name: view.numpy() for name, view in run.bound.space.views(as_tensor(state.vector)).items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in {**views, **state.buffers}.items()}
+    return {WEIGHTS: save(arrays, {"format": "pt"}), MODEL: f"{json.dumps(known, indent=1)}\n".encode()}
 
 
 def load_model(
@@ -105,68 +96,34 @@ def load_model(
         CheckpointError: a file is missing or damaged, or belongs to another network.
         ConfigError: the network can't be built here.
     """
-    files = RunFolder(*_parent(folder))
-    known, shown = _read_known(_read(files, MODEL)), without_password(files.path(MODEL))
+    files, name = RunFolder(*above("folder", folder)), MODEL
     try:
-        task, operations, table = _read_task(known)
-        config = from_dict(ModelConfig, {**known["network"], "weights": ""})  # the file here has all
+        known = json.loads(files.read(MODEL))
+        if known["format"] != _FORMAT:
+            raise CheckpointError(f"has format {known['format']!r:.20}, this version reads {_FORMAT}")
+        statistics = ChannelStatistics(*(tuple(known["statistics"][each]) for each in ("mean", "std")))
+        task = ImageTask(InputSpec(**known["input"]), statistics, tuple(known["class_names"]))
+        operations, rows = tuple(known["operations"]), known["thresholds"]
+        table = None if rows is None else ThresholdTable.from_json(rows)
+        if table is not None and table.thresholds.shape[1] != len(operations) - 1:
+            raise CheckpointError(f"its thresholds are not those of {len(operations)} exits")
         compute = compute or replace(from_dict(ComputeConfig, known["compute"]), device="auto")
-        seed, batch_size = int(known["seed"]), int(known["batch_size"])
-    except (KeyError, TypeError, ValueError, ConfigError, CheckpointError) as error:
-        raise CheckpointError(f"{shown}: {one_line(error, kind=isinstance(error, KeyError))}") from None
-    resolved = resolve_compute(compute)
-    make_repeatable(resolved)
-    built = network if network is not None else build_model(config, task.input, seed)
-    bound = BoundNetwork(built, resolved)
-    try:
-        bound.load(_state(bound, load(_read(files, WEIGHTS))))
-    except (SafetensorError, CheckpointError) as error:
-        raise CheckpointError(f"{without_password(files.path(WEIGHTS))}: {error}") from None
-    return TrainedModel(bound.network.eval(), resolved, task, operations, table, batch_size, known)
-
-
-def _parent(folder: str) -> tuple[str, str]:
-    """The folder above and the name in it, as ``RunFolder`` takes them."""
-    place, mark, options = folder.partition("?") if "://" in folder else (folder, "", "")
-    parent, _, name = storage_path("folder", place).rstrip("/").rpartition("/")
-    return f"{parent or '/'}{mark}{options}", name
-
-
-def _read(files: RunFolder, name: str) -> bytes:
-    try:
-        return files.read(name)
-    except OSError as error:
-        missing = isinstance(error, FileNotFoundError)
-        why = "there is no such file; a run writes it at its end" if missing else brief(error)
-        raise CheckpointError(f"{without_password(files.path(name))}: {why}") from None
-
-
-def _read_known(content: bytes) -> dict[str, Any]:
-    """What ``model.json`` says; nothing if it is no JSON object of this format."""
-    try:
-        known = json.loads(content)
-    except ValueError:
-        return {}
-    return known if isinstance(known, dict) and known.get("format") == _FORMAT else {}
-
-
-def _read_task(known: Mapping[str, Any]) -> tuple[ImageTask, tuple[int, ...], ThresholdTable | None]:
-    """
-    Raises:
-        CheckpointError, KeyError, TypeError, ValueError: it says something else.
-    """
-    if not known:
-        raise CheckpointError(
-            f"not a raygf model, or of another format than {_FORMAT}, which this version reads"
+        config = from_dict(ModelConfig, {**known["network"], "weights": ""})  # the other file has all
+        resolved, name = resolve_compute(compute), WEIGHTS
+        make_repeatable(resolved)
+        bound = BoundNetwork(
+            build_model(config, task.input, known["seed"]) if network is None else network, resolved
         )
-    statistics = ChannelStatistics(*(tuple(known["statistics"][name]) for name in ("mean", "std")))
-    task = ImageTask(InputSpec(**known["input"]), statistics, tuple(known["class_names"]))
-    operations, rows = tuple(int(count) for count in known["operations"]), known["thresholds"]
-    table = None if rows is None else ThresholdTable.from_json(rows)
-    if table is not None and table.thresholds.shape[1] != len(operations) - 1:
-        exits = table.thresholds.shape[1] + 1
-        raise CheckpointError(f"thresholds for {exits} exits, but costs for {len(operations)}")
-    return task, operations, table
+        bound.load(_state(bound, load(files.read(WEIGHTS))))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{files.path(name)}: there is no such file; a run writes it at its end"
+        ) from None
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError, CheckpointError) as error:
+        ours = isinstance(error, CheckpointError)
+        why = error if ours else f"not a whole model of raygf ({one_line(error)})"
+        raise CheckpointError(f"{without_password(files.path(name))}: {why}") from None
+    return TrainedModel(bound.network.eval(), resolved, task, operations, table, known)
 
 
 def _state(bound: BoundNetwork, arrays: Mapping[str, NDArray[Any]]) -> NetworkState:
@@ -176,11 +133,8 @@ def _state(bound: BoundNetwork, arrays: Mapping[str, NDArray[Any]]) -> NetworkSt
         CheckpointError: they are of another network, or not finite.
     """
     views = {name: tuple(view.shape) for name, view in bound.space.views(bound.vector).items()}
-    found = {name: array.shape for name, array in arrays.items() if name in views}
-    if odd := sorted(name for name in views if views[name] != found.get(name)):
-        raise CheckpointError(
-            f"{odd[0]} is not that of the network as it is here: it belongs to another network"
-        )
+    if odd := [name for name, shape in views.items() if name not in arrays or arrays[name].shape != shape]:
+        raise CheckpointError(f"{odd[0]} is not that of the network as it is here")
     vector = np.concatenate([arrays[name].ravel() for name in views])
     state = NetworkState(vector, {name: array for name, array in arrays.items() if name not in views})
     bound.check_restored(state)

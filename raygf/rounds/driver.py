@@ -1,5 +1,6 @@
 """The round loop: train, evaluate, checkpoint, and yield one record a round."""
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,14 +22,14 @@ from raygf.methods.base import JointSGD
 from raygf.methods.registry import check_method, is_step_method
 from raygf.models.build import build_model
 from raygf.models.costs import measure_costs
-from raygf.records import ExitScore, HistoryLog, Notify, RoundRecord, RunEnd, RunStart, ignore
+from raygf.records import ExitScore, HistoryLog, Notify, RoundRecord, RunEnd, RunStart, ignore, plain
 from raygf.rounds.base import RoundMethod, RoundOutcome, skip_or_raise
 from raygf.rounds.delta import DeltaRound
 from raygf.rounds.step import StepRound
 from raygf.storage.checkpoint import Checkpoint
 from raygf.storage.folder import OpenFolder, RunFolder
 from raygf.storage.lock import Owner
-from raygf.storage.run_storage import RunStorage
+from raygf.storage.run_storage import SUMMARY, RunStorage
 from raygf.training.exit_trainer import Executor
 from raygf.training.losses import decay_factor, loss_coefficients
 from raygf.training.network import BoundNetwork, NetworkState, as_tensor, not_finite
@@ -148,7 +149,7 @@ class Driver(DriverHandle):
         seconds = self._history.seconds - self._writing_s
         sha256 = self._state.sha256()
         end = RunEnd(self._round, passes, test, sha256, self._path, finished, seconds, operations)
-        self._storage.summarise(self._summary(end))
+        self._storage.write(SUMMARY, f"{json.dumps(plain(self._summary(end)), indent=1)}\n".encode())
         return end
 
     def close(self) -> None:
@@ -308,17 +309,15 @@ class Driver(DriverHandle):
 
     def _summary(self, end: RunEnd) -> dict[str, Any]:
         """``end`` with what it is the end of."""
-        config, dataset, last = self._config, self._dataset, self._history.recent
+        config = self._config
         return {
             "name": config.storage.name,
             "run_id": self._run_id,
             "method": config.method,
             "network": config.model.name,
-            "data": dataset.name,
-            **{f"{split}_images": dataset.count(split) for split in SPLITS},
+            "data": self._dataset.name,
             "test_accuracy": end.test.accuracy,
             "test_loss": end.test.loss,
-            "val_accuracy": last[-1].val.accuracy if last and last[-1].val else None,
             "operations": [cost.operations for cost in self._costs],
             "parameters": [cost.parameters for cost in self._costs],
             **{name: value for name, value in asdict(end).items() if name != "test"},

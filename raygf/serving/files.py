@@ -42,16 +42,6 @@ def export_model(run: LoadedRun, folder: str | Path, segments: Segments = "none"
     return paths
 
 
-def save_model(run: LoadedRun, classifier: AdaptiveClassifier, folder: Path) -> None:
-    """Write the two files of the classifier of ``run`` to the existing ``folder``.
-
-    Raises:
-        OSError: the folder can't be written.
-    """
-    for name, content in model_files(run, classifier.table).items():
-        (folder / name).write_bytes(content)
-
-
 class Segment(nn.Module):
     """One stage and its head."""
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from raygf.data.base import InputSpec, Normaliser
 from raygf.errors import TrackingError
 from raygf.evaluation.loading import LoadedRun
+from raygf.evaluation.model_files import model_files
 from raygf.serving.adaptive import AdaptiveClassifier, Predictions
-from raygf.serving.files import save_model
 from raygf.tracking.store import connect, set_environment, start_error
 
 set_environment()
@@ -89,15 +89,16 @@ def log_model(run: LoadedRun, classifier: AdaptiveClassifier, uri: str, run_id: 
     Raises:
         TrackingError: the store can't be used, or does not have the run.
     """
-    from raygf.serving.card import model_card  # with the tables, which a model that is loaded does without
+    # With the tables and figures, which a model that is loaded does without.
+    from raygf.evaluation.report import write_files
+    from raygf.serving.card import model_card
 
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(uri)
     try:
         with tempfile.TemporaryDirectory() as folder:
             files, code = Path(folder) / "model", Path(folder) / "code"
-            files.mkdir()
-            save_model(run, classifier, files)
+            write_files(files, model_files(run, classifier.table))
             packages = _PACKAGES | copy_code(run.config.model.name, code)
             info = mlflow.models.Model.log(
                 artifact_path=None,

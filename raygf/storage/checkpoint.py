@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from raygf.config.fields import storage_path
 from raygf.errors import CheckpointError, StorageError, StorageLost, within, without_password
 from raygf.records import JsonText
-from raygf.storage.folder import ANSWER_S, OpenFolder, RunFolder, brief, file_system
+from raygf.storage.folder import ANSWER_S, OpenFolder, RunFolder, above, brief, file_system
 from raygf.training.network import Arrays, NetworkState
 
 _FORMAT = 1
@@ -140,16 +140,13 @@ def find_checkpoint(path: str) -> tuple[str, tuple[str, ...]]:
     Raises:
         CheckpointError: the folder holds no checkpoint that can be read.
     """
-    place, mark, options = path.partition("?") if "://" in path else (path, "", "")
-    if place.endswith(".npz"):
+    if path.partition("?")[0].endswith(".npz"):
         return path, ()
-    whole = storage_path("checkpoint", place)
-    if "://" not in whole and Path(whole).is_file():
+    if "://" not in path and Path(storage_path("checkpoint", path)).is_file():
         raise CheckpointError(
             f"{path}: a file, but no checkpoint: those end in .npz; name one, or a run's folder"
         )
-    parent, _, name = whole.rstrip("/").rpartition("/")
-    store = CheckpointStore(f"{parent or '/'}{mark}{options}", name, keep=1)
+    store = CheckpointStore(*above("checkpoint", path), keep=1)
     checkpoint, notes = store.newest()
     if checkpoint is None:
         what = "no checkpoint in it, or no such folder; name a run's folder or an .npz"

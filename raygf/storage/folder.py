@@ -9,7 +9,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from raygf.config.fields import local_path
+from raygf.config.fields import local_path, storage_path
 from raygf.errors import StorageError, one_line, within, without_password
 
 _PROBE = ".probe"
@@ -33,6 +33,13 @@ def file_system(path: str, field: str = "storage.path") -> tuple[fs.FileSystem, 
     if not root.strip("/") and not isinstance(system, fs.LocalFileSystem):
         raise StorageError(f"{field} = {shown!r}: names no bucket")
     return system, root
+
+
+def above(field: str, path: str) -> tuple[str, str]:
+    """The folder above ``path`` (local or a URI), the value of ``field``, and the name in it."""
+    place, mark, options = path.partition("?") if "://" in path else (path, "", "")
+    parent, _, name = storage_path(field, place).rstrip("/").rpartition("/")
+    return f"{parent or '/'}{mark}{options}", name
 
 
 def inside(uri: str, name: str) -> str:

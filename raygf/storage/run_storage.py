@@ -7,7 +7,6 @@ run.
 
 import csv
 import io
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from raygf.config.fields import flatten, to_dict
 from raygf.config.recipes import RECIPES, get_recipe
 from raygf.config.run import RunConfig
 from raygf.errors import CheckpointError, StorageError, StorageLost, without_password
-from raygf.records import Entry, Notify, RoundRecord, plain, read_history, shortened, to_json
+from raygf.records import Entry, Notify, RoundRecord, read_history, shortened, to_json
 from raygf.storage.checkpoint import Checkpoint, CheckpointStore
 from raygf.storage.folder import OpenFolder, RunFolder, brief
 from raygf.storage.lock import Owner, RunLock
@@ -181,13 +180,9 @@ class RunStorage:
         if self._attempt(METRICS, lambda: self._store.files.append(METRICS, content)):
             self._unwritten = ""
 
-    def write(self, name: str, content: bytes) -> bool:
-        """Replace the file ``name`` whole; returns whether that worked, and else says why not."""
-        return self._attempt(name, lambda: self._store.files.write(name, content))
-
-    def summarise(self, values: Mapping[str, Any]) -> None:
-        """Write ``SUMMARY``."""
-        self.write(SUMMARY, f"{json.dumps(plain(values), indent=1)}\n".encode())
+    def write(self, name: str, content: bytes) -> None:
+        """Replace the file ``name`` whole."""
+        self._attempt(name, lambda: self._store.files.write(name, content))
 
     def close(self) -> None:
         """Give the folder back; one that nothing was stored in is deleted."""

@@ -18,7 +18,6 @@ from raygf.errors import ConfigError
 from raygf.methods.registry import check_method
 from raygf.sweeps.plan import Plan, SweepOptions, check_metric, flag_of
 from raygf.sweeps.space import Axes, Space, describe_spaces, ends, read_axes
-from raygf.tracking.listeners import make_listeners
 
 RECIPE = "digits"
 """The recipe by default."""
@@ -111,6 +110,7 @@ def check_flags(command: Command) -> None:
         (workers, f"resources.workers = {workers}: the trials of a sweep have no workers; leave it out"),
         (run.stop_after, f"stop_after = {run.stop_after}: {NOT_SWEPT['stop_after']}"),
         (run.storage.resume, "storage.resume = True: resume a sweep with --resume"),
+        (run.tracking.also, f"tracking.also = {run.tracking.also}: of single runs alone; leave it out"),
         (not run.data.val, "data.val = 0: trials are compared by validation images; hold some out"),
         (
             trials and options.search == "grid",
@@ -127,7 +127,6 @@ def check_flags(command: Command) -> None:
     ):
         if refused:
             raise ConfigError(why)
-    make_listeners(run.tracking.also)
 
 
 def check_space(space: Space, command: Command) -> None:

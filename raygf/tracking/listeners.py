@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Literal, Protocol
 
 import yaml
 
 from raygf.config.fields import to_dict
 from raygf.config.run import RunConfig
-from raygf.errors import ConfigError, import_function, user_error
-from raygf.records import RoundRecord, RunEnd, RunStart
+from raygf.errors import ConfigError, import_function, one_line, user_error
+from raygf.records import Notify, RoundRecord, RunEnd, RunStart
 from raygf.storage.folder import inside
 from raygf.storage.run_storage import without_passwords
 from raygf.tracking.mlflow_run import BY_PASSES, end_metrics, round_metrics
@@ -68,24 +68,39 @@ class TensorBoard:
         self._writer.close()
 
 
-def make_listeners(names: Sequence[str]) -> dict[str, Listener]:
-    """The trackers that ``tracking.also`` names, by these names.
+class Listeners:
+    """The trackers that ``tracking.also`` names. One that fails is left out from then on, and costs a note.
 
     Raises:
         ConfigError: there is none of a name, its code fails, or what it returns is not one.
     """
-    made: dict[str, Listener] = {}
-    for name in names:
-        if name != TENSORBOARD and ":" not in name:
-            raise ConfigError(f'{FIELD} = {name!r}: must be {TENSORBOARD} or "package.module:function"')
-        make: Callable[[], Any] = TensorBoard if name == TENSORBOARD else import_function(FIELD, name)
-        try:
-            listener = make()
-        except (Exception, SystemExit) as error:  # a user's code may raise anything
-            raise user_error(FIELD, name, "the function failed", error) from error
-        calls = ("on_start", "on_round", "on_end")
-        if lacking := [call for call in calls if not callable(getattr(listener, call, None))]:
-            what = f"{type(listener).__name__} has no {', '.join(lacking)}"
-            raise ConfigError(f"{FIELD} = {name!r}: what the function returned is no tracker: {what}")
-        made[name] = listener
-    return made
+
+    def __init__(self, names: Sequence[str], notify: Notify) -> None:
+        self._notify = notify
+        self._listeners = {name: _made(name) for name in names}
+
+    def tell(self, call: Literal["on_start", "on_round", "on_end"], *what: object) -> None:
+        """Have ``call`` made with ``what`` on all of them."""
+        for name, listener in [*self._listeners.items()]:
+            try:
+                getattr(listener, call)(*what)
+            except (Exception, SystemExit) as error:  # a user's code may raise anything
+                self._notify(f"{FIELD} = {name!r}: {call} failed, it is left out: {one_line(error)}")
+                del self._listeners[name]
+
+
+def _made(name: str) -> Listener:
+    if name == TENSORBOARD:
+        return TensorBoard()
+    if ":" not in name:
+        raise ConfigError(f'{FIELD} = {name!r}: must be {TENSORBOARD} or "package.module:function"')
+    try:
+        listener: Listener = import_function(FIELD, name)()
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise user_error(FIELD, name, "the function failed", error) from error
+    if lacking := [call for call in ("on_start", "on_round", "on_end") if not hasattr(listener, call)]:
+        what = f"{type(listener).__name__} has no {', '.join(lacking)}"
+        raise ConfigError(f"{FIELD} = {name!r}: what the function returned is no tracker: {what}")
+    return listener

@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from raygf.config.fields import to_dict
 from raygf.config.run import RunConfig, StorageConfig, TrackingConfig
-from raygf.errors import one_line, without_password
+from raygf.errors import without_password
 from raygf.evaluation.tables import passes_text
 from raygf.records import Notify, RoundRecord, RunEnd, RunStart
 from raygf.storage.run_storage import recipe_of
 from raygf.tracking.delivery import Delivery, Parcel, Undelivered
-from raygf.tracking.listeners import FIELD, Listener, make_listeners
 from raygf.tracking.mlflow_run import (
     FAILURE_TAG,
     STOPPED_BY_TAG,
@@ -35,6 +33,20 @@ FINISH_S = 60.0
 """Seconds that delivering the results may take in all."""
 FAIL_S = 10.0
 """Seconds that delivering a failure may take in all."""
+
+
+def make_tracker(
+    config: TrackingConfig, folder: Path, notify: Notify, storage: StorageConfig | None = None
+) -> Tracker:
+    """The tracker that ``config`` asks for; ``folder`` holds the default database, ``notify`` gets warnings.
+
+    Args:
+        storage: the run's folder, where what could not be delivered is kept; nowhere without it.
+    """
+    if not config.enabled:
+        return Tracker()
+    undelivered = None if storage is None else Undelivered(storage, folder)
+    return MLflowTracker(resolve_uri(config, folder), config.experiment, notify, undelivered)
 
 
 class Tracker:
@@ -213,91 +225,3 @@ def _round_values(record: RoundRecord) -> dict[str, Any]:
 def _stamped(metrics: Mapping[str, float], step: int) -> dict[str, Any]:
     """``metrics`` with the time now, whenever they arrive."""
     return {"metrics": dict(metrics), "step": step, "stamp_ms": int(time.time() * 1000)}
-
-
-class Listening(Tracker):
-    """``tracker``, with ``listeners`` (by name) beside it.
-
-    One that fails is left out from then on, and costs a note: training goes on.
-
-    Args:
-        storage: the run's folder, where it is not the configuration's.
-    """
-
-    def __init__(
-        self,
-        tracker: Tracker,
-        listeners: Mapping[str, Listener],
-        notify: Notify,
-        storage: StorageConfig | None = None,
-    ) -> None:
-        self._tracker, self._listeners, self._notify = tracker, dict(listeners), notify
-        self._storage = storage
-
-    def start(
-        self,
-        config: RunConfig,
-        run_name: str,
-        run_id: str | None = None,
-        *,
-        recipe: str = "",
-        parent_run_id: str = "",
-    ) -> str:
-        tracking = replace(config.tracking, uri=without_password(config.tracking.uri))
-        self._config = replace(config, storage=self._storage or config.storage, tracking=tracking)
-        opened = self._tracker.start(config, run_name, run_id, recipe=recipe, parent_run_id=parent_run_id)
-        self.where = self._tracker.where
-        return opened
-
-    def log_start(self, start: RunStart) -> None:
-        self._tracker.log_start(start)
-        self._tell("on_start", self._config, start)
-
-    def log_round(self, record: RoundRecord) -> None:
-        self._tracker.log_round(record)
-        self._tell("on_round", record)
-
-    def log_tags(self, tags: Mapping[str, str]) -> None:
-        self._tracker.log_tags(tags)
-
-    def finish(self, end: RunEnd) -> None:
-        self._tracker.finish(end)
-        self._end(end)
-
-    def stop(self, last: RoundRecord, reason: str) -> None:
-        self._tracker.stop(last, reason)
-        self._end(None)
-
-    def fail(self, status: Literal["FAILED", "KILLED"], reason: str) -> None:
-        self._tracker.fail(status, reason)
-        self._end(None)
-
-    def _end(self, end: RunEnd | None) -> None:
-        self._tell("on_end", end)
-        self._listeners.clear()
-
-    def _tell(self, call: str, *what: object) -> None:
-        for name, listener in [*self._listeners.items()]:
-            try:
-                getattr(listener, call)(*what)
-            except (Exception, SystemExit) as error:
-                self._notify(f"{FIELD} = {name!r}: {call} failed, it is left out: {one_line(error)}")
-                del self._listeners[name]
-
-
-def make_tracker(
-    config: TrackingConfig, folder: Path, notify: Notify, storage: StorageConfig | None = None
-) -> Tracker:
-    """The tracker that ``config`` asks for; ``folder`` holds the default database, ``notify`` gets warnings.
-
-    Args:
-        storage: the run's folder, where what could not be delivered is kept; nowhere without it.
-
-    Raises:
-        ConfigError: ``tracking.also`` names something that is no tracker.
-    """
-    tracker = Tracker()
-    if config.enabled:
-        undelivered = None if storage is None else Undelivered(storage, folder)
-        tracker = MLflowTracker(resolve_uri(config, folder), config.experiment, notify, undelivered)
-    return Listening(tracker, make_listeners(config.also), notify, storage) if config.also else tracker
