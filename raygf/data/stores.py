@@ -245,9 +245,8 @@ def index_shards(files: Sequence[Path]) -> ShardStore:
     schema's metadata: those of the Hugging Face hub, or a list ``class_names``.
 
     Raises:
-        DataError: a file is damaged or no regular one (a pipe would be waited for without end), has not the
-            columns or has two of a name, has a row without label, there are no rows, or the files name their
-            classes differently.
+        DataError: a file is damaged, has not the columns, has a row without label, there are no rows, or the
+            files name their classes differently.
     """
     shards = [_index_file(file) for file in files]
     if not any(len(shard.labels) for shard in shards):
@@ -280,17 +279,11 @@ def common_names(named: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[str, ...
 def _index_file(path: Path) -> ShardStore:
     import pyarrow.parquet as pq
 
-    if not path.is_file():
-        raise DataError(f"{path}: not a whole Parquet file (not a regular file); remove it")
     with _naming_damage(str(path), lambda: pq.ParquetFile(path)) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
-        label = _label_column(schema, path)
-        for name in (label, *IMAGE_COLUMNS):
-            if schema.names.count(name) > 1:
-                raise DataError(f"{path}: several columns are named {name!r}; rename or drop one")
-        image = _image_column(schema, path)
+        image, label = _image_column(schema, path), _label_column(schema, path)
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-        values = _naming_damage(str(path), lambda: parquet.read(columns=[label])).column(label)
+        values = _naming_damage(str(path), lambda: parquet.read(columns=[label]).column(label))
     if values.null_count:
         row = int(values.is_null().to_numpy().argmax())
         raise DataError(f"{path}: row {row} has no label; every row needs one")
@@ -312,18 +305,17 @@ def _image_column(schema: Any, file: Path) -> str:
     def is_binary(kind: Any) -> bool:
         return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
-    for name in IMAGE_COLUMNS:
-        if name in schema.names:
-            kind = schema.field(name).type
-            if is_binary(kind):
-                return name
-            if types.is_struct(kind) and any(f.name == "bytes" and is_binary(f.type) for f in kind):
-                return f"{name}.bytes"
-            raise DataError(
-                f"{file}: column {name!r} is {kind}; expected binary, or a struct with binary 'bytes'"
-            )
+    for field in schema:
+        if field.name in IMAGE_COLUMNS:
+            if is_binary(field.type):
+                return str(field.name)
+            if types.is_struct(field.type) and any(
+                f.name == "bytes" and is_binary(f.type) for f in field.type
+            ):
+                return f"{field.name}.bytes"
     raise DataError(
-        f"{file}: no column 'image' or 'img'; it has {_listing(schema.names)}: rename the one with the images"
+        f"{file}: no column 'image' or 'img' that is binary, or a struct with binary 'bytes'; it has "
+        f"{', '.join(schema.names) or 'none'}"
     )
 
 
@@ -331,38 +323,24 @@ def _label_column(schema: Any, file: Path) -> str:
     from pyarrow import types
 
     whole = [str(field.name) for field in schema if types.is_integer(field.type)]
-    for name in LABEL_COLUMNS:
-        if name in whole:
-            return name
-    if len(whole) == 1:
-        return whole[0]
-    found = "no column of whole numbers" if not whole else f"several that could be it ({_listing(whole)})"
-    raise DataError(
-        f"{file}: no label column 'label' or 'fine_label', and {found}; it has {_listing(schema.names)}"
-    )
+    chosen = [name for name in LABEL_COLUMNS if name in whole][:1] or whole
+    if len(chosen) != 1:
+        raise DataError(
+            f"{file}: no label column 'label' or 'fine_label' of whole numbers; it has "
+            f"{', '.join(schema.names) or 'none'}"
+        )
+    return chosen[0]
 
 
 def _class_names(metadata: dict[bytes, bytes], label: str, file: Path) -> tuple[str, ...]:
     """What the schema's ``metadata`` calls the classes of the column ``label``; () if nothing."""
-    if b"class_names" in metadata:
-        try:
-            return tuple(name.strip() for name in metadata[b"class_names"].decode().split(","))
-        except UnicodeDecodeError:
-            raise DataError(f"{file}: its 'class_names' are not UTF-8 text; write the file anew") from None
     try:
+        if b"class_names" in metadata:
+            return tuple(name.strip() for name in metadata[b"class_names"].decode().split(","))
         features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-        names = features.get(label, {}).get("names") or []
-        if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
-            raise ValueError("class names are a list of texts")
-        return tuple(map(str, names))
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise DataError(
-            f"{file}: its 'huggingface' metadata can't be understood; write the file anew"
-        ) from error
-
-
-def _listing(names: list[str]) -> str:
-    return ", ".join(repr(name) for name in names) or "none"
+        return tuple(map(str, features.get(label, {}).get("names") or []))
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise DataError(f"{file}: its class names can't be understood; write the file anew") from error
 
 
 def _naming_damage(what: str, read: Callable[[], Any]) -> Any:
@@ -373,7 +351,7 @@ def _naming_damage(what: str, read: Callable[[], Any]) -> Any:
         return read()
     except FileNotFoundError:
         raise _not_here(what) from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, KeyError) as error:
         cause = one_line(error, kind=False)
         raise DataError(f"{what}: not a whole Parquet file ({cause}); fetch it again") from error
 

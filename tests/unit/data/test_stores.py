@@ -1,6 +1,5 @@
 """Images in class folders, and in Parquet files that are read by row group."""
 
-import os
 import pickle
 
 import numpy as np
@@ -57,22 +56,12 @@ def test_folders_without_images_are_named(tmp_path):
         index_folder(str(tmp_path), "val", ("n01",))
 
 
-def test_what_is_no_regular_file_is_refused_before_it_is_waited_for(tmp_path):
-    write_folders(tmp_path, 6, 0)
-    os.mkfifo(tmp_path / "train" / "n01" / "pipe.jpg")
-    with refused("train/n01/pipe.jpg: can't be read (not a regular file)"):
-        index_folder(str(tmp_path), "train")
-    os.mkfifo(tmp_path / "train-0.parquet")
-    with refused("train-0.parquet: not a whole Parquet file (not a regular file)"):
-        index_shards([tmp_path / "train-0.parquet"])
-
-
-@pytest.mark.parametrize(("column", "values"), [("label", [1, 0]), ("image", FILES[:2]), ("img", FILES[:2])])
-def test_columns_that_are_there_twice_are_named(tmp_path, column, values):
-    table = pa.table({"image": FILES[:2], "label": [1, 0], "img": FILES[:2]}).append_column(column, [values])
-    pq.write_table(table, tmp_path / "train.parquet")
-    with refused(f"train.parquet: several columns are named '{column}'; rename or drop one"):
-        index_shards([tmp_path / "train.parquet"])
+@pytest.mark.parametrize("column", ["label", "image"])
+def test_columns_that_are_there_twice_are_named(tmp_path, column):
+    table = pa.table({"image": FILES[:2], "label": [1, 0]})
+    pq.write_table(table.append_column(column, table[column]), tmp_path / "train.parquet")
+    with refused("train.parquet: ", f'Field "{column}" exists 2 times'):
+        index_shards([tmp_path / "train.parquet"]).open().read(0, 0)
 
 
 @pytest.fixture
@@ -162,22 +151,20 @@ def test_layouts_of_the_hub(tmp_path, layout, names):
 
 ONE = FILES[:1]
 GOOD = {"image": FILES[:3], "label": [0, 1, 2]}
-NAMES = ("5", "[null]", "[[0]]", '{"0": "a"}')
-HUB_DATA, TEXTS = "'huggingface' metadata", ("{", '{"info": 3}', "[" * 10**5)
-STRANGE = [*TEXTS, *(f'{{"info": {{"features": {{"label": {{"names": {names}}}}}}}}}' for names in NAMES)]
+STRANGE = ("{", '{"info": 3}', "[" * 10**5, '{"info": {"features": {"label": {"names": 5}}}}')
 
 
 @pytest.mark.parametrize(
     ("columns", "metadata", "text"),
     [
-        ({"picture": ONE, "label": [0]}, {}, "no column 'image' or 'img'; it has 'picture', 'label'"),
-        ({"image": ["a.png"], "label": [0]}, {}, "column 'image' is string; expected binary"),
-        ({"image": ONE, "label": ["a"]}, {}, "no label column 'label' or 'fine_label', and no column of"),
-        ({"image": ONE, "a": [0], "b": [0]}, {}, "no label column 'label' or 'fine_label', and several"),
+        ({"picture": ONE, "label": [0]}, {}, "no column 'image' or 'img' that is binary"),
+        ({"image": ["a.png"], "label": [0]}, {}, "no column 'image' or 'img' that is binary"),
+        ({"image": ONE, "label": ["a"]}, {}, "no label column 'label' or 'fine_label' of whole"),
+        ({"image": ONE, "a": [0], "b": [0]}, {}, "no label column 'label' or 'fine_label' of whole"),
         ({"image": FILES[:3], "label": [0, None, 1]}, {}, "row 1 has no label; every row needs one"),
         ({"image": pa.array([], pa.binary()), "label": pa.array([], pa.int8())}, {}, "the split has no rows"),
-        *((GOOD, {"huggingface": text}, f"its {HUB_DATA} can't be understood") for text in STRANGE),
-        (GOOD, {"class_names": b"cat,\xff"}, "its 'class_names' are not UTF-8 text"),
+        *((GOOD, {"huggingface": text}, "its class names can't be understood") for text in STRANGE),
+        (GOOD, {"class_names": b"cat,\xff"}, "its class names can't be understood"),
     ],
 )
 def test_a_file_that_is_no_image_set_is_named(tmp_path, columns, metadata, text):
