@@ -243,23 +243,3 @@ def test_what_can_not_be_swept_is_refused_before_the_cluster_is_asked(run_job, t
     says = "space = 'nope': there is none; choose from fusion, fusion_lr, joint, method"
     one_error(run_job("sweep", *flags), says)
     assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        (
-            ("--resources.cpus-per-exit", "64"),
-            "could never hold a trial with a driver (1 CPUs, 0 GPUs) and 1 exit actor (64",
-        ),
-        (("--model.name", "nope"), "nope"),
-        (
-            ("--rounds", "2", "--grace", "9", "--scheduler", "asha"),
-            "grace = 9: a trial gets 8 training passes in all",
-        ),
-    ],
-    ids=["resources", "network", "grace"],
-)
-def test_what_does_not_fit_is_refused_before_the_first_trial(cluster, run_job, tmp_path, flags, says):
-    one_error(run_job("sweep", *UNTRACKED, "--storage.path", "runs", *SMALL, *flags), says)
-    assert not (tmp_path / "runs").exists()

@@ -21,7 +21,6 @@ from raygf.errors import (
     UserError,
     import_function,
     one_line,
-    user_error,
     within,
     without_password,
 )
@@ -125,8 +124,3 @@ def test_functions_are_imported_by_name(tmp_path, monkeypatch):
             import_function("f", name)
         assert str(caught.value).startswith(f"f = {name!r}: {says}")
     sys.modules.pop("own_of_mine")
-
-
-def test_a_users_own_error_is_one_line():
-    error = user_error("method", "a:b", "the function failed", ValueError("no\nway"))
-    assert str(error) == "method = 'a:b': the function failed: ValueError: no"

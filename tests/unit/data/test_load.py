@@ -142,19 +142,6 @@ def test_labels_fit_the_class_names_or_number_the_classes(tmp_path, source, name
         load_data(config, 0)
 
 
-def test_where_nothing_is(tmp_path):
-    for source in ("parquet", "shards", "imagefolder"):
-        with refused(f"data.path is empty: {source} needs", "--data.path"):
-            load_data(DataConfig(source=source), 0)
-        with refused("none: no such folder", "--data.path"):
-            load_data(DataConfig(source=source, path=str(tmp_path / "none")), 0)
-    (tmp_path / "other.parquet").touch()
-    with refused("no files train*.parquet here or in its subfolder data"):
-        load(tmp_path)
-    with refused("no folder train in it; expected", "train/CLASS/*.JPEG"):
-        load_streamed(tmp_path, source="imagefolder")
-
-
 def test_sizes_that_do_not_fit_the_set(tmp_path):
     with refused("data.pad = 8: of images of 8x8 pixels", "--data.image-size"):
         load(pad=8)

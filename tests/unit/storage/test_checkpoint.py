@@ -2,7 +2,6 @@
 
 import io
 import json
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -173,39 +172,6 @@ def test_a_shortened_array_is_noticed():
     whole[place] ^= ord("9") ^ ord("1")
     with pytest.raises(CheckpointError):
         read_archive(io.BytesIO(bytes(whole)))
-
-
-class Bomb:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (Path.touch, (self.path,))
-
-
-def test_nothing_is_ever_unpickled(tmp_path):
-    fuse = tmp_path / "executed"
-    meta = np.array(json.dumps({"format": 1, "round": 1}))
-    bomb = np.array([Bomb(fuse)], dtype=object)
-    vector = np.zeros(2, np.float32)
-    bombs = {
-        "object array": archive(meta=meta, vector=bomb),
-        "object buffer": archive(meta=meta, vector=vector, **{"buffer/x": bomb}),
-        "object meta": archive(meta=bomb, vector=vector),
-        "plain pickle": pickle.dumps(Bomb(fuse)),
-    }
-    stream = io.BytesIO()
-    np.save(stream, bomb, allow_pickle=True)
-    bombs["npy"] = stream.getvalue()
-    for what, content in bombs.items():
-        with pytest.raises(CheckpointError):
-            read_archive(io.BytesIO(content))
-            pytest.fail(what)
-    assert not fuse.exists()
-    pickle.loads(bombs["plain pickle"])
-    assert fuse.exists()  # the bombs were live
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from raygf.config.fields import override, to_dict
 from raygf.config.recipes import get_recipe
 from raygf.config.run import StorageConfig
-from raygf.errors import CheckpointError, ConfigError, ExitFailed, NonFiniteError, RunFailed
+from raygf.errors import CheckpointError, ConfigError, ExitFailed, RunFailed
 from raygf.storage.checkpoint import Checkpoint, CheckpointStore, write_archive
 from raygf.storage.run_storage import require_same_run
-from raygf.sweeps.trial import NAME, WOULD_HAPPEN_AGAIN, cause_of, handed_over, take_over
+from raygf.sweeps.trial import NAME, cause_of, handed_over, take_over
 from raygf.training.network import NetworkState
 
 RUN = get_recipe("digits")
@@ -133,8 +133,3 @@ def wrapped(inner):
 def test_the_cause_of_a_failure_is_one_line(error, line):
     assert cause_of(error).startswith(line)
     assert "\n" not in cause_of(error)
-
-
-def test_what_would_happen_again_is_not_tried_again():
-    kinds = (NonFiniteError, ConfigError, RunFailed, ExitFailed)
-    assert [issubclass(kind, WOULD_HAPPEN_AGAIN) for kind in kinds] == [True, True, False, False]
