@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from raygf.compute import Compute, make_repeatable, resolve_compute
 from raygf.config.fields import from_dict
@@ -131,9 +131,14 @@ def check_input(meta: Mapping[str, Any], spec: InputSpec, name: str, path: str) 
 
 
 def restore_network(
-    checkpoint: Checkpoint, config: RunConfig, spec: InputSpec, compute: Compute, path: str
+    checkpoint: Checkpoint,
+    config: RunConfig,
+    spec: InputSpec,
+    compute: Compute,
+    path: str,
+    network: nn.Module | None = None,
 ) -> BoundNetwork:
-    """The network of ``config`` with the checkpoint's weights, in evaluation mode.
+    """The network of ``config``, or ``network``, with the checkpoint's weights, in evaluation mode.
 
     Raises:
         CheckpointError: they are of another network, of other classes or image sizes, or not finite.
@@ -141,7 +146,7 @@ def restore_network(
     """
     # The pretrained weights that the run started from need not be here: the checkpoint has all.
     model = replace(config.model, weights="")
-    bound = BoundNetwork(build_model(model, spec, config.seed), compute)
+    bound = BoundNetwork(build_model(model, spec, config.seed) if network is None else network, compute)
     names = checkpoint.meta.get("tensors")
     if isinstance(names, list) and names != list(bound.space.names):
         raise CheckpointError(

@@ -107,7 +107,7 @@ class AdaptiveClassifier:
             ConfigError: the network has no stages and heads.
         """
         model = load_model(folder, compute, network)
-        known = model.task, model.operations, model.table, model.compute, model.known["batch_size"]
+        known = model.task, model.operations, model.table, model.compute, model.batch_size
         return cls(model.network, *known)
 
     @property

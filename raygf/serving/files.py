@@ -14,8 +14,9 @@ from torch.utils import _pytree as pytree
 
 from raygf.errors import ConfigError, StorageError, one_line
 from raygf.evaluation.loading import LoadedRun
-from raygf.evaluation.model_files import MODEL, model_files
+from raygf.evaluation.model_files import model_files
 from raygf.serving.adaptive import AdaptiveClassifier, stages_and_heads
+from raygf.storage.checkpoint import MODEL
 
 Segments = Literal["none", "pt2", "onnx"]
 

@@ -18,13 +18,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 from raygf.config.fields import storage_path
-from raygf.errors import CheckpointError, StorageError, StorageLost, within, without_password
+from raygf.errors import CheckpointError, StorageError, StorageLost, one_line, within, without_password
 from raygf.records import JsonText
 from raygf.storage.folder import ANSWER_S, OpenFolder, RunFolder, above, brief, file_system
 from raygf.training.network import Arrays, NetworkState
 
+WEIGHTS, MODEL = "model.safetensors", "model.json"
+"""A trained network in two files that need no raygf to be read; see ``raygf.evaluation.model_files``."""
 _FORMAT = 1
 _DAMAGE = (
     *(ValueError, KeyError, EOFError, TypeError, AttributeError, RuntimeError, OverflowError),
@@ -123,11 +127,14 @@ class CheckpointStore:
 
 
 def load_checkpoint(path: str) -> Checkpoint:
-    """The checkpoint in the file ``path`` (local or a URI).
+    """The checkpoint in the file ``path`` (local or a URI), or in ``model.safetensors`` and ``model.json``.
 
     Raises:
         CheckpointError: it is missing, damaged, or not of this format.
     """
+    folder, name = above("checkpoint", path)
+    if name == WEIGHTS:
+        return _load_model(RunFolder(*above("checkpoint", folder)))
     system, inner = file_system(path, "checkpoint")
     return _load(lambda: system.open_input_file(inner), without_password(path))
 
@@ -135,12 +142,12 @@ def load_checkpoint(path: str) -> Checkpoint:
 def find_checkpoint(path: str) -> tuple[str, tuple[str, ...]]:
     """The checkpoint file that ``path`` (local or a URI) means, and a note on each damaged one passed over.
 
-    A path that ends in .npz is a file; anything else is the folder of a run.
+    A path that ends in .npz is a file; anything else is the folder of a run, or one that was exported.
 
     Raises:
         CheckpointError: the folder holds no checkpoint that can be read.
     """
-    if path.partition("?")[0].endswith(".npz"):
+    if path.partition("?")[0].endswith((".npz", f"/{WEIGHTS}")):
         return path, ()
     if "://" not in path and Path(storage_path("checkpoint", path)).is_file():
         raise CheckpointError(
@@ -148,10 +155,28 @@ def find_checkpoint(path: str) -> tuple[str, tuple[str, ...]]:
         )
     store = CheckpointStore(*above("checkpoint", path), keep=1)
     checkpoint, notes = store.newest()
+    if checkpoint is None and MODEL in store.files.names():
+        return store.files.path(WEIGHTS), ()
     if checkpoint is None:
         what = "no checkpoint in it, or no such folder; name a run's folder or an .npz"
         raise CheckpointError(f"{without_password(path)}: {what}")
     return store.path(store.rounds()[-1 - len(notes)]), notes  # there is a note on every later one
+
+
+def _load_model(files: RunFolder) -> Checkpoint:
+    name = MODEL
+    try:
+        meta = json.loads(files.read(MODEL))
+        if meta["format"] != _FORMAT:
+            raise CheckpointError(f"has format {meta['format']!r:.20}, this version reads format {_FORMAT}")
+        name = WEIGHTS
+        arrays = load(files.read(WEIGHTS))
+        vector = np.concatenate([arrays.pop(tensor).ravel() for tensor in meta["tensors"]])
+        return Checkpoint(int(meta["rounds"]), NetworkState(vector, arrays), {}, meta)
+    except (*_DAMAGE, OSError, SafetensorError, CheckpointError) as error:
+        ours = isinstance(error, CheckpointError | OSError)
+        why = brief(error) if ours else f"not a whole model of raygf ({one_line(error)})"
+        raise CheckpointError(f"{without_password(files.path(name))}: {why}") from None
 
 
 def _load(open_file: Callable[[], Any], shown: str) -> Checkpoint:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from raygf.evaluation.model_files import MODEL, WEIGHTS
 from raygf.rounds.driver import Driver
+from raygf.storage.checkpoint import MODEL, WEIGHTS
 from raygf.storage.run_storage import CONFIG, METRICS, SUMMARY
 from raygf.training.exit_trainer import LocalExecutor
 

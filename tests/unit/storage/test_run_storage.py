@@ -122,8 +122,9 @@ def test_a_run_leaves_a_folder_that_people_and_programs_can_read(tmp_path):
     assert (summary["run_id"], summary["finished"], summary["rounds"]) == ("id", True, ROUNDS)
     assert tuple(summary["test_accuracy"]) == end.test.accuracy
     assert summary["weights_sha256"] == end.weights_sha256
+    known = json.loads((tmp_path / "run" / "model.json").read_text())
+    assert (known["weights_sha256"], known["rounds"]) == (end.weights_sha256, ROUNDS)
     model = load_model(str(tmp_path / "run"))
-    assert (model.known["weights_sha256"], model.known["rounds"]) == (end.weights_sha256, ROUNDS)
     assert model.table is not None and model.task.class_names == ("a", "b", "c")
 
 
