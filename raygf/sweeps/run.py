@@ -20,9 +20,8 @@ from raygf.launch import temporary_path_warning
 from raygf.on_ray.cluster import swept_cluster
 from raygf.on_ray.placement import check_fits, idle_nodes
 from raygf.sweeps.callback import notify
-from raygf.sweeps.command import Command, check_flags, check_space, parse_sweep
+from raygf.sweeps.command import Command, check_flags, check_space, parse_sweep, prepare
 from raygf.sweeps.plan import Plan, SweepFolder, set_field
-from raygf.sweeps.prepare import prepare
 from raygf.sweeps.report import (
     RESULTS,
     best_row,

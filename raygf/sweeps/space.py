@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-import raygf
 from raygf.compute import derive_seed
 from raygf.config.run import RunConfig
 from raygf.errors import ConfigError, import_function, user_error
@@ -219,7 +218,7 @@ def grid(alternatives: list[Axes], points: int) -> list[Values]:
     return trials
 
 
-def random(alternatives: list[Axes], trials: int, seed: int) -> list[Values]:
+def draw_trials(alternatives: list[Axes], trials: int, seed: int) -> list[Values]:
     """``trials`` draws, the alternatives taking turns in an order of chance.
 
     Every trial has a stream of its own, so the first few of many trials are those of a smaller sweep. A space
@@ -249,7 +248,7 @@ def _stream(seed: int, *key: str | int) -> np.random.Generator:
 
 def known_spaces() -> dict[str, Path]:
     """Name and file of every space in ``tune_spaces``, here or raygf's own; the one here counts first."""
-    package = Path(raygf.__file__).parent  # which holds its spaces where it is installed
+    package = Path(__file__).parents[1]  # which holds its spaces where it is installed
     own = package if (package / FOLDER).is_dir() else package.parent
     folders = (own / FOLDER, Path.cwd() / FOLDER)
     files = [file for folder in folders for file in sorted(folder.glob("*.py")) if file.stem != "__init__"]

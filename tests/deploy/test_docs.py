@@ -20,7 +20,7 @@ from raygf.errors import RaygfError
 from raygf.launch import run
 from raygf.models.build import build_model
 from raygf.sweeps.command import check_flags, check_space, parse_sweep
-from raygf.sweeps.space import known_spaces, load_space, random, read_axes
+from raygf.sweeps.space import draw_trials, known_spaces, load_space, read_axes
 from raygf.training.network import BoundNetwork
 
 FILES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -157,7 +157,7 @@ def test_the_search_space_of_the_page_can_be_swept(tmp_path, monkeypatch):
     space = load_space("small_batches", command.run)
     check_flags(command)
     check_space(space, command)
-    trials = random(read_axes(space), 12, 0)
+    trials = draw_trials(read_axes(space), 12, 0)
     assert {trial["batch_size"] for trial in trials} == {8, 16, 32}
     assert sum(trial["loss.distill"] for trial in trials) == 6
     assert all(0.01 <= trial["optim.lr"] <= 0.1 for trial in trials)

@@ -17,11 +17,11 @@ from raygf.sweeps.space import (
     Choice,
     Range,
     describe_spaces,
+    draw_trials,
     ends,
     grid,
     known_spaces,
     load_space,
-    random,
     ranges_of,
     read_axes,
     read_axis,
@@ -135,21 +135,21 @@ def test_ranges_are_told_as_the_space_has_them():
 
 def test_draws_depend_on_seed_and_number_alone_and_do_not_repeat_themselves():
     axes = read_axes(RANGES)
-    assert random(axes, 8, 0) == random(axes, 8, 0)
-    assert random(axes, 8, 0)[:3] == random(axes, 3, 0)
-    assert random(axes, 8, 0) != random(axes, 8, 1)
-    assert len({str(trial) for trial in random(axes, 50, 0)}) == 50
+    assert draw_trials(axes, 8, 0) == draw_trials(axes, 8, 0)
+    assert draw_trials(axes, 8, 0)[:3] == draw_trials(axes, 3, 0)
+    assert draw_trials(axes, 8, 0) != draw_trials(axes, 8, 1)
+    assert len({str(trial) for trial in draw_trials(axes, 50, 0)}) == 50
     axes = read_axes(CHOICES)
     every = grid(axes, 3)
     pairs = [(trial["fusion.segments"], trial["batch_size"]) for trial in every]
     assert pairs == [*product(["tensor", "channel"], [8, 16, 32])]
-    drawn = random(axes, 4, 0)
+    drawn = draw_trials(axes, 4, 0)
     assert len(drawn) == 4 and all(drawn.count(trial) == 1 and trial in every for trial in drawn)
-    assert sorted(map(str, random(axes, 100, 0))) == sorted(map(str, every))
+    assert sorted(map(str, draw_trials(axes, 100, 0))) == sorted(map(str, every))
 
 
 def test_variants_take_turns():
-    drawn = random(read_axes(VARIANTS), 9, 0)
+    drawn = draw_trials(read_axes(VARIANTS), 9, 0)
     for first in range(0, 9, 3):
         assert {trial["method"] for trial in drawn[first : first + 3]} == {"sgd", "cagrad", "metagf"}
     assert all(trial["seed"] == 3 for trial in drawn)
