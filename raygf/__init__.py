@@ -12,8 +12,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raygf.api import Run, attach_exits, evaluate, export, load, recipes, sweep, train
+    from raygf.api import Run, evaluate, export, load, recipes, sweep, train
     from raygf.config.run import RunConfig
+    from raygf.models.attach import attach_exits
     from raygf.serving.adaptive import AdaptiveClassifier
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
 ]
 _ELSEWHERE = {
     "RunConfig": "raygf.config.run",
+    "attach_exits": "raygf.models.attach",
     "AdaptiveClassifier": "raygf.serving.adaptive",
 }
 

@@ -1,12 +1,9 @@
-"""raygf from Python: train, load, look at, compare, sweep and export runs.
-
-``import raygf`` offers these names. The command ``raygf`` and the programs in ``jobs/`` run the same code.
-"""
+"""raygf from Python: what ``import raygf`` offers, and the commands that do the same from a shell."""
 
 from __future__ import annotations
 
 import copy
-import math
+import json
 import os
 import shlex
 import sys
@@ -15,35 +12,47 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from torch import nn
-from torch.utils.data import Dataset
 
 from raygf.cli import parse_flags
-from raygf.config.fields import Section, full_name, override
+from raygf.config.fields import Limits, Section, from_dict, full_name, override
 from raygf.config.recipes import RECIPES, Recipe, get_recipe
 from raygf.config.run import DataConfig, Name, RunConfig
 from raygf.console import print_table
 from raygf.data.base import InputSpec
-from raygf.errors import ConfigError, Named, RaygfError, TrackingError, name_function, one_line
+from raygf.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Named,
+    RaygfError,
+    TrackingError,
+    name_function,
+    one_line,
+)
 from raygf.evaluation.loading import LoadedRun, load_run, read_config
-from raygf.evaluation.tables import ResultTable, to_rich
+from raygf.evaluation.tables import ResultTable, count_unit, terminal_table, to_rich
 from raygf.launch import Result, named, result_table
 from raygf.launch import run as run_to_end
 from raygf.methods.registry import is_step_method, method_title
 from raygf.models.build import build_model
-from raygf.models.multi_exit import evaluating
-from raygf.records import History, read_history, wall_time
-from raygf.storage.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from raygf.records import History, read_history
+from raygf.storage.checkpoint import find_checkpoint, load_checkpoint
+from raygf.storage.folder import RunFolder, above
+from raygf.storage.run_storage import SUMMARY
 
 if TYPE_CHECKING:
+    from raygf.evaluation.results import RunResults
     from raygf.serving.adaptive import AdaptiveClassifier
 
-Images = tuple[Dataset[Any], Dataset[Any] | None]
-"""Map-style data sets of (image, class): to train on, and to test on."""
 Network = str | nn.Module | Callable[[InputSpec], nn.Module]
+Segments = Literal["none", "pt2", "onnx"]
 _MOST_VAL = 5000
 _MANY = 10_000
 """With more training images than this, two epochs of every exit are worth a warning."""
@@ -57,45 +66,42 @@ def train(run: str | RunConfig, *, network: Network | None = None, data: Any = N
     >>> run
     Run digits-msdnet-metagf-...: Meta-GF, 1 of 1 rounds; test accuracy ... %; in runs/digits-...
 
-    A recipe trains in this process and does not log to MLflow, unless: this process is connected to Ray,
-    ``RAY_ADDRESS`` is set, or there are several GPUs, then its exits train side by side on Ray
-    (``executor="local"`` or ``"ray"`` decides); ``MLFLOW_TRACKING_URI`` or a setting of ``tracking`` is
-    given. The weights are the same. A ``RunConfig`` is taken as it is.
+    A recipe is trained in this process, which begins at once, or on Ray, exits side by side, if this process
+    is connected to it, ``RAY_ADDRESS`` is set, or there are several GPUs: to the same weights. It is logged
+    to MLflow if ``MLFLOW_TRACKING_URI`` or a setting of ``tracking`` is given. A ``RunConfig`` is taken as it
+    is.
 
     Args:
         run: a recipe's name, see ``recipes``, or a configuration.
         network: in place of the recipe's: a module whose output is a list of logits (B, classes), one an
-            exit, or a function from an ``InputSpec`` to one. It is copied, with its weights.
+            exit, which is copied with its weights; or a function from an ``InputSpec`` to one.
         data: in place of the recipe's: ``(train, test)``, map-style ``torch.utils.data.Dataset`` of (image,
-            class), see ``data.source``; or a function that returns them. The section ``data`` then begins
-            from its defaults, with a tenth of ``train`` for validation (``val=``).
-        settings: fields of the run by their dotted names, or the last part of it where that is one field's
-            alone: ``rounds=20``, ``executor="ray"``, ``**{"optim.lr": 0.05}``. A function may be given where
-            ``package.module:function`` may.
+            class), see ``data.source``; or a function that returns them. Other fields of ``data`` are then
+            the defaults, but for ``val``: a tenth of ``train``.
+        settings: fields of the run by their dotted names, or the last part where that is one field's alone:
+            ``rounds=20``, ``executor="ray"``, ``**{"optim.lr": 0.05}``. Where ``package.module:function`` may
+            be given, so may a function.
 
     Raises:
         RaygfError: with one line on what is wrong, where, and what to change.
     """
-    recipe = run if isinstance(run, str) else ""
-    config = get_recipe(recipe) if isinstance(run, str) else run
-    if isinstance(run, str):
+    recipe, config = (run, get_recipe(run)) if isinstance(run, str) else ("", run)
+    if recipe:
         config = override(config, {"resources.executor": _executor(), "tracking.enabled": _tracked(settings)})
     if data is not None:
         val = min(_MOST_VAL, len(data[0]) // 10) if isinstance(data, tuple) else 0
         config = replace(config, data=DataConfig(val=val))
     config = named(_configured(config, network, data, settings), recipe)
-    result = run_to_end(config, recipe)
-    return Run(result.checkpoint, config, result)
+    return Run(run_to_end(config, recipe).checkpoint, config)
 
 
 def load(path: str | Path, *, network: Network | None = None, data: Any = None, **settings: Any) -> Run:
-    """The run in the folder ``path``, or of one of its checkpoint files; a URI is a path, too.
+    """The run in the folder ``path``, or of one of its checkpoint files; may be a URI.
 
     >>> import raygf
-    >>> folder = raygf.train("digits", rounds=1).folder
-    >>> run = raygf.load(folder)
-    >>> run.accuracies == raygf.load(run.checkpoint).accuracies
-    True
+    >>> run = raygf.load(raygf.train("digits", rounds=1).folder)
+    >>> len(run.accuracies)
+    3
 
     Args:
         network, data: as for ``train``; needed where they were given as objects that can't be imported.
@@ -121,8 +127,7 @@ class Run:
     >>> run.table()
     | Exit                | Operations (M) | Parameters (M) | Meta-GF test accuracy (%) |
     ...
-    >>> logits = run.model()(run.loaded.dataset.spec.blank(5))
-    >>> [tuple(exit.shape) for exit in logits]
+    >>> [tuple(logits.shape) for logits in run.model()(run.loaded.dataset.spec.blank(5))]
     [(5, 10), (5, 10), (5, 10)]
 
     Attributes:
@@ -130,49 +135,33 @@ class Run:
         config: every setting.
     """
 
-    def __init__(self, checkpoint: str, config: RunConfig, result: Result | None = None) -> None:
+    def __init__(self, checkpoint: str, config: RunConfig) -> None:
         self.checkpoint, self.config = checkpoint, config
-        if result is not None:
-            self.__dict__["result"] = result  # need not be computed
 
     @property
     def folder(self) -> str:
-        """Where its checkpoints are."""
-        return self.checkpoint.rpartition("/")[0]
-
-    @cached_property
-    def _stored(self) -> Checkpoint:
-        return load_checkpoint(self.checkpoint)
+        """Where its files are."""
+        return above("checkpoint", self.checkpoint)[0]
 
     @cached_property
     def history(self) -> History:
         """One record a round: losses and accuracies in training and validation, seconds, fusion weights."""
-        return read_history(self._stored.meta)
+        return read_history(load_checkpoint(self.checkpoint).meta)
 
     @cached_property
     def loaded(self) -> LoadedRun:
         """Network, data set and all that is needed to evaluate."""
-        return load_run(self.checkpoint, config=self.config)
+        return load_run(self.checkpoint, self.config)
 
     @cached_property
     def result(self) -> Result:
-        """Test accuracy of every exit, costs, compute; a loaded run is evaluated for it."""
-        run, history = self.loaded, self.history
-        last: Mapping[str, Any] = history[-1] if history else {}
-        costs = run.costs()
-        return Result(
-            run_id=str(self._stored.meta.get("run_id", "")),
-            method=self.config.method,
-            rounds=self._stored.round,
-            test_accuracy=run.outputs("test").top1,
-            operations=tuple(cost.operations for cost in costs),
-            parameters=tuple(cost.parameters for cost in costs),
-            training_passes=last.get("training_passes", math.nan),
-            training_operations=last.get("training_operations", 0),
-            seconds=wall_time(history),
-            weights_sha256=self._stored.network.sha256(),
-            checkpoint=self.checkpoint,
-        )
+        """Test accuracy, costs and compute, as the run left them at its end."""
+        try:
+            known = json.loads(RunFolder(*above("folder", self.folder)).read(SUMMARY))
+        except (OSError, ValueError):
+            raise CheckpointError(f"{self.folder}: no {SUMMARY}: the run has not come to its end") from None
+        values = {field.name: known[field.name] for field in fields(Result)}
+        return from_dict(Result, values)
 
     @property
     def accuracies(self) -> tuple[float, ...]:
@@ -184,20 +173,17 @@ class Run:
         return result_table({method_title(self.config.method): self.result})
 
     def model(self) -> nn.Module:
-        """The trained network, in evaluation mode: normalised images (B, C, H, W) to a list of logits.
-
-        ``AdaptiveClassifier`` normalises by itself and stops early.
-        """
+        """The trained network in evaluation mode: normalised images (B, C, H, W) to a list of logits."""
         return self.loaded.bound.network
 
     def __repr__(self) -> str:
-        config, known = self.config, self.__dict__.get("result")
-        done = f"{known.rounds if known else self._stored.round} of {config.rounds} rounds"
-        shown = ""
-        if known:
-            shown = f"; test accuracy {' '.join(f'{100 * exit:.1f}' for exit in known.test_accuracy)} %"
-        place = self.folder.removeprefix(f"{Path.cwd()}/")
-        return f"Run {config.storage.name}: {method_title(config.method)}, {done}{shown}; in {place}"
+        config, place = self.config, self.folder.removeprefix(f"{Path.cwd()}/")
+        try:
+            shown = " ".join(f"{100 * accuracy:.1f}" for accuracy in self.accuracies)
+            how = f"{self.result.rounds} of {config.rounds} rounds; test accuracy {shown} %"
+        except RaygfError:
+            how = "not at its end"
+        return f"Run {config.storage.name}: {method_title(config.method)}, {how}; in {place}"
 
 
 def recipes(word: str = "") -> dict[str, Recipe]:
@@ -206,80 +192,8 @@ def recipes(word: str = "") -> dict[str, Recipe]:
     >>> import raygf
     >>> raygf.recipes("digits")["digits-sgd"].run.method
     'sgd'
-    >>> sorted(raygf.recipes("vgg16-metagf"))
-    ['cifar10-vgg16-metagf', 'cifar100-vgg16-metagf']
     """
     return {name: recipe for name, recipe in RECIPES.items() if word in name}
-
-
-def attach_exits(
-    network: nn.Module,
-    at: Sequence[float | str],
-    image: tuple[int, int, int] | None = None,
-    head: Literal["mean", "mixed"] | Callable[[int, int], nn.Module] = "mean",
-) -> nn.Module:
-    """``network`` with early exits at the places ``at``, and its own output as the last exit.
-
-    >>> import raygf, torch, torchvision
-    >>> network = raygf.attach_exits(torchvision.models.resnet18(num_classes=10), at=[0.3, 0.6])
-    >>> [tuple(logits.shape) for logits in network(torch.zeros(2, 3, 64, 64))]
-    [(2, 10), (2, 10), (2, 10)]
-
-    Args:
-        network: from images (B, C, H, W) to logits (B, classes); its modules become the result's.
-        at: shares of its operations in (0, 1), or names of its modules.
-        image: (C, H, W) of the images to count operations with; by default 224x224, with as many channels as
-            the first convolution takes.
-        head: the exits' classifiers, see ``raygf.models.attach.attach_exits``.
-
-    Raises:
-        ConfigError: it can't be run on such images or traced, or a place is unknown.
-    """
-    from raygf.models import attach
-
-    channels = (part.in_channels for part in network.modules() if isinstance(part, nn.Conv2d))
-    size = image or (next(channels, 3), 224, 224)
-    try:
-        with evaluating(network):
-            classes = network(torch.zeros(2, *size)).shape[-1]
-    except Exception as error:  # the forward is the user's, and may raise anything
-        shown = "x".join(map(str, size))
-        raise ConfigError(f"image: the network fails on images of {shown}: {one_line(error)}") from error
-    return attach.attach_exits(network, InputSpec(*size, classes), at, head)
-
-
-def export(
-    run: Run, folder: str | Path, segments: Literal["none", "pt2", "onnx"] = "none"
-) -> AdaptiveClassifier:
-    """Write the network of ``run`` to ``folder``: weights, description, model card and figures.
-
-    The folder needs nothing else of the run, and can be pushed to the Hugging Face Hub as it is.
-
-    >>> import raygf
-    >>> run = raygf.train("digits", rounds=1)
-    >>> fast = raygf.export(run, "model/")
-    >>> fast.exits, raygf.AdaptiveClassifier.load("model/").operations == fast.operations
-    (3, True)
-
-    Args:
-        segments: also every exit as a program of its own, by ``torch.export`` or in ONNX.
-
-    Returns:
-        The classifier as it is loaded from ``folder``, which stops early.
-
-    Raises:
-        DataError: the run has no test images, or no validation images to read thresholds off.
-        ConfigError: the network can't stop early, can't be exported, or a package is missing.
-        StorageError: the folder can't be written.
-    """
-    from raygf.serving.adaptive import AdaptiveClassifier
-    from raygf.serving.files import export_model
-
-    export_model(run.loaded, folder, segments)
-    config, given = run.config, None
-    if isinstance(config.model.name, Named):
-        given = build_model(config.model, run.loaded.dataset.spec, config.seed)
-    return AdaptiveClassifier.load(str(folder), network=given)
 
 
 def sweep(space: str, recipe: str = "digits", **settings: Any) -> dict[str, Any]:
@@ -304,6 +218,119 @@ def sweep(space: str, recipe: str = "digits", **settings: Any) -> dict[str, Any]
     values = {name if name in own else full_name(name, run): value for name, value in settings.items()}
     values.setdefault("tracking.enabled", _tracked(settings))
     return run_sweep(["--space", space, "--recipe", recipe, *shlex.split(flags_for(values))])
+
+
+def export(run: Run, folder: str | Path, segments: Segments = "none") -> AdaptiveClassifier:
+    """Write the network of ``run`` to ``folder``: weights, description, model card and figures.
+
+    The folder needs nothing else of the run, and can be pushed to the Hugging Face Hub as it is.
+
+    >>> import raygf
+    >>> fast = raygf.export(raygf.train("digits", rounds=1), "model/")
+    >>> raygf.AdaptiveClassifier.load("model/").operations == fast.operations
+    True
+
+    Args:
+        segments: also every exit as a program of its own, by ``torch.export`` or in ONNX.
+
+    Returns:
+        The classifier that is loaded from ``folder``; it stops early.
+
+    Raises:
+        DataError: the run has no test images, or no validation images to read thresholds off.
+        ConfigError: the network can't stop early, can't be exported, or a package is missing.
+        StorageError: the folder can't be written.
+    """
+    from raygf.serving.adaptive import AdaptiveClassifier
+    from raygf.serving.files import export_model
+
+    export_model(run.loaded, folder, segments)
+    config, given = run.config, None
+    if isinstance(config.model.name, Named):
+        given = build_model(config.model, run.loaded.dataset.spec, config.seed)
+    return AdaptiveClassifier.load(str(folder), network=given)
+
+
+@dataclass(frozen=True)
+class ExportConfig(Section):
+    """Whose network, and where to."""
+
+    run: Name
+    """The run's folder, or one of its checkpoints."""
+    folder: Name
+    """Folder for the weights, their description, the model card and figures."""
+    segments: Segments = "none"
+    """Also every exit as a program of its own, by torch.export (pt2) or in ONNX."""
+
+
+def export_job(argv: Sequence[str]) -> dict[str, Any]:
+    """What ``raygf export`` does; returns its last line."""
+    config = parse_flags(ExportConfig, "Write a run's network to a folder, to load or serve anywhere.", argv)
+    fast = export(load(config.run), config.folder, config.segments)
+    return {"folder": config.folder, "exits": fast.exits, "default_budget": fast.default_budget}
+
+
+@dataclass(frozen=True)
+class PredictConfig(Section):
+    """Which network, which pictures, and what may be spent."""
+
+    run: Name
+    """A run's folder, or one that was exported."""
+    pictures: tuple[Name, ...]
+    """Image files; the central part is scaled to the network's size."""
+    budget: Annotated[float, Limits(0, above=True)] | None = None
+    """Operations that an image may cost on average; by default the least that loses no accuracy."""
+
+
+def predict_job(argv: Sequence[str]) -> dict[str, Any]:
+    """What ``raygf predict`` does: a table of class, probability, exit, operations; returns its last line."""
+    from raygf.serving.adaptive import AdaptiveClassifier
+
+    config = parse_flags(PredictConfig, "Classify pictures with a network that stops early.", argv)
+    fast = AdaptiveClassifier.load(config.run)
+    images = np.stack([_picture(path, fast.task.input) for path in config.pictures])
+    found = fast.predict(images, budget=config.budget or fast.default_budget)
+    names = [fast.task.class_names[label] for label in found.label]
+    spent, unit = found.operations.tolist(), count_unit(fast.operations)
+    cells = (config.pictures, names, found.probability.tolist(), (found.exit + 1).tolist(), spent)
+    titles, rows = ("picture", "class", "probability", "exit", "operations"), [*zip(*cells, strict=True)]
+    shown = ((*row[:2], f"{row[2]:.1%}", str(row[3]), f"{unit.text(row[4])} {unit.name}") for row in rows)
+    print_table(terminal_table(titles, shown, []), sys.stderr)
+    return {"predictions": [dict(zip(titles, row, strict=True)) for row in rows]}
+
+
+def _picture(path: str, spec: InputSpec) -> NDArray[np.uint8]:
+    """The image file as ``spec`` has it: uint8 (C, H, W)."""
+    try:
+        with Image.open(path) as file:
+            picture = file.convert("L" if spec.channels == 1 else "RGB")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: can't be read as a picture: {one_line(error, kind=False)}") from None
+    return np.atleast_3d(np.asarray(ImageOps.fit(picture, (spec.width, spec.height)))).transpose(2, 0, 1)
+
+
+def evaluate(
+    runs: Run | str | Sequence[Run | str], out: str = "results", **options: Any
+) -> list[ResultTable]:
+    """Measure past runs, and write every table and figure of them to the folder ``out``.
+
+    >>> import raygf
+    >>> run = raygf.train("digits", rounds=1)
+    >>> (table,) = raygf.evaluate([run], out="figures", importance=False, noise=False)
+    >>> [column.title for column in table.columns]
+    ['Meta-GF']
+
+    Args:
+        runs: runs, their folders, or checkpoint files. Those that differ in their seed alone are one column.
+        options: ``labels``, a name for each run; ``data_path``; ``importance`` and ``noise``, which take
+            passes over the images; ``log_to_mlflow``, ``log_model``.
+
+    Returns:
+        Test accuracy of every exit, a table for every network.
+    """
+    given = [runs] if isinstance(runs, Run | str) else list(runs)
+    paths = tuple(run.checkpoint if isinstance(run, Run) else run for run in given)
+    return _evaluate(EvaluateConfig(paths, out, **options), given)[0]
 
 
 @dataclass(frozen=True)
@@ -333,94 +360,49 @@ class EvaluateConfig(Section):
             raise ConfigError("checkpoint: name at least one")
 
 
-@dataclass(frozen=True, repr=False)
-class Evaluation:
-    """What was measured of runs: a group for those that differ in their seed alone, and the files written."""
-
-    groups: list[Any]
-    files: list[Path]
-    seconds: float
-
-    @property
-    def tables(self) -> list[ResultTable]:
-        """Test accuracy of every exit, a table for every network."""
-        from raygf.evaluation.report import anytime_tables
-
-        return anytime_tables(self.groups)
-
-    def __repr__(self) -> str:
-        return "\n\n".join([*map(repr, self.tables), f"{len(self.files)} files, such as {self.files[0]}"])
-
-    _repr_markdown_ = __repr__
-
-    def json(self) -> dict[str, Any]:
-        """The last line of the job."""
-        return {
-            "runs": {
-                group.label: {
-                    "seeds": list(group.seeds),
-                    "rounds": group.runs[0].round,
-                    "training_passes": group.runs[0].training_passes,
-                    "training_operations": group.runs[0].training_operations,
-                    "test_accuracy": [list(run.top1) for run in group.runs],
-                    "negative_cosines": [run.noise and asdict(run.noise) for run in group.runs],
-                }
-                for group in self.groups
-            },
-            "files": [str(path) for path in self.files],
-            "seconds": round(self.seconds, 3),
-        }
-
-
-def evaluate(runs: Run | str | Sequence[Run | str], out: str = "results", **options: Any) -> Evaluation:
-    """Measure past runs, and write every table and figure of them to the folder ``out``.
-
-    >>> import raygf
-    >>> run = raygf.train("digits", rounds=1)
-    >>> found = raygf.evaluate([run], out="figures", importance=False, noise=False)
-    >>> found
-    | Exit...
-    15 files, such as figures/anytime.md
-
-    Args:
-        runs: runs, their folders, or checkpoint files. Those that differ in their seed alone are one column.
-        options: ``labels``, a name for each run; ``data_path``; ``importance`` and ``noise``, which take
-            passes over the images; ``log_to_mlflow``, ``log_model``.
-    """
-    given = [runs] if isinstance(runs, Run | str | Path) else list(runs)
-    paths = tuple(run.checkpoint if isinstance(run, Run) else str(run) for run in given)
-    return _evaluate(EvaluateConfig(paths, out, **options), given)
-
-
 def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:
-    """What ``jobs/evaluate.py`` and ``raygf evaluate`` do: measure, write, log; print the tables."""
+    """What ``raygf evaluate`` does: measure, write, log, print the tables; returns its last line."""
     text = "Evaluate past runs: anytime and budgeted accuracy, convergence, conflict, importance."
     config = parse_flags(EvaluateConfig, text, argv)
-    found = _evaluate(config, config.checkpoint)
-    for table in found.tables:
+    tables, summary = _evaluate(config, config.checkpoint)
+    for table in tables:
         print_table(to_rich(table, "Test accuracy of every exit"))
-    return found.json()
+    return summary
 
 
-def _evaluate(config: EvaluateConfig, runs: Sequence[Run | str]) -> Evaluation:
-    from raygf.evaluation.report import comparison_files, run_files, run_folders, what_is_missing, write_files
+def _evaluate(config: EvaluateConfig, runs: Sequence[Run | str]) -> tuple[list[ResultTable], dict[str, Any]]:
+    """The tables of ``runs``, and the last line of the job."""
+    from raygf.evaluation import report
     from raygf.evaluation.results import group_runs
 
     started = time.perf_counter()
     groups = group_runs([_measure(run, config) for run in runs], config.labels)
-    together = write_files(Path(config.out), comparison_files(groups))
+    together = report.write_files(Path(config.out), report.comparison_files(groups))
     files = list(together)
-    for folder, run in run_folders(groups).items():
-        own = write_files(Path(config.out) / folder, run_files(run))
+    for folder, run in report.run_folders(groups).items():
+        own = report.write_files(Path(config.out) / folder, report.run_files(run))
         files += own
-        for line in what_is_missing(run):
+        for line in report.what_is_missing(run):
             _note(f"{folder}: {line}")
         if config.log_to_mlflow:
             _log(run, folder, [*together, *own])
-    return Evaluation(groups, files, time.perf_counter() - started)
+    by_label = {
+        group.label: {
+            "seeds": list(group.seeds),
+            "rounds": group.runs[0].round,
+            "training_passes": group.runs[0].training_passes,
+            "training_operations": group.runs[0].training_operations,
+            "test_accuracy": [list(run.top1) for run in group.runs],
+            "negative_cosines": [run.noise and asdict(run.noise) for run in group.runs],
+        }
+        for group in groups
+    }
+    seconds = round(time.perf_counter() - started, 3)
+    summary = {"runs": by_label, "files": [str(path) for path in files], "seconds": seconds}
+    return report.anytime_tables(groups), summary
 
 
-def _measure(given: Run | str, config: EvaluateConfig) -> Any:
+def _measure(given: Run | str, config: EvaluateConfig) -> RunResults:
     from raygf.evaluation.results import evaluate_run
 
     moved = {} if config.data_path is None else {"data.path": config.data_path}
@@ -433,7 +415,7 @@ def _measure(given: Run | str, config: EvaluateConfig) -> Any:
     return results
 
 
-def _log(run: Any, name: str, files: Sequence[Path]) -> None:
+def _log(run: RunResults, name: str, files: Sequence[Path]) -> None:
     """Add ``files`` to the run's page; a store that can't be reached causes a one-line note."""
     if not run.run_id:
         return _note(f"{name}: was not tracked, nothing logged")
@@ -446,7 +428,7 @@ def _log(run: Any, name: str, files: Sequence[Path]) -> None:
     _note(f"{name}: logged to run {run.run_id} in {uri}")
 
 
-def _log_model(run: LoadedRun, results: Any) -> None:
+def _log_model(run: LoadedRun, results: RunResults) -> None:
     """Log the adaptive classifier; a failure causes a one-line note."""
     name = run.config.storage.name
     if not results.run_id:
@@ -465,57 +447,37 @@ def _log_model(run: LoadedRun, results: Any) -> None:
     _note(f"{name}: model {model}. {default_line(classifier)}")
 
 
-def _configured(
-    config: RunConfig, network: Network | None, data: Any, settings: Mapping[str, Any]
-) -> RunConfig:
+def _configured(config: RunConfig, network: Any, data: Any, settings: Mapping[str, Any]) -> RunConfig:
     """``config`` with what is given in place of its fields, objects under names of their own."""
     values = {full_name(name, config): value for name, value in settings.items()}
-    values = {name: name_function(value) if callable(value) else value for name, value in values.items()}
-    if network is not None:
-        values["model.name"] = _given(
-            network, _Copies(network) if isinstance(network, nn.Module) else network
-        )
-    if data is not None:
-        values["data.source"] = _given(data, _Constant(data) if isinstance(data, tuple) else data)
-    return override(config, values)
+    if isinstance(network, nn.Module):
+        network = Named(name_function(network), _Kept(network))
+    if isinstance(data, tuple):
+        data = Named(name_function(data[0]), _Kept(data, copied=False))
+    values |= {name: part for name, part in (("model.name", network), ("data.source", data)) if part}
+    named = {name: name_function(value) if callable(value) else value for name, value in values.items()}
+    return override(config, named)
 
 
-def _given(part: Any, function: Any) -> str:
-    """A name for ``part``, which ``function`` hands out."""
-    if part is function:
-        return part if isinstance(part, str) else name_function(part)
-    return Named(name_function(part[0] if isinstance(part, tuple) else part), function)
+@dataclass(frozen=True)
+class _Kept:
+    """A function that returns ``value``, or a fresh copy of it, as every exit's trainer needs one."""
 
+    value: Any
+    copied: bool = True
 
-class _Copies:
-    """A function from an input to a fresh copy of ``network``: every exit's trainer has its own."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self._network = network
-
-    def __call__(self, spec: InputSpec) -> nn.Module:
-        return copy.deepcopy(self._network)
-
-
-class _Constant:
-    """A function that returns ``value``."""
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-
-    def __call__(self, config: DataConfig) -> Any:
-        return self._value
+    def __call__(self, setting: object) -> Any:
+        return copy.deepcopy(self.value) if self.copied else self.value
 
 
 def _executor() -> str:
-    """On Ray where that has been set up or pays off, else in this process, which begins at once."""
     ray = sys.modules.get("ray")
     connected = "RAY_ADDRESS" in os.environ or (ray is not None and ray.is_initialized())
     return "ray" if connected or torch.cuda.device_count() > 1 else "local"
 
 
 def _tracked(settings: Mapping[str, Any]) -> bool:
-    """Whether MLflow has been asked for: a database in the working folder would come as a surprise."""
+    """Whether MLflow was asked for: a database in the working folder would come as a surprise."""
     return "MLFLOW_TRACKING_URI" in os.environ or any(name.startswith("tracking.") for name in settings)
 
 

@@ -17,23 +17,32 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
+from raygf.config.fields import flatten, override
 from raygf.config.recipes import RECIPES, get_recipe
 from raygf.config.run import RunConfig
-from raygf.errors import ConfigError, RaygfError, without_password
+from raygf.errors import ConfigError, RaygfError, one_line, without_password
 
 T = TypeVar("T")
 
 
-def parse(description: str, default_recipe: str, argv: Sequence[str]) -> tuple[str, RunConfig]:
+def parse(
+    description: str, default_recipe: str, argv: Sequence[str], run: RunConfig | None = None
+) -> tuple[str, RunConfig]:
     """The recipe's name and the run that ``argv`` describes.
+
+    Args:
+        run: what the flags override; by default the recipe.
 
     Raises:
         ConfigError: the recipe or a flag is unknown, or a value is not allowed.
         SystemExit: for ``--help``.
     """
-    name, rest = split_recipe(default_recipe, argv)
-    text = f"{description}\n\n{describe_recipes(default_recipe, name)}"
-    return name, parse_flags(RunConfig, text, rest, get_recipe(name), " [--recipe NAME]")
+    name, run, rest = split_recipe(default_recipe, argv, run)
+    more = "--print-config prints the whole run. --resume NAME resumes a run, with its own settings; "
+    more += "--resume alone the one that was started last."
+    text = f"{description} {more}\n\n{describe_recipes(default_recipe, name)}"
+    usage = " [--recipe NAME] [--config FILE] [--print-config] [--resume [NAME]]"
+    return name, parse_flags(RunConfig, text, rest, run, usage)
 
 
 def parse_flags(
@@ -66,24 +75,65 @@ def parse_flags(
         raise ConfigError(_unboxed(complaint.getvalue())) from None
 
 
-def split_recipe(default: str, argv: Sequence[str]) -> tuple[str, list[str]]:
-    """``--recipe NAME`` or ``--recipe=NAME`` taken out of ``argv``."""
+def take(argv: Sequence[str], **flags: Any) -> tuple[argparse.Namespace, list[str]]:
+    """``flags``, by name with argparse's settings, taken out of ``argv``: their values, and what is left."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--recipe", nargs="?", const="", default=default)
-    known, rest = parser.parse_known_args(argv)
-    return known.recipe, rest
+    for name, settings in flags.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", **settings)
+    return parser.parse_known_args(argv)
+
+
+def split_recipe(
+    default: str, argv: Sequence[str], run: RunConfig | None = None
+) -> tuple[str, RunConfig, list[str]]:
+    """``--recipe NAME`` and ``--config FILE`` taken out of ``argv``: the name, the run, the other flags.
+
+    The file has a run as YAML, or parts of one, which override the recipe; ``recipe: NAME`` in it names that.
+
+    Args:
+        run: in place of the recipe's.
+
+    Raises:
+        ConfigError: there is no such recipe or file, or it has fields or values that are not allowed.
+    """
+    known, rest = take(argv, recipe={"nargs": "?", "const": ""}, config={"nargs": "?", "const": ""})
+    values = {} if known.config is None else _read_config(known.config)
+    in_file = values.pop("recipe", default)
+    name = str(in_file) if known.recipe is None else known.recipe
+    try:
+        return name, override(run or get_recipe(name), flatten(values)), rest
+    except ConfigError as error:
+        if known.config is None or known.recipe is not None:
+            raise
+        raise ConfigError(f"{known.config}: {error}") from None
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"config = {path!r}: can't be read: {one_line(error, kind=False)}") from None
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ConfigError(f"config = {path!r}: must have fields of a run, as --print-config shows them")
+    return values
 
 
 def describe_recipes(default: str, chosen: str) -> str:
-    """The part of ``--help`` on recipes: how to choose one, the one chosen, and a line for each."""
-    listing = "\n".join(f"  {key}: {recipe.description}" for key, recipe in RECIPES.items())
+    """The part of ``--help`` on recipes: how to choose one, the one chosen, a line for each of its data."""
+    source = get_recipe(chosen).data.source
+    fit = {key: recipe for key, recipe in RECIPES.items() if recipe.run.data.source == source}
+    listing = "\n".join(f"  {key}: {recipe.description}" for key, recipe in fit.items())
     return (
-        f"Flags override the recipe --recipe NAME (default: {default}), here {chosen}. Recipes:\n\n{listing}"
+        f"Flags override the recipe --recipe NAME (default: {default}), here {chosen}, and what --config "
+        f"FILE has: a run, or parts of one, in YAML. Recipes for {source} (raygf recipes lists all):\n\n"
+        f"{listing}"
     )
 
 
-def main(job: Callable[[Sequence[str]], Mapping[str, Any]], argv: Sequence[str] | None = None) -> int:
-    """Run ``job``; what it returns is the last line on standard output, as JSON.
+def main(job: Callable[[Sequence[str]], Mapping[str, Any] | None], argv: Sequence[str] | None = None) -> int:
+    """Run ``job``; what it returns, unless None, is the last line on standard output, as JSON.
 
     Errors that raygf raises on purpose become one line on standard error. A KeyboardInterrupt may carry the
     command to resume with.
@@ -104,7 +154,8 @@ def main(job: Callable[[Sequence[str]], Mapping[str, Any]], argv: Sequence[str] 
     except BrokenPipeError:  # the reader of a long --help has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    print(json.dumps(result), flush=True)
+    if result is not None:
+        print(json.dumps(result), flush=True)
     return 0
 
 
@@ -113,10 +164,7 @@ def command_with(flags: Mapping[str, str]) -> str:
 
     Passwords are masked.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in flags:
-        parser.add_argument(flag, nargs="?")
-    _, others = parser.parse_known_args(sys.orig_argv)
+    _, others = take(sys.orig_argv, **{flag.removeprefix("--"): {"nargs": "?"} for flag in flags})
     return without_password(shlex.join([*others, *chain.from_iterable(flags.items())]))
 
 

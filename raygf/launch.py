@@ -18,10 +18,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.table import Table
 
-from raygf.cli import command_with, interruptible, parse
-from raygf.config.fields import storage_path
+from raygf.cli import command_with, interruptible, parse, take
+from raygf.config.fields import storage_path, to_dict
 from raygf.config.run import RunConfig
 from raygf.console import Progress, print_table
 from raygf.data.load import check_source
@@ -31,7 +32,7 @@ from raygf.methods.registry import check_method, is_step_method, method_title
 from raygf.models.build import find_builder
 from raygf.records import Notify, RunEnd, RunStart
 from raygf.rounds.driver import Driver, DriverHandle
-from raygf.storage.run_storage import recipe_of
+from raygf.storage.run_storage import LAST, recipe_of, stored_run
 from raygf.tracking.listeners import Listeners
 from raygf.training.exit_trainer import LocalExecutor
 from raygf.training.shares import check_shares
@@ -40,17 +41,35 @@ _TEMPORARY = "/runtime_resources/working_dir_files/"
 """Part of the path of the copies that Ray makes of a submitted job's working directory."""
 
 
-def run_job(description: str, default_recipe: str, argv: Sequence[str]) -> dict[str, Any]:
-    """A training job: parse ``argv``, run, show the result table on standard error."""
+def run_job(description: str, default_recipe: str, argv: Sequence[str]) -> dict[str, Any] | None:
+    """A training job: parse ``argv``, run, show the result table on standard error.
+
+    Returns:
+        The last line; None if the configuration was to be printed only.
+    """
+    flags = {"print_config": {"action": "store_true"}, "resume": {"nargs": "?", "const": LAST}}
+    known, argv = take(argv, **flags)
     recipe, config = parse(description, default_recipe, argv)
+    if known.resume is not None:
+        stored = stored_run(config.storage, known.resume)
+        recipe, config = parse(description, default_recipe, argv, stored)
+    if known.print_config:
+        print(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), end="")
+        return None
     config = named(config, recipe)
-    resume = command_with({"--storage.name": config.storage.name, "--storage.resume": "True"})
+    again = {"--storage.name": config.storage.name, "--storage.resume": "True"}
+    resume = command_with(again if known.resume is None else {"--resume": config.storage.name})
     try:
         result = run(config, recipe, resume)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(resume) from None
     print_table(compared({method_title(config.method): result}), sys.stderr)
     return result.json()
+
+
+def train_job(argv: Sequence[str]) -> dict[str, Any] | None:
+    """What ``raygf train`` does: a training job of any recipe."""
+    return run_job("Train a network with several exits.", "digits", argv)
 
 
 def run(config: RunConfig, recipe: str = "", resume: str = "") -> Result:

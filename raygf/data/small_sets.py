@@ -113,7 +113,6 @@ def _fault(kind: Any, root: Path) -> str:
 
 
 HUB = "hf:"
-_COLUMNS = ("Image", "ClassLabel")
 
 
 def load_own(config: DataConfig) -> Source[Split]:
@@ -121,7 +120,7 @@ def load_own(config: DataConfig) -> Source[Split]:
 
     The function is called with ``config``, and returns map-style data sets of (image, class) to train on and
     to test on; None in place of the latter: some are held out. An image is a PIL image, an array (H, W, C) or
-    (H, W), or a tensor (C, H, W); of uint8, or of floats from 0 to 1. Classes are numbered from 0, their
+    (H, W), or a tensor (C, H, W); of uint8, or of floats from 0 to 1. Classes are numbered from 0; their
     names are ``classes`` of the first set, if it has that.
 
     Raises:
@@ -131,22 +130,18 @@ def load_own(config: DataConfig) -> Source[Split]:
     name = config.source
     make = _hub_sets if name.startswith(HUB) else import_function("data.source", name)
     try:
-        train, test = make(config)
-        names = getattr(train, "classes", None)
-        splits = [None if part is None else _read(part, config) for part in (train, test)]
+        sets = make(config)
+        train, test = _read(sets[0], config), None if sets[1] is None else _read(sets[1], config)
+        labels = np.concatenate([train.labels, *([test.labels] if test else [])])
+        names = getattr(sets[0], "classes", range(labels.max() + 1))
     except RaygfError:
         raise
     except (Exception, SystemExit) as error:  # it is the user's, and may raise anything
         raise user_error("data.source", name, "the images can't be read", error) from error
-    labels = np.concatenate([split.labels for split in splits if split is not None])
-    classes = len(names) if names is not None else int(labels.max()) + 1
-    if labels.min() < 0 or labels.max() >= max(2, classes):
-        raise DataError(
-            f"data.source = {name!r}: classes go from {labels.min()} to {labels.max()}; number them from 0"
-        )
-    known = tuple(map(str, names if names is not None else range(classes)))
-    assert splits[0] is not None
-    return Source(name.rpartition(":")[2], known, splits[0], splits[1])
+    if labels.min() < 0 or labels.max() >= len(names):
+        says = f"classes go from {labels.min()} to {labels.max()}; number them from 0 to {len(names) - 1}"
+        raise DataError(f"data.source = {name!r}: {says}")
+    return Source(name.rpartition(":")[2], tuple(map(str, names)), train, test)
 
 
 def _read(part: Any, config: DataConfig) -> Split:
@@ -157,51 +152,47 @@ def _read(part: Any, config: DataConfig) -> Split:
         image, labels[index] = part[index]
         images.append(resize(_pixels(image)[None], config.image_size)[0])
         if images[-1].shape != images[0].shape:
+            found = f"{_size(images[-1].shape)} at {index}, {_size(images[0].shape)} at 0"
             raise DataError(
-                f"data.source = {config.source!r}: image sizes differ: {_size(images[-1].shape)} at {index}, "
-                f"{_size(images[0].shape)} at 0; set data.image_size"
+                f"data.source = {config.source!r}: image sizes differ: {found}; set data.image_size"
             )
-        if not index:
-            require_memory(len(part), images[0].shape)
+        require_memory(0 if index else len(part), images[0].shape)
     return Split(np.stack(images), labels)
 
 
 def _pixels(image: Any) -> NDArray[np.uint8]:
-    """A PIL image, an array (H, W, C) or (H, W), or a tensor (C, H, W), as uint8 (C, H, W)."""
-    if isinstance(image, torch.Tensor):
-        pixels = image.numpy()
-    else:
-        if isinstance(image, Image.Image) and image.mode not in ("L", "RGB"):
-            image = image.convert("RGB")
-        pixels = np.asarray(image)
-        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    if pixels.dtype.kind == "f" and pixels.min() >= 0 and pixels.max() <= 1:
-        pixels = np.rint(pixels * 255).astype(np.uint8)
-    if pixels.dtype != np.uint8:
-        raise DataError(
-            "images must be uint8, or floats from 0 to 1, before they are normalised, "
-            f"not {pixels.dtype} from {pixels.min():g} to {pixels.max():g}"
-        )
-    return pixels
+    """Any image as uint8 (C, H, W)."""
+    from torchvision.transforms.v2 import functional as transforms
+
+    if isinstance(image, Image.Image) and image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    pixels = transforms.to_image(image)
+    if pixels.is_floating_point() and pixels.min() >= 0 and pixels.max() <= 1:
+        pixels = (pixels * 255).round().to(torch.uint8)
+    if pixels.dtype != torch.uint8:
+        kind = f"{pixels.dtype} from {pixels.min():g} to {pixels.max():g}".removeprefix("torch.")
+        raise DataError(f"images must be uint8, or floats from 0 to 1 (not normalised), not {kind}")
+    array: NDArray[np.uint8] = pixels.numpy()
+    return array
 
 
 class _HubPart:
-    """A split of the Hub as (image, class), by the columns that have these kinds."""
+    """A split of the Hub as (image, class), by the first columns of these kinds."""
 
     def __init__(self, rows: Any) -> None:
         kinds = {type(feature).__name__: name for name, feature in reversed(rows.features.items())}
-        if not kinds.keys() >= set(_COLUMNS):
-            raise DataError(f"no columns of images and classes among {', '.join(rows.features)}")
-        self._rows, self._columns = rows, tuple(kinds[kind] for kind in _COLUMNS)
-        self.classes = rows.features[self._columns[1]].names
+        try:
+            self._image, self._label = kinds["Image"], kinds["ClassLabel"]
+        except KeyError:
+            raise DataError(f"no columns of images and classes among {', '.join(rows.features)}") from None
+        self._rows, self.classes = rows, rows.features[self._label].names
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         row = self._rows[index]
-        image, label = (row[column] for column in self._columns)
-        return image, label
+        return row[self._image], row[self._label]
 
 
 def require_hub(config: DataConfig) -> None:

@@ -1,7 +1,5 @@
 """A past run brought back from one checkpoint file: network, data set, configuration, compute."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
@@ -10,7 +8,7 @@ from torch import Tensor, nn
 
 from raygf.compute import Compute, make_repeatable, resolve_compute
 from raygf.config.fields import from_dict
-from raygf.config.run import ComputeConfig, RunConfig
+from raygf.config.run import RunConfig
 from raygf.data.base import BatchSource, Dataset, InputSpec, SplitName
 from raygf.data.load import load_data
 from raygf.errors import CheckpointError, ConfigError, DataError
@@ -20,15 +18,6 @@ from raygf.models.costs import ExitCost, measure_costs
 from raygf.storage.checkpoint import Checkpoint, load_checkpoint
 from raygf.training.network import BoundNetwork
 from raygf.training.space import find_ownership
-
-
-class HasLoaded(Protocol):
-    """What a classifier can be made of: a loaded run, or a run that will be."""
-
-    @property
-    def loaded(self) -> LoadedRun:
-        """The run with its network and data set."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +30,6 @@ class LoadedRun:
     """The network with the checkpoint's weights, on its device, in evaluation mode."""
     batches: BatchSource
     checkpoint: Checkpoint
-
-    @property
-    def loaded(self) -> LoadedRun:
-        """Itself: see ``HasLoaded``."""
-        return self
 
     def costs(self) -> list[ExitCost]:
         """Parameters and operations up to every exit, shallow to deep."""
@@ -68,18 +52,20 @@ class LoadedRun:
         return collect_outputs(self.bound, self.batches.evaluate(split))
 
 
-def load_run(
-    path: str,
-    data_path: str | None = None,
-    compute: ComputeConfig | None = None,
-    config: RunConfig | None = None,
-) -> LoadedRun:
+class HasLoaded(Protocol):
+    """A run that is loaded when it is needed, such as ``raygf.api.Run``."""
+
+    @property
+    def loaded(self) -> LoadedRun:
+        """The run with its network and data set."""
+        ...
+
+
+def load_run(path: str, config: RunConfig | None = None) -> LoadedRun:
     """The run whose checkpoint is the file ``path`` (local or a URI).
 
     Args:
-        data_path: Where the data set is now; by default where the run found it.
-        compute: Where and how to evaluate; by default as the run was configured.
-        config: The run's configuration; by default the one in the checkpoint.
+        config: what may differ where it is evaluated, as places and devices; by default all is as it was.
 
     Raises:
         CheckpointError: the file is missing or damaged, or does not fit the network or the data set.
@@ -89,10 +75,6 @@ def load_run(
     """
     checkpoint = load_checkpoint(path)
     config = config or read_config(checkpoint, path)
-    if data_path is not None:
-        config = replace(config, data=replace(config.data, path=data_path))
-    if compute is not None:
-        config = replace(config, compute=compute)
     resolved = resolve_compute(config.compute)
     make_repeatable(resolved)
     dataset = load_data(config.data, config.seed)

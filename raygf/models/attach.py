@@ -136,19 +136,24 @@ class AttachedNetwork(MultiExitNetwork):
 
 def attach_exits(
     network: nn.Module,
-    spec: InputSpec,
-    at: Sequence[float | str],
+    spec: InputSpec | None = None,
+    at: Sequence[float | str] = (),
     head: HeadKind | HeadMaker = "mean",
     weights: str | None = None,
 ) -> AttachedNetwork:
     """``network`` with an early exit at every place of ``at``, and its own output as the last exit.
+
+    >>> import raygf, torch, torchvision
+    >>> network = raygf.attach_exits(torchvision.models.resnet18(num_classes=10), at=[0.3, 0.6])
+    >>> [tuple(logits.shape) for logits in network(torch.zeros(2, 3, 64, 64))]
+    [(2, 10), (2, 10), (2, 10)]
 
     The network is traced with ``torch.fx``, in training and in evaluation mode, and cut into stages that take
     its modules over: train the result, not ``network``. Parameters keep their names after "stages.<number>.".
 
     Args:
         network: From images (B, C, H, W) to one tensor of logits (B, classes).
-        spec: The images and the number of classes.
+        spec: The images and the number of classes; by default images of 224x224 and what the network has.
         at: Shares of the network's operations in (0, 1): the first end of a block that reaches the share (see
             ``raygf.models.costs`` for what counts). Or names of nodes, as torchvision's
             ``get_graph_node_names`` lists them, or of modules: their last node. In any order.
@@ -162,6 +167,7 @@ def attach_exits(
     """
     if not callable(head):
         checks.check("head", head, HeadKind)
+    spec = spec or _own_spec(network)
     if weights is not None:
         load_weights(network, weights, spec.classes)
     traces = trace_modes(network)
@@ -182,6 +188,20 @@ def attach_exits(
     for module, training in modes:
         module.training = training
     return attached
+
+
+def _own_spec(network: nn.Module) -> InputSpec:
+    """Images of 224x224, with the channels that the first convolution takes, and the network's classes."""
+    channels = next((part.in_channels for part in network.modules() if isinstance(part, nn.Conv2d)), 3)
+    try:
+        with evaluating(network):
+            classes = network(torch.zeros(2, channels, 224, 224)).shape[-1]
+    except Exception as error:  # the forward is not raygf's, and may raise anything
+        shown = f"it fails on images of {channels}x224x224: {one_line(error)}"
+        raise ConfigError(
+            f"{type(network).__name__}: {shown}; give spec, an InputSpec of its images"
+        ) from error
+    return InputSpec(channels, 224, 224, classes)
 
 
 def _run(network: nn.Module, traces: Traces, images: Tensor, spec: InputSpec) -> Shapes:

@@ -20,7 +20,7 @@ from raygf.config.run import ComputeConfig
 from raygf.data.base import Normaliser
 from raygf.errors import ConfigError, DataError
 from raygf.evaluation.budgeted import ThresholdTable, calibrate
-from raygf.evaluation.loading import HasLoaded
+from raygf.evaluation.loading import HasLoaded, LoadedRun
 from raygf.evaluation.model_files import ImageTask, load_model
 from raygf.evaluation.outputs import read_logits
 from raygf.models.msdnet_lazy import exit_stages
@@ -82,14 +82,16 @@ class AdaptiveClassifier:
         self._batch_size = batch_size
 
     @classmethod
-    def from_run(cls, source: HasLoaded, table: ThresholdTable | None = None) -> AdaptiveClassifier:
+    def from_run(
+        cls, source: LoadedRun | HasLoaded, table: ThresholdTable | None = None
+    ) -> AdaptiveClassifier:
         """The network of a run, with thresholds read off its validation images unless ``table`` is given.
 
         Raises:
             DataError: the run held out no validation images.
             ConfigError: the network has no stages and heads.
         """
-        run = source.loaded
+        run = source if isinstance(source, LoadedRun) else source.loaded
         stages_and_heads(run.bound.network)
         operations = [cost.operations for cost in run.costs()]
         if table is None:

@@ -9,17 +9,19 @@ import csv
 import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import yaml
+from pyarrow import fs
 
-from raygf.config.fields import flatten, to_dict
+from raygf.config.fields import did_you_mean, flatten, from_dict, to_dict
 from raygf.config.recipes import RECIPES, get_recipe
-from raygf.config.run import RunConfig
+from raygf.config.run import RunConfig, StorageConfig
 from raygf.errors import CheckpointError, StorageError, StorageLost, without_password
 from raygf.records import Entry, Notify, RoundRecord, read_history, shortened, to_json
 from raygf.storage.checkpoint import Checkpoint, CheckpointStore
-from raygf.storage.folder import OpenFolder, RunFolder, brief
+from raygf.storage.folder import OpenFolder, RunFolder, brief, file_system
 from raygf.storage.lock import Owner, RunLock
 
 _LONGEST_PAUSE_S = 60.0
@@ -103,6 +105,37 @@ def _columns(entry: Entry) -> Iterator[Sequence[float | None]]:
         for kind in ("loss", "accuracy"):
             yield (entry[split] or {}).get(kind, unknown)
     yield (entry["fusion"] or {}).get("mean_weight", unknown)
+
+
+LAST = "last"
+"""In place of a run's name: the one that was started last."""
+
+
+def stored_run(storage: StorageConfig, name: str) -> RunConfig:
+    """The run ``name`` in ``storage.path``, or its ``LAST``, set to be resumed with all its settings.
+
+    Raises:
+        StorageError: there is none.
+        ConfigError: its configuration can't be read by this version.
+    """
+    system, root = file_system(storage.path)
+    selector = fs.FileSelector(root, allow_not_found=True)
+    try:
+        folders = [info.base_name for info in system.get_file_info(selector)]
+        files = system.get_file_info([f"{root}/{folder}/{CONFIG}" for folder in folders])
+        known = {folder: info for folder, info in zip(folders, files, strict=True) if info.is_file}
+        if known and name == LAST:
+            name = max(known, key=lambda folder: known[folder].mtime_ns or 0)
+        if name not in known:
+            what = "run" if name == LAST else f"run {name}"
+            shown = f"no {what} in {without_password(storage.path)}{did_you_mean(name, known)}"
+            raise StorageError(f"resume: {shown}; set --storage.path to the folder above")
+        values = yaml.safe_load(RunFolder(storage.path, name).read(CONFIG))
+        checkpoint, _ = CheckpointStore(storage.path, name, storage.keep).newest()
+    except (OSError, yaml.YAMLError) as error:
+        raise StorageError(f"resume: {without_password(storage.path)}: {brief(error)}") from None
+    run = from_dict(RunConfig, values if checkpoint is None else checkpoint.meta["config"])  # with passwords
+    return replace(run, storage=replace(run.storage, path=storage.path, name=name, resume=True))
 
 
 class RunStorage:

@@ -18,7 +18,6 @@ from ray.exceptions import GetTimeoutError, RayError
 from raygf.cli import describe_recipes, parse_flags, split_recipe
 from raygf.compute import resolve_compute, torch_threads
 from raygf.config.fields import flatten, override, to_dict
-from raygf.config.recipes import get_recipe
 from raygf.config.run import ResourceConfig, RunConfig
 from raygf.data.load import load_data
 from raygf.errors import ConfigError, ResourceError, RunFailed
@@ -84,10 +83,10 @@ def parse_sweep(description: str, argv: Sequence[str], stored: Plan | None = Non
             or a flag contradicts the stored sweep.
         SystemExit: for ``--help``.
     """
-    recipe, rest = split_recipe(stored.recipe if stored else RECIPE, argv)
-    default = (
-        SweepFlags(stored.options, stored.run) if stored else SweepFlags(SweepOptions(), get_recipe(recipe))
+    recipe, run, rest = split_recipe(
+        stored.recipe if stored else RECIPE, argv, stored.run if stored else None
     )
+    default = SweepFlags(stored.options if stored else SweepOptions(), run)
     spaces = f"Spaces (--space NAME):\n\n{describe_spaces()}"
     text = f"{description} {spaces}\n\n{describe_recipes(RECIPE, recipe)}"
     words = list(rest)
@@ -95,7 +94,7 @@ def parse_sweep(description: str, argv: Sequence[str], stored: Plan | None = Non
         after = words.index("--resume") + 1
         if words[after : after + 1] not in (["True"], ["False"]):
             words.insert(after, "True")
-    flags = parse_flags(SweepFlags, text, words, default, " [--recipe NAME]")
+    flags = parse_flags(SweepFlags, text, words, default, " [--recipe NAME] [--config FILE]")
     given = frozenset(word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--"))
     command = Command(recipe, flags.options, flags.run, given)
     if stored:

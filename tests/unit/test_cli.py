@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from raygf.api import recipes
 from raygf.cli import command_with, interruptible, main, parse
 from raygf.config.fields import flatten, to_dict
 from raygf.config.recipes import RECIPES, get_recipe
@@ -69,13 +70,48 @@ def test_flags_that_are_not_allowed_or_understood_are_one_line(words, part, caps
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("text", "words", "name", "changes"),
+    [
+        ("rounds: 7\noptim:\n  lr: 0.5\n", "", "digits", {"rounds": 7, "optim.lr": 0.5}),
+        ("rounds: 7\n", "--rounds 8", "digits", {"rounds": 8}),
+        ("recipe: digits-sgd\nseed: 2\n", "", "digits-sgd", {"seed": 2}),
+        ("recipe: digits-sgd\n", "--recipe digits", "digits", {}),
+        ("model: {msdnet: {factors: [1, 2, 4]}}\n", "", "digits", {"model.msdnet.factors": [1, 2, 4]}),
+    ],
+)
+def test_a_file_overrides_the_recipe_and_flags_override_the_file(tmp_path, text, words, name, changes):
+    (tmp_path / "run.yaml").write_text(text)
+    found, run = parse("", "digits", ["--config", str(tmp_path / "run.yaml"), *words.split()])
+    assert (found, flatten(to_dict(run))) == (name, flatten(to_dict(get_recipe(name))) | changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("rounds: [", "can't be read: while parsing a flow node"),
+        ("- 3\n", "must have fields of a run, as --print-config shows them"),
+        ("ronds: 3\n", "ronds: a run has no such field; did you mean 'rounds'?"),
+        ("optim: {lrr: 3}\n", "optim.lrr: a run has no such field; did you mean 'optim.lr'?"),
+        ("rounds: many\n", "rounds = 'many': must be a whole number"),
+        ("optim: 3\n", "optim: a run has no such field"),
+        ("recipe: digts\n", "did you mean 'digits'?"),
+    ],
+)
+def test_a_file_that_is_no_run_is_refused_by_its_name(tmp_path, text, says):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        parse("", "digits", ["--config", str(tmp_path / "run.yaml")])
+    assert "run.yaml" in str(caught.value) and says in str(caught.value)
+
+
 def test_help_shows_recipes_and_the_chosen_ones_values(capsys):
     with pytest.raises(SystemExit) as end:
         parse("Trains a network.", "digits", ["--recipe", "cifar10-msdnet-sgd", "--help"])
     assert end.value.code == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "Trains a network." in text and "here cifar10-msdnet-sgd" in text
-    assert all(name in text for name in RECIPES)
+    assert {name for name in RECIPES if f" {name}: " in text} == {*recipes("cifar10-")}
     assert "--optim.lr FLOAT Learning rate at the start. (default: 0.1)" in text
     assert "--rounds INT" in text and "(default: 300)" in text
     assert "Random crop: zero-pad the image by this many pixels on each side" in text

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import LOCAL, SMALL, UNTRACKED
 from tiny_network import run_config
 
 from raygf import launch
+from raygf.cli import parse
 from raygf.config.recipes import get_recipe
 from raygf.config.run import DataConfig, ModelConfig, ResourceConfig, RunConfig, StorageConfig, TrackingConfig
-from raygf.errors import ConfigError, NonFiniteError
+from raygf.errors import CheckpointError, ConfigError, NonFiniteError, StorageError
 from raygf.launch import label, run, run_job, temporary_path_warning
 from raygf.records import ExitScore, RoundRecord, RunEnd, RunStart
 from raygf.tracking import tracker
@@ -198,3 +200,28 @@ def test_results_in_a_submitted_jobs_temporary_folder_are_named(
         RunConfig(storage=StorageConfig(place, "one"), tracking=TrackingConfig(**tracking))
     )
     assert warning.startswith(says) and bool(warning) == bool(says)
+
+
+def test_a_job_is_resumed_by_name_or_as_the_last_one_with_its_own_settings(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = [*SMALL, *LOCAL, *UNTRACKED, "--rounds", "3", "--seed", "5"]
+    whole = run_job("", "digits", [*small, "--storage.name", "whole"])
+    for name in ("first", "second"):
+        run_job("", "digits", [*small, "--storage.name", name, "--stop-after", "1"])
+    resumed = run_job("", "digits", ["--resume", "--stop-after", "None"])
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
+    assert resumed["checkpoint"].endswith("runs/second/round-000003.npz")
+    assert run_job("", "digits", ["--resume", "first", "--stop-after", "2"])["rounds"] == 2
+    with pytest.raises(StorageError, match="no run frist in runs; did you mean 'first'"):
+        run_job("", "digits", ["--resume", "frist"])
+    with pytest.raises(CheckpointError, match="seed was 5, is now 6"):
+        run_job("", "digits", ["--resume", "first", "--seed", "6"])
+
+
+def test_a_printed_configuration_is_the_run_that_it_was_printed_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--recipe", "cifar10-vgg16-sgd", "--optim.lr", "0.5", "--data.val", "7"]
+    assert run_job("", "digits", [*words, "--print-config"]) is None
+    Path("run.yaml").write_text(capsys.readouterr().out)
+    assert parse("", "digits", ["--config", "run.yaml"])[1] == parse("", "digits", words)[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]

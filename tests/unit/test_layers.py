@@ -19,7 +19,7 @@ LAYERS = (
     ("on_ray", "serving"),
     ("launch",),
     ("sweeps",),
-    ("api",),
+    ("api", "__main__"),
 )
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 

@@ -189,7 +189,7 @@ def test_own_images_may_be_pictures_arrays_or_tensors(image, pixels):
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ([(RED - 5.0, 0)], "before they are normalised, not float64 from -5 to 250"),
+        ([(RED - 5.0, 0)], "(not normalised), not float64 from -5 to 250"),
         ([(RED, 0), (RED[:4], 1)], "image sizes differ: 5x4 at 1, 5x5 at 0; set data.image_size"),
         ([(RED, 0), (RED, 2)], "classes go from 0 to 2; number them from 0"),
         ([(RED, -1)], "classes go from -1 to -1"),

@@ -8,7 +8,8 @@ import pytest
 from past_runs import train
 from tiny_network import run_config
 
-from raygf.config.run import ComputeConfig, DataConfig
+from raygf.config.fields import from_dict
+from raygf.config.run import ComputeConfig, DataConfig, RunConfig
 from raygf.errors import CheckpointError, DataError, UserError
 from raygf.evaluation.loading import load_run
 from raygf.storage.checkpoint import find_checkpoint, load_checkpoint, write_archive
@@ -56,7 +57,7 @@ def test_the_run_is_back(trained):
     path = trained.checkpoint
     run = load_run(path)
     assert run.config == run_config(path=str(Path(path).parents[1]), rounds=1, method="sgd", data=DIGITS)
-    otherwise = load_run(path, compute=ComputeConfig("cpu", "bf16", "channels_last"))
+    otherwise = load_run(path, replace(run.config, compute=ComputeConfig("cpu", "bf16", "channels_last")))
     assert otherwise.bound.compute.precision == "bf16"
     assert run.checkpoint.round == 1 and run.checkpoint.meta["run_id"] == "the-run"
     assert run.bound.state().sha256() == run.checkpoint.network.sha256()
@@ -107,9 +108,10 @@ def test_missing_data(trained, rewritten, tmp_path):
     config = config_of(trained.checkpoint)
     config["data"] |= {"source": "cifar10", "path": "gone"}
     path = rewritten(config=config)
-    for elsewhere, where in ((None, "gone"), (str(tmp_path), str(tmp_path))):
+    elsewhere = from_dict(RunConfig, config | {"data": {"source": "cifar10", "path": str(tmp_path)}})
+    for run, where in ((None, "gone"), (elsewhere, str(tmp_path))):
         with pytest.raises(DataError, match=where) as caught:
-            load_run(path, elsewhere)
+            load_run(path, run)
         assert isinstance(caught.value, UserError) and caught.value.exit_code == 2
         assert "\n" not in str(caught.value)
 

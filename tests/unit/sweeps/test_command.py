@@ -74,7 +74,7 @@ def test_help_lists_spaces_recipes_and_flags(capsys):
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "fusion_lr Meta-GF's fusion: learning rate" in text
-    for word in ("cifar10-msdnet-metagf:", "--resume", "--scheduler {asha,none,pbt}", "--data.train-limit"):
+    for word in ("digits-sgd:", "--resume", "--scheduler {asha,none,pbt}", "--data.train-limit"):
         assert word in text
 
 
