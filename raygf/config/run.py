@@ -67,6 +67,8 @@ BatchNormStatistics = Literal["recalibrated", "weighted"]
 SEGMENTS: tuple[str, ...] = get_args(Segmentation)
 NORMALISATIONS: tuple[str, ...] = get_args(Normalisation)
 BATCHNORM: tuple[str, ...] = get_args(BatchNormStatistics)
+Policy = Literal["confidence", "margin", "entropy", "patience"]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 
 @dataclass(frozen=True)
@@ -352,6 +354,9 @@ class RunConfig(Section):
     """Images a step of evaluation."""
     seed: Annotated[int, Limits(0, 1 << 128)] = 0
     """Seed of every random draw: weights, split, order, augmentation."""
+    policy: Policy = "confidence"
+    """When an image may leave early, once the network is used: its likeliest class is probable enough (the
+    paper), or enough more so than the next (margin); low entropy; several exits in a row agree (patience)."""
     stop_after: Count | None = None
     """Stop after this round, to be resumed later; the schedule still counts all rounds."""
     on_divergence: Literal["stop", "skip-round"] = "stop"

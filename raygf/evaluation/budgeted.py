@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from raygf.compute import derive_seed
 from raygf.config import fields as checks
+from raygf.config.run import POLICIES, Policy
 from raygf.errors import CheckpointError, ConfigError, one_line
 from raygf.evaluation.outputs import ExitOutputs
 
@@ -41,9 +42,10 @@ MAY_LOSE = 0.005
 class BudgetCurve:
     """S settings, from the cheapest p to the dearest.
 
-    ``p`` (S,). ``thresholds`` (S, n): +∞ where no image leaves, −∞ at the last exit. ``accuracy`` (S,):
-    top-1, 0–1. ``operations`` (S,): average per image. ``share`` (S, n): of the images, leaving at each exit.
-    ``resampled`` (B, S): the accuracy on B bootstrap samples of the test images.
+    ``p`` (S,): of patience, exits that must agree. ``thresholds`` (S, n): +∞ where no image leaves, −∞ at
+    the last exit. ``accuracy`` (S,): top-1, 0–1. ``operations`` (S,): average per image. ``share`` (S, n): of
+    the images, leaving at each exit. ``resampled`` (B, S): the accuracy on B bootstrap samples of the test
+    images.
     """
 
     p: Floats
@@ -55,16 +57,29 @@ class BudgetCurve:
 
 
 def budgeted_curve(
-    val: ExitOutputs, test: ExitOutputs, operations: Sequence[int], resamples: int = 0
+    val: ExitOutputs,
+    test: ExitOutputs,
+    operations: Sequence[int],
+    resamples: int = 0,
+    policy: Policy = "confidence",
 ) -> BudgetCurve:
-    """Accuracy on ``test`` over average ``operations`` (n, up to each exit), thresholds read off ``val``."""
-    thresholds = find_thresholds(val.confidence, exit_quotas(*val.confidence.shape))
+    """Accuracy on ``test`` over average ``operations`` (n, up to each exit), thresholds read off ``val``.
+
+    Patience has a setting for every number of exits that must agree, in place of 39, and needs no ``val``.
+    """
     exits, samples = test.confidence.shape
-    taken = np.array([exits_taken(test.confidence, row) for row in thresholds])
+    settings, scores = np.array(STEPS) / UNIT, test.score(policy)
+    if policy == "patience":
+        settings = np.arange(1.0, exits + 1)
+        thresholds = np.repeat(settings[:, None], exits, axis=1)
+        thresholds[:, -1] = -np.inf
+    else:
+        thresholds = find_thresholds(val.score(policy), exit_quotas(exits, val.confidence.shape[1]))
+    taken = np.array([exits_taken(scores, row) for row in thresholds])
     hits = test.hit[taken, np.arange(samples)]
     shares = np.array([np.bincount(row, minlength=exits) / samples for row in taken])
     return BudgetCurve(
-        p=np.array(STEPS) / UNIT,
+        p=settings,
         thresholds=thresholds,
         accuracy=hits.mean(axis=1),
         operations=shares @ np.array(operations, dtype=np.float64),
@@ -141,7 +156,8 @@ class ThresholdTable:
     """R settings, cheapest first, measured on validation images.
 
     ``thresholds`` (R, n − 1): of every exit but the last, +∞ where no image leaves. ``operations`` (R,):
-    average per image. ``accuracy`` (R,): top-1, 0–1.
+    average per image. ``accuracy`` (R,): top-1, 0–1. ``policy``: what an image's score is. ``temperatures``
+    (n,): by which logits are divided for probabilities that can be trusted; empty: 1.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -150,8 +166,12 @@ class ThresholdTable:
     thresholds: Floats
     operations: Floats
     accuracy: Floats
+    policy: Policy = "confidence"
+    temperatures: Sequence[float] = ()
 
     def __post_init__(self) -> None:
+        if self.policy not in POLICIES or len(self.temperatures) not in (0, self.thresholds.shape[-1] + 1):
+            raise ValueError(f"policy {self.policy!r} or {len(self.temperatures)} temperatures do not fit")
         rows = len(self.thresholds)
         if not rows or self.thresholds.ndim != 2 or {self.operations.shape, self.accuracy.shape} != {(rows,)}:
             raise ValueError(f"thresholds {self.thresholds.shape} do not fit costs {self.operations.shape}")
@@ -199,8 +219,8 @@ class ThresholdTable:
         ]
 
     @classmethod
-    def from_json(cls, rows: Sequence[Mapping[str, Any]]) -> ThresholdTable:
-        """What ``to_json`` gave.
+    def from_json(cls, rows: Sequence[Mapping[str, Any]], **known: Any) -> ThresholdTable:
+        """What ``to_json`` gave, with policy and temperatures if they are ``known``.
 
         Raises:
             CheckpointError: it is something else.
@@ -208,12 +228,17 @@ class ThresholdTable:
         try:
             thresholds = [[math.inf if t is None else float(t) for t in row["thresholds"]] for row in rows]
             costs = [[float(row[name]) for row in rows] for name in ("operations", "accuracy")]
-            return cls(np.array(thresholds), *(np.array(cost) for cost in costs))
+            return cls(np.array(thresholds), np.array(costs[0]), np.array(costs[1]), **known)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"not a table of thresholds: {one_line(error)}") from None
 
 
-def calibrate(val: ExitOutputs, operations: Sequence[int]) -> ThresholdTable:
+def calibrate(
+    val: ExitOutputs,
+    operations: Sequence[int],
+    policy: Policy = "confidence",
+    temperatures: Sequence[float] = (),
+) -> ThresholdTable:
     """The settings of budgeted batch evaluation on validation images, between the first and last exit alone.
 
     Args:
@@ -225,7 +250,7 @@ def calibrate(val: ExitOutputs, operations: Sequence[int]) -> ThresholdTable:
     exits = len(val.confidence)
     if len(operations) != exits:
         raise ConfigError(f"{len(operations)} costs for a network of {exits} exits")
-    curve = budgeted_curve(val, val, operations)
+    curve = budgeted_curve(val, val, operations, policy=policy)
     order = np.lexsort((curve.accuracy, curve.operations))
     alone = np.full((2, exits - 1), np.inf)
     alone[0, :1] = 0.0  # every image reaches it
@@ -233,4 +258,6 @@ def calibrate(val: ExitOutputs, operations: Sequence[int]) -> ThresholdTable:
         np.vstack([alone[0], curve.thresholds[order, :-1], alone[1]]),
         np.array([operations[0], *curve.operations[order], operations[-1]], dtype=np.float64),
         np.array([val.top1[0], *curve.accuracy[order], val.top1[-1]]),
+        policy,
+        temperatures,
     )

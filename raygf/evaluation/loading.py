@@ -2,22 +2,33 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from time import perf_counter
 from typing import Any, Protocol
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from raygf.compute import Compute, make_repeatable, resolve_compute
 from raygf.config.fields import from_dict
-from raygf.config.run import RunConfig
+from raygf.config.run import Policy, RunConfig
 from raygf.data.base import BatchSource, Dataset, InputSpec, SplitName
 from raygf.data.load import load_data
 from raygf.errors import CheckpointError, ConfigError, DataError
-from raygf.evaluation.outputs import ExitOutputs, collect_outputs
+from raygf.evaluation.budgeted import ThresholdTable, calibrate
+from raygf.evaluation.outputs import ExitOutputs, collect_outputs, fit_temperatures
 from raygf.models.build import build_model
 from raygf.models.costs import ExitCost, measure_costs
+from raygf.models.msdnet_lazy import exit_stages
+from raygf.models.multi_exit import MultiExitNetwork
 from raygf.storage.checkpoint import Checkpoint, load_checkpoint
 from raygf.training.network import BoundNetwork
 from raygf.training.space import find_ownership
+
+BATCHES = (1, 64)
+"""Images that latency is measured for."""
+_WARM_UP, _TIMED = 2, 5
+"""Forward passes before those that are timed, and those."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +51,8 @@ class LoadedRun:
         example = self.dataset.spec.blank(2, self.bound.compute.device)
         return find_ownership(self.bound.network, example, self.bound.space)
 
-    def outputs(self, split: SplitName) -> ExitOutputs:
-        """What every exit says about every image of ``split``.
+    def outputs(self, split: SplitName, temperatures: tuple[float, ...] = ()) -> ExitOutputs:
+        """What every exit says about every image of ``split``; ``temperatures``: see ``collect_outputs``.
 
         Raises:
             DataError: the split has no images.
@@ -49,7 +60,41 @@ class LoadedRun:
         if not self.dataset.count(split):
             hint = " (data.val = 0: none were held out)" if split == "val" else ""
             raise DataError(f"{self.dataset.name} has no {split} images to evaluate{hint}")
-        return collect_outputs(self.bound, self.batches.evaluate(split))
+        return collect_outputs(self.bound, self.batches.evaluate(split), temperatures)
+
+    def thresholds(self, policy: Policy | None = None) -> ThresholdTable:
+        """Thresholds by cost, and temperatures, from the validation images; ``policy``: by default the run's.
+
+        Raises:
+            DataError: there are none.
+            NonFiniteError: an exit's output is infinite or NaN.
+        """
+        val, operations = self.outputs("val"), [cost.operations for cost in self.costs()]
+        temperatures = fit_temperatures(self.bound, self.batches.evaluate("val"))
+        return calibrate(val, operations, policy or self.config.policy, temperatures)
+
+    @torch.inference_mode()
+    def latency(self, batch: int) -> tuple[float, ...]:
+        """Milliseconds up to every exit, the earlier ones included, for ``batch`` black images: medians.
+
+        Empty for a network without stages and heads.
+        """
+        network, compute = self.bound.network.eval(), self.bound.compute
+        if not isinstance(network, MultiExitNetwork):
+            return ()
+        images = self.dataset.spec.blank(batch, compute.device).contiguous(memory_format=compute.layout)
+        steps, rounds = exit_stages(network, network.stages), []
+        for _ in range(_WARM_UP + _TIMED):
+            state, times, started = images, [], perf_counter()
+            for step, head in zip(steps, network.heads, strict=True):
+                with compute.autocast():
+                    state = step(state)
+                    head(state)
+                if compute.device == "cuda":
+                    torch.cuda.synchronize()
+                times.append(1000 * (perf_counter() - started))
+            rounds.append(times)
+        return tuple(np.median(rounds[_WARM_UP:], axis=0).tolist())
 
 
 class HasLoaded(Protocol):

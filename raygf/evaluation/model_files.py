@@ -72,6 +72,8 @@ def model_files(run: LoadedRun, table: ThresholdTable | None) -> dict[str, bytes
         "parameters": [cost.parameters for cost in costs],
         "default_budget": costs[-1].operations if table is None else table.default_budget,
         "thresholds": None if table is None else table.to_json(),
+        "policy": None if table is None else table.policy,
+        "temperatures": None if table is None else list(table.temperatures),
         "config": without_passwords({**settings, "storage": {"name": config.storage.name}}),
         "tensors": list(run.bound.space.names),
     }
@@ -100,7 +102,8 @@ def load_model(
         statistics = ChannelStatistics(*(tuple(known["statistics"][each]) for each in ("mean", "std")))
         task = ImageTask(InputSpec(**known["input"]), statistics, tuple(known["class_names"]))
         operations, rows = tuple(known["operations"]), known["thresholds"]
-        table = None if rows is None else ThresholdTable.from_json(rows)
+        more = {name: known[name] for name in ("policy", "temperatures") if known.get(name)}
+        table = None if rows is None else ThresholdTable.from_json(rows, **more)
         if table is not None and table.thresholds.shape[1] != len(operations) - 1:
             raise ValueError(f"thresholds are not those of {len(operations)} exits")
     except (KeyError, TypeError, ValueError, CheckpointError) as error:

@@ -26,6 +26,7 @@ from raygf.evaluation.figures import (
 )
 from raygf.evaluation.importance import Importance
 from raygf.evaluation.noise import OrderNoise
+from raygf.evaluation.outputs import Calibration
 from raygf.evaluation.tables import count_unit, csv_text
 from raygf.records import Entry, History, Matrix
 
@@ -99,6 +100,37 @@ def budgeted_csv(runs: Sequence[Budgeted]) -> str:
             columns = (*means, curve.share, curve.thresholds)
             for *numbers, share, thresholds in zip(*(c.tolist() for c in columns), strict=True):
                 rows.append([run.label, seed, *numbers, *share, *padding, *thresholds, *padding])
+    return csv_text(rows)
+
+
+def calibration_figure(calibration: Calibration) -> Figure:
+    """Accuracy over confidence of the images of every bin, an exit a line, before and after scaling."""
+    figure = new_figure(9, 4.5)
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, name, exits, errors in zip(
+        panels, ("as trained", "scaled"), calibration.bins, calibration.error, strict=True
+    ):
+        axes.plot([0, 100], [0, 100], color="grey", linewidth=0.8)
+        for exit, (bins, error) in enumerate(zip(exits, errors, strict=True)):
+            label = f"exit {exit + 1}: {100 * error:.1f} %"
+            axes.plot(*(100 * bins[:, 1:][bins[:, 0] > 0]).T, label=label, **run_style(exit))
+        axes.set_title(f"{name}; expected error of calibration:", fontsize=9)
+        axes.set_xlabel("confidence (%)")
+        axes.legend(fontsize=7, frameon=False, loc="upper left")
+        plain_axes(axes)
+    panels[0].set_ylabel("test accuracy (%)")
+    return figure
+
+
+def calibration_csv(calibration: Calibration) -> str:
+    """The numbers of ``calibration_figure``: one line a bin, with the exit's temperature and error."""
+    rows: list[list[object]] = [
+        ["scaled", "exit", "temperature", "expected_error", "bin", "share", "confidence", "accuracy"]
+    ]
+    for (scaled, exit), error in np.ndenumerate(calibration.error):
+        start = [bool(scaled), exit + 1, calibration.temperatures[exit] if scaled else 1.0, float(error)]
+        bins = calibration.bins[scaled, exit].tolist()
+        rows += [[*start, place, *numbers] for place, numbers in enumerate(bins, start=1)]
     return csv_text(rows)
 
 

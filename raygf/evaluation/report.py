@@ -4,14 +4,18 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from raygf.errors import StorageError
 from raygf.evaluation.figures import accuracy_csv, accuracy_figure, fusion_csv, fusion_heatmap
+from raygf.evaluation.loading import BATCHES
 from raygf.evaluation.paper_figures import (
     Budgeted,
     budgeted_csv,
     budgeted_figure,
+    calibration_csv,
+    calibration_figure,
     conflict_curves,
     conflict_figure,
     convergence,
@@ -25,7 +29,7 @@ from raygf.evaluation.paper_figures import (
     validation,
 )
 from raygf.evaluation.results import Group, RunResults
-from raygf.evaluation.tables import ResultColumn, ResultTable, to_csv, to_markdown
+from raygf.evaluation.tables import MISSING, ResultColumn, ResultTable, markdown_table, to_csv, to_markdown
 
 Files = dict[str, str | bytes | Figure]
 """Texts, figures and others by the relative path of their file."""
@@ -37,10 +41,12 @@ def anytime_tables(groups: Sequence[Group]) -> list[ResultTable]:
     for group in groups:
         run = group.runs[0]
         kinds.setdefault((run.config.data.source, run.operations, run.parameters), []).append(group)
-    return [
-        ResultTable(operations, parameters, [_column(group) for group in members], "top-1")
-        for (_, operations, parameters), members in kinds.items()
-    ]
+    tables = []
+    for (_, operations, parameters), members in kinds.items():
+        columns, run = [_column(group) for group in members], members[0].runs[0]
+        times = dict(zip(BATCHES, run.latency, strict=False))
+        tables.append(ResultTable(operations, parameters, columns, "top-1", times, run.machine))
+    return tables
 
 
 def _column(group: Group) -> ResultColumn:
@@ -94,10 +100,35 @@ def run_files(run: RunResults) -> Files:
     if run.learned is not None:
         files["fusion_weights.png"] = fusion_heatmap(run.learned.per_tensor, run.tensors)
         files["fusion_weights.csv"] = fusion_csv(run.learned.per_tensor, run.tensors)
+    if run.policies:
+        known = ((run.config.seed,), (run.top1,))
+        curves = [
+            Budgeted(policy, run.operations, known[0], (curve,), known[1])
+            for policy, curve in run.policies.items()
+        ]
+        files["policies.png"] = budgeted_figure(curves)
+        files["policies.csv"] = budgeted_csv(curves)
+        files["policies.md"] = policies_table(run)
+    if run.calibration is not None:
+        files["calibration.png"] = calibration_figure(run.calibration)
+        files["calibration.csv"] = calibration_csv(run.calibration)
     if run.importance is not None:
         files["importance.png"] = importance_figure(run.importance)
         files["importance.csv"] = importance_csv(run.importance)
     return files
+
+
+def policies_table(run: RunResults) -> str:
+    """Test accuracy of every policy where its average operations come nearest to a share from below."""
+    shares, rows = (0.25, 0.5, 0.75, 1.0), []
+    for policy, curve in run.policies.items():
+        spent, cells = curve.operations / run.operations[-1], []
+        for share in shares:
+            within = np.flatnonzero(spent <= share)
+            place = within[np.argmax(spent[within])] if len(within) else None
+            cells.append(MISSING if place is None else f"{curve.accuracy[place]:.2%} at {spent[place]:.0%}")
+        rows.append([policy, *cells])
+    return markdown_table(["policy", *(f"up to {share:.0%} of the operations" for share in shares)], rows)
 
 
 def what_is_missing(run: RunResults) -> list[str]:

@@ -6,17 +6,20 @@ A group becomes one column of a table, one line of a figure.
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+import torch
+
+from raygf.compute import software
 from raygf.config.fields import to_dict
-from raygf.config.run import RunConfig
+from raygf.config.run import POLICIES, Policy, RunConfig
 from raygf.errors import ConfigError
 from raygf.evaluation.budgeted import RESAMPLES, BudgetCurve, budgeted_curve
 from raygf.evaluation.importance import Importance, LearnedWeights, importance_of, learned_weights
-from raygf.evaluation.loading import LoadedRun
+from raygf.evaluation.loading import BATCHES, LoadedRun
 from raygf.evaluation.noise import OrderNoise, measure_noise
-from raygf.evaluation.outputs import TOP
+from raygf.evaluation.outputs import TOP, Calibration, fit_temperatures
 from raygf.methods.base import JointSGD
 from raygf.methods.registry import method_title, operations_per_round
 from raygf.records import History, read_history, wall_time
@@ -32,7 +35,9 @@ class RunResults:
     ``top1``, ``top5`` (n,): test accuracies, 0–1; ``top5`` None with five classes or fewer. ``curve``: None
     without validation images to read thresholds off. ``learned``, ``importance``: None for methods without
     fusion weights. ``noise``: None for methods that train no exit by itself, or if it was not to be measured.
-    ``training_passes``, ``training_operations``: see ``RoundRecord``.
+    ``training_passes``, ``training_operations``: see ``RoundRecord``. ``policies``: a curve for every way to
+    leave, ``calibration``: empty and None without validation images. ``latency``: milliseconds up to every
+    exit for a batch of 1 and of 64; ``machine``: where.
     """
 
     config: RunConfig
@@ -50,6 +55,10 @@ class RunResults:
     noise: OrderNoise | None
     training_passes: float
     training_operations: int
+    policies: Mapping[Policy, BudgetCurve] = field(default_factory=dict)
+    calibration: Calibration | None = None
+    latency: tuple[tuple[float, ...], ...] = ()
+    machine: str = ""
 
     @property
     def seconds(self) -> float:
@@ -65,8 +74,14 @@ def evaluate_run(run: LoadedRun, with_importance: bool = True, with_noise: bool 
     """
     costs = run.costs()
     operations = tuple(cost.operations for cost in costs)
-    test = run.outputs("test")
-    validated = run.dataset.count("val") > 0
+    temperatures: tuple[float, ...] = ()
+    policies: dict[Policy, BudgetCurve] = {}
+    if run.dataset.count("val"):
+        temperatures, val = fit_temperatures(run.bound, run.batches.evaluate("val")), run.outputs("val")
+    test = run.outputs("test", temperatures)
+    if temperatures:
+        policies = {each: budgeted_curve(val, test, operations, RESAMPLES, each) for each in POLICIES}
+    latency = tuple(run.latency(batch) for batch in BATCHES)
     learned = learned_weights(run)
     images, history = run.dataset.count("train"), read_history(run.checkpoint.meta)
     unit = images * JointSGD.operations(operations)
@@ -85,12 +100,16 @@ def evaluate_run(run: LoadedRun, with_importance: bool = True, with_noise: bool 
         top1=test.top1,
         top5=test.top5 if run.dataset.spec.classes > TOP else None,
         history=history,
-        curve=budgeted_curve(run.outputs("val"), test, operations, RESAMPLES) if validated else None,
+        curve=policies.get("confidence"),
         learned=learned,
         importance=importance_of(run, learned) if learned is not None and with_importance else None,
         noise=measure_noise(run) if with_noise else None,
         training_passes=spent / unit,
         training_operations=spent,
+        policies=policies,
+        calibration=Calibration.of(test, temperatures) if temperatures else None,
+        latency=latency if all(latency) else (),
+        machine=f"{software(run.bound.compute.device)['device']}, torch threads: {torch.get_num_threads()}",
     )
 
 

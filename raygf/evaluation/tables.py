@@ -3,8 +3,8 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,13 +53,16 @@ class ResultTable:
 
     ``operations``, ``parameters`` (n,): cumulative up to each exit. ``accuracy``: what the first accuracy of
     every column is called. Where a configuration was run with several seeds, cells are mean ± standard
-    deviation over them (of the sample: divided by their number minus one).
+    deviation over them (of the sample: divided by their number minus one). ``latency``: milliseconds up to
+    each exit (n,) by the number of images in a batch, measured on ``machine``.
     """
 
     operations: Sequence[int]
     parameters: Sequence[int]
     columns: Sequence[ResultColumn]
     accuracy: str = "test accuracy"
+    latency: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    machine: str = ""
 
     def __repr__(self) -> str:
         return to_markdown(self).rstrip()
@@ -69,12 +72,19 @@ class ResultTable:
 
 def to_rich(table: ResultTable, title: str | None = None) -> Table:
     """``table`` for the terminal."""
-    return terminal_table(_header(table), _exit_rows(table), _summary_rows(table), title)
+    view = terminal_table(_header(table), _exit_rows(table), _summary_rows(table), title)
+    view.caption = _where(table) or None
+    return view
 
 
 def to_markdown(table: ResultTable) -> str:
     """``table`` as Markdown whose source lines up too; ends with a newline."""
-    return markdown_table(_header(table), [*_exit_rows(table), *_summary_rows(table)])
+    text = markdown_table(_header(table), [*_exit_rows(table), *_summary_rows(table)])
+    return text + (f"\n{_where(table)}\n" if table.latency else "")
+
+
+def _where(table: ResultTable) -> str:
+    return f"Milliseconds of a batch on {table.machine}" if table.latency else ""
 
 
 def to_csv(tables: Sequence[ResultTable]) -> str:
@@ -84,12 +94,14 @@ def to_csv(tables: Sequence[ResultTable]) -> str:
     """
     names = [f"{kind}_{what}" for kind in ("top1", "top5") for what in ("mean", "std")]
     header = ["run", "seeds", "training_passes", "training_operations", "seconds", "exit", "operations"]
-    rows: list[list[object]] = [[*header, "parameters", *names]]
+    batches = sorted({batch for table in tables for batch in table.latency})
+    timed = [f"ms_batch_{batch}" for batch in batches]
+    rows: list[list[object]] = [[*header, "parameters", *timed, *names]]
     for table in tables:
-        costs = [
-            *enumerate(zip(table.operations, table.parameters, strict=True), start=1),
-            ("average", (None, None)),
-        ]
+        unknown = [None] * len(table.operations)
+        times = [table.latency.get(batch, unknown) for batch in batches]
+        counts = zip(table.operations, table.parameters, *times, strict=True)
+        costs = [*enumerate(counts, start=1), ("average", (None,) * (2 + len(times)))]
         for column in table.columns:
             spent = [
                 f"{column.training_passes:g}",
@@ -172,6 +184,7 @@ def markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _header(table: ResultTable) -> list[str]:
     operations, parameters = count_unit(table.operations), count_unit(table.parameters)
     names = ["Exit", f"Operations ({operations.name})", f"Parameters ({parameters.name})"]
+    names += [f"Batch {batch} (ms)" for batch in table.latency]
     for column in table.columns:
         kinds = zip((table.accuracy, "top-5"), column.accuracies(), strict=False)
         names += [f"{column.title} {kind} (%)" for kind, _ in kinds]
@@ -182,13 +195,14 @@ def _exit_rows(table: ResultTable) -> Iterator[list[str]]:
     operations, parameters = count_unit(table.operations), count_unit(table.parameters)
     for exit, costs in enumerate(zip(table.operations, table.parameters, strict=True)):
         accuracies = (values[:, exit] for column in table.columns for values in column.accuracies())
-        costs_text = operations.text(costs[0]), parameters.text(costs[1])
+        times = (f"{times[exit]:.2f}" for times in table.latency.values())
+        costs_text = operations.text(costs[0]), parameters.text(costs[1]), *times
         yield [f"Exit-{exit + 1}", *costs_text, *(_spread(100 * values, 2) for values in accuracies)]
 
 
 def _summary_rows(table: ResultTable) -> Iterator[list[str]]:
     names = "Average", "Training passes", "Training operations", "Wall time (s)", "Seeds"
-    rows = [[name, "", ""] for name in names]
+    rows = [[name, "", "", *[""] * len(table.latency)] for name in names]
     for column in table.columns:
         means = [_spread(100 * values.mean(axis=1), 2) for values in column.accuracies()]
         spent = passes_text(column.training_passes), operations_text(column.training_operations)

@@ -14,7 +14,6 @@ from raygf.config.run import RunConfig
 from raygf.data.base import SPLITS, Dataset
 from raygf.data.load import load_data
 from raygf.errors import CheckpointError, NonFiniteError
-from raygf.evaluation.budgeted import calibrate
 from raygf.evaluation.loading import LoadedRun
 from raygf.evaluation.model_files import model_files
 from raygf.evaluation.outputs import evaluate
@@ -301,7 +300,7 @@ class Driver(DriverHandle):
         table = None
         try:
             if self._dataset.count("val"):
-                table = calibrate(run.outputs("val"), [cost.operations for cost in self._costs])
+                table = run.thresholds()
         except NonFiniteError as error:
             self._notify(f"no thresholds: {error}")
         for name, content in model_files(run, table).items():

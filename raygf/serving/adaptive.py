@@ -19,10 +19,10 @@ from raygf.compute import Compute
 from raygf.config.run import ComputeConfig
 from raygf.data.base import Normaliser
 from raygf.errors import ConfigError, DataError
-from raygf.evaluation.budgeted import ThresholdTable, calibrate
+from raygf.evaluation.budgeted import ThresholdTable
 from raygf.evaluation.loading import HasLoaded, LoadedRun
 from raygf.evaluation.model_files import ImageTask, load_model
-from raygf.evaluation.outputs import read_logits
+from raygf.evaluation.outputs import read_logits, score_logits
 from raygf.models.msdnet_lazy import exit_stages
 from raygf.training.network import as_tensor
 
@@ -55,7 +55,8 @@ class AdaptiveClassifier:
             state between stages: tensors whose rows are images, in tuples or lists.
         task: Its images and classes.
         operations: (n,) up to each exit, for one image.
-        table: Thresholds by cost; None: ``predict`` takes thresholds only.
+        table: Thresholds by cost, of which policy, and the exits' temperatures; None: ``predict`` takes
+            thresholds of confidence only.
         compute: Device, precision and layout; the same as those of the evaluation gives the same exits.
         batch_size: Images that go through the first stage together.
 
@@ -80,6 +81,8 @@ class AdaptiveClassifier:
         self.operations = tuple(operations)
         self._normalise = Normaliser(task.statistics, compute)
         self._batch_size = batch_size
+        self._policy = "confidence" if table is None else table.policy
+        self._temperatures = (table and table.temperatures) or (1.0,) * self.exits
 
     @classmethod
     def from_run(
@@ -95,7 +98,7 @@ class AdaptiveClassifier:
         stages_and_heads(run.bound.network)
         operations = [cost.operations for cost in run.costs()]
         if table is None:
-            table = calibrate(run.outputs("val"), operations)
+            table = run.thresholds()
         task = ImageTask(run.dataset.spec, run.dataset.statistics, run.dataset.class_names)
         return cls(run.bound.network, task, operations, table, run.bound.compute, run.config.eval_batch_size)
 
@@ -135,8 +138,9 @@ class AdaptiveClassifier:
             images: uint8 (N, C, H, W) as the data set has them; they are normalised here.
             budget: Average operations per image that may be spent; see ``ThresholdTable.pick`` for budgets
                 below and above those of the table. Held on images like the validation images.
-            thresholds: (n,) confidences: an image leaves at the first exit whose threshold it reaches. ∞:
-                nobody leaves. The last one has no effect: everyone leaves there.
+            thresholds: (n,) confidences (or what else the table's policy goes by): an image leaves at the
+                first exit whose threshold it reaches. ∞: nobody leaves. The last one has no effect: everyone
+                leaves there.
 
         Raises:
             DataError: the images are not of the network's kind.
@@ -154,16 +158,22 @@ class AdaptiveClassifier:
         self.network.eval()
         device = self.compute.device
         probability = torch.empty(len(images), dtype=torch.float64, device=device)
-        label, exit = (torch.empty(len(images), dtype=torch.int64, device=device) for _ in range(2))
+        label, exit, agreed = torch.full((3, len(images)), -1, dtype=torch.int64, device=device)
         undecided = torch.arange(len(images), device=device)
         state: Any = self._normalise(images.to(device))
         for number, (stage, head) in enumerate(zip(self._stages, self._heads, strict=True)):
             with self.compute.autocast():
                 state = stage(state)
-                confidence, answer = read_logits(head(state))
+                logits = head(state).float()
+            trusted, answer = read_logits(logits / self._temperatures[number])
+            if self._policy == "patience":
+                same = answer == label[undecided]
+                agreed[undecided] = score = torch.where(same, agreed[undecided] + 1, 1)
+            else:
+                score = score_logits(logits, self._policy)
             # Written for all that are here: who stays is overwritten at a later exit.
-            probability[undecided], label[undecided], exit[undecided] = confidence, answer, number
-            stays = ~(confidence >= thresholds[number])
+            probability[undecided], label[undecided], exit[undecided] = trusted, answer, number
+            stays = ~(score >= thresholds[number])
             count = int(stays.sum())
             if number == self.exits - 1 or not count:
                 break

@@ -115,7 +115,7 @@ def _budgets(table: ThresholdTable, run: LoadedRun, classifier: AdaptiveClassifi
     spread = np.linspace(0, len(table.operations) - 1, ROWS).round().astype(int)
     unit, rows = count_unit(classifier.operations), []
     for budget in np.unique([*table.operations[spread], table.default_budget]).tolist():
-        taken = exits_taken(test.confidence, np.array(table.pick(budget)))
+        taken = exits_taken(test.score(table.policy), np.array(table.pick(budget)))
         right = test.hit[taken, np.arange(len(taken))]
         mark = " (default)" if budget == table.default_budget else ""
         accuracies = f"{table.expected_accuracy(budget):.2%}", f"{right.mean():.2%}"

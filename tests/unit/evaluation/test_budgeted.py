@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from fractions import Fraction
 from random import Random
 
@@ -158,6 +159,19 @@ def test_equals_the_literal_loop(val_rows, test_rows, draws):
         assert curve.operations[index] == pytest.approx(cost)
 
 
+def test_policies_leave_by_their_own_scores():
+    margins = outputs(VAL).confidence[::-1]
+    data = replace(outputs(VAL), others={"margin": margins})
+    curve = budgeted_curve(data, data, OPERATIONS, policy="margin")
+    assert np.array_equal(curve.thresholds, find_thresholds(margins, exit_quotas(3, 8)))
+    # Of four images two agree at the exits 1 and 2, one at 2 and 3.
+    agreeing = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 1, 0]])
+    curve = budgeted_curve(data, outputs(np.ones((3, 4)), agreeing), OPERATIONS, policy="patience")
+    assert curve.p.tolist() == [1, 2, 3]
+    assert curve.share.tolist() == [[1, 0, 0], [0, 0.5, 0.5], [0, 0, 1]]
+    assert curve.accuracy.tolist() == [0.5, 0.75, 0.5]
+
+
 def test_more_is_spent_as_p_grows():
     draws = np.random.default_rng(1)
     data = outputs(draws.random((4, 400)))
@@ -232,6 +246,9 @@ def test_through_json_and_back(table):
     copy = ThresholdTable.from_json(json.loads(json.dumps(table.to_json(), allow_nan=False)))
     for name in ("thresholds", "operations", "accuracy"):
         assert np.array_equal(getattr(copy, name), getattr(table, name))
+    for wrong in ({"policy": "luck"}, {"temperatures": [1.0]}):
+        with pytest.raises(CheckpointError, match=r"not a table of thresholds.* do not fit"):
+            ThresholdTable.from_json(table.to_json(), **wrong)
     assert np.isinf(table.thresholds).any()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from past_runs import train
-from tiny_network import run_config
+from tiny_network import Tied, run_config
 
 from raygf.config.fields import from_dict
 from raygf.config.run import ComputeConfig, DataConfig, RunConfig
@@ -51,6 +51,14 @@ def refused(path):
     assert "\n" not in line and path in line
     assert caught.value.exit_code == 2
     return line
+
+
+def test_latency_grows_from_exit_to_exit(trained):
+    run = load_run(trained.checkpoint)
+    first, *later = run.latency(3)
+    assert len(later) == 2 and 0 < first < later[0] < later[1] < 60_000
+    run.bound.network = Tied()
+    assert run.latency(3) == ()
 
 
 def test_the_run_is_back(trained):

@@ -12,7 +12,6 @@ from tiny_network import Tied, bind, dataset, run_config, seeded, three_exits
 
 from raygf.config.run import ComputeConfig
 from raygf.errors import CheckpointError
-from raygf.evaluation.budgeted import calibrate
 from raygf.evaluation.loading import LoadedRun, load_run
 from raygf.evaluation.model_files import load_model, model_files
 from raygf.storage.checkpoint import MODEL, WEIGHTS, Checkpoint, find_checkpoint
@@ -41,8 +40,7 @@ def run():
 
 @pytest.fixture
 def saved(run, tmp_path):
-    table = calibrate(run.outputs("val"), [cost.operations for cost in run.costs()])
-    return save_to(tmp_path, run, table)
+    return save_to(tmp_path, run, run.thresholds("patience"))
 
 
 @torch.no_grad()
@@ -57,6 +55,8 @@ def test_another_program_loads_the_weights_by_their_names_in_pytorch(run, saved)
     assert known["operations"] == [cost.operations for cost in run.costs()]
     assert known["statistics"] == {"mean": [0.5], "std": [0.25]}
     assert known["default_budget"] in [row["operations"] for row in known["thresholds"]]
+    table = load_model(saved).table
+    assert table.policy == known["policy"] == "patience" and len(table.temperatures) == 3
     assert known["weights_sha256"] == run.checkpoint.network.sha256()
 
 

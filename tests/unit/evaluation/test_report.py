@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from past_runs import IMPORTANCE, entry, results
+from past_runs import IMPORTANCE, curve, entry, results
 
 from raygf.errors import StorageError
 from raygf.evaluation.noise import OrderNoise
+from raygf.evaluation.outputs import BINS, Calibration
 from raygf.evaluation.report import (
     anytime_tables,
     comparison_files,
@@ -51,6 +53,15 @@ def test_files_of_a_run_are_those_of_what_it_has():
         *("accuracy.png", "accuracy.csv", "conflict.png", "conflict_cosines.csv", "conflict_shares.csv"),
         *("conflict_noise.csv", "importance.png", "importance.csv"),
     }
+    calibration = Calibration((2.0, 1.0), np.full((2, 2, BINS, 3), 1 / BINS))
+    leaving = results(policies={"confidence": curve(), "margin": curve(0.25)}, calibration=calibration)
+    more = {f"{name}.{kind}" for name in ("policies", "calibration") for kind in ("png", "csv")}
+    files = run_files(leaving)
+    assert set(files) == {"accuracy.png", "accuracy.csv", "policies.md", *more}
+    # At 40, 60 and 80 % of the operations; three quarters are reached from below.
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in files["policies.md"].splitlines()]
+    assert rows[3] == ["margin", "-", "25.00% at 40%", "37.50% at 60%", "50.00% at 80%"]
+    assert len(files["calibration.csv"].splitlines()) == 1 + 2 * 2 * BINS
     assert what_is_missing(results()) == []
     bare = results(history=[], curve=None)
     assert set(comparison_files(group_runs([bare]))) == {"anytime.md", "anytime.csv"}

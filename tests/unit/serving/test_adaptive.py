@@ -9,7 +9,7 @@ from tiny_network import CPU, SPEC, Tied, dataset, run_config, seeded, three_exi
 from torch import Tensor, nn
 
 from raygf.compute import Compute
-from raygf.config.run import ModelConfig, MSDNetConfig
+from raygf.config.run import POLICIES, ModelConfig, MSDNetConfig
 from raygf.data.base import ChannelStatistics, InputSpec
 from raygf.errors import ConfigError, UserError
 from raygf.evaluation.budgeted import calibrate, exits_taken
@@ -54,8 +54,8 @@ def classifier(run):
 
 
 @pytest.fixture(scope="module")
-def outputs(run):
-    return run.outputs("test")
+def outputs(run, classifier):
+    return run.outputs("test", classifier.table.temperatures)
 
 
 def quantiles(outputs, *shares):
@@ -72,7 +72,7 @@ def assert_simulated(classifier, outputs, images, thresholds):
     rows = np.arange(len(exits))
     assert found.exit.tolist() == exits.tolist()
     assert found.label.tolist() == outputs.prediction[exits, rows].tolist()
-    assert found.probability == pytest.approx(outputs.confidence[exits, rows], rel=1e-4)
+    assert found.probability == pytest.approx(outputs.others["calibrated"][exits, rows], rel=1e-4)
     assert found.operations.tolist() == [classifier.operations[exit] for exit in exits]
     return exits
 
@@ -81,7 +81,7 @@ def assert_simulated(classifier, outputs, images, thresholds):
 @pytest.mark.parametrize("batch_size", [7, 60])
 def test_agrees_with_the_simulation(run, classifier, outputs, shares, batch_size):
     made = AdaptiveClassifier(
-        run.bound.network, TASK, classifier.operations, None, CPU, batch_size=batch_size
+        run.bound.network, TASK, classifier.operations, classifier.table, CPU, batch_size=batch_size
     )
     exits = assert_simulated(made, outputs, DATA.test.images, quantiles(outputs, *shares))
     assert len(set(exits)) >= 2  # otherwise there is nothing to see
@@ -89,6 +89,18 @@ def test_agrees_with_the_simulation(run, classifier, outputs, shares, batch_size
     before = run.bound.state().sha256()
     all_deep = assert_simulated(made, outputs, DATA.test.images, (INF, INF, INF))
     assert set(all_deep) == {2} and run.bound.state().sha256() == before
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_leaves_where_the_simulation_says(run, policy):
+    table = run.thresholds(policy)
+    classifier, budget = AdaptiveClassifier.from_run(run, table), float(np.median(table.operations))
+    test = run.outputs("test", table.temperatures)
+    taken = exits_taken(test.score(policy), np.array(table.pick(budget)))
+    found = classifier.predict(DATA.test.images, budget=budget)
+    assert found.exit.tolist() == taken.tolist() and len(set(taken)) > 1
+    places = taken, np.arange(len(taken))
+    assert found.probability == pytest.approx(test.others["calibrated"][places], rel=1e-4)
 
 
 def test_budget_is_kept_on_the_images_that_it_was_calibrated_on(run, classifier):
@@ -152,9 +164,10 @@ def test_states_may_be_tuples_and_lists():
     run = run_of(
         seeded(lambda: MultiExitNetwork([Nesting() for _ in range(3)], [FlatHead(64, 3) for _ in range(3)]))
     )
-    outputs = run.outputs("test")
+    classifier = AdaptiveClassifier.from_run(run)
+    outputs = run.outputs("test", classifier.table.temperatures)
     thresholds = quantiles(outputs, 0.5, 0.5)
-    exits = assert_simulated(AdaptiveClassifier.from_run(run), outputs, DATA.test.images, thresholds)
+    exits = assert_simulated(classifier, outputs, DATA.test.images, thresholds)
     assert set(exits) == {0, 1, 2}
 
 
