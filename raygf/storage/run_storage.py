@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import yaml
 from pyarrow import fs
 
@@ -42,6 +43,8 @@ _TITLES = (
     "round,exit,training_passes,training_operations,seconds,"
     "train_loss,train_accuracy,val_loss,val_accuracy,fusion_weight\n"
 )
+
+_NONE = np.empty(0)
 
 FREE_ON_RESUME = (
     *("resources", "storage", "tracking", "stop_after", "eval_batch_size"),
@@ -208,7 +211,9 @@ class RunStorage:
 
     def log(self, record: RoundRecord) -> None:
         """Add the lines of a round to ``METRICS``; those that could not be written come with the next."""
-        self._unwritten += metric_lines([shortened(to_json(record))])
+        if (fusion := record.fusion) is not None:  # without its large arrays
+            fusion = replace(fusion, weights=_NONE, tensor_cosine=_NONE)
+        self._unwritten += metric_lines([shortened(to_json(replace(record, fusion=fusion)))])
         content = self._unwritten.encode()
         if self._attempt(METRICS, lambda: self._store.files.append(METRICS, content)):
             self._unwritten = ""
