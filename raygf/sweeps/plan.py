@@ -5,10 +5,8 @@ methods are compared at equal compute. Trials are compared by the numbers of a r
 names that MLflow shows.
 """
 
-import functools
 import re
 import shlex
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -16,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from raygf.config.fields import Limits, Section, flatten, from_dict, override, to_dict
+from raygf.config.fields import Limits, Section, from_dict, override, to_dict
 from raygf.config.run import MILLION, Count, Name, Natural, RunConfig, StorageConfig
 from raygf.errors import ConfigError, StorageError
 from raygf.evaluation.tables import passes_text
@@ -263,17 +261,9 @@ def shown_score(metric: str, score: float) -> str:
     return f"{100 * score:.2f} %" if metric.startswith("val_accuracy") else f"{score:.4f}"
 
 
-@functools.cache
-def _short(field: str) -> str:
-    """The last part of the dotted name ``field`` if no other field of a run ends with it, else the whole."""
-    ends = Counter(name.rpartition(".")[2] for name in flatten(to_dict(RunConfig())))
-    last = field.rpartition(".")[2]
-    return last if ends[last] == 1 else field
-
-
 def name_of(values: Values) -> str:
-    """A trial's name for people, what it sets: ``fusion.lr=0.083 ema=0.95``."""
-    return " ".join(f"{_short(name)}={text_of(value, ',')}" for name, value in values.items())[:_LONGEST]
+    """A trial's name for people, what it sets: ``fusion.lr=0.083 fusion.ema=0.95``."""
+    return " ".join(f"{name}={text_of(value, ',')}" for name, value in values.items())[:_LONGEST]
 
 
 def set_field(nested: dict[str, Any], name: str, value: object) -> None:

@@ -33,7 +33,7 @@ LOG = "log-uniform"
 """What is said of a range that is drawn evenly in the logarithm."""
 _DIGITS = 4
 """Significant digits of a drawn number: a person can type it again, and gets the same run."""
-_OFFERED = "uniform, loguniform, randint, lograndint, their quantized forms (quniform ...), choice or a value"
+_OFFERED = "uniform, loguniform, randint, lograndint, choice or a value"
 
 Values = dict[str, Any]
 """What one trial sets: dotted names of a run's fields, such as ``fusion.lr``, and their values."""
@@ -51,7 +51,7 @@ class Space:
     """A search space. A file in ``tune_spaces`` has a function that returns one.
 
     ``variables``: dotted names of a run's fields, each with the values to try: ``ray.tune``'s ``uniform``,
-    ``loguniform``, ``randint``, ``choice`` and their quantized forms, or one plain value. ``variants``:
+    ``loguniform``, ``randint``, ``lograndint`` and ``choice``, or one plain value. ``variants``:
     alternatives with fields of their own; every trial takes one of them, and all of ``variables``.
     ``metric``: ``val_accuracy/average``, ``val_accuracy/exit_i`` (from 1), ``val_loss/average`` or
     ``val_loss/exit_i``. ``search``: how trials are chosen unless ``--search`` says otherwise.
@@ -94,16 +94,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``, both included.
-
-    ``step``: only its multiples, as ``low`` and ``high`` are; ``whole``: only integers.
-    """
+    """Numbers from ``low`` to ``high``, both included; ``whole``: only integers."""
 
     low: float
     high: float
     log: bool = False
     whole: bool = False
-    step: float | None = None
 
     @property
     def ends(self) -> tuple[Any, ...]:
@@ -116,9 +112,8 @@ class Range:
         return list(dict.fromkeys(self.cut(float(x)) for x in spread(self.low, self.high, count)))
 
     def __str__(self) -> str:
-        steps = "" if self.step is None else f" in steps of {self.step:g}"
         kind = f"{LOG if self.log else 'uniform'}{', whole' if self.whole else ''}"
-        return f"{kind}, {self.low:g} to {self.high:g}{steps}"
+        return f"{kind}, {self.low:g} to {self.high:g}"
 
     def draw(self, random: np.random.Generator) -> Any:
         """A number, uniform (in the logarithm)."""
@@ -129,8 +124,6 @@ class Range:
 
     def cut(self, value: float) -> Any:
         """The allowed number next to ``value``, with few digits."""
-        if self.step is not None:
-            value = round(value / self.step) * self.step
         rounded = float(f"{value:.{_DIGITS}g}") if not self.whole else float(round(value))
         inside = min(max(rounded, self.low), self.high)
         return int(inside) if self.whole else inside
@@ -167,17 +160,15 @@ def _choice(name: str, options: Any) -> Choice:
 def _range(name: str, domain: Any, whole: bool) -> Range:
     from ray.tune.search.sample import LogUniform, Normal, Quantized
 
-    sampler, step = domain.get_sampler(), None
-    if isinstance(sampler, Quantized):
-        sampler, step = sampler.get_sampler(), float(sampler.q)
-    if isinstance(sampler, Normal) or not math.isfinite(domain.lower) or not math.isfinite(domain.upper):
-        raise ConfigError(f"space: {name} has no bounds; use one of ray.tune's {_OFFERED}")
-    low, high, log = float(domain.lower), float(domain.upper), isinstance(sampler, LogUniform)
-    if whole and (step is None or step == 1):
-        high -= 1  # ray.tune leaves the upper bound of integers out
+    sampler = domain.get_sampler()
+    bounded = math.isfinite(domain.lower) and math.isfinite(domain.upper)
+    if isinstance(sampler, Normal | Quantized) or not bounded:
+        raise ConfigError(f"space: {name} has no bounds, or steps; use one of ray.tune's {_OFFERED}")
+    # ray.tune leaves the upper bound of integers out
+    low, high, log = float(domain.lower), float(domain.upper) - whole, isinstance(sampler, LogUniform)
     if not low < high or (log and low <= 0):
         raise ConfigError(f"space: {name} goes from {low:g} to {high:g}: no values to draw from")
-    return Range(low, high, log, whole, step)
+    return Range(low, high, log, whole)
 
 
 Axes = dict[str, Axis]

@@ -5,6 +5,7 @@ name: after a crash Tune may use a checkpoint's folder again, and there must not
 """
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 
 from raygf.config.fields import flatten, to_dict
 from raygf.config.run import RunConfig
@@ -26,9 +27,8 @@ from raygf.errors import (
     DataError,
     MemoryExhausted,
     NonFiniteError,
-    RaygfError,
     RunFailed,
-    one_line,
+    without_password,
 )
 from raygf.on_ray.driver import RemoteDriver
 from raygf.on_ray.placement import Bundles, trial_bundles
@@ -52,6 +52,9 @@ _SCHEDULE_FILE = "schedule.json"
 """Beside a checkpoint whose weights were trained with several values one after the other."""
 WOULD_HAPPEN_AGAIN = (ConfigError, DataError, CheckpointError, NonFiniteError, MemoryExhausted)
 """Errors that end a trial at once: training is repeatable, so another try would end the same way."""
+
+_RAYGFS = re.compile(r"^raygf\.errors\.\w+: ")
+"""raygf's own errors say all there is to say without their kind."""
 
 Schedule = list[tuple[int, Values]]
 """What weights were trained with: values, each with their first round. Only a population has several."""
@@ -157,20 +160,8 @@ def take_over(given: tune.Checkpoint, run: RunConfig, values: Values) -> Schedul
 
 
 def cause_of(error: object) -> str:
-    """Why a trial failed, in one line; raygf's own errors say all there is to say, others are named.
-
-    ``error``: the exception, or its text where it could not be unpickled.
-    """
-    if isinstance(error, str):
-        return ([line.strip() for line in error.splitlines() if line.strip()] or ["unknown"])[-1]
-    if not isinstance(error, BaseException):
-        return "unknown"
-    # Ray's wrappers take on the type of what they wrap, so they are looked for first.
-    while isinstance(error, RayTaskError) or not isinstance(error, RaygfError):
-        below = error.cause if isinstance(error, RayTaskError) else error.__cause__
-        if not isinstance(below, BaseException):
-            break
-        error = below
+    """Why a trial failed: the last line of the error's text, which may be a traceback with its cause."""
     if isinstance(error, RayActorError):
         return "its process was lost (killed, out of memory, or its node has gone)"
-    return one_line(error, kind=not isinstance(error, RaygfError))
+    lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
+    return without_password(_RAYGFS.sub("", lines[-1])) if lines else "unknown"

@@ -5,7 +5,6 @@ Schedulers stop trials early or give them other settings; their time is counted 
 
 import math
 import os
-import pickle
 import random
 import sys
 import warnings
@@ -75,22 +74,6 @@ def grace_passes(plan: Plan, alternatives: list[Axes]) -> float:
     if grace > plan.budget:
         raise ConfigError(f"grace = {grace}: a trial gets {passes_text(plan.budget)} training passes in all")
     return grace
-
-
-class SchedulerMemory(tune.Callback):  # type: ignore[misc]
-    """Keeps what asha has seen with the sweep's state; Tuner.restore loses it (ray-project/ray#30838)."""
-
-    def __init__(self, scheduler: TrialScheduler) -> None:
-        self._scheduler = scheduler
-
-    def get_state(self) -> dict[str, Any] | None:
-        """What asha's own ``save`` writes; nothing for other schedulers."""
-        is_asha = isinstance(self._scheduler, ASHAScheduler)
-        return {"asha": pickle.dumps(self._scheduler.__dict__)} if is_asha else None
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Restore it."""
-        self._scheduler.__dict__.update(pickle.loads(state["asha"]))
 
 
 class Population(PopulationBasedTraining):  # type: ignore[misc]
@@ -226,7 +209,7 @@ def _suggest_value(trial: Any, name: str, axis: Axis) -> Any:
     """A value of ``axis``; choices are asked for by their number, for Optuna takes plain values alone."""
     if isinstance(axis, Choice):
         return axis.ends[trial.suggest_categorical(name, list(range(len(axis.ends))))]
-    if axis.whole and axis.step is None:
+    if axis.whole:
         return trial.suggest_int(name, int(axis.low), int(axis.high), log=axis.log)
     return axis.cut(trial.suggest_float(name, axis.low, axis.high, log=axis.log))
 
@@ -271,7 +254,7 @@ def make_tuner(plan: Plan, space: dict[str, Any], searcher: Any, scheduler: Tria
         run_config=tune.RunConfig(
             name=storage.name,
             storage_path=storage.path,
-            callbacks=[SweepCallback(storage), SchedulerMemory(scheduler)],
+            callbacks=[SweepCallback(storage)],
             progress_reporter=Reporter(plan),
             verbose=1,
             failure_config=tune.FailureConfig(max_failures=options.max_failures),

@@ -111,9 +111,9 @@ def test_flags_set_the_same_run_on_the_command_line():
     assert parse("", "digits", flags.split())[1] == override(RUN, values)
 
 
-def test_a_trial_is_called_what_it_sets_with_sections_where_a_name_alone_could_be_two_fields():
+def test_a_trial_is_called_what_it_sets():
     values = {"fusion.lr": 0.083, "fusion.ema": 0.95, "optim.milestones": (0.5, 0.75), "method": "sgd"}
-    assert name_of(values) == "fusion.lr=0.083 ema=0.95 milestones=0.5,0.75 method=sgd"
+    assert name_of(values) == "fusion.lr=0.083 fusion.ema=0.95 optim.milestones=0.5,0.75 method=sgd"
     assert name_of({"optim.lr": 0.1}) == "optim.lr=0.1"
     assert len(name_of({"model.name": 300 * "x"})) == 200
 

@@ -62,7 +62,7 @@ def test_csv_has_a_line_a_trial_in_their_order_and_nothing_where_a_field_is_not_
     tests = [f"test_accuracy/exit_{number}" for number in (1, 2, 3)]
     assert [float(lines[0][name]) for name in tests] == pytest.approx([0.45, 0.5, 0.55])
     assert (lines[3]["name"], lines[3]["settings"]) == (
-        "fusion.lr=0.01 segments=channel",
+        "fusion.lr=0.01 fusion.segments=channel",
         "--fusion.lr 0.01 --fusion.segments channel",
     )
     assert [line["fusion.segments"] for line in lines] == ["tensor", "network", "tensor", "channel"]
@@ -79,12 +79,12 @@ def test_tables_rank_finished_trials_with_the_test_of_what_is_judged_and_show_ot
     header, finished, others = trials_table(ROWS, plan())
     assert header == ["Trial", "val_accuracy/average", "test_accuracy/average", "Passes", "Status"]
     assert [line[0] for line in finished] == [ROWS[3].name, ROWS[0].name]
-    assert finished[0] == ["fusion.lr=0.01 segments=channel", "70.00 %", "70.00 %", "160", "finished"]
-    stopped = ["fusion.lr=1 segments=network", "80.00 %", "-", "160", "stopped early"]
+    assert finished[0] == ["fusion.lr=0.01 fusion.segments=channel", "70.00 %", "70.00 %", "160", "finished"]
+    stopped = ["fusion.lr=1 fusion.segments=network", "80.00 %", "-", "160", "stopped early"]
     assert others == [stopped, [ROWS[2].name, "-", "-", "160", "failed"]]
     header, finished, _ = trials_table([row(0, 0.5, passes=152.5)], plan(metric="val_loss/exit_3"))
     assert header[2] == "test_accuracy/exit_3" and finished[0][1:4] == ["0.5000", "55.00 %", "152.5"]
-    assert failures(ROWS) == ["trial fusion.lr=0.3 segments=tensor failed: the data is missing"]
+    assert failures(ROWS) == ["trial fusion.lr=0.3 fusion.segments=tensor failed: the data is missing"]
     rows = [row(number) for number in range(30)]
     assert trials_table(rows, plan())[1][-1] == ["10 more", *[""] * 4]
     assert len(trials_csv(rows, plan()).splitlines()) == 31
@@ -121,7 +121,7 @@ def test_the_figure_has_a_panel_for_every_swept_field_with_accuracies_in_percent
     assert [tick.get_text() for tick in right.get_xticklabels()] == ["tensor", "network", "channel"]
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["trained to its end", "stopped early: not ranked", "best"]
-    assert figure.get_suptitle() == "best: fusion.lr=0.01 segments=channel"
+    assert figure.get_suptitle() == "best: fusion.lr=0.01 fusion.segments=channel"
     figure = objective_figure(ROWS, plan(metric="val_loss/exit_2", mode="min"), ROWS[0])
     left = figure.axes[0]
     assert left.get_ylabel() == "validation loss,\nexit 2" and left.get_xscale() == "linear"

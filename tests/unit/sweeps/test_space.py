@@ -32,11 +32,8 @@ SHIPPED = ("fusion_lr", "method", "fusion", "joint")
 DOMAINS = [
     tune.uniform(-2.0, 3.0),
     tune.loguniform(1e-4, 10.0),
-    tune.quniform(0.1, 0.9, 0.1),
-    tune.qloguniform(0.01, 1.0, 0.01),
     tune.randint(2, 6),
     tune.lograndint(1, 100),
-    tune.qrandint(4, 20, 4),
     tune.choice(["a", "b", "c"]),
     tune.choice([(0.5, 0.75), (0.3, 0.6)]),
 ]
@@ -78,14 +75,11 @@ def test_draws_grid_points_and_ends_are_values_of_the_domain(domain):
         assert set(drawn) == set(every)
 
 
-def test_values_are_read_as_ray_tune_takes_them_and_cut_to_the_range_and_its_steps():
+def test_values_are_read_as_ray_tune_takes_them_and_cut_to_the_range():
     assert read_axis("a", tune.randint(2, 5)).ends == (2, 4)  # the upper bound is left out
-    assert read_axis("a", tune.qrandint(4, 20, 4)).ends == (4, 20)  # but not of quantized ones
     assert read_axis("a", [0.5, 0.75]) == Choice(((0.5, 0.75),))
     assert read_axis("a", tune.grid_search([1, 2])) == Choice((1, 2))
     assert [Range(0.1, 0.5).cut(value) for value in (0.7, -1.0, 0.123456)] == [0.5, 0.1, 0.1235]
-    steps = [Range(0.2, 0.8, step=0.2).cut(value) for value in (0.31, 2.0)]
-    assert steps == pytest.approx([0.4, 0.8])
     assert Range(1, 9, whole=True).cut(3.6) == 4
 
 
@@ -104,6 +98,7 @@ def test_logarithmic_draws_are_uniform_in_the_logarithm_and_have_few_digits():
         (tune.loguniform(1.0, 0.1), "fusion.lr goes from 1 to 0.1: no values"),
         (tune.randint(3, 3), "fusion.lr goes from 3 to 2"),
         (tune.randn(0.0, 1.0), "fusion.lr has no bounds"),
+        (tune.quniform(0.1, 0.9, 0.1), "fusion.lr has no bounds, or steps; use"),
         (tune.sample_from(lambda spec: 1), "must be given by ray.tune's"),
         (lambda: 1, "must be given by ray.tune's"),
         ({"a": 1}, "must be given by ray.tune's"),
@@ -126,11 +121,11 @@ def test_a_space_must_have_several_runs(space):
 
 def test_ranges_are_told_as_the_space_has_them():
     lr, ema = {"lr": tune.loguniform(0.01, 1)}, {"ema": tune.uniform(0.5, 0.99)}
-    sizes = {"n": tune.randint(2, 5), "q": tune.quniform(0, 1, 0.2), "c": tune.choice([(1, 2), "a"])}
+    sizes = {"n": tune.randint(2, 5), "c": tune.choice([(1, 2), "a"])}
     told = ranges_of(read_axes(Space(variants=[{**lr, **sizes}, {**lr, **ema, "n": 7}])))
     assert told["lr"] == "log-uniform, 0.01 to 1" and told["ema"] == "uniform, 0.5 to 0.99"
     assert told["n"] == "uniform, whole, 2 to 4 | 7"
-    assert (told["q"], told["c"]) == ("uniform, 0 to 1 in steps of 0.2", "1 2, a")
+    assert told["c"] == "1 2, a"
 
 
 def test_draws_depend_on_seed_and_number_alone_and_do_not_repeat_themselves():

@@ -20,7 +20,6 @@ from raygf.sweeps.trial import VALUES
 from raygf.sweeps.tuner import (
     Population,
     Reporter,
-    SchedulerMemory,
     grace_passes,
     make_scheduler,
     make_search,
@@ -88,18 +87,6 @@ def test_asha_compares_at_equal_passes_whatever_a_round_costs():
 
 def test_no_trial_is_stopped_unless_that_is_asked_for():
     assert type(make_scheduler(plan(), AXES)) is FIFOScheduler
-
-
-def test_asha_remembers_its_rungs_when_the_sweep_is_resumed():
-    good, bad = member("good"), member("bad")
-    first = asha(good)
-    told(first, good, 20, 0.9)
-    state = pickle.loads(pickle.dumps(SchedulerMemory(first).get_state()))
-    resumed = asha()
-    SchedulerMemory(resumed).set_state(state)
-    resumed.on_trial_add(None, bad)
-    assert told(resumed, bad, 20, 0.1) == TrialScheduler.STOP
-    assert SchedulerMemory(make_scheduler(with_options(scheduler="pbt"), AXES)).get_state() is None
 
 
 def test_a_population_changes_ranges_of_what_may_change_and_nothing_else():
