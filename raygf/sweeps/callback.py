@@ -1,8 +1,6 @@
 """Ray Tune's news about trials, passed to MLflow and to the terminal by the sweep's own process."""
 
-import pickle
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,11 +68,28 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial came to its end, or the scheduler stopped it."""
-        self._close(trial)
+        result, metric = trial.last_result or {}, self._plan.metric
+        if RECORD not in result:
+            return self.on_trial_error(iteration, trials, trial)
+        record = self._record(trial, result)
+        end: RunEnd | None = result.get(END)
+        if end is not None:
+            whole = replace(end, checkpoint=record.checkpoint)
+            self._runs.end(trial.trial_id, lambda tracker: tracker.finish(whole))
+        else:
+            scheduler = self._plan.options.scheduler
+            self._runs.end(trial.trial_id, lambda tracker: tracker.stop(record, scheduler))
+        notify(
+            f"trial {_name(trial)} {'stopped early' if end is None else 'finished'}: {metric} "
+            f"{shown_score(metric, result[metric])} after {passes_text(record.training_passes)} training "
+            "passes"
+        )
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial failed for good."""
-        self._fail(trial)
+        cause = (trial.last_result or {}).get(FAILURE) or cause_of(_error(trial))
+        self._runs.end(trial.trial_id, lambda tracker: tracker.fail("FAILED", cause))
+        notify(f"trial {_name(trial)} failed: {cause}")
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Tune has ended."""
@@ -93,29 +108,6 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
             tags = {f"raygf.values_from_round_{round}": flags_for(now), "mlflow.runName": name_of(now)}
             self._runs.post(trial.trial_id, lambda tracker: tracker.log_tags(tags))
 
-    def _close(self, trial: Trial) -> None:
-        result, metric = trial.last_result or {}, self._plan.metric
-        if RECORD not in result:
-            return self._fail(trial)
-        record = self._record(trial, result)
-        end: RunEnd | None = result.get(END)
-        if end is not None:
-            whole = replace(end, checkpoint=record.checkpoint)
-            self._runs.end(trial.trial_id, lambda tracker: tracker.finish(whole))
-        else:
-            scheduler = self._plan.options.scheduler
-            self._runs.end(trial.trial_id, lambda tracker: tracker.stop(record, scheduler))
-        notify(
-            f"trial {_name(trial)} {'stopped early' if end is None else 'finished'}: {metric} "
-            f"{shown_score(metric, result[metric])} after {passes_text(record.training_passes)} training "
-            "passes"
-        )
-
-    def _fail(self, trial: Trial) -> None:
-        cause = (trial.last_result or {}).get(FAILURE) or cause_of(_error(trial))
-        self._runs.end(trial.trial_id, lambda tracker: tracker.fail("FAILED", cause))
-        notify(f"trial {_name(trial)} failed: {cause}")
-
     def _record(self, trial: Trial, result: dict[str, Any]) -> RoundRecord:
         """The round's record, with its checkpoint where Tune keeps it, if it got one."""
         record: RoundRecord = result[RECORD]
@@ -128,9 +120,6 @@ def _name(trial: Trial) -> str:
     return name_of(trial.config[VALUES])
 
 
-def _error(trial: Trial) -> object:
-    """The error that Tune has written down: on this machine or, before a resume, in the storage."""
-    with suppress(Exception):  # an error may need a module of the user's to be unpickled
-        file = Path(trial.pickled_error_file)
-        return pickle.loads(file.read_bytes()) if file.exists() else trial.get_pickled_error()
-    return trial.get_error()
+def _error(trial: Trial) -> str:
+    """What Tune has written down of the trial's errors, on this machine."""
+    return Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""

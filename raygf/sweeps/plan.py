@@ -19,7 +19,6 @@ from raygf.config.run import MILLION, Count, Name, Natural, RunConfig, StorageCo
 from raygf.errors import ConfigError, StorageError
 from raygf.evaluation.tables import passes_text
 from raygf.methods.registry import is_step_method, operations_per_round
-from raygf.records import RoundRecord
 from raygf.storage.folder import RunFolder, brief
 from raygf.storage.lock import Owner, RunLock
 from raygf.sweeps.space import Values, text_of
@@ -227,16 +226,6 @@ class SweepFolder:
             yield
         except OSError as error:
             raise StorageError(f"storage.path: can't {what} {self.path}: {brief(error)}") from None
-
-
-def metrics_of(record: RoundRecord) -> dict[str, float]:
-    """``val_accuracy/average``, ``val_accuracy/exit_1`` and so on, the same of ``val_loss``; the passes."""
-    assert record.val is not None, "a sweep without validation images is refused before it starts"
-    metrics = {PASSES: float(record.training_passes)}
-    for name, values in (("val_accuracy", record.val.accuracy), ("val_loss", record.val.loss)):
-        metrics[f"{name}/average"] = sum(values) / len(values)
-        metrics |= {f"{name}/exit_{i}": value for i, value in enumerate(values, start=1)}
-    return metrics
 
 
 def check_metric(metric: str, mode: str, exits: int | None = None) -> None:

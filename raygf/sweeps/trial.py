@@ -34,8 +34,9 @@ from raygf.on_ray.driver import RemoteDriver
 from raygf.on_ray.placement import Bundles, trial_bundles
 from raygf.records import RoundRecord
 from raygf.storage.checkpoint import CheckpointStore, read_archive
-from raygf.sweeps.plan import Plan, SweepFolder, metrics_of, set_field
+from raygf.sweeps.plan import Plan, SweepFolder, set_field
 from raygf.sweeps.space import Values
+from raygf.tracking.mlflow_run import round_metrics
 
 START, RECORD, END = "raygf_start", "raygf_record", "raygf_end"
 """Where a result holds what came from the driver: ``RunStart`` (the first since the trial was started), the
@@ -96,7 +97,7 @@ def _report(driver: RemoteDriver, run_id: str, schedule: Schedule) -> None:
     last, news = start.last, {START: start}
 
     def report(record: RoundRecord, **more: Any) -> None:
-        known = {**metrics_of(record), RECORD: record, SCHEDULE: schedule}
+        known = {**round_metrics(record), RECORD: record, SCHEDULE: schedule}
         with handed_over(record.checkpoint, schedule) as checkpoint:
             tune.report({**known, **news, **more}, checkpoint=checkpoint)
         news.clear()
@@ -161,7 +162,7 @@ def take_over(given: tune.Checkpoint, run: RunConfig, values: Values) -> Schedul
 
 def cause_of(error: object) -> str:
     """Why a trial failed: the last line of the error's text, which may be a traceback with its cause."""
-    if isinstance(error, RayActorError):
-        return "its process was lost (killed, out of memory, or its node has gone)"
     lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
+    if isinstance(error, RayActorError) or any(line.startswith("The actor died") for line in lines):
+        return "its process was lost (killed, out of memory, or its node has gone)"
     return without_password(_RAYGFS.sub("", lines[-1])) if lines else "unknown"

@@ -10,7 +10,6 @@ from ray.tune.experiment import Trial
 from sweep_parts import end, plan, record
 
 from raygf.config.run import TrackingConfig
-from raygf.errors import RunFailed
 from raygf.records import RunStart
 from raygf.sweeps import callback as module
 from raygf.sweeps.callback import SweepCallback
@@ -22,8 +21,7 @@ def trial_named(name, status=Trial.RUNNING, last_result=None, error=None):
     """As much of Tune's trial as the callback reads."""
     made = Mock(trial_id=name, status=status, last_result=last_result, config={VALUES: {"fusion.lr": 0.3}})
     made.is_finished.return_value = status in (Trial.TERMINATED, Trial.ERROR)
-    made.get_pickled_error.return_value = error
-    made.configure_mock(num_failures=1, pickled_error_file="/nowhere")
+    made.configure_mock(num_failures=1, error_file=error)
     return made
 
 
@@ -114,10 +112,11 @@ def test_a_trial_that_the_scheduler_stops(started, trackers, capsys):
     assert shown in capsys.readouterr().err
 
 
-def test_trials_that_fail(started, trackers, capsys):
+def test_trials_that_fail(started, trackers, capsys, tmp_path):
     """One reports itself that it can't succeed, one crashes; its error has been written down."""
-    callback = started()
-    doomed, crashed = trial_named("doomed"), trial_named("crashed", error=RunFailed("the driver was lost"))
+    callback, error = started(), tmp_path / "error.txt"
+    error.write_text("Failure # 1\nTraceback\nraygf.errors.RunFailed: the driver was lost\n")
+    doomed, crashed = trial_named("doomed"), trial_named("crashed", error=str(error))
     for trial in (doomed, crashed):
         callback.on_trial_start(0, [], trial)
     report(callback, doomed, {FAILURE: "round 1: the weights are NaN", "done": True})
