@@ -214,22 +214,16 @@ def _suggest_value(trial: Any, name: str, axis: Axis) -> Any:
     return axis.cut(trial.suggest_float(name, axis.low, axis.high, log=axis.log))
 
 
-class Reporter(tune.CLIReporter):  # type: ignore[misc]
-    """Tune's table of trials now and then; at the end the sweep prints its own."""
-
-    def __init__(self, plan: Plan) -> None:
-        super().__init__(
-            metric_columns={plan.metric: plan.metric, PASSES: "passes"},
-            parameter_columns=[VALUES],
-            max_progress_rows=12,
-            max_column_length=100,
-            max_report_frequency=30,  # seconds between two tables
-            print_intermediate_tables=True,  # not by the metric: failed trials have none
-        )
-
-    def should_report(self, trials: list[Trial], done: bool = False) -> bool:
-        """Whether a table is due."""
-        return not done and bool(super().should_report(trials))
+def reporter(plan: Plan) -> tune.CLIReporter:
+    """Tune's table of trials, now and then and at the end."""
+    return tune.CLIReporter(
+        metric_columns={plan.metric: plan.metric, PASSES: "passes"},
+        parameter_columns=[VALUES],
+        max_progress_rows=12,
+        max_column_length=100,
+        max_report_frequency=30,  # seconds between two tables
+        print_intermediate_tables=True,  # not by the metric: failed trials have none
+    )
 
 
 def make_tuner(plan: Plan, space: dict[str, Any], searcher: Any, scheduler: TrialScheduler) -> tune.Tuner:
@@ -255,7 +249,7 @@ def make_tuner(plan: Plan, space: dict[str, Any], searcher: Any, scheduler: Tria
             name=storage.name,
             storage_path=storage.path,
             callbacks=[SweepCallback(storage)],
-            progress_reporter=Reporter(plan),
+            progress_reporter=reporter(plan),
             verbose=1,
             failure_config=tune.FailureConfig(max_failures=options.max_failures),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=_kept(plan, scheduler)),

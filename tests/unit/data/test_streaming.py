@@ -116,16 +116,6 @@ def test_fewer_images_are_the_first_of_the_epochs_order(sets, workers):
     assert torch.equal(some[0], whole[0][:9]) and torch.equal(some[1], whole[1][:9])
 
 
-def test_seed_and_key_decide_the_order_and_the_augmentation(sets):
-    batches = open_set(sets["shards"])
-    first, again = (bits(batches.train(0, "a", 1)) for _ in range(2))
-    assert first == again
-    for key in ((1, "a", 1), (0, "b", 1), (0, "a", 2)):
-        other = bits(batches.train(*key))
-        assert other != first
-        assert [labels for _, labels in other] != [labels for _, labels in first]
-
-
 def test_global_random_numbers_are_left_alone(sets):
     for count in (0, 1):
         torch.manual_seed(0)

@@ -69,16 +69,6 @@ def test_a_full_disk_is_an_oserror_and_the_old_one_stands(tmp_path):
     assert (folder.read("a"), folder.names()) == (b"old", ["a"])
 
 
-def test_a_vanished_folder_is_not_made_again(tmp_path):
-    """A mount that is gone leaves an empty place: what is written there would be lost when it is back."""
-    folder = RunFolder(str(tmp_path / "mount"), "run")
-    folder.create()
-    (tmp_path / "mount").rename(tmp_path / "elsewhere")
-    with pytest.raises(OSError), folder.replacing("a") as stream:
-        stream.write(b"x")
-    assert not (tmp_path / "mount").exists()
-
-
 def test_silence_is_counted_by_the_storage(tmp_path):
     folder = RunFolder(str(tmp_path), "run")
     folder.create()

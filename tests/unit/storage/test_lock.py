@@ -214,30 +214,6 @@ def test_a_file_that_is_no_lock_is_taken_after_a_moment(locks, folder, content):
     lock.check()
 
 
-def test_of_many_at_once_one_wins(folder, monkeypatch):
-    monkeypatch.setattr(lock_module, "MOMENT_S", 1.5)
-    barrier, winners = threading.Barrier(8), []
-
-    def race():
-        lock = RunLock(folder, Owner.new())
-        barrier.wait()
-        try:
-            lock.acquire()
-            winners.append(lock)
-        except StorageError:
-            pass
-
-    threads = [threading.Thread(target=race) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    (winner,) = winners
-    winner.check()
-    winner.release()
-    assert folder.names() == []
-
-
 def test_where_files_can_not_be_created_exclusively_who_lost_stops_before_it_writes(
     locks, folder, monkeypatch
 ):

@@ -19,7 +19,6 @@ from raygf.sweeps.space import draw_trials, grid, read_axes
 from raygf.sweeps.trial import VALUES
 from raygf.sweeps.tuner import (
     Population,
-    Reporter,
     grace_passes,
     make_scheduler,
     make_search,
@@ -195,12 +194,6 @@ def test_optuna_learns_repeats_and_can_be_stored():
     one = drawn()
     assert one == drawn()
     assert sum(abs(value - 0.3) for value in one[-10:]) < sum(abs(value - 0.3) for value in one[:10])
-
-
-def test_a_table_is_due_on_the_way_and_not_at_the_end():
-    reporter = Reporter(plan())
-    assert reporter.should_report([])
-    assert not reporter.should_report([]) and not reporter.should_report([], done=True)
 
 
 def test_the_environment_of_tune_ends_with_the_sweep(monkeypatch):
