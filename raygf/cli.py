@@ -173,7 +173,6 @@ def _interrupted(what: str, command: str) -> str:
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_SHOW_CURSOR = "\x1b[?25h"
 
 
 @contextmanager
@@ -198,11 +197,10 @@ def interruptible(command: str = "") -> Iterator[Callable[[], None]]:
         raise KeyboardInterrupt
 
     def second(number: int, frame: FrameType | None) -> NoReturn:
-        text = f"{cursor}\n{_interrupted('interrupted again: stopped at once', command)}\n"
+        text = f"\n{_interrupted('interrupted again: stopped at once', command)}\n"
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
         os._exit(130)
 
-    cursor = _SHOW_CURSOR if os.isatty(2) else ""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     _handle(dict.fromkeys(_SIGNALS, first))
     try:
