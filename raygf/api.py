@@ -201,7 +201,7 @@ def sweep(space: str, recipe: str = "digits", **settings: Any) -> dict[str, Any]
 
     >>> import raygf
     >>> found = raygf.sweep("fusion_lr", "digits", trials=2, rounds=1, train_limit=48)
-    >>> sorted(found["best"]["settings"])
+    >>> sorted(found["best_config"])
     ['fusion.ema', 'fusion.lr', 'loss.aux']
 
     Args:

@@ -13,11 +13,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from raygf.config.run import ComputeConfig
-from raygf.errors import MemoryExhausted, ResourceError, one_line
+from raygf.errors import MemoryExhausted, RaygfError, ResourceError, import_function, one_line, user_error
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and _CPU in str(error)
+
+
+def call_own(field: str, name: str, *arguments: Any) -> Any:
+    """What the user's function ``name``, the value of ``field``, returns for ``arguments``.
+
+    Raises:
+        ConfigError: it can't be imported, or fails for another reason than lack of memory.
+    """
+    function = import_function(field, name)
+    try:
+        return function(*arguments)
+    except (Exception, SystemExit) as error:  # it may raise anything
+        if isinstance(error, RaygfError) or is_out_of_memory(error):
+            raise
+        raise user_error(field, name, "the function failed", error) from error
 
 
 def memory_cause(error: BaseException, known: str) -> str:

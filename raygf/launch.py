@@ -26,7 +26,7 @@ from raygf.config.fields import storage_path, to_dict
 from raygf.config.run import RunConfig
 from raygf.console import Progress, print_table
 from raygf.data.load import check_source
-from raygf.errors import ConfigError, without_password
+from raygf.errors import ConfigError, import_function, without_password
 from raygf.evaluation.tables import ResultColumn, ResultTable, to_rich
 from raygf.methods.registry import check_method, is_step_method, method_title
 from raygf.models.build import find_builder
@@ -184,6 +184,12 @@ def _check_names(config: RunConfig) -> None:
     """
     check_method(config.method)
     find_builder(config.model.name)
+    loss, optim = config.loss, config.optim
+    own = {"data.transform": config.data.transform, "loss.criterion": loss.criterion}
+    own |= {"optim.schedule": optim.schedule, "optim.optimizer": optim.optimizer}
+    for field, name in own.items():
+        if name:
+            import_function(field, name)
     elsewhere = config.resources.address or os.environ.get("RAY_ADDRESS", "local")
     check_source(config.data, files=config.resources.executor == "local" or elsewhere == "local")
 

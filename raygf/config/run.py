@@ -98,6 +98,9 @@ class DataConfig(Section, name="data"):
     """Random crop: zero-pad the image by this many pixels on each side, then crop back. 0: no crop."""
     flip: bool = True
     """Flip half of the training images left to right."""
+    transform: str = ""
+    """package.module:function of your own that changes a batch of training images, uint8 (B, C, H, W), after
+    crop and flip. What it draws from torch's global generator is seeded by run, round, exit and batch."""
     crop: Pixels = 224
     """imagefolder, shards: pixels a side of what the network sees: a random part of the image, scaled, while
     training; the centre in evaluation."""
@@ -173,6 +176,17 @@ class OptimConfig(Section, name="optim"):
     """Factor at each milestone."""
     carry_momentum: bool = False
     """Meta-GF: carry every exit's momentum from round to round instead of starting from zero."""
+    schedule: str = ""
+    """In place of milestones and decay: package.module:function of your own, from the round (from 1) and the
+    number of rounds to the factor of both learning rates."""
+    optimizer: str = ""
+    """In place of SGD with its momentum and weight decay: package.module:function of your own, from a list of
+    flat tensors and the learning rate to a torch.optim.Optimizer; made anew in every round."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.carry_momentum and self.optimizer:
+            raise refuse("optim.carry_momentum", True, "False with optim.optimizer, which has its own state")
 
 
 @dataclass(frozen=True)
@@ -197,9 +211,14 @@ class LossConfig(Section, name="loss"):
     """Meta-GF: which other exits' losses an exit trains on. all: as in the paper; the whole network runs,
     also with aux = 0. shallower, none: an exit runs and updates only what its output (and the shallower
     ones') depends on, and a round costs less."""
+    criterion: str = ""
+    """In place of cross-entropy while training: package.module:function of your own, from an exit's logits
+    (B, classes), float32, and labels (B,) to its loss, a scalar."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.distill and self.criterion:
+            raise refuse("loss.criterion", self.criterion, "empty with loss.distill, which has its own")
         if self.distill and self.aux_exits != "all":
             raise refuse("loss.aux_exits", self.aux_exits, "all with loss.distill: the deepest exit teaches")
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raygf.compute import Compute
+from raygf.compute import Compute, call_own, seeded_globals
+from raygf.errors import ConfigError
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 SplitName = Literal["train", "val", "test"]
@@ -120,6 +121,21 @@ def channel_statistics(images: NDArray[np.uint8]) -> ChannelStatistics:
     flat = (counts > 0).sum(axis=1) == 1
     std = np.where(flat, 1.0, np.sqrt(variance))
     return ChannelStatistics(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def transform_batch(name: str, images: torch.Tensor, key: tuple[str | int, ...]) -> torch.Tensor:
+    """Training ``images`` uint8 (B, C, H, W) as the user's function ``data.transform`` changes them.
+
+    Torch's global draws in it are those of the stream ``key``, whose first part is the run's seed.
+
+    Raises:
+        ConfigError: it can't be imported, fails, or returns other than uint8 images of the same size.
+    """
+    with seeded_globals(int(key[0]), *key[1:], "transform"):
+        changed = call_own("data.transform", name, images)
+    if not isinstance(changed, torch.Tensor) or changed.dtype != torch.uint8 or changed.shape != images.shape:
+        raise ConfigError(f"data.transform = {name!r}: must return a batch uint8 {tuple(images.shape)}")
+    return changed
 
 
 class Normaliser:

@@ -10,7 +10,15 @@ import torch
 from torch.nn import functional
 
 from raygf.compute import Compute, generator
-from raygf.data.base import Batch, ChannelStatistics, InputSpec, Normaliser, SplitName, digest_of
+from raygf.data.base import (
+    Batch,
+    ChannelStatistics,
+    InputSpec,
+    Normaliser,
+    SplitName,
+    digest_of,
+    transform_batch,
+)
 from raygf.data.splits import Split
 from raygf.errors import DataError
 
@@ -35,6 +43,8 @@ class ImageSet:
     """Pixels of zero-padding on each side before the random crop of training images; 0: no crop."""
     flip: bool
     """Whether half of the training images are flipped left to right."""
+    transform: str = ""
+    """The user's function that changes batches of training images after that; see ``transform_batch``."""
 
     @property
     def splits(self) -> dict[SplitName, Split]:
@@ -83,9 +93,11 @@ class DeviceBatches:
         count = self._data.count("train")
         edges = batch_edges(min(count, images or count), self._batch_size)
         draws = draw_epoch(count, self._data.pad, self._data.flip, generator(seed, *key))
-        return self._train(edges, draws.to(self._device))
+        return self._train(edges, draws.to(self._device), (seed, *key))
 
-    def _train(self, edges: list[tuple[int, int]], draws: EpochDraws) -> Iterator[Batch]:
+    def _train(
+        self, edges: list[tuple[int, int]], draws: EpochDraws, key: tuple[str | int, ...]
+    ) -> Iterator[Batch]:
         store = self._store("train")
         for start, stop in edges:
             indices = draws.order[start:stop]
@@ -94,6 +106,8 @@ class DeviceBatches:
                 images = crop(images, draws.corners[start:stop], self._data.pad)
             if draws.flips is not None:
                 images = mirror(images, draws.flips[start:stop])
+            if self._data.transform:
+                images = transform_batch(self._data.transform, images, (*key, start))
             yield self._normalise(images), store.labels[indices]
 
     def evaluate(self, split: SplitName) -> Iterator[Batch]:

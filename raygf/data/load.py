@@ -66,6 +66,7 @@ def _load_streamed(config: DataConfig, seed: int) -> StreamedSet:
         crop=config.crop,
         resize=config.resize,
         flip=config.flip,
+        transform=config.transform,
         workers=config.workers,
         max_undecodable=config.max_undecodable,
     )
@@ -90,6 +91,7 @@ def _hold(source: Source[Any], splits: tuple[Split, Split, Split], config: DataC
         statistics=source.statistics or channel_statistics(train.images),
         pad=config.pad,
         flip=config.flip,
+        transform=config.transform,
     )
 
 

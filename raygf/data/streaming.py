@@ -11,7 +11,15 @@ import numpy as np
 import torch
 
 from raygf.compute import Compute, derive_seed, generator
-from raygf.data.base import Batch, ChannelStatistics, InputSpec, Normaliser, SplitName, digest_of
+from raygf.data.base import (
+    Batch,
+    ChannelStatistics,
+    InputSpec,
+    Normaliser,
+    SplitName,
+    digest_of,
+    transform_batch,
+)
 from raygf.data.in_memory import batch_edges
 from raygf.data.pixels import evaluation_view, training_view
 from raygf.data.stores import FolderStore, Part
@@ -47,6 +55,7 @@ class StreamedSet:
     resize: int
     """Pixels of the shorter side before the centre is cut out."""
     flip: bool
+    transform: str
     """Whether half of the training images are mirrored."""
     workers: int
     """Processes that read and decode, for each that opens the set."""
@@ -160,6 +169,8 @@ class StreamedBatches:
                     continue
                 used += 1
                 device = self._compute.device
+                if whole.key is not None and self._data.transform:
+                    images = transform_batch(self._data.transform, images, (*whole.key, start))
                 yield self._normalise(images.to(device)), labels.to(device)
         except BaseException:
             pool.close()  # its workers are in the midst of a pass

@@ -262,13 +262,9 @@ def build_attached(name: str, spec: InputSpec, weights: str | None = None) -> At
     Raises:
         ConfigError: there is no such network or place, or the network can't be built for ``spec``.
     """
-    library, _, rest = name.partition(":")
-    network_name, _, places = rest.partition("@")
-    at = [_place(text.strip()) for text in places.split(",") if text.strip()]
+    library, network_name, at = read_name(name)
     try:
-        if not at:
-            raise ConfigError(f'exits must follow "@", as in {library}:resnet18@0.3,0.6')
-        network = LIBRARIES[library](network_name, spec)
+        network = LIBRARIES[library][1](network_name, spec)
         state = read_weights(weights) if weights else {}
         with_exits = any(key.startswith("stages.0.") for key in state)
         if weights and not with_exits:
@@ -281,6 +277,26 @@ def build_attached(name: str, spec: InputSpec, weights: str | None = None) -> At
         raise ConfigError(f"model.name = {name!r}: {error}") from error
 
 
+def read_name(name: str) -> tuple[str, str, list[float | str]]:
+    """The library, its network and the exits' places in ``name``.
+
+    Raises:
+        ConfigError: a part is missing, or the library has no such network.
+    """
+    library, _, rest = name.partition(":")
+    network, _, places = rest.partition("@")
+    at = [_place(text.strip()) for text in places.split(",") if text.strip()]
+    known, says = LIBRARIES[library][0](), ""
+    if network.partition("." if library == "timm" else "@")[0] not in known:
+        close = ", ".join(difflib.get_close_matches(network, known, n=4, cutoff=0.3)) or "none"
+        says = f"{library} has no classification network {network}; close matches: {close}"
+    elif not at:
+        says = f'exits must follow "@", as in {library}:resnet18@0.3,0.6'
+    if says:
+        raise ConfigError(f"model.name = {name!r}: {says}")
+    return library, network, at
+
+
 def _place(text: str) -> float | str:
     """A share if it reads like a number, else a name."""
     try:
@@ -291,7 +307,6 @@ def _place(text: str) -> float | str:
 
 def _torchvision(name: str, spec: InputSpec) -> nn.Module:
     """torchvision's network ``name`` without its pretrained weights."""
-    _check_name("torchvision", name, torchvision.models.list_models(module=torchvision.models))
     if spec.channels != 3:
         raise ConfigError(f"torchvision's networks take images of 3 channels, not {spec.channels}")
     return _made(
@@ -301,13 +316,17 @@ def _torchvision(name: str, spec: InputSpec) -> nn.Module:
     )
 
 
-def _timm(name: str, spec: InputSpec) -> nn.Module:
-    """timm's network ``name`` without its pretrained weights."""
+def _timm_names() -> list[str]:
     try:
         import timm
     except ImportError as error:
         raise ConfigError(f"timm can't be imported (pip install timm): {one_line(error)}") from error
-    _check_name("timm", name.partition(".")[0], timm.list_models())
+    return list(timm.list_models())
+
+
+def _timm(name: str, spec: InputSpec) -> nn.Module:
+    """timm's network ``name`` without its pretrained weights."""
+    import timm
 
     def make() -> nn.Module:
         fixed = timm.get_pretrained_cfg(name).fixed_input_size
@@ -318,13 +337,11 @@ def _timm(name: str, spec: InputSpec) -> nn.Module:
     return _made(make)
 
 
-LIBRARIES: dict[str, Callable[[str, InputSpec], nn.Module]] = {"torchvision": _torchvision, "timm": _timm}
-
-
-def _check_name(library: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        close = ", ".join(difflib.get_close_matches(name, known, n=4, cutoff=0.3)) or "none"
-        raise ConfigError(f"{library} has no classification network {name}; close matches: {close}")
+Names = Callable[[], list[str]]
+LIBRARIES: dict[str, tuple[Names, Callable[[str, InputSpec], nn.Module]]] = {
+    "torchvision": (lambda: torchvision.models.list_models(module=torchvision.models), _torchvision),
+    "timm": (_timm_names, _timm),
+}
 
 
 def _made(make: Callable[[], nn.Module]) -> nn.Module:

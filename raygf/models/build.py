@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from raygf.compute import is_out_of_memory, seeded_globals
+from raygf.compute import call_own, is_out_of_memory, seeded_globals
 from raygf.config import fields as checks
 from raygf.config.run import ModelConfig
 from raygf.data.base import InputSpec
@@ -138,23 +138,19 @@ def find_builder(name: str) -> Builder:
     if name in _BUILDERS:
         return _BUILDERS[name]
     if name.startswith(_LIBRARIES):
+        from raygf.models.attach import read_name  # with torchvision, which takes long, and few runs need
+
+        read_name(name)
         return _build_attached
     if ":" not in name:
         allowed = ", ".join([*_BUILDERS, *(f'"{library}network@exits"' for library in _LIBRARIES)])
         raise checks.refuse(
             "model.name", name, f'one of {allowed}, or "package.module:function" of your own', _BUILDERS
         )
-    function = import_function("model.name", name)
+    import_function("model.name", name)
 
     def build(config: ModelConfig, spec: InputSpec) -> nn.Module:
-        try:
-            network = function(spec)
-        except ConfigError:
-            raise
-        except (Exception, SystemExit) as error:
-            if is_out_of_memory(error):
-                raise
-            raise user_error("model.name", name, "the function failed", error) from error
+        network = call_own("model.name", name, spec)
         if not isinstance(network, nn.Module):
             kind = type(network).__name__
             raise ConfigError(
@@ -166,7 +162,6 @@ def find_builder(name: str) -> Builder:
 
 
 def _build_attached(config: ModelConfig, spec: InputSpec) -> nn.Module:
-    # torchvision takes long to import, and few runs need its networks.
     from raygf.models.attach import build_attached
 
     return build_attached(config.name, spec, config.weights or None)

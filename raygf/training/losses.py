@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raygf.config.run import LossConfig, OptimConfig
+from raygf.compute import call_own
+from raygf.config.fields import check
+from raygf.config.run import LossConfig, NotNegative, OptimConfig
 from raygf.errors import ConfigError, NonFiniteError
 from raygf.records import ExitScore
 from raygf.training.peers import ALONE, Peers
@@ -54,8 +56,19 @@ def distilled_losses(logits: Sequence[Tensor], labels: Tensor, config: LossConfi
     return [*((1 - gamma) * hard + gamma * soft(output) for hard, output in students), last]
 
 
+def own_losses(logits: Sequence[Tensor], labels: Tensor, name: str) -> list[Tensor]:
+    """Losses by the user's function ``loss.criterion``, called with every exit's logits and the labels."""
+    losses = [call_own("loss.criterion", name, output.float(), labels) for output in logits]
+    for loss in losses:
+        if not isinstance(loss, Tensor) or loss.shape != ():
+            raise ConfigError(f"loss.criterion = {name!r}: must return a scalar, not {loss!r:.60}")
+    return losses
+
+
 def make_losses(config: LossConfig) -> ExitLosses:
     """The losses that exits train on."""
+    if config.criterion:
+        return partial(own_losses, name=config.criterion)
     if not config.distill:
         return exit_losses
     return partial(distilled_losses, config=config)
@@ -105,7 +118,15 @@ def exit_loss_weights(exit: int, coefficients: tuple[float, ...], aux: float) ->
 
 
 def decay_factor(round: int, rounds: int, optim: OptimConfig) -> float:
-    """The factor of both learning rates in ``round``: ``decay`` once for every milestone passed."""
+    """The factor of both learning rates in ``round``: ``decay`` once for every milestone passed.
+
+    Raises:
+        ConfigError: the user's function ``optim.schedule`` fails, or returns no factor.
+    """
+    if optim.schedule:
+        factor = call_own("optim.schedule", optim.schedule, round, rounds)
+        check("optim.schedule's factor", factor, NotNegative)
+        return float(factor)
     done = round - 1 + 1e-9  # 0.55 * 100 is a little more than 55
     passed = sum(done >= share * rounds for share in optim.milestones)
     return float(optim.decay**passed)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
+from raygf.compute import call_own
 from raygf.config.run import OptimConfig
 from raygf.data.base import Batch
-from raygf.errors import NonFiniteError
+from raygf.errors import ConfigError, NonFiniteError
 from raygf.records import ExitScore
 from raygf.training.losses import ExitLosses, Tally, exit_hits, exit_losses
 from raygf.training.network import BoundNetwork, not_finite
@@ -99,7 +100,10 @@ class FlatSGD:
         self._trained = trained or Stretches.of(bound.space)
         self._vectors, self._grads = self._trained.cut(bound.vector), self._trained.cut(bound.grad)
         self._buffers: list[Tensor | None] = []
-        if optim.momentum:
+        self._own: torch.optim.Optimizer | None = None
+        if optim.optimizer:
+            self._own = _own_optimizer(optim.optimizer, self._vectors, self._grads, lr)
+        elif optim.momentum:
             none: list[Tensor | None] = [None] * len(self._vectors)
             self._buffers = none if momentum is None else [*self._trained.cut(momentum.clone())]
 
@@ -110,6 +114,9 @@ class FlatSGD:
     @torch.no_grad()
     def step(self) -> None:
         """One update."""
+        if self._own is not None:
+            self._own.step()
+            return
         sgd(
             self._vectors,
             self._grads,
@@ -128,3 +135,19 @@ class FlatSGD:
         """The momentum buffer (P,); None before the first step or without momentum."""
         buffers = [buffer for buffer in self._buffers if buffer is not None]
         return self._trained.unpack(torch.cat(buffers)) if buffers else None
+
+
+def _own_optimizer(
+    name: str, vectors: Sequence[Tensor], grads: Sequence[Tensor], lr: float
+) -> torch.optim.Optimizer:
+    """The optimizer of the user's function ``optim.optimizer`` on ``vectors``, each with its gradient.
+
+    Raises:
+        ConfigError: the function can't be imported, fails, or returns something else.
+    """
+    for vector, grad in zip(vectors, grads, strict=True):
+        vector.grad = grad
+    made = call_own("optim.optimizer", name, [*vectors], lr)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise ConfigError(f"optim.optimizer = {name!r}: must return a torch.optim.Optimizer")
+    return made
