@@ -13,7 +13,7 @@ from raygf.config.fields import to_dict
 from raygf.config.run import RunConfig
 from raygf.data.base import SPLITS, Dataset
 from raygf.data.load import load_data
-from raygf.errors import CheckpointError, NonFiniteError
+from raygf.errors import CheckpointError, ConfigError, NonFiniteError
 from raygf.evaluation.loading import LoadedRun
 from raygf.evaluation.model_files import model_files
 from raygf.evaluation.outputs import evaluate
@@ -169,6 +169,10 @@ class Driver(DriverHandle):
         owned = find_ownership(bound.network, example, bound.space)
         self._exits = len(owned)
         loss_coefficients(1, config.rounds, self._exits, config.loss)  # refuses early what has none
+        if config.loss.coefficients == "last" and not is_step_method(config.method):
+            raise ConfigError(
+                "loss.coefficients = 'last': needs a method within a step, such as --method sgd"
+            )
         if is_step_method(config.method):
             return StepRound(config, bound, self._batches, owned)
         executor = self._make_executor(config, self._dataset, self._exits)

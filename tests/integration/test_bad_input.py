@@ -342,6 +342,7 @@ CODE = [
           "torchvision:resnet18@0.5 … 3 channels"),
     Case("weights for a network without", torch_pickle("w.pt"), "digits --model.weights w.pt",
          "model.weights = 'w.pt' … it is damaged, or holds more than tensors"),
+    flags("exits that count for nothing", "digits --loss.coefficients last", "'last' … within a step … sgd"),
     Case("frozen network without stages", networks, "digits --model.name mine:good --model.freeze True",
          "model.freeze: Net is no … MultiExitNetwork"),
     Case("weights that are missing", parquet(), f"{SQUEEZE} no.pt", "no.pt … No such file"),

@@ -17,7 +17,8 @@ from raygf.config.run import StorageConfig
 from raygf.storage.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
 from raygf.tracking.tracker import make_tracker
 
-PER_RUN = {"accuracy", "conflict", "fusion_weights", "importance"}
+EXITS = {"policies", "calibration"}
+PER_RUN = {"accuracy", "conflict", "fusion_weights", "importance", *EXITS}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,8 @@ def test_all_tables_and_figures(past, run_job, tmp_path):
         *(f"Meta-GF-seed-{seed}/{name}.png" for seed in (0, 1) for name in PER_RUN),
         *(f"Meta-GF-seed-{seed}/{name}.csv" for seed in (0, 1) for name in PER_RUN - {"conflict"}),
         *(f"Meta-GF-seed-{s}/conflict_{what}.csv" for s in (0, 1) for what in ("cosines", "shares", "noise")),
-        *("joint-SGD/accuracy.png", "joint-SGD/accuracy.csv"),
+        *(f"joint-SGD/{name}.{kind}" for name in ("accuracy", *EXITS) for kind in ("png", "csv")),
+        *(f"{run}/policies.md" for run in ("joint-SGD", "Meta-GF-seed-0", "Meta-GF-seed-1")),
     }
     assert {str(tmp_path / path) for path in outcome.result["files"]} == {str(out / name) for name in found}
     for path in out.rglob("*.png"):
@@ -105,7 +107,7 @@ def test_results_go_to_the_runs_page(tracked, run_job, tracking_uri):
     client = MlflowClient(tracking_uri)
     logged = {item.path for item in client.list_artifacts(run_id, "evaluation")}
     names = [Path(path).name for path in outcome.result["files"]]
-    assert logged == {f"evaluation/{name}" for name in names} and len(names) == 18
+    assert logged == {f"evaluation/{name}" for name in names} and len(names) == 23
     text = Path(client.download_artifacts(run_id, "evaluation/anytime.md")).read_text()
     assert text == Path("out/anytime.md").read_text()
     run = client.get_run(run_id)
