@@ -7,7 +7,7 @@ from torch.optim.adam import adam
 
 from raygf.config.run import RunConfig
 from raygf.errors import CheckpointError
-from raygf.fusion.fuse import Fused, FusionRule, FusionTask, Passed, RunPass, fusion_weights
+from raygf.fusion.fuse import Fused, FusionRule, FusionTask, Learner, Passed, RunPass, fusion_weights
 from raygf.training.network import Arrays, as_tensor
 from raygf.training.space import Segments
 
@@ -39,12 +39,15 @@ class LearnedFusion(FusionRule):
 
         ``F = Σ_i c_i CE_i``, what joint SGD minimises, in train mode. Only η has a gradient.
         """
-        device = task.base.device
-        passed = run(lambda: _Fit(self, task.lr, device))
+        passed = run(lambda: self.fit_of(task.lr, task.base.device))
         fit = passed.learner
         self.eta, self.first, self.second = (t.detach().cpu() for t in (fit.eta, fit.first, fit.second))
         self.steps = int(fit.steps)
         return passed
+
+    def fit_of(self, lr: float, device: torch.device) -> Learner:
+        """What is learned in one pass, from η and moments as they are now."""
+        return _Fit(self, lr, device)
 
     def weights(self, eta: Tensor) -> Tensor:
         """α (n, S) of ``eta`` (n, S): paper, Eq. 10."""

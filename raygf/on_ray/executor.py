@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -99,7 +100,8 @@ class RayExecutor:
         self._resources = config.resources
         self._slowest: float | None = None
         self._lasted: dict[int, float] = {}
-        self._begun: _Round | None = None
+        self._begun: tuple[_Round, Future[None]] | None = None
+        self._closed = False
         self._trained: _Round | None = None
         seats = config.resources.seats(exits)
         size = min(config.resources.actors or seats, seats)
@@ -112,20 +114,22 @@ class RayExecutor:
         """As ``Executor.begin``. The state is broadcast by one ``ray.put``."""
         self._trained = None  # its updates may leave the object store
         queue = deque(longest_first(len(momenta), self._lasted))
-        self._begun = _Round(round, len(momenta), ray.put(state), momenta, state.vector.size, queue)
-        self._assign(self._begun)
+        work = _Round(round, len(momenta), ray.put(state), momenta, state.vector.size, queue)
+        # In a thread of its own: while the driver evaluates, an actor that is free gets its next exit.
+        threads = ThreadPoolExecutor(1, "exits")
+        self._begun = work, threads.submit(self._train_all, work)
+        threads.shutdown(wait=False)
 
     def train(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> Trained:
         """As ``Executor.train``."""
         started = time.perf_counter()
         if self._begun is None:
             self.begin(state, round, momenta)
-        work, self._begun = self._begun, None
-        assert work is not None and work.round == round
+        assert self._begun is not None
+        (work, training), self._begun = self._begun, None
+        assert work.round == round
         broadcast = time.perf_counter() - started
-        while not work.over:
-            self._assign(work)
-            self._collect(work)
+        training.result()
         if work.diverged:
             raise work.diverged[min(work.diverged)]
         updates = tuple(work.updates[exit] for exit in range(work.exits))
@@ -155,7 +159,15 @@ class RayExecutor:
 
     def close(self) -> None:
         """End the actors."""
+        self._closed = True
+        if self._begun is not None:
+            wait([self._begun[1]], timeout=_SETTLE_S)
         self._pool.close()
+
+    def _train_all(self, work: _Round) -> None:
+        while not work.over and not self._closed:
+            self._assign(work)
+            self._collect(work)
 
     def _assign(self, work: _Round) -> None:
         while work.queue:
