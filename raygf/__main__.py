@@ -31,6 +31,7 @@ COMMANDS = {
     "evaluate": ("raygf.api:evaluate_job", ("--checkpoint",)),
     "predict": ("raygf.api:predict_job", ("--run", "--pictures")),
     "export": ("raygf.api:export_job", ("--run", "--folder")),
+    "prepare": ("raygf.data.prepare:prepare_job", ("--path", "--out")),
     "recipes": ("raygf.__main__:recipes_job", ("--word",)),
 }
 """Where the job of each command is, and the flags of its first words."""
@@ -43,6 +44,7 @@ usage: raygf COMMAND ...
   evaluate RUN... [--out FOLDER]  tables and figures of past runs
   predict RUN PICTURE...          class, probability, exit and operations of pictures
   export RUN FOLDER [--segments]  a run's network in a folder, to load or serve anywhere
+  prepare SET FOLDER [flags]      large images as Parquet shards, scaled down if asked to
   recipes [WORD]                  the recipes: data, network, method, rounds
 
 raygf COMMAND --help lists the flags. RUN is the folder of a run, such as runs/digits-20260102-030405."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
@@ -150,9 +152,29 @@ class Normaliser:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Images uint8 (B, C, H, W) on the device as float32, in the compute's layout."""
-        pixels = images.to(torch.float32, memory_format=self._layout)
-        return pixels.sub_(self._mean).mul_(self._inverse_std)
+        pixels = _room(images, self._layout).copy_(images)
+        if self._layout is not torch.channels_last:
+            return pixels.sub_(self._mean).mul_(self._inverse_std)
+        # By whole rows of pixels: three values at a time is slow.
+        rows, width = pixels.permute(0, 2, 3, 1).flatten(2), images.shape[3]
+        rows.sub_(self._mean.ravel().repeat(width)).mul_(self._inverse_std.ravel().repeat(width))
+        return pixels
 
     def pixels(self, images: torch.Tensor) -> torch.Tensor:
         """Normalised images (B, C, H, W) as the uint8 that they were."""
         return (images / self._inverse_std + self._mean).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _room(images: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
+    """Uninitialised float32 of the shape and device of ``images`` (B, C, H, W), in ``layout``.
+
+    On the host, large ones get huge pages: to be given pages of 4 KiB takes longer than to fill them.
+    """
+    size = 4 * images.numel()
+    if images.device.type != "cpu" or size < 2**24 or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty_like(images, dtype=torch.float32, memory_format=layout)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    strides = torch.empty_like(images, device="meta", memory_format=layout).stride()
+    return torch.frombuffer(memory, dtype=torch.float32).as_strided(images.shape, strides)

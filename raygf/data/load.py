@@ -27,7 +27,7 @@ def load_data(config: DataConfig, seed: int) -> Dataset:
         case "imagefolder" | "shards":
             return _load_streamed(config, seed)
         case "parquet":
-            shards = _find_shards(_folder(config))
+            shards = find_shards(_folder(config))
             return _hold(shards, decode_parts(shards.divide(config, seed), config.image_size), config)
         case "digits":
             images = load_digits(config.image_size)
@@ -54,7 +54,7 @@ def _load_streamed(config: DataConfig, seed: int) -> StreamedSet:
             f"data.image_size = {config.image_size}: not for {config.source}; set --data.crop, --data.resize"
         )
     folder = _folder(config)
-    source = _find_folders(folder) if config.source == "imagefolder" else _find_shards(folder)
+    source = find_folders(folder) if config.source == "imagefolder" else find_shards(folder)
     train, val, test = source.divide(config, seed)
     return StreamedSet(
         name=source.name,
@@ -105,7 +105,7 @@ def _folder(config: DataConfig) -> Path:
     return folder
 
 
-def _find_folders(folder: Path) -> Source[Part]:
+def find_folders(folder: Path) -> Source[Part]:
     """Class folders in ``train`` and, where present, ``val``, which are the test images."""
     if not (folder / "train").is_dir():
         raise DataError(f"{folder}: no folder train in it; expected {folder}/train/CLASS/*.JPEG")
@@ -116,7 +116,7 @@ def _find_folders(folder: Path) -> Source[Part]:
     return Source(folder.name, train.class_names, Part.of(train), test)
 
 
-def _find_shards(folder: Path) -> Source[Part]:
+def find_shards(folder: Path) -> Source[Part]:
     """Files ``train*.parquet``, and ``val*.parquet`` or ``test*.parquet``, here or in the subfolder ``data``.
 
     The test images are those in ``test*.parquet`` if they have labels, else those in ``val*.parquet``.

@@ -239,15 +239,7 @@ def _decode(part: Part, image_size: int | None, shape: tuple[int, ...]) -> Split
 
 def _decoded(part: Part, image_size: int | None) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Where each image is, and its pixels uint8 (3, H, W)."""
-    reader = part.store.open()
-    units = part.units if part.units is not None else np.zeros_like(part.images)
-    last = -1
-    for image, unit in zip(part.images.tolist(), units.tolist(), strict=True):
-        if unit != last:
-            reader.leave([last])
-            last = unit
-        where = part.store.where(image)
-        file = reader.read(image, unit)
+    for where, file in part.files():
         if file is None:
             raise DataError(f"{where} has no image bytes; images must be stored inside the file")
         try:

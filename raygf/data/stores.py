@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raygf.data.base import digest_of
 from raygf.errors import DataError, one_line
 
 ENDINGS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -33,7 +34,7 @@ class Part:
 
     store: FolderStore | ShardStore
     images: NDArray[np.int64]
-    """Indices in the store, increasing (N,)."""
+    """Indices in the store (N,)."""
 
     @classmethod
     def of(cls, store: FolderStore | ShardStore) -> Part:
@@ -53,9 +54,30 @@ class Part:
         """The unit of every image (N,), where the store is read by units."""
         return None if self.store.units is None else self.store.units[self.images]
 
+    @property
+    def digest(self) -> str:
+        """Of the files' names, or the sizes of shards, and of labels: pixels are not read for it."""
+        store = self.store
+        known = store.files if isinstance(store, FolderStore) else np.append(store.unit_rows, store.size)
+        return digest_of(known, self.images, self.labels)
+
     def take(self, indices: NDArray[np.int64]) -> Part:
-        """The images at ``indices`` (K,), increasing."""
+        """The images at ``indices`` (K,)."""
         return Part(self.store, self.images[indices])
+
+    def files(self) -> Iterator[tuple[str, NDArray[np.uint8] | None]]:
+        """Where each image is, and its file as ``ShardReader.read`` gives it; one unit is kept at a time.
+
+        Raises:
+            DataError: files are gone or damaged.
+        """
+        reader, last = self.store.open(), -1
+        units = self.units if self.units is not None else np.zeros_like(self.images)
+        for image, unit in zip(self.images.tolist(), units.tolist(), strict=True):
+            if unit != last:
+                reader.leave([last])
+                last = unit
+            yield self.store.where(image), reader.read(image, unit)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,15 +11,7 @@ import numpy as np
 import torch
 
 from raygf.compute import Compute, derive_seed, generator
-from raygf.data.base import (
-    Batch,
-    ChannelStatistics,
-    InputSpec,
-    Normaliser,
-    SplitName,
-    digest_of,
-    transform_batch,
-)
+from raygf.data.base import Batch, ChannelStatistics, InputSpec, Normaliser, SplitName, transform_batch
 from raygf.data.in_memory import batch_edges
 from raygf.data.pixels import evaluation_view, training_view
 from raygf.data.stores import FolderStore, Part
@@ -77,10 +69,8 @@ class StreamedSet:
         return len(self.splits[split])
 
     def digest(self, split: SplitName) -> str:
-        """Of the files' names, or the sizes of shards, and of labels: pixels are not read for it."""
-        part, store = self.splits[split], self.splits[split].store
-        known = store.files if isinstance(store, FolderStore) else np.append(store.unit_rows, store.size)
-        return digest_of(known, part.images, part.labels)
+        """See ``Part.digest``."""
+        return self.splits[split].digest
 
     def open(self, compute: Compute, batch_size: int, eval_batch_size: int) -> StreamedBatches:
         """The data set's batches on ``compute.device``."""

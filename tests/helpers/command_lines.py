@@ -14,6 +14,7 @@ import pytest
 from raygf.api import EvaluateConfig
 from raygf.cli import parse_flags
 from raygf.config.run import RunConfig
+from raygf.data.prepare import PrepareConfig
 from raygf.errors import RaygfError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -87,6 +88,8 @@ def parse_job(name, argv):
         from raygf.sweeps.command import parse_sweep
 
         return parse_sweep("", argv)
+    if name == "prepare":
+        return parse_flags(PrepareConfig, "", argv)
     if name == "evaluate":
         return parse_flags(EvaluateConfig, "", argv)
     seen: list[RunConfig] = []

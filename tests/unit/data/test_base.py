@@ -34,3 +34,10 @@ def test_images_are_normalised_by_the_formula_and_back(layout):
     assert images.is_contiguous(memory_format=compute.layout)
     assert ALL[0, 0, 0, :3].tolist() == [0, 1, 2]  # left as it was
     assert torch.equal(normalise.pixels(images), ALL)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_images_of_large_batches_are_normalised_to_the_same_bits(layout):
+    normalise = Normaliser(STATISTICS, Compute("cpu", "fp32", layout))
+    images = ALL.repeat(4, 1, 30, 30)  # 22 MB in float32
+    assert torch.equal(normalise(images), normalise(ALL).repeat(4, 1, 30, 30))
