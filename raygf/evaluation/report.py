@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from raygf.errors import StorageError
 from raygf.evaluation.figures import accuracy_csv, accuracy_figure, fusion_csv, fusion_heatmap
-from raygf.evaluation.loading import BATCHES
 from raygf.evaluation.paper_figures import (
     Budgeted,
     budgeted_csv,
@@ -44,8 +43,7 @@ def anytime_tables(groups: Sequence[Group]) -> list[ResultTable]:
     tables = []
     for (_, operations, parameters), members in kinds.items():
         columns, run = [_column(group) for group in members], members[0].runs[0]
-        times = dict(zip(BATCHES, run.latency, strict=False))
-        tables.append(ResultTable(operations, parameters, columns, "top-1", times, run.machine))
+        tables.append(ResultTable(operations, parameters, columns, "top-1", run.latency, run.where))
     return tables
 
 
@@ -101,10 +99,9 @@ def run_files(run: RunResults) -> Files:
         files["fusion_weights.png"] = fusion_heatmap(run.learned.per_tensor, run.tensors)
         files["fusion_weights.csv"] = fusion_csv(run.learned.per_tensor, run.tensors)
     if run.policies:
-        known = ((run.config.seed,), (run.top1,))
         curves = [
-            Budgeted(policy, run.operations, known[0], (curve,), known[1])
-            for policy, curve in run.policies.items()
+            Budgeted(name, run.operations, (run.config.seed,), (curve,), (run.top1,))
+            for name, curve in run.policies.items()
         ]
         files["policies.png"] = budgeted_figure(curves)
         files["policies.csv"] = budgeted_csv(curves)

@@ -36,8 +36,8 @@ class RunResults:
     without validation images to read thresholds off. ``learned``, ``importance``: None for methods without
     fusion weights. ``noise``: None for methods that train no exit by itself, or if it was not to be measured.
     ``training_passes``, ``training_operations``: see ``RoundRecord``. ``policies``: a curve for every way to
-    leave, ``calibration``: empty and None without validation images. ``latency``: milliseconds up to every
-    exit for a batch of 1 and of 64; ``machine``: where.
+    leave, ``calibration``: empty and None without validation images. ``latency``: see ``ResultTable``;
+    ``where``: it was measured, a sentence.
     """
 
     config: RunConfig
@@ -57,8 +57,8 @@ class RunResults:
     training_operations: int
     policies: Mapping[Policy, BudgetCurve] = field(default_factory=dict)
     calibration: Calibration | None = None
-    latency: tuple[tuple[float, ...], ...] = ()
-    machine: str = ""
+    latency: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    where: str = ""
 
     @property
     def seconds(self) -> float:
@@ -81,8 +81,7 @@ def evaluate_run(run: LoadedRun, with_importance: bool = True, with_noise: bool 
     test = run.outputs("test", temperatures)
     if temperatures:
         policies = {each: budgeted_curve(val, test, operations, RESAMPLES, each) for each in POLICIES}
-    latency = tuple(run.latency(batch) for batch in BATCHES)
-    learned = learned_weights(run)
+    device, learned = software(run.bound.compute.device)["device"], learned_weights(run)
     images, history = run.dataset.count("train"), read_history(run.checkpoint.meta)
     unit = images * JointSGD.operations(operations)
     per_round = images * operations_per_round(run.config, operations, images)
@@ -108,8 +107,8 @@ def evaluate_run(run: LoadedRun, with_importance: bool = True, with_noise: bool 
         training_operations=spent,
         policies=policies,
         calibration=Calibration.of(test, temperatures) if temperatures else None,
-        latency=latency if all(latency) else (),
-        machine=f"{software(run.bound.compute.device)['device']}, torch threads: {torch.get_num_threads()}",
+        latency={batch: times for batch in BATCHES if (times := run.latency(batch))},
+        where=f"Milliseconds of a batch on {device}, torch threads: {torch.get_num_threads()}",
     )
 
 

@@ -54,7 +54,7 @@ class ResultTable:
     ``operations``, ``parameters`` (n,): cumulative up to each exit. ``accuracy``: what the first accuracy of
     every column is called. Where a configuration was run with several seeds, cells are mean ± standard
     deviation over them (of the sample: divided by their number minus one). ``latency``: milliseconds up to
-    each exit (n,) by the number of images in a batch, measured on ``machine``.
+    each exit (n,) by the number of images in a batch. ``note``: a line below, such as where that was.
     """
 
     operations: Sequence[int]
@@ -62,7 +62,7 @@ class ResultTable:
     columns: Sequence[ResultColumn]
     accuracy: str = "test accuracy"
     latency: Mapping[int, Sequence[float]] = field(default_factory=dict)
-    machine: str = ""
+    note: str = ""
 
     def __repr__(self) -> str:
         return to_markdown(self).rstrip()
@@ -73,18 +73,14 @@ class ResultTable:
 def to_rich(table: ResultTable, title: str | None = None) -> Table:
     """``table`` for the terminal."""
     view = terminal_table(_header(table), _exit_rows(table), _summary_rows(table), title)
-    view.caption = _where(table) or None
+    view.caption = table.note or None
     return view
 
 
 def to_markdown(table: ResultTable) -> str:
     """``table`` as Markdown whose source lines up too; ends with a newline."""
     text = markdown_table(_header(table), [*_exit_rows(table), *_summary_rows(table)])
-    return text + (f"\n{_where(table)}\n" if table.latency else "")
-
-
-def _where(table: ResultTable) -> str:
-    return f"Milliseconds of a batch on {table.machine}" if table.latency else ""
+    return text + (f"\n{table.note}\n" if table.note else "")
 
 
 def to_csv(tables: Sequence[ResultTable]) -> str:

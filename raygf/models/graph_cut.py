@@ -82,8 +82,8 @@ def _trace(network: nn.Module) -> Trace:
         autowrap_modules=(math, torchvision.ops), autowrap_functions=tuple(whole), leaf_modules=leaves
     )
     tracer.proxy_buffer_attributes = True  # else what is computed from buffers alone would become a constant
-    _, *others = inspect.signature(network.forward).parameters.values()
-    defaults = {other.name: other.default for other in others if other.default is not other.empty}
+    further = [*inspect.signature(network.forward).parameters.values()][1:]
+    defaults = {each.name: each.default for each in further if each.default is not each.empty}
     try:
         graph = tracer.trace(network, defaults or None)
     except Exception as error:  # the forward is not raygf's, and may raise anything when it is traced

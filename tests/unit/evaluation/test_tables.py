@@ -50,11 +50,11 @@ MARKDOWN = """\
 
 
 def test_latency_stands_beside_operations_and_says_where():
-    table = replace(ONE_SEED, latency={1: (0.5, 1.234, 2.0), 64: (10.0, 20.0, 30.0)}, machine="a fast one")
+    table = replace(ONE_SEED, latency={1: (0.5, 1.234, 2.0), 64: (10.0, 20.0, 30.0)}, note="on a fast one")
     header, _, _, second, *_, last = to_markdown(table).splitlines()
     assert "| Parameters (M) | Batch 1 (ms) | Batch 64 (ms) | Meta-GF" in header
     assert [cell.strip() for cell in second.split("|")][3:6] == ["0.080", "1.23", "20.00"]
-    assert last == "Milliseconds of a batch on a fast one"
+    assert last == "on a fast one"
     rows = list(csv.DictReader(io.StringIO(to_csv([table, SEEDS]))))
     assert [row["ms_batch_64"] for row in rows[:5]] == ["10.0", "20.0", "30.0", "", "10.0"]
     assert {row["ms_batch_1"] for row in rows if row["run"] == "ours"} == {""}
