@@ -93,6 +93,7 @@ def model_card(run: LoadedRun, classifier: AdaptiveClassifier) -> str:
         default_line(classifier),
     ]
     if classifier.table is not None:
+        lines[-1] += f" Images leave early by {classifier.table.policy}."
         lines.append(_budgets(classifier.table, run, classifier))
     return "\n\n".join(lines)
 
