@@ -125,14 +125,16 @@ def actors_per_trial(
     Raises:
         ResourceError: ``nodes`` could never hold ``concurrent`` trials, and no others are awaited.
     """
-    wanted = actors = min(exits, resources.actors or exits)
+    seats = resources.seats(exits)
+    wanted = actors = min(seats, resources.actors or seats)
     least = min(wanted, 1) if resources.actors is None else wanted
     check_fits(resources, least, concurrent, nodes)
     if resources.wait_for_resources_s == 0:
         while actors > least and not fits(trial_bundles(resources, actors) * concurrent, nodes):
             actors -= 1
     count = f"{actors} exit actor{'s' * (actors != 1)}"
-    few = f"every trial has {count} for {exits} exits: the cluster has no room for more"
+    replicas = f", {seats} replicas in all" if seats > exits else ""
+    few = f"every trial has {count} for {exits} exits{replicas}: the cluster has no room for more"
     return actors, few if actors < wanted else ""
 
 
