@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -37,22 +37,20 @@ from raygf.errors import (
     one_line,
 )
 from raygf.evaluation.loading import LoadedRun, load_run, read_config
+from raygf.evaluation.results import RunResults, evaluate_run, group_runs
 from raygf.evaluation.tables import ResultTable, count_unit, terminal_table, to_rich
 from raygf.launch import Result, named, result_table
 from raygf.launch import run as run_to_end
 from raygf.methods.registry import is_step_method, method_title
 from raygf.models.build import build_model
 from raygf.records import History, read_history
+from raygf.serving.adaptive import AdaptiveClassifier
+from raygf.serving.files import Segments, export_model
 from raygf.storage.checkpoint import find_checkpoint, load_checkpoint
 from raygf.storage.folder import RunFolder, above
 from raygf.storage.run_storage import SUMMARY
 
-if TYPE_CHECKING:
-    from raygf.evaluation.results import RunResults
-    from raygf.serving.adaptive import AdaptiveClassifier
-
 Network = str | nn.Module | Callable[[InputSpec], nn.Module]
-Segments = Literal["none", "pt2", "onnx"]
 _MOST_VAL = 5000
 _MANY = 10_000
 """With more training images than this, two epochs of every exit are worth a warning."""
@@ -241,9 +239,6 @@ def export(run: Run, folder: str | Path, segments: Segments = "none") -> Adaptiv
         ConfigError: the network can't stop early, can't be exported, or a package is missing.
         StorageError: the folder can't be written.
     """
-    from raygf.serving.adaptive import AdaptiveClassifier
-    from raygf.serving.files import export_model
-
     export_model(run.loaded, folder, segments)
     config, given = run.config, None
     if isinstance(config.model.name, Named):
@@ -284,8 +279,6 @@ class PredictConfig(Section):
 
 def predict_job(argv: Sequence[str]) -> dict[str, Any]:
     """What ``raygf predict`` does: a table of class, probability, exit, operations; returns its last line."""
-    from raygf.serving.adaptive import AdaptiveClassifier
-
     config = parse_flags(PredictConfig, "Classify pictures with a network that stops early.", argv)
     fast = AdaptiveClassifier.load(config.run)
     images = np.stack([_picture(path, fast.task.input) for path in config.pictures])
@@ -372,8 +365,7 @@ def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:
 
 def _evaluate(config: EvaluateConfig, runs: Sequence[Run | str]) -> tuple[list[ResultTable], dict[str, Any]]:
     """The tables of ``runs``, and the last line of the job."""
-    from raygf.evaluation import report
-    from raygf.evaluation.results import group_runs
+    from raygf.evaluation import report  # with matplotlib
 
     started = time.perf_counter()
     groups = group_runs([_measure(run, config) for run in runs], config.labels)
@@ -403,8 +395,6 @@ def _evaluate(config: EvaluateConfig, runs: Sequence[Run | str]) -> tuple[list[R
 
 
 def _measure(given: Run | str, config: EvaluateConfig) -> RunResults:
-    from raygf.evaluation.results import evaluate_run
-
     moved = {} if config.data_path is None else {"data.path": config.data_path}
     run = (given if isinstance(given, Run) else load(given, **moved)).loaded
     if config.noise and run.dataset.count("train") > _MANY and not is_step_method(run.config.method):
@@ -433,7 +423,6 @@ def _log_model(run: LoadedRun, results: RunResults) -> None:
     name = run.config.storage.name
     if not results.run_id:
         return _note(f"{name}: was not tracked, no model logged")
-    from raygf.serving.adaptive import AdaptiveClassifier
     from raygf.serving.card import default_line
     from raygf.serving.mlflow_model import log_model
     from raygf.tracking.store import resolve_uri

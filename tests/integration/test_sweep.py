@@ -1,6 +1,5 @@
 """Sweeps from start to end: interrupted, killed and resumed; with trials that crash, fail and are cloned."""
 
-import doctest
 import gc
 import os
 import signal
@@ -11,7 +10,6 @@ import pytest
 import yaml
 from runs import SMALL, UNTRACKED, one_error, raygf_actors, table, tracked_sweep, wait_until
 
-import raygf
 from raygf.config.run import StorageConfig
 from raygf.records import read_history
 from raygf.storage.checkpoint import load_checkpoint
@@ -245,11 +243,3 @@ def test_what_can_not_be_swept_is_refused_before_the_cluster_is_asked(run_job, t
     says = "space = 'nope': there is none; choose from fusion, fusion_lr, joint, method"
     one_error(run_job("sweep", *flags), says)
     assert not (tmp_path / "runs").exists()
-
-
-def test_the_example_of_raygf_sweep_runs(cluster, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (example,) = doctest.DocTestFinder(recurse=False).find(raygf.sweep, "sweep", globs={})
-    failures = []
-    result = doctest.DocTestRunner().run(example, out=failures.append)
-    assert failures == [] and result.attempted == 3
