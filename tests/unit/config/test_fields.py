@@ -129,7 +129,7 @@ def test_whole_numbers_for_floats_become_floats():
         ({"optimizer": {}}, "optimizer: no such field; known are batch_size, compute, "),
         (
             {"loss": {"x": 1}},
-            "loss.x: no such field; known are aux, aux_exits, coefficients, distill, gamma, ",
+            "loss.x: no such field; known are aux, aux_exits, coefficients, criterion, distill, gamma, ",
         ),
         ({"model": {"msdnet": {"depth": 1}}}, "model.msdnet.depth: no such field; known are "),
         ({"model": {"msdnet": 3}}, "model.msdnet = 3: must be a section of fields"),
