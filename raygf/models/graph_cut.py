@@ -367,11 +367,8 @@ def _repeated(module: nn.Module, path: str, trace: Trace) -> Iterator[str]:
         parts = {f"{place}.{name}": part for name, part in row.named_children()}
         kinds = Counter(type(part) for part in parts.values())
         for name, part in parts.items():
-            if (
-                kinds[type(part)] > 1
-                and not isinstance(part, nn.Sequential)
-                and not trace.is_leaf(part, name)
-            ):
+            layer = isinstance(part, nn.Sequential) or trace.is_leaf(part, name)
+            if kinds[type(part)] > 1 and not layer:
                 yield name
 
 
