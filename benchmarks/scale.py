@@ -2,10 +2,11 @@
 
     python benchmarks/scale.py
 
-Measured with MSDNet's 7 exits on CIFAR-shaped images, on one core a process: steps of every exit's training
-and of the fusion pass, on whole batches and on halves, alone and with the other core busy; and summing
-gradients between two replicas. From them come a step's fixed part and its part by operations. The simulation
-hands exits out as the executor does, longest first, each to as many actors as it has replicas.
+Measured with MSDNet's 7 exits on CIFAR-shaped images, on one core a process: epochs of three exits and the
+fusion's part of a round, of more and fewer steps, on whole batches and on halves, alone and with the other
+core busy; and summing gradients between two replicas. From them come what an epoch takes, what a step takes,
+and what an image takes by operations. The simulation hands exits out as the executor does: longest first, to
+as many actors as each has replicas.
 
 First it is checked: rounds on 1 and 2 actors, predicted and run (bar: within 10 %). Then the table: for the
 network of ``--recipe``, in units of t, the time of one epoch of joint SGD on one device.
@@ -29,24 +30,26 @@ from made_up import cifar_msdnet
 from rich.console import Console
 from rich.table import Table
 from round import noise
+from scipy.optimize import nnls
 from timing import machine
 
 from raygf.compute import resolve_compute, torch_threads
 from raygf.config.recipes import get_recipe
 from raygf.config.run import FusionConfig, LossConfig, ResourceConfig, RunConfig
 from raygf.data.base import InputSpec
-from raygf.fusion.fusion_pass import SharesHere, pass_batches, run_pass
-from raygf.fusion.learned import LearnedFusion
 from raygf.models.build import build_model
 from raygf.models.costs import measure_costs
 from raygf.on_ray.executor import RayExecutor, longest_first
 from raygf.rounds.delta import DeltaRound
-from raygf.training.exit_trainer import ExitTrainer, PassTask
-from raygf.training.network import BoundNetwork
+from raygf.training.exit_trainer import ExitTrainer, ExitUpdate, PassTask, Trained
+from raygf.training.network import BoundNetwork, NetworkState, Vector
 from raygf.training.peers import joined, meeting_place
-from raygf.training.space import Segments, find_ownership
+from raygf.training.prefix import handed_back
+from raygf.training.space import find_ownership
 
 BAR = 0.10
+PROBED = (0, 3, 6)
+"""Exits that are measured."""
 IMAGENET = InputSpec(3, 224, 224, 1000)
 
 
@@ -54,8 +57,8 @@ IMAGENET = InputSpec(3, 224, 224, 1000)
 class Options:
     """What is measured and what is simulated."""
 
-    steps: int = 3
-    """Steps an epoch of the measurements."""
+    steps: int = 4
+    """Steps an epoch of the rounds that are run."""
     batch: int = 64
     """Images a step of the measurements."""
     rounds: int = 3
@@ -66,31 +69,35 @@ class Options:
     """The simulated run."""
     images: int = 1_231_167
     """Its training images."""
-    gbit: float = 10.0
+    speed: float = 100.0
+    """How many times as fast each of its devices is as a core here."""
+    gbit: float = 25.0
     """Gbit/s between its nodes, each with one device."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of a step: ``fixed``, and for every image and operation (forward) ``slope``.
+    """Seconds of an exit's training: of an ``epoch``, a ``step``, and ``slope`` of an image's operation.
 
-    Likewise of a fusion step; ``exchange``: to sum a byte of gradients between replicas.
+    Likewise of the fusion's part of a round; ``exchange``: to sum a byte of gradients between replicas.
     """
 
-    fixed: float
+    epoch: float
+    step: float
     slope: float
-    fusion_fixed: float
+    fusion_epoch: float
+    fusion_step: float
     fusion_slope: float
     exchange: float
 
-    def training(self, operations: int, images: float, parameters: int, replicas: int) -> float:
-        """A step of one exit, each of so many ``replicas`` on its share of so many ``images``."""
+    def training(self, steps: int, operations: int, images: float, parameters: int, replicas: int) -> float:
+        """An epoch of one exit, each of so many ``replicas`` on its share of the ``images`` of a step."""
         shared = 4 * parameters * self.exchange * (replicas - 1)
-        return self.fixed + self.slope * operations * images / replicas + shared
+        return self.epoch + steps * (self.step + self.slope * operations * images / replicas + shared)
 
-    def fusion(self, operations: int, images: float) -> float:
-        """A step of the fusion pass of a network of so many ``operations``, with so many ``images``."""
-        return self.fusion_fixed + self.fusion_slope * operations * images
+    def fusion(self, steps: int, operations: int, images: float) -> float:
+        """The fusion's part of a round of a network of so many ``operations``, with ``images`` a step."""
+        return self.fusion_epoch + steps * (self.fusion_step + self.fusion_slope * operations * images)
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,7 @@ def simulate(costs: Costs, work: Workload, division: Division, byte_s: float = 0
 
     def lasts(exit: int, replicas: int) -> float:
         args = (work.operations[exit], work.batch, work.parameters[exit], replicas)
-        return work.steps * costs.training(*args)
+        return costs.training(work.steps, *args)
 
     alone = {exit: lasts(exit, 1) for exit in exits}
     free, now, busy = division.actors, 0.0, 0.0
@@ -152,7 +159,7 @@ def simulate(costs: Costs, work: Workload, division: Division, byte_s: float = 0
     train = max(end for end, _ in running) if running else 0.0
     at_once = min(division.shards, division.actors)
     turns = -(-division.shards // at_once)
-    fuse = work.steps * costs.fusion(work.whole, work.batch / division.shards * turns)
+    fuse = costs.fusion(work.steps, work.whole, work.batch / division.shards * turns)
     sent = 4 * work.parameters[-1] * 2 * byte_s * (division.actors > 1)
     return Simulated(train, fuse, sent, busy + fuse * at_once)
 
@@ -161,14 +168,14 @@ def best(costs: Costs, work: Workload, devices: int, byte_s: float) -> tuple[Div
     """The fastest division: the longest training gets another replica as long as there are devices."""
     replicas = [1] * len(work.operations)
     found: list[tuple[float, Division, Simulated]] = []
-    shards = sorted({1, min(devices, 8), min(devices, 16), devices})
     while sum(replicas) <= max(devices, len(replicas)):
-        for count in shards:
-            division = Division(min(devices, sum(replicas)), tuple(replicas), count)
+        actors = min(devices, sum(replicas))
+        for shards in {1, actors}:
+            division = Division(actors, tuple(replicas), shards)
             simulated = simulate(costs, work, division, byte_s)
             found.append((simulated.total, division, simulated))
         lasting = [
-            costs.training(o, work.batch, p, r)
+            costs.training(work.steps, o, work.batch, p, r)
             for o, p, r in zip(work.operations, work.parameters, replicas, strict=True)
         ]
         replicas[int(np.argmax(lasting))] += 1
@@ -176,29 +183,47 @@ def best(costs: Costs, work: Workload, devices: int, byte_s: float) -> tuple[Div
     return division, simulated
 
 
+class Given:
+    """An executor whose updates are known."""
+
+    def __init__(self, updates: Sequence[ExitUpdate]) -> None:
+        self._updates = tuple(updates)
+
+    def begin(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> None:
+        """See ``Executor``."""
+
+    def train(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> Trained:
+        """See ``Executor``."""
+        return Trained(self._updates, 0.0, 0.0, 0.0)
+
+    def fuse(self, task: PassTask, run: object) -> None:
+        """See ``Executor``."""
+
+    def close(self) -> None:
+        """See ``Executor``."""
+
+
 class Probe:
     """Measures costs in a process of its own, on one core."""
 
-    def steps(self, options: Options, batch: int) -> tuple[list[float], float]:
-        """Seconds of a step of every exit's training, and of the fusion pass, on batches of ``batch``."""
-        config = replace(settings(options.batch), batch_size=batch)
-        data = noise(options.steps * batch)
+    def seconds(self, steps: int, batch: int) -> tuple[list[float], float]:
+        """Of an epoch of each of ``PROBED``, and of the fusion's part of a round."""
+        config = settings(batch)
+        data = noise(steps * batch)
         trainer = ExitTrainer(config, data)
-        state, exits = trainer.bound.state(), 7
-        updates = [trainer.train(state, exit, exits, 1) for exit in [exits - 1, *range(exits)]][1:]
-        owned = find_ownership(trainer.bound.network, data.spec.blank(2), trainer.bound.space)
-        segments = Segments("tensor", trainer.bound.space)
-        rule = LearnedFusion(config, segments, owned, "cpu")
-        deltas = [trainer.whole(update) for update in updates]
+        bound, state, exits = trainer.bound, trainer.bound.state(), 7
+        trainer.train(state, 0, exits, 1)  # warms up
+        updates = {exit: trainer.train(state, exit, exits, 1) for exit in PROBED}
+        owned = find_ownership(bound.network, data.spec.blank(2), bound.space)
+        parts = handed_back(bound.space, owned, "none")
+        made_up = [
+            replace(updates[PROBED[0]], exit=exit, delta=np.full(part.size, 1e-3, np.float32), buffers={})
+            for exit, part in enumerate(parts)
+        ]
+        method = DeltaRound(config, bound, trainer.batches, Given(made_up), owned)
         with torch_threads(1):
-            for _ in range(2):  # the first one warms up
-                started = time.perf_counter()
-                batches = pass_batches(config, trainer.batches, 1)
-                task = PassTask(1, (1.0,) * exits)
-                shares = SharesHere(config, trainer.bound, batches, state, deltas, task, [0])
-                run_pass(shares, lambda: rule.fit_of(0.1, torch.device("cpu")), "probe")
-                fused = time.perf_counter() - started
-        return [update.seconds / options.steps for update in updates], fused / options.steps
+            fused = [method.run(state, round).seconds["fuse"] for round in (1, 2)]  # the first one warms up
+        return [update.seconds for update in updates.values()], fused[1]
 
     def meet(self) -> str:
         """Let the other one meet this one."""
@@ -234,26 +259,22 @@ def workload(network: torch.nn.Module, spec: InputSpec, batch: int, images: int,
 def measure(options: Options) -> tuple[Costs, Costs]:
     """Costs of one process alone, and with another one on the other core."""
     probes = [ray.remote(Probe).options(num_cpus=1).remote() for _ in range(2)]
-    operations = [cost.operations for cost in measure_costs(cifar_msdnet(), noise(2).spec)]
-    sizes = (options.batch, options.batch // 2)
+    costs = measure_costs(cifar_msdnet(), noise(2).spec)
+    operations, last = [costs[exit].operations for exit in PROBED], costs[-1].operations
+    short, long, half = (2, options.batch), (5, options.batch), (5, options.batch // 2)
 
     def fit(active: Sequence[Any]) -> dict[str, float]:
-        runs = [ray.get([p.steps.remote(options, size) for p in active], timeout=900) for size in sizes]
-        rows, seconds, fused = [], [], []
-        for size, answers in zip(sizes, runs, strict=True):
-            steps = np.mean([answer[0] for answer in answers], axis=0)
-            rows += [(1.0, o * size) for o in operations]
-            seconds += steps.tolist()
+        rows, seconds, fusion_rows, fused = [], [], [], []
+        for steps, size in (short, long, half):
+            answers = ray.get([probe.seconds.remote(steps, size) for probe in active], timeout=900)
+            rows += [(1.0, steps, steps * size * o) for o in operations]
+            seconds += np.mean([answer[0] for answer in answers], axis=0).tolist()
+            fusion_rows.append((1.0, steps, steps * size * last))
             fused.append(statistics.fmean(answer[1] for answer in answers))
-        # Relative errors count, so that the shallow exits are met as well as the deep ones.
-        weights = 1 / np.array(seconds)
-        (fixed, slope), *_ = np.linalg.lstsq(
-            np.array(rows) * weights[:, None], np.ones(len(rows)), rcond=None
-        )
-        fusion_slope = (fused[0] - fused[1]) / (operations[-1] * (sizes[0] - sizes[1]))
-        fusion_fixed = fused[0] - fusion_slope * operations[-1] * sizes[0]
-        values = {"fixed": fixed, "slope": slope, "fusion_fixed": fusion_fixed, "fusion_slope": fusion_slope}
-        return {name: float(value) for name, value in values.items()}
+        trained, passed = solve(rows, seconds), solve(fusion_rows, fused)
+        names = ("epoch", "step", "slope")
+        found = dict(zip(names, trained, strict=True))
+        return {**found, **{f"fusion_{name}": value for name, value in zip(names, passed, strict=True)}}
 
     numbers = sum(p.numel() for p in cifar_msdnet().parameters())
     address = probes[0].meet.remote()
@@ -263,6 +284,13 @@ def measure(options: Options) -> tuple[Costs, Costs]:
     for probe in probes:
         ray.kill(probe)
     return Costs(**alone, exchange=exchange), Costs(**both, exchange=exchange)
+
+
+def solve(rows: Sequence[tuple[float, ...]], seconds: Sequence[float]) -> list[float]:
+    """What explains the ``seconds``, each part at least 0, by relative errors: short runs count as well."""
+    weights = 1 / np.array(seconds)
+    found, _ = nnls(np.array(rows) * weights[:, None], np.ones(len(rows)))
+    return [float(value) for value in found]
 
 
 def check(options: Options, alone: Costs, both: Costs) -> dict[str, tuple[float, float]]:
@@ -325,13 +353,15 @@ def scale(options: Options, costs: Costs, prefix: bool) -> list[dict[str, Any]]:
     work = workload(
         build_model(config.model, IMAGENET, 0), IMAGENET, config.batch_size, options.images, prefix
     )
-    epoch = work.steps * costs.training(work.whole, work.batch, 0, 1)
     titles = ("devices", "actors", "replicas", "shards", "round [t]", "train", "fuse", "send", "efficiency")
     lost = ("waiting", "dividing")
-    name = f"{options.recipe}, loss.aux_exits = {'none' if prefix else 'all'}, {options.gbit:g} Gbit/s"
+    how = f"devices {options.speed:g} times as fast as a core here, {options.gbit:g} Gbit/s"
+    name = f"{options.recipe}, loss.aux_exits = {'none' if prefix else 'all'}, {how}"
     table, found = Table(*titles, *lost, title=name), []
     byte_s = 8 / (options.gbit * 1e9)
-    costs = replace(costs, exchange=byte_s)
+    faster = {name: value / options.speed for name, value in asdict(costs).items()}
+    costs = replace(costs, **{**faster, "exchange": byte_s})
+    epoch = costs.training(work.steps, work.whole, work.batch, 0, 1)
     one = simulate(costs, work, Division(1, (1,) * len(work.operations)))
     for devices in options.devices:
         division, round = best(costs, work, devices, byte_s)
