@@ -89,6 +89,7 @@ def test_an_exported_folder_has_the_model_a_card_of_the_hub_and_programs(run, cl
         assert np.array_equal(getattr(one, name), getattr(two, name))
 
 
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="the exporter of torch 2.6 can't follow BatchNorm")
 @torch.no_grad()
 def test_segments_as_onnx_give_the_networks_logits(tmp_path):
     """A state of several tensors becomes several inputs."""
