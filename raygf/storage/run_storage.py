@@ -9,6 +9,7 @@ import csv
 import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from pyarrow import fs
 from raygf.config.fields import did_you_mean, flatten, from_dict, to_dict
 from raygf.config.recipes import RECIPES, get_recipe
 from raygf.config.run import RunConfig, StorageConfig
-from raygf.errors import CheckpointError, StorageError, StorageLost, without_password
+from raygf.errors import CheckpointError, RaygfError, StorageError, StorageLost, without_password
 from raygf.records import Entry, Notify, RoundRecord, read_history, shortened, to_json
 from raygf.storage.checkpoint import Checkpoint, CheckpointStore
 from raygf.storage.folder import OpenFolder, RunFolder, brief, file_system
@@ -158,6 +159,7 @@ class RunStorage:
         self._store = CheckpointStore(storage.path, storage.name, storage.keep, open_folder)
         self._lock = RunLock(self._store.files, owner)
         self._unwritten = ""
+        self._begun = False
 
     def open(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """Take the folder; returns the checkpoint to resume from, if any, and notes.
@@ -203,6 +205,7 @@ class RunStorage:
 
     def begin(self, checkpoint: Checkpoint | None) -> None:
         """Write ``CONFIG``, and ``METRICS`` with the rounds done: a lost process may have written others."""
+        self._begun = True
         values = without_passwords(to_dict(self._config))
         values["storage"]["resume"] = False  # so that the file describes the same run ever after
         self.write(CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
@@ -223,7 +226,13 @@ class RunStorage:
         self._attempt(name, lambda: self._store.files.write(name, content))
 
     def close(self) -> None:
-        """Give the folder back; one that nothing was stored in is deleted."""
+        """Give the folder back; one that no checkpoint was stored in is deleted."""
+        if self._begun:
+            with suppress(OSError, RaygfError):
+                self._lock.check()
+                if not self._store.rounds():
+                    self._store.files.delete(CONFIG)
+                    self._store.files.delete(METRICS)
         self._lock.release()
         self._store.files.delete_if_empty()
 
