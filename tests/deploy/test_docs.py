@@ -3,7 +3,6 @@
 import re
 import sys
 from dataclasses import replace
-from math import ceil
 from pathlib import Path
 from types import ModuleType
 
@@ -71,20 +70,29 @@ def test_the_page_of_clusters_has_every_stage_and_job_and_its_files_are_there():
             assert list((REPOSITORY / "tests").rglob(test)), test
 
 
-def rows(title):
-    """The rows of the table of docs/cluster.md whose head line has ``title``."""
+def tables(title):
+    """The rows of every table of docs/cluster.md whose head line has ``title``."""
     table = rf"^\|[^\n]*{re.escape(title)}[^\n]*\n\|[-| ]+\|\n((?:\|[^\n]*\n)+)"
-    (found,) = re.findall(table, CLUSTER, re.MULTILINE)
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in found.splitlines()]
+    found = re.findall(table, CLUSTER, re.MULTILINE)
+    return [
+        [[cell.strip() for cell in row.strip("|").split("|")] for row in part.splitlines()] for part in found
+    ]
 
 
-def test_times_of_a_round_follow_from_the_formula():
-    (fusion,) = re.findall(r"\| ([\d.]+) \| `benchmarks/fusion_step\.py`", PAGES["README"])
-    table = rows("time of a round")
-    assert [(gpus, actors) for gpus, _, actors, *_ in table] == [*zip("65321", "55321", strict=True)]
-    for gpus, _, actors, *found in table:
-        epochs = ceil(5 / int(actors)) + float(fusion)
-        assert found == [f"{epochs:.2f} t", f"{int(gpus) * epochs:.1f} t"]
+def test_rounds_by_gpus_add_up():
+    """And each division is one that the executor would make."""
+    none, everything = tables("`--fusion.shards`")
+    for table in (none, everything):
+        one = float(table[0][4])
+        for gpus, actors, replicas, shards, *numbers in table:
+            round, train, fuse = map(float, numbers[:3])
+            efficiency, waiting, dividing = (float(share.removesuffix(" %")) for share in numbers[3:])
+            assert round == pytest.approx(train + fuse, abs=0.011)
+            assert efficiency == pytest.approx(100 * one / int(gpus) / round, abs=1.0)
+            assert efficiency + waiting + dividing == pytest.approx(100, abs=1.5)
+            assert int(actors) == min(int(gpus), sum(map(int, replicas.split())))
+            assert shards in ("1", actors)
+    assert [row[0] for row in none] == [row[0] for row in everything] == ["1", "2", "3", "4", "6", "8", "16"]
 
 
 def test_the_readme_has_the_versions_that_benchmarks_print():
@@ -109,7 +117,7 @@ def test_bytes_of_a_round_follow_from_the_network(recipe, spec, title):
     assert state.vector.nbytes + buffers == each
     sent = f"{2 * config.model.msdnet.exits * each / 1e9:.2f} GB"
     expected = [title, f"{state.vector.size:,}", f"{buffers:,}", f"{each:,}", sent]
-    assert [row for row in rows("4P + b") if row[0] == title] == [expected]
+    assert [row for row in tables("4P + b")[0] if row[0] == title] == [expected]
 
 
 def python_block(page):
