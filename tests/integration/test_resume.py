@@ -15,9 +15,10 @@ from raygf.storage.checkpoint import CheckpointStore
     [
         (),
         ("--optim.carry-momentum", "True", "--fusion.batchnorm", "weighted", "--fusion.segments", "channel"),
-        ("--optim.carry-momentum", "True", "--loss.aux-exits", "none", "--fusion.images", "24"),
+        ("--optim.carry-momentum", "True", "--loss.aux-exits", "none", "--fusion.images", "24")
+        + ("--fusion.shards", "2", "--resources.replicas", "1", "1", "2"),
     ],
-    ids=["plain", "with more in the checkpoint", "parts of the network"],
+    ids=["plain", "with more in the checkpoint", "parts of the network, in shares"],
 )
 def test_stopped_run_goes_on_to_the_same_bits(run_job, tracking_uri, straight_hash, flags):
     """Under Ray: tests of faults, and of submitted jobs."""
