@@ -8,7 +8,7 @@ CHECKED := raygf jobs tests benchmarks tune_spaces
 TEST_PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test lint format bench clean
+.PHONY: help setup demo ui test lint format bench docs clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,7 +22,7 @@ $(READY): pyproject.toml
 
 setup: $(READY)  ## Make the virtual environment and install everything into it
 
-demo: $(READY)  ## Train 3 exits on handwritten digits: Meta-GF on Ray against joint SGD, under 2 minutes
+demo: $(READY)  ## Train 3 exits on handwritten digits on Ray, and let them stop early: under 2 minutes
 	$(BIN)/python jobs/demo.py
 
 ui: $(READY)  ## Open the MLflow UI on what has been trained here
@@ -47,6 +47,11 @@ bench: $(READY)  ## Run the benchmarks
 	$(BIN)/python benchmarks/fusion_step.py
 	$(BIN)/python benchmarks/early_exit.py
 	$(BIN)/python benchmarks/images.py
+
+docs: $(READY)  ## Build the pages as a site, in build/site
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
+	@echo "build/site/index.html"
 
 clean:  ## Remove the virtual environment and caches; runs and the tracking database stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -1,5 +1,6 @@
 """The commands on the pages are understood by their programs, the examples run, figures and links hold."""
 
+import importlib
 import re
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 from command_lines import REPOSITORY, check, commands
 from timing import machine
 
+import raygf
 from raygf.compute import Compute
 from raygf.config.recipes import get_recipe
 from raygf.config.run import ModelConfig, ResourceConfig, StorageConfig, TrackingConfig
@@ -25,7 +27,7 @@ from raygf.training.network import BoundNetwork
 FILES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 PAGES = {path.stem: path.read_text() for path in FILES}
 CLUSTER = PAGES["cluster"]
-SCRIPT = r"^```(?:bash)?\n((?:python|ray|export|pip|docker) .*?)^```$"
+SCRIPT = r"^```(?:bash)?\n((?:python|raygf?|export|pip|docker) .*?)^```$"
 COMMANDS = {
     " ".join(words): words
     for text in PAGES.values()
@@ -45,6 +47,8 @@ ray jobs submit -- python jobs/digits.py
 ray job submit -- python jobs/digits.py --round 3
 python jobs/number.py --rounds 3
 python jobs/evaluate.py --checkpoints x
+raygf evaluate --outs figures
+raygf pedict runs/x a.png
 mlflow server --served-artifacts
 ray up deploy/cluster.yaml
 helm install raygf
@@ -63,9 +67,6 @@ def test_the_page_of_clusters_has_every_stage_and_job_and_its_files_are_there():
     for job in ("digits", "imagenet", "sweep", "evaluate"):
         assert f"python jobs/{job}.py" in CLUSTER, job
     for path in FILES:
-        prose = re.sub("```.*?```", "", PAGES[path.stem], flags=re.DOTALL)
-        for link in re.findall(r"\]\(((?!https?:)[^)#]+)", prose):
-            assert (path.parent / link).exists(), f"{path.name}: {link}"
         for test in re.findall(r"\btest_\w+\.py", PAGES[path.stem]):
             assert list((REPOSITORY / "tests").rglob(test)), test
 
@@ -95,9 +96,44 @@ def test_rounds_by_gpus_add_up():
     assert [row[0] for row in none] == [row[0] for row in everything] == ["1", "2", "3", "4", "6", "8", "16"]
 
 
-def test_the_readme_has_the_versions_that_benchmarks_print():
+def without_code(text):
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page):
+    """What its headings are called in an address, by GitHub as by MkDocs."""
+    titles = re.findall(r"^#+ (.*)", without_code(page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_links_and_figures_of_a_page_hold_and_it_says_what_is_next(path):
+    links = re.findall(r"\]\(((?!https?:)[^)]+)\)", without_code(path.read_text()))
+    for link in links:
+        place, _, anchor = link.partition("#")
+        target = (path.parent / place).resolve() if place else path
+        assert target.exists(), link
+        assert path.parent == REPOSITORY or target.is_relative_to(path.parent), f"{link}: not on the site"
+        assert not anchor or anchor in anchors(target), link
+    last = path.read_text().rstrip().rpartition("\n\n")[2]
+    assert path.stem == "README" or re.match(r"Next: .*\]\(\w+\.md", last, re.DOTALL), last
+
+
+def test_every_page_has_a_place_on_the_site_and_in_the_readme():
+    site = (REPOSITORY / "docs" / "site" / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    pages = PAGES.keys() - {"README"}
+    assert {*re.findall(r"(\w+)\.md", site)} == pages
+    assert {*re.findall(r"docs/(\w+)\.md", PAGES["README"])} == pages - {"index", "pairs"}
+    shown = []
+    for name in re.findall(r"^::: (\S+)", PAGES["api"], re.MULTILINE):
+        module, _, attribute = name.rpartition(".")
+        shown.append(getattr(importlib.import_module(module), attribute))
+    assert all(getattr(raygf, name) in shown for name in raygf.__all__)
+
+
+def test_the_page_of_speed_has_the_versions_that_benchmarks_print():
     shown = ("Python", "PyTorch", "torchvision", "Ray", "MLflow")
-    assert re.search(", ".join(rf"{name} [\d.]+\d" for name in shown), " ".join(PAGES["README"].split()))
+    assert re.search(", ".join(rf"{name} [\d.]+\d" for name in shown), " ".join(PAGES["speed"].split()))
     assert {"python", "torch", "torchvision", "ray", "mlflow"} < machine().keys()
 
 
@@ -118,6 +154,26 @@ def test_bytes_of_a_round_follow_from_the_network(recipe, spec, title):
     sent = f"{2 * config.model.msdnet.exits * each / 1e9:.2f} GB"
     expected = [title, f"{state.vector.size:,}", f"{buffers:,}", f"{each:,}", sent]
     assert [row for row in tables("4P + b")[0] if row[0] == title] == [expected]
+
+
+def without_numbers(text):
+    """The kinds of its lines."""
+    return {re.sub(r"[-:]{2,}|\d[\d.]*", "#", re.sub(" +", " ", line)) for line in text.splitlines()}
+
+
+@pytest.mark.parametrize("page", ["README", "tutorial"])
+def test_the_program_of_a_page_runs_and_prints_what_is_there(page, tmp_path, monkeypatch, capsys):
+    """With two rounds in place of twenty, so that the numbers are others."""
+    monkeypatch.chdir(tmp_path)
+    blocks, found = re.findall(r"```(python|text)\n(.*?)```", PAGES[page], re.DOTALL), {}
+    assert sum("rounds=20" in block for _, block in blocks) == 1
+    for kind, block in blocks:
+        if kind == "python":
+            exec(block.replace("rounds=20", "rounds=2, train_limit=96"), found)
+            printed = capsys.readouterr().out
+        else:
+            assert without_numbers(printed) == without_numbers(block)
+    assert found["run"].result.rounds == 2 and (tmp_path / "model" / "model.json").exists()
 
 
 def python_block(page):

@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 import click
 import pytest
 
-from raygf.api import EvaluateConfig
+from raygf.__main__ import COMMANDS, RecipesConfig, as_flags
+from raygf.api import EvaluateConfig, ExportConfig, PredictConfig
 from raygf.cli import parse_flags
 from raygf.config.run import RunConfig
 from raygf.data.prepare import PrepareConfig
@@ -21,6 +22,7 @@ REPOSITORY = Path(__file__).parents[2]
 OURS = ("deploy/", "jobs/", "cluster.yaml")
 UNCHECKED = ("aws", "docker", "kubectl", "pip", "export", "kill", "mkdir", "sudo", "ulimit")
 """Programs that can't be asked here; only the files that they are given are looked up."""
+ASKED = {"export": ExportConfig, "predict": PredictConfig, "recipes": RecipesConfig}
 GROUPS = {"ray": "ray.scripts.scripts", "mlflow": "mlflow.cli"}
 
 
@@ -51,6 +53,8 @@ def check(words):
             check(entrypoint)
     elif name.startswith("python"):
         check_python(*rest)
+    elif name == "raygf":
+        check_raygf(*rest)
     elif name == "bash":
         assert rest[0].endswith(".sh"), words
     else:
@@ -70,6 +74,15 @@ def check_python(first, second="", *rest):
         )
         if path.parent.name == "jobs":
             parse_job(path.stem, (second, *rest) if second else ())
+
+
+def check_raygf(command, *words):
+    assert command in COMMANDS, f"raygf {command}: no such command"
+    argv = as_flags(words, *COMMANDS[command][1])
+    if command in ASKED:
+        parse_flags(ASKED[command], "", argv)
+    else:
+        parse_job({"train": "digits"}.get(command, command), argv)
 
 
 def parse_click(program, words):
