@@ -1,7 +1,7 @@
 """Early exits for a network that has one: one of torchvision or timm, or one that is built alike."""
 
-import difflib
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from raygf.config import fields as checks
 from raygf.data.base import InputSpec
 from raygf.errors import ConfigError, one_line
-from raygf.models.graph_cut import Shapes, Traces, find_cuts, run_nodes, split_network, trace_modes
+from raygf.models.graph_cut import ShapeRecorder, Traces, find_cuts, split_network, trace_modes
 from raygf.models.multi_exit import ChannelsFirst, MultiExitNetwork, evaluating
 from raygf.models.sdn import InternalClassifier
 from raygf.models.weights import load_weights, read_weights
@@ -48,15 +48,13 @@ def describe_features(network: nn.Module, shape: torch.Size, image: torch.Size) 
     """
     is_map = len(shape) == 4
     last = is_map and _like(shape[1:3], image) and not _like(shape[2:4], image)
-    names = ("class_token", "cls_token")
-    has_token = len(shape) == 3 and any(getattr(network, name, None) is not None for name in names)
-    return Features(shape, last, has_token and not _is_grid(shape[1], image))
-
-
-def _is_grid(tokens: int, image: torch.Size) -> bool:
-    """Whether so many ``tokens`` are all places of a map: CaiT's class token comes later."""
-    rows = max(1, round(math.sqrt(tokens * image[-2] / image[-1])))
-    return tokens % rows == 0 and _like(torch.Size((rows, tokens // rows)), image)
+    has_token = len(shape) == 3 and any(
+        getattr(network, name, None) is not None for name in ("class_token", "cls_token")
+    )
+    if has_token:  # if the tokens are all places of a map, it comes later, as in CaiT
+        rows = max(1, round(math.sqrt(shape[1] * image[-2] / image[-1])))
+        has_token = bool(shape[1] % rows) or not _like(torch.Size((rows, shape[1] // rows)), image)
+    return Features(shape, last, has_token)
 
 
 def _like(sides: torch.Size, image: torch.Size) -> bool:
@@ -80,22 +78,9 @@ def default_head(features: Features, classes: int, kind: HeadKind) -> nn.Module:
     if kind == "mixed":
         head: nn.Module = InternalClassifier((features.channels, height, width), classes)
     else:
-        head = MapHead(features.channels, classes)
+        pool, linear = nn.AdaptiveAvgPool2d(1), nn.Linear(features.channels, classes)
+        head = nn.Sequential(OrderedDict(pool=pool, flatten=nn.Flatten(), linear=linear))
     return nn.Sequential(ChannelsFirst(), head) if features.channels_last else head
-
-
-class MapHead(nn.Module):
-    """The mean over all places, then one linear layer."""
-
-    def __init__(self, channels: int, classes: int) -> None:
-        super().__init__()
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.linear = nn.Linear(channels, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features (B, C, H, W) to logits (B, classes)."""
-        logits: Tensor = self.linear(self.pool(x).flatten(1))
-        return logits
 
 
 class TokenHead(nn.Module):
@@ -174,13 +159,13 @@ def attach_exits(
     images = spec.blank(2)
     weight = next(network.parameters(), images)
     images = images.to(weight.device, weight.dtype)
-    shapes = _run(network, traces, images, spec)
-    cuts = find_cuts(network, traces, at, images, shapes)
+    _record_shapes(network, traces, images, spec)
+    cuts = find_cuts(network, traces, at, images)
     heads = []
     for cut in cuts:
-        shape = shapes[traces.eval.find(cut)]  # type: ignore[index]
-        assert shape is not None  # find_cuts refuses nodes without features
-        features = describe_features(network, shape, images.shape)
+        node = traces.eval.find(cut)
+        assert node is not None  # as find_cuts found it
+        features = describe_features(network, node.meta["shape"], images.shape)
         heads.append(_make_head(head, features, spec.classes, cut).to(images.device))
     _keep_features(network, traces, cuts)
     modes = [(module, module.training) for module in network.modules()]
@@ -204,19 +189,20 @@ def _own_spec(network: nn.Module) -> InputSpec:
     return InputSpec(channels, 224, 224, classes)
 
 
-def _run(network: nn.Module, traces: Traces, images: Tensor, spec: InputSpec) -> Shapes:
-    """The shapes of what the nodes give in evaluation mode."""
-    name = type(network).__name__
+def _record_shapes(network: nn.Module, traces: Traces, images: Tensor, spec: InputSpec) -> None:
+    """Note the shapes of what the nodes give in evaluation mode."""
+    name, result = type(network).__name__, traces.eval.result
+    assert result is not None  # or it would not have been traced
     try:
-        shapes = run_nodes(network, traces.eval, images)
+        with evaluating(network):
+            ShapeRecorder(network, graph=traces.eval.graph).run(images)
     except Exception as error:  # the forward is not raygf's, and may raise anything
         size = "x".join(map(str, images.shape[1:]))
         raise ConfigError(f"{name} failed on 2 images of {size}: {one_line(error)}") from error
-    result = shapes[traces.eval.result]  # type: ignore[index]
-    if result != (2, spec.classes):
-        given = "no tensor" if result is None else f"a tensor {tuple(result)}"
+    shape = result.meta["shape"]
+    if shape != (2, spec.classes):
+        given = "no tensor" if shape is None else f"a tensor {tuple(shape)}"
         raise ConfigError(f"{name} must return logits (2, {spec.classes}) for 2 images; it returned {given}")
-    return shapes
 
 
 def _make_head(head: HeadKind | HeadMaker, features: Features, classes: int, cut: str) -> nn.Module:
@@ -264,7 +250,7 @@ def build_attached(name: str, spec: InputSpec, weights: str | None = None) -> At
     """
     library, network_name, at = read_name(name)
     try:
-        network = LIBRARIES[library][1](network_name, spec)
+        network = _make(library, network_name, spec)
         state = read_weights(weights) if weights else {}
         with_exits = any(key.startswith("stages.0.") for key in state)
         if weights and not with_exits:
@@ -286,10 +272,9 @@ def read_name(name: str) -> tuple[str, str, list[float | str]]:
     library, _, rest = name.partition(":")
     network, _, places = rest.partition("@")
     at = [_place(text.strip()) for text in places.split(",") if text.strip()]
-    known, says = LIBRARIES[library][0](), ""
+    known, says = _names(library), ""
     if network.partition("." if library == "timm" else "@")[0] not in known:
-        close = ", ".join(difflib.get_close_matches(network, known, n=4, cutoff=0.3)) or "none"
-        says = f"{library} has no classification network {network}; close matches: {close}"
+        says = f"{library} has no classification network {network}{checks.did_you_mean(network, known)}"
     elif not at:
         says = f'exits must follow "@", as in {library}:resnet18@0.3,0.6'
     if says:
@@ -305,18 +290,10 @@ def _place(text: str) -> float | str:
         return text
 
 
-def _torchvision(name: str, spec: InputSpec) -> nn.Module:
-    """torchvision's network ``name`` without its pretrained weights."""
-    if spec.channels != 3:
-        raise ConfigError(f"torchvision's networks take images of 3 channels, not {spec.channels}")
-    return _made(
-        lambda: torchvision.models.get_model(
-            name, weights=None, num_classes=spec.classes, **_options(name, spec)
-        )
-    )
-
-
-def _timm_names() -> list[str]:
+def _names(library: str) -> list[str]:
+    """The networks that ``library`` has."""
+    if library == "torchvision":
+        return list(torchvision.models.list_models(module=torchvision.models))
     try:
         import timm
     except ImportError as error:
@@ -324,31 +301,24 @@ def _timm_names() -> list[str]:
     return list(timm.list_models())
 
 
-def _timm(name: str, spec: InputSpec) -> nn.Module:
-    """timm's network ``name`` without its pretrained weights."""
-    import timm
-
-    def make() -> nn.Module:
-        fixed = timm.get_pretrained_cfg(name).fixed_input_size
-        size = {"img_size": (spec.height, spec.width)} if fixed else {}
-        network: nn.Module = timm.create_model(name, num_classes=spec.classes, in_chans=spec.channels, **size)
-        return network
-
-    return _made(make)
-
-
-Names = Callable[[], list[str]]
-LIBRARIES: dict[str, tuple[Names, Callable[[str, InputSpec], nn.Module]]] = {
-    "torchvision": (lambda: torchvision.models.list_models(module=torchvision.models), _torchvision),
-    "timm": (_timm_names, _timm),
-}
-
-
-def _made(make: Callable[[], nn.Module]) -> nn.Module:
+def _make(library: str, name: str, spec: InputSpec) -> nn.Module:
+    """The network ``name`` of ``library`` without its pretrained weights."""
+    if library == "torchvision" and spec.channels != 3:
+        raise ConfigError(f"torchvision's networks take images of 3 channels, not {spec.channels}")
+    network: nn.Module
     try:
-        return make()
+        if library == "torchvision":
+            options = _options(name, spec)
+            network = torchvision.models.get_model(name, weights=None, num_classes=spec.classes, **options)
+        else:
+            import timm
+
+            fixed = timm.get_pretrained_cfg(name).fixed_input_size
+            size = {"img_size": (spec.height, spec.width)} if fixed else {}
+            network = timm.create_model(name, num_classes=spec.classes, in_chans=spec.channels, **size)
     except Exception as error:  # the libraries assert, or raise ValueError, for what does not fit
         raise ConfigError(f"can't be built: {one_line(error)}") from error
+    return network
 
 
 def _options(name: str, spec: InputSpec) -> dict[str, Any]:

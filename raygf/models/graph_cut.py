@@ -1,6 +1,5 @@
 """Where a traced network can be cut: at nodes by name, or at shares of its operations."""
 
-import difflib
 import inspect
 import itertools
 import math
@@ -9,9 +8,8 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 import torchvision
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
@@ -49,8 +47,7 @@ class Trace:
         return returned if isinstance(returned, fx.Node) else None
 
 
-@dataclass(frozen=True)
-class Traces:
+class Traces(NamedTuple):
     """The graphs of both modes."""
 
     train: Trace
@@ -114,23 +111,13 @@ def _fix_arguments(graph: fx.Graph) -> None:
         graph.erase_node(node)
 
 
-def run_nodes(network: nn.Module, trace: Trace, images: Tensor) -> dict[fx.Node, torch.Size | None]:
-    """The shape of what every node gives for ``images`` (B, C, H, W); None: no tensor of floats."""
-    recorder = _Recorder(network, graph=trace.graph)
-    with evaluating(network):
-        recorder.run(images)
-    return recorder.shapes
-
-
-class _Recorder(fx.Interpreter):
-    def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
-        super().__init__(network, graph=graph)
-        self.shapes: dict[fx.Node, torch.Size | None] = {}
+class ShapeRecorder(fx.Interpreter):
+    """Notes at every node, as ``meta["shape"]``, the shape of what it gives; None: no tensor of floats."""
 
     def run_node(self, n: fx.Node) -> Any:
+        """The value of ``n``."""
         result = super().run_node(n)
-        floats = isinstance(result, Tensor) and result.is_floating_point()
-        self.shapes[n] = result.shape if floats else None
+        n.meta["shape"] = result.shape if isinstance(result, Tensor) and result.is_floating_point() else None
         return result
 
 
@@ -159,10 +146,6 @@ class GraphStage(nn.Module):
         return self._forwards[self.training](self, state)
 
 
-class Holder(nn.Module):
-    """In place of a traced module, which is not called: keeps its parameters and parts at their paths."""
-
-
 class OnFirst(nn.Module):
     """``head`` for a state that may have several parts: it gets the first one, the tensor at the cut."""
 
@@ -187,10 +170,9 @@ def split_network(
         cuts: Names of nodes that both traces have, in the order of execution.
         heads: One for every cut, from the tensor there to logits (B, classes).
     """
-    train, train_parts = _cut(traces.train, cuts)
-    eval, eval_parts = _cut(traces.eval, cuts)
+    (train, train_parts), (eval, eval_parts) = (_cut(trace, cuts) for trace in traces)
     stages = [GraphStage(network, *graphs) for graphs in zip(train, eval, strict=True)]
-    parts = [max(counts) for counts in zip(train_parts, eval_parts, strict=True)]
+    parts = map(max, train_parts, eval_parts)
     ends = [head if count == 1 else OnFirst(head) for head, count in zip(heads, parts, strict=True)]
     return [*stages], [*ends, nn.Identity()]
 
@@ -259,7 +241,7 @@ def _adopt(stage: nn.Module, network: nn.Module, target: str) -> None:
     place = stage
     for part in path:
         if part not in dict(place.named_children()):
-            place.add_module(part, Holder())
+            place.add_module(part, nn.Module())
         place = place.get_submodule(part)
     value = getattr(source, name)
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
@@ -267,8 +249,6 @@ def _adopt(stage: nn.Module, network: nn.Module, target: str) -> None:
     else:
         setattr(place, name, value)
 
-
-Shapes = dict[fx.Node, torch.Size | None]
 
 NORMALISATIONS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
@@ -285,28 +265,26 @@ class CutPoint:
 
 
 def find_cuts(
-    network: nn.Module, traces: Traces, at: Sequence[float | str], images: Tensor, shapes: Shapes
+    network: nn.Module, traces: Traces, at: Sequence[float | str], images: Tensor
 ) -> tuple[str, ...]:
     """The names of the nodes (or of the modules that end there) that ``at`` means, shallow to deep.
 
     Args:
         network: The traced network.
-        traces: What it does.
+        traces: What it does; the shapes in the evaluation graph are recorded.
         at: Shares of the network's operations in (0, 1), meaning the first end of a block that reaches the
             share; or names of nodes or modules.
         images: Examples (B, C, H, W).
-        shapes: What every node of the evaluation graph gives for them.
 
     Raises:
         ConfigError: a name is unknown or gives no features, a share is out of range, or two places are one.
     """
     if not at or isinstance(at, str):
         raise checks.refuse("at", at, "a list of shares of the operations and names of nodes")
-    points: list[CutPoint] = []
-    if any(not isinstance(place, str) for place in at):
-        points = list_cut_points(network, traces, images, shapes)
+    by_share = any(not isinstance(place, str) for place in at)
+    points = list_cut_points(network, traces, images) if by_share else []
     names = [
-        _check_name(network, traces, place, shapes) if isinstance(place, str) else _reach(points, place)
+        _check_name(network, traces, place) if isinstance(place, str) else _reach(points, place)
         for place in at
     ]
     order = list(traces.eval.graph.nodes)
@@ -315,12 +293,11 @@ def find_cuts(
     )
     for (place, name, wish), (next_place, _, next_wish) in itertools.pairwise(places):
         if place == next_place:
-            same = f"{wish} and {next_wish} are the same place, {name}"
-            raise ConfigError(f"at = {list(at)!r}: {same}{_nearby(points, name)}")
+            raise ConfigError(f"at = {list(at)!r}: {wish} and {next_wish} are the same place, {name}")
     return tuple(name for _, name, _ in places)
 
 
-def list_cut_points(network: nn.Module, traces: Traces, images: Tensor, shapes: Shapes) -> list[CutPoint]:
+def list_cut_points(network: nn.Module, traces: Traces, images: Tensor) -> list[CutPoint]:
     """Every end of a block that is a good place for an exit, shallow to deep.
 
     That is where a single tensor of features is handed on, and neither normalisation nor activation still has
@@ -328,7 +305,7 @@ def list_cut_points(network: nn.Module, traces: Traces, images: Tensor, shapes: 
     """
     blocks = {traces.eval.find(path): path for path in _block_paths(network, traces.eval)}
     ends = [node for node in traces.eval.graph.nodes if node in blocks]
-    names = [blocks[node] for node in ends if _is_good_place(network, traces.eval, node, shapes)]
+    names = [blocks[node] for node in ends if _is_good_place(network, traces.eval, node)]
     names = [name for name in names if traces.train.find(name) is not None]
     probes = [nn.Identity() for _ in names]
     costs = measure_costs(MultiExitNetwork(*split_network(network, traces, names, probes)), images)
@@ -372,17 +349,15 @@ def _repeated(module: nn.Module, path: str, trace: Trace) -> Iterator[str]:
                 yield name
 
 
-def _is_good_place(network: nn.Module, trace: Trace, node: fx.Node, shapes: Shapes) -> bool:
-    shape = shapes[node]
+def _is_good_place(network: nn.Module, trace: Trace, node: fx.Node) -> bool:
+    shape = node.meta["shape"]
     if shape is None or len(shape) < 3 or node is trace.result or len(live_after(trace, node)) > 1:
         return False
     if not isinstance(_module_of(network, node), (*CONVOLUTIONS, *NORMALISATIONS, nn.Linear)):
         return True
     readers = [_module_of(network, user) for user in node.users]
-    return not any(
-        isinstance(reader, NORMALISATIONS) or type(reader).__module__ == nn.ReLU.__module__
-        for reader in readers
-    )
+    activations = nn.ReLU.__module__
+    return not any(isinstance(r, NORMALISATIONS) or type(r).__module__ == activations for r in readers)
 
 
 def _module_of(network: nn.Module, node: fx.Node) -> nn.Module | None:
@@ -404,38 +379,16 @@ def _reach(points: Sequence[CutPoint], share: float) -> str:
     raise checks.refuse("at", share, f"at most the share of the last place to cut, {points[-1]}")
 
 
-def _check_name(network: nn.Module, traces: Traces, name: str, shapes: Shapes) -> str:
+def _check_name(network: nn.Module, traces: Traces, name: str) -> str:
     """``name``, if features can be taken there in both modes."""
     node = traces.eval.find(name)
     if node is None or traces.train.find(name) is None:
-        close = difflib.get_close_matches(name, _all_names(traces), n=4, cutoff=0.3)
-        raise checks.refuse(
-            "at", name, f"a node of {type(network).__name__}; close matches: {', '.join(close) or 'none'}"
-        )
-    shape = shapes[node]
+        known = [*dict(network.named_modules()), *traces.eval.names.values()]
+        known = [each for each in known if all(trace.find(each) for trace in traces)]
+        raise checks.refuse("at", name, f"a node of {type(network).__name__}", known)
+    shape = node.meta["shape"]
     if node.op == "placeholder" or shape is None or not 2 <= len(shape) <= 4:
         raise checks.refuse("at", name, "a node that gives features: a tensor of 2 to 4 dimensions")
     if node is traces.eval.result:
         raise checks.refuse("at", name, "a node before the network's own output")
     return name
-
-
-def _all_names(traces: Traces) -> list[str]:
-    """Every name that both modes know: nodes, and the modules around them."""
-    known = dict.fromkeys(
-        ".".join(parts[:length])
-        for name in traces.eval.names.values()
-        for parts in [name.split(".")]
-        for length in range(1, len(parts) + 1)
-    )
-    return [name for name in known if traces.train.find(name) is not None]
-
-
-def _nearby(points: list[CutPoint], name: str) -> str:
-    """The cut points next to ``name``, for a message."""
-    names = [point.name for point in points]
-    if name not in names:
-        return ""
-    here = names.index(name)
-    nearby = points[max(0, here - 1) : here] + points[here + 1 : here + 3]
-    return f" (nearby: {', '.join(map(str, nearby))})" if nearby else ""

@@ -7,7 +7,6 @@ one tensor (B, C_s, H_s, W_s) per scale kept, finest first.
 
 import itertools
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -34,22 +33,27 @@ class MSDNet(MultiExitNetwork):
 
     def __init__(self, config: MSDNetConfig, spec: InputSpec) -> None:
         _check_fits(config, spec)
-        plans = _plan_layers(config)
-        coarsest = config.factors[-1]
+        scales = len(config.factors)
+        total = config.base + (config.exits - 1) * config.step
+        interval = math.ceil(total / scales)
+        channels = config.channels  # of a scale with factor 1, like all below
         stages, heads = [], []
-        for exit in range(config.exits):
-            begin = config.base + (exit - 1) * config.step if exit else 0
-            end = config.base + exit * config.step
-            stage: list[nn.Module] = [] if exit else [FirstLayer(config, spec.channels)]
-            for plan in plans[begin:end]:
-                kept = config.factors[-plan.out_scales :]
-                stage.append(
-                    DenseLayer(plan.channels, config.growth, config.factors, plan.in_scales, len(kept))
-                )
-                if plan.in_scales > plan.out_scales:
-                    stage.append(Transition(plan.grown, plan.leaving, kept))
-            stages.append(nn.Sequential(*stage))
-            heads.append(Head(plans[end - 1].leaving * coarsest, config.head_channels, spec.classes))
+        stage: list[nn.Module] = [FirstLayer(config, spec.channels)]
+        for layer in range(1, total + 1):
+            in_scales = scales - max(0, layer - 2) // interval
+            out_scales = scales - (layer - 1) // interval
+            stage.append(DenseLayer(channels, config.growth, config.factors, in_scales, out_scales))
+            channels += config.growth
+            if in_scales > out_scales:
+                grown, channels = channels, math.floor(config.reduction * channels)
+                if channels < 1:
+                    allowed = f"more: it leaves none of {grown} channels"
+                    raise checks.refuse("model.msdnet.reduction", config.reduction, allowed)
+                stage.append(Transition(grown, channels, config.factors[-out_scales:]))
+            if layer >= config.base and (layer - config.base) % config.step == 0:
+                stages.append(nn.Sequential(*stage))
+                heads.append(Head(channels * config.factors[-1], config.head_channels, spec.classes))
+                stage = []
         super().__init__(stages, heads)
         # The published programs mean this, too, but reach no convolution: PyTorch's default stays there.
         he_fan_out(self)
@@ -62,7 +66,12 @@ class FirstLayer(nn.Module):
     def __init__(self, config: MSDNetConfig, in_channels: int) -> None:
         super().__init__()
         widths = [config.channels * factor for factor in config.factors]
-        self.scales = nn.ModuleList([_stem(config.stem, in_channels, widths[0])])
+        if config.stem == "conv3":
+            stem = _conv_bn_relu(in_channels, widths[0], kernel=3)
+        else:
+            pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+            stem = nn.Sequential(*_conv_bn_relu(in_channels, widths[0], kernel=7, stride=2), pool)
+        self.scales = nn.ModuleList([stem])
         self.scales.extend(
             _conv_bn_relu(finer, width, kernel=3, stride=2) for finer, width in itertools.pairwise(widths)
         )
@@ -152,7 +161,7 @@ class Head(nn.Module):
 
     def __init__(self, channels: int, inner: int | None, classes: int) -> None:
         super().__init__()
-        inner = channels if inner is None else inner
+        inner = inner or channels
         self.conv1 = _conv_bn_relu(channels, inner, kernel=3, stride=2)
         self.conv2 = _conv_bn_relu(inner, inner, kernel=3, stride=2)
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -163,38 +172,6 @@ class Head(nn.Module):
         pooled: Tensor = self.pool(self.conv2(self.conv1(x[-1])))
         logits: Tensor = self.linear(pooled.flatten(1))
         return logits
-
-
-@dataclass(frozen=True)
-class _LayerPlan:
-    """Shape of one layer; channels are those of a scale with factor 1."""
-
-    channels: int
-    in_scales: int
-    out_scales: int
-    grown: int
-    leaving: int
-
-
-def _plan_layers(config: MSDNetConfig) -> list[_LayerPlan]:
-    """All layers of the network, from the first (number 1) to the last."""
-    scales = len(config.factors)
-    total = config.base + (config.exits - 1) * config.step
-    interval = math.ceil(total / scales)
-    channels = config.channels
-    plans = []
-    for layer in range(1, total + 1):
-        in_scales = scales - max(0, layer - 2) // interval
-        out_scales = scales - (layer - 1) // interval
-        grown = channels + config.growth
-        leaving = math.floor(config.reduction * grown) if in_scales > out_scales else grown
-        if leaving < 1:
-            raise checks.refuse(
-                "model.msdnet.reduction", config.reduction, f"more: it leaves none of {grown} channels"
-            )
-        plans.append(_LayerPlan(channels, in_scales, out_scales, grown, leaving))
-        channels = leaving
-    return plans
 
 
 def _conv_bn_relu(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -209,13 +186,6 @@ def _bottleneck(channels: int, out: int, width: int, stride: int) -> nn.Sequenti
     return nn.Sequential(
         *_conv_bn_relu(channels, inner, kernel=1), *_conv_bn_relu(inner, out, kernel=3, stride=stride)
     )
-
-
-def _stem(kind: str, channels: int, out: int) -> nn.Sequential:
-    if kind == "conv3":
-        return _conv_bn_relu(channels, out, kernel=3)
-    pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-    return nn.Sequential(*_conv_bn_relu(channels, out, kernel=7, stride=2), pool)
 
 
 def _check_fits(config: MSDNetConfig, spec: InputSpec) -> None:

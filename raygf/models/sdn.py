@@ -79,26 +79,25 @@ class ShallowDeepNetwork(MultiExitNetwork):
 
     Args:
         blocks: The network up to its classifier, each (B, C, H, W) to (B, C', H', W').
-        after: Numbers of the blocks, from 1, that an internal classifier follows, increasing.
-        classifier: Called with the shape of the last block's features: the network's own classifier.
         spec: The images and the number of classes.
 
     Raises:
         ConfigError: the images are too small for the blocks.
     """
 
-    def __init__(
-        self,
-        blocks: Sequence[nn.Module],
-        after: Sequence[int],
-        classifier: Callable[[Shape], nn.Module],
-        spec: InputSpec,
-    ) -> None:
-        bounds = [0, *after, len(blocks)]
+    exits_after: tuple[int, ...]
+    """Numbers of the blocks, from 1, that an internal classifier follows, increasing."""
+
+    def __init__(self, blocks: Sequence[nn.Module], spec: InputSpec) -> None:
+        bounds = [0, *self.exits_after, len(blocks)]
         stages = [nn.Sequential(*blocks[begin:end]) for begin, end in itertools.pairwise(bounds)]
         *inner, last = _feature_shapes(stages, spec)
         heads = [InternalClassifier(shape, spec.classes) for shape in inner]
-        super().__init__(stages, [*heads, classifier(last)])
+        super().__init__(stages, [*heads, self.classifier(last, spec.classes)])
+
+    def classifier(self, shape: Shape, classes: int) -> nn.Sequential:
+        """The network's own classifier, for features of ``shape``."""
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(shape[0], classes))
 
 
 def _feature_shapes(stages: Sequence[nn.Module], spec: InputSpec) -> list[Shape]:
@@ -141,14 +140,14 @@ class VGG16SDN(ShallowDeepNetwork):
             _vgg_block(channels, width, pool=number in self.pooled)
             for number, (channels, width) in enumerate(zip(incoming, self.widths, strict=True), 1)
         ]
-        super().__init__(blocks, self.exits_after, lambda shape: self._classifier(shape, spec.classes), spec)
+        super().__init__(blocks, spec)
         he_fan_out(self)
         zero_biases(self, nn.Conv2d, nn.Linear)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.01)
 
-    def _classifier(self, shape: Shape, classes: int) -> nn.Sequential:
+    def classifier(self, shape: Shape, classes: int) -> nn.Sequential:
         """As published, without a ReLU between the last two linear layers."""
         return nn.Sequential(
             nn.Flatten(),
@@ -188,7 +187,7 @@ class ResNet56SDN(ShallowDeepNetwork):
             assert isinstance(block, BasicBlock)
             block.branches, block.relu.inplace = True, False
         blocks = [nn.Sequential(nn.Sequential(*stem), first), *blocks]
-        super().__init__(blocks, self.exits_after, lambda shape: _pooled_linear(shape, spec.classes), spec)
+        super().__init__(blocks, spec)
         he_fan_out(self)
 
 
@@ -230,13 +229,14 @@ class WideResNet32x4SDN(ShallowDeepNetwork):
     def __init__(self, spec: InputSpec) -> None:
         first, *blocks = _residual_blocks(WideBlock, self.stem, self.widths, self.blocks_a_width)
         blocks = [nn.Sequential(nn.Conv2d(spec.channels, self.stem, 3, padding=1), first), *blocks]
-        super().__init__(blocks, self.exits_after, lambda shape: self._classifier(shape, spec.classes), spec)
+        super().__init__(blocks, spec)
         he_fan_out(self)
         zero_biases(self, nn.Linear)
 
-    def _classifier(self, shape: Shape, classes: int) -> nn.Sequential:
-        norm = nn.BatchNorm2d(shape[0]), nn.ReLU(inplace=True)
-        return nn.Sequential(*norm, *_pooled_linear(shape, classes))
+    def classifier(self, shape: Shape, classes: int) -> nn.Sequential:
+        """Behind the normalisation that every block begins with."""
+        pooled = super().classifier(shape, classes)
+        return nn.Sequential(nn.BatchNorm2d(shape[0]), nn.ReLU(inplace=True), *pooled)
 
 
 class WideBlock(nn.Module):
@@ -282,7 +282,7 @@ class MobileNetSDN(ShallowDeepNetwork):
         ]
         stem = nn.Sequential(*_conv_bn(spec.channels, self.stem, kernel=3), nn.ReLU(inplace=True))
         blocks = [nn.Sequential(stem, first), *blocks]
-        super().__init__(blocks, self.exits_after, lambda shape: _pooled_linear(shape, spec.classes), spec)
+        super().__init__(blocks, spec)
 
 
 def _separable(channels: int, width: int, stride: int) -> nn.Sequential:
@@ -312,7 +312,3 @@ def _residual_blocks(
 def _conv_bn(channels: int, width: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
     conv = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
     return conv, nn.BatchNorm2d(width)
-
-
-def _pooled_linear(shape: Shape, classes: int) -> nn.Sequential:
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(shape[0], classes))

@@ -12,10 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from raygf.errors import ConfigError
-
-WRAPPERS = ("model", "state_dict")
-"""Keys under which training programs keep the weights beside other things."""
+from raygf.errors import ConfigError, one_line
 
 
 def load_weights(network: nn.Module, path: str, classes: int, state: dict[str, Tensor] | None = None) -> None:
@@ -30,19 +27,20 @@ def load_weights(network: nn.Module, path: str, classes: int, state: dict[str, T
     own = network.state_dict()
     extra = dict(network.named_buffers())  # a run also stores those that are in no state dict
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys() - extra.keys())
+    misfit = f"model.weights = {path!r}: do not fit {type(network).__name__}: "
     if missing or unknown:
-        raise _misfit(path, network, f"{_some(missing)} missing, {_some(unknown)} unknown")
+        shown = (f"{len(some)} tensors ({some[0]} …)" if some else "none" for some in (missing, unknown))
+        raise ConfigError(misfit + "{} missing, {} unknown".format(*shown))
     state = {name: state[name] for name in own}
-    other = {name for name, tensor in state.items() if tensor.shape != own[name].shape}
-    wrong = sorted(name for name in other if not _is_classifier(own[name], state[name], classes))
-    if wrong:
-        name = wrong[0]
-        raise _misfit(path, network, f"{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}")
+    other = [name for name, tensor in state.items() if tensor.shape != own[name].shape]
+    for name in other:  # a classifier may differ in the number of classes
+        there, here = tuple(state[name].shape), tuple(own[name].shape)
+        if here[:1] != (classes,) or not there or here[1:] != there[1:]:
+            raise ConfigError(f"{misfit}{name} is {there}, not {here}")
     broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if broken:
-        raise ConfigError(
-            f"model.weights = {path!r}: {broken[0]} is not finite: the file holds NaN or infinity"
-        )
+        what = "is not finite: the file holds NaN or infinity"
+        raise ConfigError(f"model.weights = {path!r}: {broken[0]} {what}")
     network.load_state_dict({name: own[name] if name in other else tensor for name, tensor in state.items()})
 
 
@@ -65,9 +63,11 @@ def read_weights(path: str) -> dict[str, Tensor]:
         else:
             content = torch.load(file, "cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a damaged file
-        kind = type(error).__name__
-        raise ConfigError(f"model.weights = {path!r}: can't be read: {kind}: {_why(error)}") from error
-    for key in WRAPPERS:
+        why = one_line(error).split(". ")[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch advises to run the code in it
+            why = "it is damaged, or holds more than tensors; save the network's state dict with torch.save"
+        raise ConfigError(f"model.weights = {path!r}: can't be read: {why}") from error
+    for key in ("model", "state_dict"):  # under which training programs keep the weights
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
@@ -92,24 +92,3 @@ def _of_checkpoint(file: str) -> dict[str, Tensor]:
         **{name: torch.from_numpy(part.reshape(shape)) for name, part, shape in named},
         **{name.removeprefix("buffer/"): tensor for name, tensor in buffers.items()},
     }
-
-
-def _why(error: Exception) -> str:
-    """The cause in a sentence. Of a pickle that is more than tensors torch advises to run the code in it."""
-    if isinstance(error, pickle.UnpicklingError):
-        return "it is damaged, or holds more than tensors; save the network's state dict with torch.save"
-    return (str(error).splitlines() or [""])[0].split(". ")[0]
-
-
-def _is_classifier(own: Tensor, loaded: Tensor, classes: int) -> bool:
-    """Whether the tensors differ in the number of classes alone."""
-    return own.dim() == loaded.dim() > 0 and own.shape[0] == classes and own.shape[1:] == loaded.shape[1:]
-
-
-def _some(names: list[str]) -> str:
-    """How many names, and the first of them."""
-    return f"{len(names)} tensors ({names[0]} …)" if names else "none"
-
-
-def _misfit(path: str, network: nn.Module, why: str) -> ConfigError:
-    return ConfigError(f"model.weights = {path!r}: do not fit {type(network).__name__}: {why}")

@@ -288,10 +288,10 @@ def test_by_name(name, cuts):
     ("name", "size", "expected"),
     [
         ("resnet18@", 64, 'exits must follow "@", as in torchvision:resnet18@0.3,0.6'),
-        ("resnet19@0.5", 64, "torchvision has no classification network resnet19; close matches: resnet1"),
+        ("resnet19@0.5", 64, "torchvision has no classification network resnet19; did you mean 'resnet"),
         ("resnet18@1.5", 64, "at = 1.5: must be a share of the operations above 0 and below 1"),
         ("vit_b_16@0.5", 30, "can't be built: AssertionError: Input shape indivisible by patch size"),
-        ("timm:resnet19@0.5", 64, "timm has no classification network resnet19; close matches: resnet"),
+        ("timm:resnet19@0.5", 64, "timm has no classification network resnet19; did you mean '"),
         ("timm:test_resnet.none@0.5", 64, "can't be built: RuntimeError: Invalid pretrained tag (none)"),
         ("timm:test_resnet", 64, 'exits must follow "@", as in timm:resnet18@0.3,0.6'),
     ],
