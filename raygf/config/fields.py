@@ -56,18 +56,38 @@ def check(field: str, value: Any, hint: Any) -> None:
     ``X | None``, or ``Annotated[X, ...]`` with ``Limits`` of a number and functions of field and value, which
     raise for what they do not allow.
     """
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is not None:
-            check(field, value, next(kind for kind in arguments if kind is not type(None)))
-    elif origin is Annotated:
-        limits = [each for each in arguments[1:] if isinstance(each, Limits)]
-        _check_plain(field, value, arguments[0], *limits)
-        for further in arguments[1:]:
-            if callable(further):
-                further(field, value)
-    else:
-        _check_plain(field, value, hint)
+    if value is None and type(None) in typing.get_args(hint):
+        return
+    kind, notes = _unwrapped(hint)
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value not in options:
+            raise refuse(field, value, "one of " + ", ".join(options), options)
+    elif origin is tuple:
+        if not isinstance(value, tuple):
+            raise refuse(field, value, "a list of numbers")
+        for item in value:
+            check(field, item, options[0])
+    elif kind is int or kind is float:
+        limits = next((note for note in notes if isinstance(note, Limits)), None)
+        number = isinstance(value, kind | int) and not isinstance(value, bool) and abs(value) < math.inf
+        if not number or (limits is not None and value not in limits):
+            name = "a finite number" if kind is float else "a whole number of" if limits else "a whole number"
+            raise refuse(field, value, f"{name} {limits or ''}".strip())
+    elif kind in (bool, str) and not isinstance(value, kind):
+        raise refuse(field, value, "a text" if kind is str else "True or False")
+    for further in filter(callable, notes):
+        further(field, value)
+
+
+def _unwrapped(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """An annotation's type without None, and what is noted beside it."""
+    notes: tuple[Any, ...] = ()
+    while typing.get_origin(hint) in (Annotated, typing.Union, types.UnionType):
+        arguments = typing.get_args(hint)
+        notes += getattr(hint, "__metadata__", ())
+        hint = next(kind for kind in arguments if kind is not type(None))
+    return hint, notes
 
 
 def refuse(field: str, value: Any, allowed: str, names: Collection[str] = ()) -> ConfigError:
@@ -90,25 +110,6 @@ def not_empty(field: str, value: str | tuple[Any, ...]) -> None:
     """Annotation of texts and lists that must not be empty; blanks alone are as good as nothing."""
     if not (value.strip() if isinstance(value, str) else value):
         raise refuse(field, value, "a text that is not empty" if value != () else "at least one whole number")
-
-
-def _check_plain(field: str, value: Any, kind: Any, limits: Limits | None = None) -> None:
-    options = typing.get_args(kind)
-    if typing.get_origin(kind) is Literal:
-        if value not in options:
-            raise refuse(field, value, "one of " + ", ".join(options), options)
-    elif typing.get_origin(kind) is tuple:
-        if not isinstance(value, tuple):
-            raise refuse(field, value, "a list of numbers")
-        for item in value:
-            check(field, item, options[0])
-    elif kind is int or kind is float:
-        number = isinstance(value, kind | int) and not isinstance(value, bool) and abs(value) < math.inf
-        if not number or (limits is not None and value not in limits):
-            name = "a finite number" if kind is float else "a whole number of" if limits else "a whole number"
-            raise refuse(field, value, f"{name} {limits or ''}".strip())
-    elif kind in (bool, str) and not isinstance(value, kind):
-        raise refuse(field, value, "a text" if kind is str else "True or False")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -151,21 +152,18 @@ def override(config: T, values: Mapping[str, Any]) -> T:
     for name in values:
         if name not in known:
             raise _no_field(name, known)
-    return _override(config, values)
+    return _override(config, values, "")
 
 
-def _override(config: T, values: Mapping[str, Any]) -> T:
-    hints, sections = _hints(type(config)), dict[str, dict[str, Any]]()  # type: ignore[arg-type]
-    for name, value in values.items():
-        section, _, field = name.partition(".")
-        sections.setdefault(section, {})[field] = value
-    changes = {
-        name: _override(getattr(config, name), fields)
-        if "" not in fields
-        else _typed(hints[name], fields[""], name)
-        for name, fields in sections.items()
-    }
-    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+def _override(config: T, values: Mapping[str, Any], prefix: str) -> T:
+    changes = {}
+    for name, hint in _hints(type(config)).items():  # type: ignore[arg-type]
+        full, value = prefix + name, getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            changes[name] = _override(value, values, f"{full}.")
+        elif full in values:
+            changes[name] = _typed(hint, values[full], full)
+    return dataclasses.replace(config, **changes) if changes else config  # type: ignore[type-var]
 
 
 def full_name(name: str, config: Any) -> str:
@@ -206,8 +204,7 @@ def _plain(value: Any) -> Any:
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
     """``value`` as the annotation has it where JSON knows no such type: sections, tuples, floats."""
-    while typing.get_origin(hint) in (Annotated, typing.Union, types.UnionType):
-        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    hint, _ = _unwrapped(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, Mapping):
             raise refuse(where, value, "a section of fields")

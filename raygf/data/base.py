@@ -17,6 +17,7 @@ from raygf.compute import Compute, call_own, seeded_globals
 from raygf.errors import ConfigError
 
 Batch = tuple[torch.Tensor, torch.Tensor]
+Indices = NDArray[np.int64]
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
@@ -50,43 +51,65 @@ class BatchSource(Protocol):
         ...
 
 
-class Labelled(Protocol):
-    """Images with labels, in memory or on disk."""
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Mean and standard deviation of every channel, with pixels scaled to 0 … 1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Images(Protocol):
+    """Images in memory or on disk."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
         """Class of every image (N,)."""
         ...
 
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that are equal for equal images and labels."""
+        ...
 
-class Dataset(Protocol):
-    """A data set that can be sent to another process and opened there."""
+    def __len__(self) -> int: ...
+
+
+@dataclass(eq=False)
+class Dataset:
+    """Three splits of images: plain values and arrays, to be sent to another process and opened there."""
 
     name: str
     spec: InputSpec
     class_names: tuple[str, ...]
+    train: Images
+    val: Images
+    test: Images
+    statistics: ChannelStatistics
+    """What images are normalised with."""
 
     @property
-    def train(self) -> Labelled:
-        """The training images."""
-        ...
-
-    @property
-    def statistics(self) -> ChannelStatistics:
-        """What images are normalised with."""
-        ...
+    def splits(self) -> dict[SplitName, Any]:
+        """The three splits by name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
 
     def count(self, split: SplitName) -> int:
         """Images in a split."""
-        ...
+        return len(self.splits[split])
 
     def digest(self, split: SplitName) -> str:
         """16 hexadecimal digits that are equal for equal images and labels of a split."""
-        ...
+        return str(self.splits[split].digest)
 
     def open(self, compute: Compute, batch_size: int, eval_batch_size: int) -> BatchSource:
         """The data set's batches on ``compute.device``."""
-        ...
+        raise NotImplementedError
+
+
+def permutation(count: int, stream: torch.Generator) -> Indices:
+    """The numbers below ``count`` in random order (count,)."""
+    order: Indices = torch.randperm(count, generator=stream).numpy()
+    return order
 
 
 def digest_of(*arrays: NDArray[Any]) -> str:
@@ -95,14 +118,6 @@ def digest_of(*arrays: NDArray[Any]) -> str:
     for array in arrays:
         hashed.update(np.ascontiguousarray(array).data)
     return hashed.hexdigest()
-
-
-@dataclass(frozen=True)
-class ChannelStatistics:
-    """Mean and standard deviation of every channel, with pixels scaled to 0 … 1."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 def channel_statistics(images: NDArray[np.uint8]) -> ChannelStatistics:

@@ -10,55 +10,27 @@ import torch
 from torch.nn import functional
 
 from raygf.compute import Compute, generator
-from raygf.data.base import (
-    Batch,
-    ChannelStatistics,
-    InputSpec,
-    Normaliser,
-    SplitName,
-    digest_of,
-    transform_batch,
-)
+from raygf.data.base import Batch, Dataset, Normaliser, SplitName, transform_batch
 from raygf.data.splits import Split
 from raygf.errors import DataError
 
 
 @dataclass(eq=False)
-class ImageSet:
-    """Images and labels in three splits; all that batches are made of. A ``raygf.data.base.Dataset``.
+class ImageSet(Dataset):
+    """Images and labels in memory.
 
-    It holds NumPy arrays and plain values only, so one copy in Ray's object store serves every process of a
-    node; there the arrays are read-only views.
+    One copy in Ray's object store serves every process of a node; there the arrays are read-only views.
     """
 
-    name: str
-    spec: InputSpec
-    class_names: tuple[str, ...]
     train: Split
     val: Split
     test: Split
-    statistics: ChannelStatistics
-    """What images are normalised with."""
     pad: int
     """Pixels of zero-padding on each side before the random crop of training images; 0: no crop."""
     flip: bool
     """Whether half of the training images are flipped left to right."""
     transform: str = ""
     """The user's function that changes batches of training images after that; see ``transform_batch``."""
-
-    @property
-    def splits(self) -> dict[SplitName, Split]:
-        """The three splits by name."""
-        return {"train": self.train, "val": self.val, "test": self.test}
-
-    def count(self, split: SplitName) -> int:
-        """Images in a split."""
-        return len(self.splits[split])
-
-    def digest(self, split: SplitName) -> str:
-        """Of pixels and labels."""
-        part = self.splits[split]
-        return digest_of(part.images, part.labels)
 
     def open(self, compute: Compute, batch_size: int, eval_batch_size: int) -> DeviceBatches:
         """The data set's batches on ``compute.device``."""
@@ -76,16 +48,13 @@ class DeviceBatches:
         self._data = data
         self._device = compute.device
         self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
-        self._stores: dict[SplitName, _Store] = {}
+        self._on_device: dict[SplitName, Batch] = {}
         self._normalise = Normaliser(data.statistics, compute)
 
     def train(self, seed: int, *key: str | int, images: int | None = None) -> Iterator[Batch]:
-        """One epoch of the training split, shuffled and augmented by the stream ``key`` of run ``seed``.
+        """See ``BatchSource``; every image comes exactly once.
 
-        ``images``: end it after so many, which the order draws.
-
-        Every image comes exactly once. A last batch of a single image joins the one before it, because
-        BatchNorm can't normalise one value.
+        A last batch of a single image joins the one before it, because BatchNorm can't normalise one value.
 
         Raises:
             DataError: there are fewer than two training images.
@@ -98,49 +67,36 @@ class DeviceBatches:
     def _train(
         self, edges: list[tuple[int, int]], draws: EpochDraws, key: tuple[str | int, ...]
     ) -> Iterator[Batch]:
-        store = self._store("train")
         for start, stop in edges:
-            indices = draws.order[start:stop]
-            images = store.images(indices)
+            images, labels = self._take("train", draws.order[start:stop])
             if draws.corners is not None:
                 images = crop(images, draws.corners[start:stop], self._data.pad)
             if draws.flips is not None:
                 images = mirror(images, draws.flips[start:stop])
             if self._data.transform:
                 images = transform_batch(self._data.transform, images, (*key, start))
-            yield self._normalise(images), store.labels[indices]
+            yield self._normalise(images), labels
 
     def evaluate(self, split: SplitName) -> Iterator[Batch]:
-        """One pass over a split in its own order, without augmentation; nothing if the split is empty."""
-        store = self._store(split)
-        order = torch.arange(len(store.labels), device=self._device)
+        """See ``BatchSource``; nothing if the split is empty."""
+        order = torch.arange(self._data.count(split), device=self._device)
         for start in range(0, len(order), self._eval_batch_size):
-            indices = order[start : start + self._eval_batch_size]
-            yield self._normalise(store.images(indices)), store.labels[indices]
+            images, labels = self._take(split, order[start : start + self._eval_batch_size])
+            yield self._normalise(images), labels
 
-    def _store(self, split: SplitName) -> _Store:
-        if split not in self._stores:
-            self._stores[split] = _Store(self._data.splits[split], self._device)
-        return self._stores[split]
-
-
-class _Store:
-    """One split where batches are cut from it: on a GPU one tensor, on the CPU the array as it is.
-
-    The array may be a read-only view of memory shared with other processes, which a tensor can't stand for;
-    so on the CPU only the images of one batch are copied, when they are asked for.
-    """
-
-    def __init__(self, split: Split, device: str) -> None:
-        self.labels = torch.tensor(split.labels, device=device)
-        self._array = split.images
-        self._tensor = None if device == "cpu" else torch.tensor(split.images, device=device)
-
-    def images(self, indices: torch.Tensor) -> torch.Tensor:
-        """A copy of the images at ``indices`` (B,): uint8 (B, C, H, W)."""
-        if self._tensor is not None:
-            return self._tensor[indices]
-        return torch.from_numpy(self._array.take(indices.numpy(), axis=0))
+    def _take(self, split: SplitName, indices: torch.Tensor) -> Batch:
+        """The images, uint8 (B, C, H, W), and labels at ``indices`` (B,) of a split."""
+        part = self._data.splits[split]
+        if self._device == "cpu":
+            at = indices.numpy()  # copied: the arrays may be read-only views, for which a tensor can't stand
+            return torch.from_numpy(part.images.take(at, axis=0)), torch.from_numpy(part.labels[at])
+        if split not in self._on_device:
+            images, labels = (
+                torch.tensor(array, device=self._device) for array in (part.images, part.labels)
+            )
+            self._on_device[split] = images, labels
+        images, labels = self._on_device[split]
+        return images[indices], labels[indices]
 
 
 def batch_edges(count: int, batch_size: int) -> list[tuple[int, int]]:
@@ -184,10 +140,7 @@ def draw_epoch(count: int, pad: int, flip: bool, stream: torch.Generator) -> Epo
 def crop(images: torch.Tensor, corners: torch.Tensor, pad: int) -> torch.Tensor:
     """Each image zero-padded by ``pad`` pixels a side and cut back to its size, as torchvision's RandomCrop.
 
-    Args:
-        images: (B, C, H, W).
-        corners: int64 (B, 2), top and left edge of each cut in 0 … 2·pad.
-        pad: pixels of padding on each side.
+    ``images``: (B, C, H, W). ``corners``: int64 (B, 2), top and left edge of each cut in 0 … 2·pad.
     """
     batch, _, height, width = images.shape
     padded = functional.pad(images, (pad, pad, pad, pad))

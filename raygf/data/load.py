@@ -10,7 +10,7 @@ from raygf.data.in_memory import ImageSet
 from raygf.data.small_sets import HUB, decode_parts, load_cifar, load_digits, load_own, require_hub
 from raygf.data.splits import Source, Split
 from raygf.data.stores import Part, ShardStore, common_names, index_folder, index_shards
-from raygf.data.streaming import StreamedSet
+from raygf.data.streaming import STATISTICS, StreamedSet
 from raygf.errors import DataError, import_function
 
 UNLABELLED = -1  # What ImageNet's test images have for a label on the Hugging Face hub.
@@ -55,14 +55,12 @@ def _load_streamed(config: DataConfig, seed: int) -> StreamedSet:
         )
     folder = _folder(config)
     source = find_folders(folder) if config.source == "imagefolder" else find_shards(folder)
-    train, val, test = source.divide(config, seed)
     return StreamedSet(
-        name=source.name,
-        spec=InputSpec(3, config.crop, config.crop, len(source.class_names)),
-        class_names=source.class_names,
-        train=train,
-        val=val,
-        test=test,
+        source.name,
+        InputSpec(3, config.crop, config.crop, len(source.class_names)),
+        source.class_names,
+        *source.divide(config, seed),
+        STATISTICS,
         crop=config.crop,
         resize=config.resize,
         flip=config.flip,
@@ -74,21 +72,19 @@ def _load_streamed(config: DataConfig, seed: int) -> StreamedSet:
 
 def _hold(source: Source[Any], splits: tuple[Split, Split, Split], config: DataConfig) -> ImageSet:
     """The set in memory of training, validation and test images ``splits``, which come from ``source``."""
-    train, val, test = splits
-    _, channels, height, width = train.images.shape
+    images = splits[0].images
+    _, channels, height, width = images.shape
     if config.pad >= min(height, width):
         raise DataError(
             f"data.pad = {config.pad}: of images of {width}x{height} pixels a crop could show nothing; lower "
             "--data.pad or set --data.image-size"
         )
     return ImageSet(
-        name=source.name,
-        spec=InputSpec(channels, height, width, len(source.class_names)),
-        class_names=source.class_names,
-        train=train,
-        val=val,
-        test=test,
-        statistics=source.statistics or channel_statistics(train.images),
+        source.name,
+        InputSpec(channels, height, width, len(source.class_names)),
+        source.class_names,
+        *splits,
+        source.statistics or channel_statistics(images),
         pad=config.pad,
         flip=config.flip,
         transform=config.transform,

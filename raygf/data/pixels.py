@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.ImageFile import ImageFile
 
 SCALE = (0.08, 1.0)
 """Share of the image's area that a random part has, as in Szegedy et al., CVPR 2015."""
@@ -32,14 +31,8 @@ Box = tuple[int, int, int, int]
 def training_view(image: torch.Tensor, size: int, flip: bool, stream: random.Random) -> torch.Tensor:
     """A random part of ``image`` scaled to ``size`` pixels a side: torchvision's RandomResizedCrop.
 
-    Args:
-        image: uint8 (3, H, W).
-        size: pixels a side of the result.
-        flip: mirror it left to right in half of all cases.
-        stream: where the draws come from; the same ones whatever ``flip`` is.
-
-    Returns:
-        uint8 (3, size, size).
+    ``image``: uint8 (3, H, W); the result: uint8 (3, size, size). With ``flip`` it is mirrored left to right
+    in half of all cases; the draws from ``stream`` are the same whatever ``flip`` is.
     """
     from torchvision.transforms.v2 import functional
 
@@ -55,13 +48,8 @@ def training_view(image: torch.Tensor, size: int, flip: bool, stream: random.Ran
 def evaluation_view(image: torch.Tensor, resize: int, size: int) -> torch.Tensor:
     """The centre of ``image``: torchvision's Resize and CenterCrop.
 
-    Args:
-        image: uint8 (3, H, W).
-        resize: what its shorter side is scaled to, in pixels.
-        size: pixels a side that are then cut out.
-
-    Returns:
-        uint8 (3, size, size).
+    ``image``: uint8 (3, H, W), whose shorter side is scaled to ``resize`` pixels; the result: uint8 (3, size,
+    size).
     """
     from torchvision.transforms.v2 import functional
 
@@ -87,11 +75,7 @@ def draw_box(height: int, width: int, stream: random.Random) -> Box:
 
 def central_box(height: int, width: int) -> Box:
     """The largest central part with an allowed ratio; for images too narrow or too flat for a random one."""
-    box_height, box_width = height, width
-    if width / height < RATIO[0]:
-        box_height = round(width / RATIO[0])
-    elif width / height > RATIO[1]:
-        box_width = round(height * RATIO[1])
+    box_height, box_width = min(height, round(width / RATIO[0])), min(width, round(height * RATIO[1]))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
@@ -103,22 +87,12 @@ def decode_rgb(file: bytes) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(io.BytesIO(file)) as image:
-            return np.asarray(_eight_bits(image, file).convert("RGB")).transpose(2, 0, 1)
+            if image.mode.startswith("I;16"):  # grey of 16 bits, which Pillow clips at 255
+                scaled = np.rint(np.asarray(image) / 257).astype(np.uint8)
+                return np.broadcast_to(scaled, (3, *scaled.shape))
+            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
     except Exception as error:  # Pillow's decoders raise errors of many kinds.
         raise ValueError("the image can't be decoded: it is damaged or of an unknown format") from error
-
-
-def _eight_bits(image: ImageFile, file: bytes) -> Image.Image:
-    """``image`` of ``file`` in 8 bits: Pillow clips grey of 16 at 255, and drops colours' lower byte."""
-    if image.mode.startswith("I;16"):
-        deep = np.asarray(image)
-    elif [tile[3] for tile in image.tile] in (["RGB;16B"], ["RGBA;16B"]):
-        with Image.open(io.BytesIO(file)) as lower:
-            lower.tile = [tile._replace(args=f"{image.mode};16L") for tile in lower.tile]
-            deep = np.asarray(image) * np.uint16(256) + np.asarray(lower)
-    else:
-        return image
-    return Image.fromarray(np.rint(deep / 257).astype(np.uint8))
 
 
 def decode_tensor(file: NDArray[np.uint8]) -> torch.Tensor:
@@ -128,8 +102,7 @@ def decode_tensor(file: NDArray[np.uint8]) -> torch.Tensor:
     libjpeg-turbo). What it refuses, Pillow decides: a file that one of them can read is an image. So does
     Pillow with JPEGs in CMYK, whose conversion is its own.
 
-    Args:
-        file: uint8 (bytes,), writable.
+    ``file``: uint8 (bytes,), writable.
 
     Raises:
         ValueError: the bytes are no whole image.

@@ -18,7 +18,6 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
@@ -29,7 +28,7 @@ from raygf.cli import command_with, interruptible, parse_flags
 from raygf.compute import generator
 from raygf.config.fields import Limits, Section, local_path
 from raygf.config.run import Count, Name, Natural, Pixels
-from raygf.data.base import digest_of
+from raygf.data.base import digest_of, permutation
 from raygf.data.load import find_folders, find_shards
 from raygf.data.pixels import decode_tensor
 from raygf.data.stores import FolderStore, Part
@@ -141,7 +140,7 @@ def plan(parts: Mapping[str, Part], images: int) -> dict[str, Part]:
     shards: dict[str, Part] = {}
     for split, part in parts.items():
         if split == "train" and isinstance(part.store, FolderStore):
-            part = part.take(torch.randperm(len(part), generator=generator(0, "prepare")).numpy())
+            part = part.take(permutation(len(part), generator(0, "prepare")))
         names = f"{split}-{{:05d}}-of-{-(-len(part) // images):05d}.parquet"
         shards |= {names.format(number): piece for number, piece in enumerate(_pieces(part, images))}
     return shards
@@ -225,9 +224,8 @@ def _row_group(config: PrepareConfig, part: Part) -> tuple[list[bytes], list[int
 def prepare_image(file: NDArray[np.uint8], short_side: int | None, quality: int) -> bytes:
     """An image file as it is stored: as it is, or a JPEG of ``quality`` with its shorter side scaled down.
 
-    Args:
-        file: uint8 (bytes,), writable.
-        short_side: the file is kept, but decoded as a check, if it has no more; always if None.
+    ``file``: uint8 (bytes,), writable; it is kept, but decoded as a check, if its shorter side has no more
+    than ``short_side``, or this is None.
 
     Raises:
         ValueError: the bytes are no whole image.

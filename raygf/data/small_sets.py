@@ -63,10 +63,7 @@ def load_digits(image_size: int | None) -> Source[Split]:
 def load_cifar(name: Literal["cifar10", "cifar100"], path: str, image_size: int | None) -> Source[Split]:
     """50 000 training and 10 000 test images of 32x32 pixels, unless scaled.
 
-    Args:
-        name: which of the two.
-        path: the folder that holds the unpacked archive, ``cifar-10-batches-py`` or ``cifar-100-python``.
-        image_size: pixels a side to scale to; None: as they are.
+    ``path``: the folder that holds the unpacked archive, ``cifar-10-batches-py`` or ``cifar-100-python``.
 
     Raises:
         DataError: the folder or a file is missing, or a file differs from the published one (MD5).
@@ -78,38 +75,15 @@ def load_cifar(name: Literal["cifar10", "cifar100"], path: str, image_size: int 
     try:
         train, test = (kind(root, train=is_train, download=False) for is_train in (True, False))
     except RuntimeError as error:
-        raise DataError(_fault(kind, root)) from error
-    return Source(
-        name,
-        tuple(train.classes),
-        _split(train, image_size),
-        _split(test, image_size),
-        statistics=STATISTICS[name],
-    )
-
-
-def _split(part: Any, image_size: int | None) -> Split:
-    images = np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))
-    return Split(resize(images, image_size), np.asarray(part.targets, np.int64))
-
-
-def _fault(kind: Any, root: Path) -> str:
-    """Why torchvision refused ``root``, and what to do."""
-    from torchvision.datasets.utils import check_integrity
-
-    folder = root / kind.base_folder
-    remedy = f"unpack {kind.url} there"
-    if not root.is_dir():
-        return f"{root}: no such folder; --data.path must hold {kind.base_folder}/ ({kind.url}, unpacked)"
-    if not folder.is_dir():
-        return f"{folder}: no such folder; unpack {kind.url} in {root} or set --data.path"
-    files = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
-    for file, md5 in files:
-        if not (folder / file).is_file():
-            return f"{folder / file}: no such file; {remedy}"
-        if not check_integrity(str(folder / file), md5):
-            return f"{folder / file}: damaged (its MD5 sum is not the published one); {remedy} anew"
-    return f"{folder}: torchvision can't read it; {remedy} anew"
+        folder = root / kind.base_folder
+        how = "incomplete, or damaged (by MD5 sums)" if folder.is_dir() else "no such folder"
+        raise DataError(f"{folder}: {how}; unpack {kind.url} in {root} or set --data.path") from error
+    pixels = (np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)) for part in (train, test))
+    targets = (np.asarray(part.targets, np.int64) for part in (train, test))
+    splits = [
+        Split(resize(images, image_size), labels) for images, labels in zip(pixels, targets, strict=True)
+    ]
+    return Source(name, tuple(train.classes), splits[0], splits[1], statistics=STATISTICS[name])
 
 
 HUB = "hf:"

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from raygf.compute import generator
 from raygf.config.run import DataConfig
-from raygf.data.base import ChannelStatistics
+from raygf.data.base import ChannelStatistics, Indices, digest_of, permutation
 from raygf.data.stores import Part
 from raygf.errors import DataError
 
-Indices = NDArray[np.int64]
 TEST_SEED = 0  # Not the run's: runs of different seeds are compared on the same test images.
 
 
@@ -49,28 +47,23 @@ class Source(Generic[T]):
                 f"data.val = {config.val}: {self.name} has a validation split of its own; "
                 "set --data.val 0 to use it"
             )
-        rest, test = self._hold_out_test(config.test)
+        total, count, test = len(self.train.labels), config.test, self.test
+        rest = np.arange(total)
+        if test is None:
+            if count is None:
+                raise DataError(
+                    f"{self.name} has no test images (a folder val, or files val*.parquet or test*.parquet); "
+                    "hold some training images out with --data.test"
+                )
+            rest, held_out = _hold_out("test", count, total, TEST_SEED)
+            test = self.train.take(held_out)
+        elif count is not None:
+            own = f"{self.name} has test images of its own"
+            raise DataError(f"data.test = {count}: {own}; leave --data.test out")
         train, val = divide(self.train.labels[rest], self.class_names, config, seed)
         own_val = self.val if self.val is not None else self.train.take(rest[val])
-        kept = self.train if len(train) == len(self.train.labels) else self.train.take(rest[train])
+        kept = self.train if len(train) == total else self.train.take(rest[train])
         return kept, own_val, test
-
-    def _hold_out_test(self, count: int | None) -> tuple[Indices, T]:
-        """The training images that are left, as indices, and the test images."""
-        total = len(self.train.labels)
-        if self.test is not None:
-            if count is not None:
-                raise DataError(
-                    f"data.test = {count}: {self.name} has test images of its own; leave --data.test out"
-                )
-            return np.arange(total), self.test
-        if count is None:
-            raise DataError(
-                f"{self.name} has no test images (a folder val, or files val*.parquet or test*.parquet); "
-                "hold some training images out with --data.test"
-            )
-        rest, test = _hold_out("test", count, total, TEST_SEED)
-        return rest, self.train.take(test)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +78,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def digest(self) -> str:
+        """Of pixels and labels."""
+        return digest_of(self.images, self.labels)
 
     def take(self, indices: Indices) -> Split:
         """The images at ``indices`` (K,), copied, in that order."""
@@ -112,7 +110,8 @@ def divide(
                 f"data.train_limit = {config.train_limit}: only {len(train)} training images are left; "
                 "lower --data.train-limit"
             )
-        train = train[np.sort(_permutation(len(train), seed, "train_limit")[: config.train_limit])]
+        order = permutation(len(train), generator(seed, "data", "train_limit"))
+        train = train[np.sort(order[: config.train_limit])]
     if len(train) < 2:
         raise DataError(
             f"{len(train)} training image is left: at least 2 are needed to train; lower --data.val, raise "
@@ -128,7 +127,7 @@ def _hold_out(split: str, count: int, total: int, seed: int) -> tuple[Indices, I
             f"data.{split} = {count}: there are only {total} training images, so none would be left to "
             f"train; lower --data.{split}"
         )
-    order = _permutation(total, seed, split)
+    order = permutation(total, generator(seed, "data", split))
     return np.sort(order[count:]), np.sort(order[:count])
 
 
@@ -136,7 +135,7 @@ def _keep_per_class(
     labels: NDArray[np.int64], class_names: tuple[str, ...], per_class: int, seed: int
 ) -> Indices:
     """Increasing indices into ``labels`` (N,) of ``per_class`` images of every class, chosen by seed."""
-    order = _permutation(len(labels), seed, "per_class")
+    order = permutation(len(labels), generator(seed, "data", "per_class"))
     shuffled = labels[order]
     kept = []
     for label, name in enumerate(class_names):
@@ -148,8 +147,3 @@ def _keep_per_class(
             )
         kept.append(members[:per_class])
     return np.sort(np.concatenate(kept))
-
-
-def _permutation(count: int, seed: int, purpose: str) -> Indices:
-    permutation: Indices = torch.randperm(count, generator=generator(seed, "data", purpose)).numpy()
-    return permutation

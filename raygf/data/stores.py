@@ -120,10 +120,7 @@ class FolderStore:
 def index_folder(root: str, split: str, class_names: tuple[str, ...] | None = None) -> FolderStore:
     """The images of ``root``/``split``, by class in the order of the names, by file name within a class.
 
-    Args:
-        root: the set's folder.
-        split: a folder in it, which holds one folder a class.
-        class_names: the classes; None: the folders that are there, sorted.
+    ``class_names``: the classes; None: the folders that are there, sorted.
 
     Raises:
         DataError: there is no such folder, it has no classes, another class, or a class without images.
@@ -270,27 +267,30 @@ def index_shards(files: Sequence[Path]) -> ShardStore:
         DataError: a file is damaged, has not the columns, has a row without label, there are no rows, or the
             files name their classes differently.
     """
-    shards = [_index_file(file) for file in files]
-    if not any(len(shard.labels) for shard in shards):
+    columns, groups, labels, named = [], [], [], []
+    for file in files:
+        column, sizes, of_rows, names = _index_file(file)
+        columns.append(column)
+        groups.append(sizes)
+        labels.append(of_rows)
+        named.append((str(file), names))
+    if not any(map(len, labels)):
         raise DataError(f"{files[0]}: the split has no rows; fetch it again")
+    rows, sizes = np.concatenate(groups).T
     return ShardStore(
-        files=tuple(str(file) for file in files),
-        image_columns=tuple(shard.image_columns[0] for shard in shards),
-        unit_file=np.repeat(np.arange(len(shards)), [len(shard.unit_rows) for shard in shards]),
-        unit_group=np.concatenate([shard.unit_group for shard in shards]),
-        unit_rows=np.concatenate([shard.unit_rows for shard in shards]),
-        size=sum(shard.size for shard in shards),
-        labels=np.concatenate([shard.labels for shard in shards]),
-        class_names=common_names((shard.files[0], shard.class_names) for shard in shards),
+        files=tuple(map(str, files)),
+        image_columns=tuple(columns),
+        unit_file=np.repeat(np.arange(len(files)), [len(sizes) for sizes in groups]),
+        unit_group=np.concatenate([np.arange(len(sizes)) for sizes in groups]),
+        unit_rows=rows.copy(),
+        size=int(sizes.sum()),
+        labels=np.concatenate(labels),
+        class_names=common_names(named),
     )
 
 
 def common_names(named: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[str, ...]:
-    """The class names that all files with any have in common; () if none has any.
-
-    Args:
-        named: pairs of a file and its class names.
-    """
+    """The class names that all files with any have in common, of (file, names); () if none has any."""
     with_names = [(file, names) for file, names in named if names]
     for file, names in with_names[1:]:
         if names != with_names[0][1]:
@@ -298,27 +298,22 @@ def common_names(named: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[str, ...
     return with_names[0][1] if with_names else ()
 
 
-def _index_file(path: Path) -> ShardStore:
+def _index_file(path: Path) -> tuple[str, NDArray[np.int64], NDArray[np.int64], tuple[str, ...]]:
+    """The image column, rows and bytes of the U row groups (U, 2), the labels (N,), and the class names."""
     import pyarrow.parquet as pq
 
     with _naming_damage(str(path), lambda: pq.ParquetFile(path)) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
         image, label = _image_column(schema, path), _label_column(schema, path)
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        sizes = [(group.num_rows, group.total_byte_size) for group in groups]
         values = _naming_damage(str(path), lambda: parquet.read(columns=[label]).column(label))
     if values.null_count:
         row = int(values.is_null().to_numpy().argmax())
         raise DataError(f"{path}: row {row} has no label; every row needs one")
-    return ShardStore(
-        files=(str(path),),
-        image_columns=(image,),
-        unit_file=np.zeros(len(groups), np.int64),
-        unit_group=np.arange(len(groups)),
-        unit_rows=np.array([group.num_rows for group in groups], np.int64),
-        size=sum(group.total_byte_size for group in groups),
-        labels=values.to_numpy().astype(np.int64),
-        class_names=_class_names(schema.metadata or {}, label, path),
-    )
+    sizes_of_groups = np.array(sizes, np.int64).reshape(-1, 2)  # a file may have no groups
+    names = _class_names(schema.metadata or {}, label, path)
+    return image, sizes_of_groups, values.to_numpy().astype(np.int64), names
 
 
 def _image_column(schema: Any, file: Path) -> str:
@@ -328,17 +323,15 @@ def _image_column(schema: Any, file: Path) -> str:
         return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
     for field in schema:
-        if field.name in IMAGE_COLUMNS:
-            if is_binary(field.type):
-                return str(field.name)
-            if types.is_struct(field.type) and any(
-                f.name == "bytes" and is_binary(f.type) for f in field.type
-            ):
-                return f"{field.name}.bytes"
-    raise DataError(
-        f"{file}: no column 'image' or 'img' that is binary, or a struct with binary 'bytes'; it has "
-        f"{', '.join(schema.names) or 'none'}"
-    )
+        if field.name in IMAGE_COLUMNS and is_binary(field.type):
+            return str(field.name)
+        if (
+            field.name in IMAGE_COLUMNS
+            and types.is_struct(field.type)
+            and (any(part.name == "bytes" and is_binary(part.type) for part in field.type))
+        ):
+            return f"{field.name}.bytes"
+    raise _no_column(file, schema, "column 'image' or 'img' that is binary, or a struct with binary 'bytes'")
 
 
 def _label_column(schema: Any, file: Path) -> str:
@@ -347,11 +340,12 @@ def _label_column(schema: Any, file: Path) -> str:
     whole = [str(field.name) for field in schema if types.is_integer(field.type)]
     chosen = [name for name in LABEL_COLUMNS if name in whole][:1] or whole
     if len(chosen) != 1:
-        raise DataError(
-            f"{file}: no label column 'label' or 'fine_label' of whole numbers; it has "
-            f"{', '.join(schema.names) or 'none'}"
-        )
+        raise _no_column(file, schema, "label column 'label' or 'fine_label' of whole numbers")
     return chosen[0]
+
+
+def _no_column(file: Path, schema: Any, wanted: str) -> DataError:
+    return DataError(f"{file}: no {wanted}; it has {', '.join(schema.names) or 'none'}")
 
 
 def _class_names(metadata: dict[bytes, bytes], label: str, file: Path) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from raygf.compute import Compute, derive_seed, generator
-from raygf.data.base import Batch, ChannelStatistics, InputSpec, Normaliser, SplitName, transform_batch
+from raygf.data.base import Batch, ChannelStatistics, Dataset, Normaliser, SplitName, transform_batch
 from raygf.data.in_memory import batch_edges
 from raygf.data.pixels import evaluation_view, training_view
 from raygf.data.stores import FolderStore, Part
@@ -29,16 +29,12 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
-class StreamedSet:
-    """Where the images of every split are, and their labels. A ``raygf.data.base.Dataset``.
+class StreamedSet(Dataset):
+    """Where the images of every split are, and their labels (45 MB for ImageNet).
 
-    It is a description of plain values and arrays (45 MB for ImageNet): the files are opened by whoever opens
-    the set, so every node must see them under the same path.
+    The files are opened by whoever opens the set, so every node must see them under the same path.
     """
 
-    name: str
-    spec: InputSpec
-    class_names: tuple[str, ...]
     train: Part
     val: Part
     test: Part
@@ -47,30 +43,13 @@ class StreamedSet:
     resize: int
     """Pixels of the shorter side before the centre is cut out."""
     flip: bool
-    transform: str
     """Whether half of the training images are mirrored."""
+    transform: str
+    """The user's function that changes batches of training images after that; see ``transform_batch``."""
     workers: int
     """Processes that read and decode, for each that opens the set."""
     max_undecodable: int
     """Images of one pass that may be left out because they can't be decoded."""
-
-    @property
-    def statistics(self) -> ChannelStatistics:
-        """What images are normalised with: always ImageNet's."""
-        return STATISTICS
-
-    @property
-    def splits(self) -> dict[SplitName, Part]:
-        """The three splits by name."""
-        return {"train": self.train, "val": self.val, "test": self.test}
-
-    def count(self, split: SplitName) -> int:
-        """Images in a split."""
-        return len(self.splits[split])
-
-    def digest(self, split: SplitName) -> str:
-        """See ``Part.digest``."""
-        return self.splits[split].digest
 
     def open(self, compute: Compute, batch_size: int, eval_batch_size: int) -> StreamedBatches:
         """The data set's batches on ``compute.device``."""
@@ -79,13 +58,8 @@ class StreamedSet:
     def view(self, image: torch.Tensor, index: int, key: Key | None) -> torch.Tensor:
         """What the network sees of a decoded image: a random part of it with a ``key``, else the centre.
 
-        Args:
-            image: uint8 (3, H, W).
-            index: of the image in its store.
-            key: seed and names of the random streams of this pass.
-
-        Returns:
-            uint8 (3, crop, crop).
+        ``image``: uint8 (3, H, W), number ``index`` in its store. ``key``: seed and names of the pass's
+        random streams. Returns uint8 (3, crop, crop).
         """
         if key is None:
             return evaluation_view(image, self.resize, self.crop)
@@ -113,12 +87,9 @@ class StreamedBatches:
         """All images that were left out so far, as they are named in the warnings."""
 
     def train(self, seed: int, *key: str | int, images: int | None = None) -> Iterator[Batch]:
-        """One epoch of the training split, shuffled and augmented by the stream ``key`` of run ``seed``.
+        """See ``BatchSource``. Every image comes exactly once, and the same bits with any number of workers.
 
-        ``images``: end it after so many, which the order draws.
-
-        Every image comes exactly once, and the same bits with any number of workers. A last batch of a
-        single image joins the one before it.
+        A last batch of a single image joins the one before it.
 
         Raises:
             DataError: there are fewer than two training images; and while it runs, see ``evaluate``.
@@ -130,7 +101,7 @@ class StreamedBatches:
         return self._run(Pass("train", order, batch_edges(count, self._batch_size), (seed, *key)))
 
     def evaluate(self, split: SplitName) -> Iterator[Batch]:
-        """One pass over a split in its own order, without augmentation; nothing if the split is empty.
+        """See ``BatchSource``; nothing if the split is empty.
 
         Raises:
             DataError: a file is gone or damaged, or more images than allowed can't be decoded.
@@ -143,14 +114,21 @@ class StreamedBatches:
     def _run(self, whole: Pass) -> Iterator[Batch]:
         if not whole.edges:
             return
-        store = self._data.splits[whole.split].store
-        pool = self._idle.pop() if self._idle else self._make_pool()
+        data, device = self._data, self._compute.device
+        if self._idle:
+            pool = self._idle.pop()
+        else:
+            stores = {name: part.store for name, part in data.splits.items()}
+            capacity = max(self._batch_size + 1, self._eval_batch_size)  # one may join the last batch
+            pool = WorkerPool(stores, data.view, data.workers, capacity, data.crop)
         left_out = used = 0
         try:
             for (start, stop), (images, failures) in zip(whole.edges, pool.batches(whole), strict=True):
                 left_out += len(failures)
                 self._judge(failures, left_out)
-                labels = torch.from_numpy(store.labels[whole.order.images[start:stop]])
+                labels = torch.from_numpy(
+                    data.splits[whole.split].store.labels[whole.order.images[start:stop]]
+                )
                 if failures:
                     whole_ones = torch.ones(len(labels), dtype=torch.bool)
                     whole_ones[[failure.place for failure in failures]] = False
@@ -158,9 +136,8 @@ class StreamedBatches:
                 if len(labels) < (1 if whole.key is None else 2):
                     continue
                 used += 1
-                device = self._compute.device
-                if whole.key is not None and self._data.transform:
-                    images = transform_batch(self._data.transform, images, (*whole.key, start))
+                if whole.key is not None and data.transform:
+                    images = transform_batch(data.transform, images, (*whole.key, start))
                 yield self._normalise(images.to(device)), labels.to(device)
         except BaseException:
             pool.close()  # its workers are in the midst of a pass
@@ -181,12 +158,6 @@ class StreamedBatches:
                 f"{last.where}: {last.why}; {left_out} such image(s) in this pass, data.max_undecodable = "
                 f"{self._data.max_undecodable} allowed: mend the data set or raise --data.max-undecodable"
             )
-
-    def _make_pool(self) -> WorkerPool:
-        data = self._data
-        stores = {name: part.store for name, part in data.splits.items()}
-        capacity = max(self._batch_size + 1, self._eval_batch_size)  # one may join the last batch
-        return WorkerPool(stores, data.view, data.workers, capacity, data.crop)
 
 
 def _window(part: Part) -> int:

@@ -5,6 +5,7 @@ batch, each on the images of certain units (Parquet row groups), so that no unit
 there are too few units to go round. Which worker does what depends on their number, what is done does not.
 """
 
+import itertools
 import math
 import mmap
 import multiprocessing
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
 from raygf.compute import torch_threads
-from raygf.data.base import SplitName
+from raygf.data.base import Indices, SplitName, permutation
 from raygf.data.pixels import decode_tensor
 from raygf.data.stores import FolderStore, ShardReader, ShardStore
 from raygf.errors import DataError, RunFailed
@@ -29,7 +30,6 @@ IMAGES_AHEAD = 1024
 SPREAD = 4
 """Shares of units per worker that a unit may be cut into so that workers have alike much to do."""
 
-Indices = NDArray[np.int64]
 Key = tuple[str | int, ...]
 """Names the random streams of the augmentation, together with an image's index."""
 Stores = Mapping[SplitName, FolderStore | ShardStore]
@@ -70,13 +70,13 @@ def shuffled(images: Indices, units: Indices | None, window: int, stream: torch.
     """
     count = len(images)
     if units is None:
-        return in_order(images[_permutation(count, stream)], None)
+        return in_order(images[permutation(count, stream)], None)
     _, unit, sizes = np.unique(units, return_inverse=True, return_counts=True)
-    turn = _permutation(len(sizes), stream)  # the units in the order of this epoch
+    turn = permutation(len(sizes), stream)  # the units in the order of this epoch
     rank = np.empty_like(turn)
     rank[turn] = np.arange(len(turn))
     if window >= count:
-        order = _permutation(count, stream)
+        order = permutation(count, stream)
         return Order(images[order], 2 * rank[unit[order]])
     starts = np.empty_like(turn)
     starts[turn] = sizes[turn].cumsum() - sizes[turn]
@@ -85,11 +85,6 @@ def shuffled(images: Indices, units: Indices | None, window: int, stream: torch.
     again = places >= count  # beyond the end: at the beginning, where the unit is read for itself
     order = np.argsort(np.where(again, places - count, places), kind="stable")
     return Order(images[order], (2 * rank[unit] + again)[order])
-
-
-def _permutation(count: int, stream: torch.Generator) -> Indices:
-    permutation: Indices = torch.randperm(count, generator=stream).numpy()
-    return permutation
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,21 +127,15 @@ def cut(whole: Pass, workers: int, slots: int, ahead: int) -> Iterator[Task]:
         ahead: batches that are under way at a time.
     """
     images, visits = whole.order
-    lanes = _lanes(whole, workers, ahead)
+    together = len(np.unique(visits[: whole.edges[: ahead + 1][-1][1]]))  # units in use at a time
+    parts = math.ceil(SPREAD * workers / together)
+    lanes = (visits // 2 * parts + np.arange(len(visits)) % parts) % workers  # who does every image
     over = _ending(whole)
     for number, (start, stop) in enumerate(whole.edges):
         for worker in range(workers):
             places = np.flatnonzero(lanes[start:stop] == worker)
             at = start + places
             yield Task(whole.split, number % slots, places, images[at], visits[at], over[number], whole.key)
-
-
-def _lanes(whole: Pass, workers: int, ahead: int) -> Indices:
-    """Which worker does every image of the pass (N,)."""
-    visits = whole.order.visits
-    together = len(np.unique(visits[: whole.edges[: ahead + 1][-1][1]]))  # units in use at a time
-    parts = math.ceil(SPREAD * workers / together)
-    return (visits // 2 * parts + np.arange(len(visits)) % parts) % workers
 
 
 def _ending(whole: Pass) -> list[Indices]:
@@ -169,13 +158,8 @@ class Failure(NamedTuple):
     why: str
 
 
-@dataclass(frozen=True)
-class Done:
-    """How a task went."""
-
-    failures: Sequence[Failure] = ()
-    error: str = ""
-    """Why the whole task could not be done. A text: exceptions change on their way out of a worker."""
+Done = list[Failure] | str
+"""How a task went; a text: why it could not be done. Exceptions change on their way out of a worker."""
 
 
 class ViewMaker:
@@ -192,9 +176,9 @@ class ViewMaker:
         try:
             return self._do(task)
         except DataError as error:
-            return Done(error=str(error))
+            return str(error)
 
-    def _do(self, task: Task) -> Done:
+    def _do(self, task: Task) -> list[Failure]:
         store = self._stores[task.split]
         if task.split not in self._readers:
             self._readers[task.split] = store.open()
@@ -213,7 +197,7 @@ class ViewMaker:
             else:
                 self._slots[task.slot, place].copy_(view)
         reader.leave(task.over.tolist())
-        return Done(failures)
+        return failures
 
 
 class WorkerPool:
@@ -263,13 +247,13 @@ class WorkerPool:
         lanes = max(1, self._workers)
         done = self._done(cut(whole, lanes, len(self._slots), max(1, self._ahead)))
         for number, (start, stop) in enumerate(whole.edges):
-            results = [next(done) for _ in range(lanes)]
-            for result in results:
-                if result.error:
-                    raise DataError(result.error)
+            failures: list[Failure] = []
+            for result in itertools.islice(done, lanes):
+                if isinstance(result, str):
+                    raise DataError(result)
+                failures += result
             images = torch.from_numpy(self._slots[number % len(self._slots), : stop - start])
-            failures = sorted(failure for result in results for failure in result.failures)
-            yield images.permute(0, 3, 1, 2), failures
+            yield images.permute(0, 3, 1, 2), sorted(failures)
         for _ in done:  # lets the loader notice that the pass is over
             raise AssertionError("there are no tasks left")
 
@@ -288,7 +272,16 @@ class WorkerPool:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="This DataLoader will create")  # more than cores
             if self._loader is None:
-                self._loader = self._make_loader()
+                self._loader = DataLoader(
+                    self._maker,  # type: ignore[arg-type]
+                    batch_size=None,
+                    sampler=self._tasks,
+                    num_workers=self._workers,
+                    prefetch_factor=self._ahead,
+                    persistent_workers=True,
+                    multiprocessing_context="fork",
+                    generator=torch.Generator(),  # or it would draw from the global one, which dropout uses
+                )
             self._iterator = iter(self._loader)
         while True:
             try:
@@ -303,18 +296,6 @@ class WorkerPool:
                     f"a worker process of the data was lost ({cause}); if memory ran out, lower "
                     "data.workers; the last checkpoint stands"
                 ) from error
-
-    def _make_loader(self) -> Any:
-        return DataLoader(
-            self._maker,  # type: ignore[arg-type]
-            batch_size=None,
-            sampler=self._tasks,
-            num_workers=self._workers,
-            prefetch_factor=self._ahead,
-            persistent_workers=True,
-            multiprocessing_context="fork",
-            generator=torch.Generator(),  # or it would draw from the global one, which dropout uses
-        )
 
 
 class _Tasks(Sampler[Task]):

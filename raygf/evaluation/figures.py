@@ -34,8 +34,6 @@ _LEAST_SPREAD = 0.05
 
 _RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Okabe and Ito's palette (2008), the darker ones first, without its yellow: hard to see on white."""
-_RUN_LINES = ("-", "--", "-.", ":")
-_RUN_MARKERS = "osD^vP"
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -47,8 +45,8 @@ def run_style(index: int, points: int = 0) -> dict[str, Any]:
     """Colour, line and marker of run number ``index``, for print in grey; many ``points`` are not marked."""
     return {
         "color": _RUN_COLOURS[index % len(_RUN_COLOURS)],
-        "linestyle": _RUN_LINES[index % len(_RUN_LINES)],
-        "marker": _RUN_MARKERS[index % len(_RUN_MARKERS)] if points <= MARKED else None,
+        "linestyle": ("-", "--", "-.", ":")[index % 4],
+        "marker": "osD^vP"[index % 6] if points <= MARKED else None,
         "markersize": 3.5,
         "linewidth": 1.5,
     }
@@ -117,8 +115,8 @@ def accuracy_figure(history: History) -> Figure:
     for index, colour in enumerate(colours):
         label = f"exit {index + 1}"
         axes.plot(rounds, 100 * accuracy[:, index], color=colour, marker=marker, markersize=3, label=label)
-    average: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.2, "label": "average"}
-    axes.plot(rounds, 100 * accuracy.mean(axis=1), marker=marker, markersize=3, **average)
+    style: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.2, "markersize": 3}
+    axes.plot(rounds, 100 * accuracy.mean(axis=1), marker=marker, label="average", **style)
     axes.set_xlabel("round")
     axes.set_ylabel(f"{split} accuracy (%)")
     axes.set_xlim(rounds[0] - 0.5, rounds[-1] + 0.5)

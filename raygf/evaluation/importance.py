@@ -88,26 +88,17 @@ def important_segments(alpha: Tensor, owned: Tensor) -> Tensor:
     return (alpha > THRESHOLD) & owned & (owned.sum(dim=0) > 1)
 
 
-def prune(vector: Vector, important: Tensor, segments: Segments) -> Vector:
-    """A copy of ``vector`` (P,) that is zero in the segments where ``important`` (S,) is true."""
-    keep = ~important.repeat_interleave(segments.lengths)
-    pruned: Vector = vector * keep.numpy()
-    return pruned
-
-
 def measure_importance(vector: Vector, important: Tensor, segments: Segments, measure: Measure) -> Importance:
     """Prune exit by exit, shallow to deep, and measure all exits each time.
 
-    Args:
-        vector: the trained weights (P,); left as they are.
-        important: mask (n, S), from ``important_segments``.
-        measure: called 1 + 2n times.
+    ``vector``: the trained weights (P,). ``important``: mask (n, S). ``measure`` is called 1 + 2n times.
     """
     baseline = np.array(measure(vector))
     alone, in_turn, left, before = [], [], vector, baseline
     for row in important:
-        alone.append(relative_loss(baseline, np.array(measure(prune(vector, row, segments)))))
-        left = prune(left, row, segments)
+        keep = ~row.repeat_interleave(segments.lengths).numpy()
+        alone.append(relative_loss(baseline, np.array(measure(vector * keep))))
+        left = left * keep
         after = np.array(measure(left))
         in_turn.append(relative_loss(before, after))
         before = after

@@ -224,24 +224,17 @@ class ConflictCurves:
 
 
 def conflict_curves(history: History, tensors: Sequence[str]) -> ConflictCurves | None:
-    """The conflict in a checkpoint's history; None if its method fuses nothing, or its exits share nothing.
-
-    Raises:
-        ValueError: a round has another number of tensors.
-    """
+    """The conflict in a checkpoint's history; None if it fuses or its exits share nothing."""
     known = {entry["round"]: entry["fusion"] for entry in history if entry.get("fusion")}
     if not known:
         return None
     rounds = np.arange(min(known), max(known) + 1)
-    cosine = np.full((len(tensors), len(rounds)), np.nan)
-    shares = np.full((2, len(rounds)), np.nan)
-    for round, fusion in known.items():
-        column = round - rounds[0]
-        cosine[:, column] = np.array(fusion["tensor_cosine"], dtype=np.float64)  # None becomes NaN
-        shares[:, column] = np.array([fusion["conflict_before"], fusion["conflict_after"]], dtype=np.float64)
-    if np.isnan(cosine).all():
+    missing = {"tensor_cosine": [None] * len(tensors), "conflict_before": None, "conflict_after": None}
+    reports = [known.get(round, missing) for round in rounds.tolist()]
+    cosine, before, after = (np.array([each[name] for each in reports], np.float64) for name in missing)
+    if np.isnan(cosine).all():  # None became NaN
         return None
-    return ConflictCurves(rounds, cosine, shares[0], shares[1], tuple(tensors))
+    return ConflictCurves(rounds, cosine.T, before, after, tuple(tensors))
 
 
 def conflict_figure(curves: ConflictCurves, noise: OrderNoise | None = None) -> Figure:
@@ -250,17 +243,26 @@ def conflict_figure(curves: ConflictCurves, noise: OrderNoise | None = None) -> 
     Beside them stands what the order of the images alone does, as far as it was measured.
     """
     shared = np.flatnonzero(~np.isnan(curves.cosine).all(axis=1))
-    count = len(shared)
-    named = count <= NAMED_TENSORS
+    count, named = len(shared), len(shared) <= NAMED_TENSORS
     figure = new_figure(9, (4.4 + 0.11 * count) if named else 7.5)
     ratio = max(1.6, 0.11 * count / 2) if named else 2.2
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(ratio, 1))
-    _draw_cosines(figure, above, curves, shared)
+    cosine = curves.cosine[shared]
+    top = float(np.nanmax(np.abs(cosine))) or 1.0
+    extent = (curves.rounds[0] - 0.5, curves.rounds[-1] + 0.5, count + 0.5, 0.5)
+    image = heat_map(above, cosine, cmap="PuOr", vmin=-top, vmax=top, extent=extent)
+    bar = figure.colorbar(image, ax=above, pad=0.02)
+    bar.set_label("mean cosine between exits' deltas\n(negative: conflict)")
+    label_depth(above.yaxis, [curves.tensors[index] for index in shared], "shared parameter tensor", first=1)
+    if not named:
+        above.set_ylabel(above.get_ylabel().replace(", ", ",\n"))
     labels = ("before fusion: pairs of exits", "after fusion: exits against the update")
     for index, (label, shares) in enumerate(zip(labels, (curves.before, curves.after), strict=True)):
         below.plot(curves.rounds, 100 * shares, label=label, **run_style(index, len(curves.rounds)))
     if noise is not None:
-        _mark_noise(below, noise)
+        for index, (label, share) in enumerate(noise.shares().items(), start=2):
+            style = run_style(index) | {"linestyle": "none", "markersize": 7, "clip_on": False}
+            below.plot([noise.round], [100 * share], label=label, **style)
     below.set_xlabel("round")
     below.set_ylabel("negative cosines (%)")
     below.set_ylim(bottom=0)
@@ -268,24 +270,6 @@ def conflict_figure(curves: ConflictCurves, noise: OrderNoise | None = None) -> 
     plain_axes(below)
     legend_outside(figure, below, below=2)
     return figure
-
-
-def _draw_cosines(figure: Figure, axes: Axes, curves: ConflictCurves, shared: NDArray[np.int64]) -> None:
-    cosine = curves.cosine[shared]
-    top = float(np.nanmax(np.abs(cosine))) or 1.0
-    extent = (curves.rounds[0] - 0.5, curves.rounds[-1] + 0.5, len(cosine) + 0.5, 0.5)
-    image = heat_map(axes, cosine, cmap="PuOr", vmin=-top, vmax=top, extent=extent)
-    bar = figure.colorbar(image, ax=axes, pad=0.02)
-    bar.set_label("mean cosine between exits' deltas\n(negative: conflict)")
-    label_depth(axes.yaxis, [curves.tensors[index] for index in shared], "shared parameter tensor", first=1)
-    if len(cosine) > NAMED_TENSORS:
-        axes.set_ylabel(axes.get_ylabel().replace(", ", ",\n"))
-
-
-def _mark_noise(axes: Axes, noise: OrderNoise) -> None:
-    for index, (label, share) in enumerate(noise.shares().items(), start=2):
-        style = run_style(index) | {"linestyle": "none", "markersize": 7, "clip_on": False}
-        axes.plot([noise.round], [100 * share], label=label, **style)
 
 
 def cosine_csv(curves: ConflictCurves) -> str:
@@ -324,22 +308,17 @@ def importance_figure(importance: Importance) -> Figure:
             text = "–" if np.isnan(value) else f"{100 * value:.0f}".replace("-0", "0")
             colour = "black" if np.isnan(value) or value > 0.55 else "white"
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
-    sizes = zip(importance.segments, importance.parameters, strict=True)
-    rows = [f"exit {i + 1}\n{_amount(*size)}" for i, size in enumerate(sizes)]
+    rows = []
+    for exit, (segments, count) in enumerate(zip(importance.segments, importance.parameters, strict=True), 1):
+        shown = f"{count_unit([count]).text(count)} {count_unit([count]).name}" if count >= 1000 else count
+        size = f"{segments} segment{'s' * (segments > 1)},\n{shown} parameters" if segments else "nothing"
+        rows.append(f"exit {exit}\n{size}")
     left.set_yticks(range(exits), rows, fontsize=7)
     left.set_ylabel("whose important parameters\nare set to zero")
     figure.supxlabel("measured exit (its test accuracy before pruning)", fontsize=9)
     bar = figure.colorbar(image, ax=(left, right), pad=0.02)
     bar.set_label("accuracy lost (% of the value before)")
     return figure
-
-
-def _amount(segments: int, parameters: int) -> str:
-    if not segments:
-        return "nothing"
-    unit = count_unit([parameters]) if parameters >= 1000 else None
-    shown = f"{parameters}" if unit is None else f"{unit.text(parameters)} {unit.name}"
-    return f"{segments} segment{'s' * (segments > 1)},\n{shown} parameters"
 
 
 def importance_csv(importance: Importance) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from raygf.config import fields as checks
 from raygf.data.base import InputSpec
 from raygf.errors import ConfigError, one_line
-from raygf.models.graph_cut import ShapeRecorder, Traces, find_cuts, split_network, trace_modes
+from raygf.models.graph_cut import ShapeRecorder, Traces, find_cuts, module_of, split_network, trace_modes
 from raygf.models.multi_exit import ChannelsFirst, MultiExitNetwork, evaluating
 from raygf.models.sdn import InternalClassifier
 from raygf.models.weights import load_weights, read_weights
@@ -225,14 +225,10 @@ def _make_head(head: HeadKind | HeadMaker, features: Features, classes: int, cut
 
 def _keep_features(network: nn.Module, traces: Traces, cuts: Sequence[str]) -> None:
     """Stop the modules that read a cut from overwriting it: its head needs it for the backward pass."""
-    for trace in (traces.train, traces.eval):
-        for cut in cuts:
-            node = trace.find(cut)
-            for user in node.users if node is not None else ():
-                if user.op == "call_module" and isinstance(user.target, str):
-                    module = network.get_submodule(user.target)
-                    if getattr(module, "inplace", False) is True:
-                        setattr(module, "inplace", False)  # noqa: B010 (for mypy)
+    readers = [user for trace in traces for cut in map(trace.find, cuts) if cut for user in cut.users]
+    for module in (module_of(network, user) for user in readers):
+        if getattr(module, "inplace", False) is True:
+            setattr(module, "inplace", False)  # noqa: B010 (for mypy)
 
 
 def build_attached(name: str, spec: InputSpec, weights: str | None = None) -> AttachedNetwork:

@@ -21,8 +21,7 @@ BATCH = 2
 def try_network(name: str, network: nn.Module, spec: InputSpec) -> None:
     """Have ``network`` answer two black images, in evaluation and in training mode; it stays as it was.
 
-    Args:
-        name: the value of ``model.name``, for errors.
+    ``name``: the value of ``model.name``, for errors.
 
     Raises:
         ConfigError: it fails, its output is not one tensor (B, classes) per exit, or its weights can't be
@@ -38,7 +37,9 @@ def try_network(name: str, network: nn.Module, spec: InputSpec) -> None:
                 raise too_large(name, error) from error
             images = f"{BATCH} images of {spec.channels}x{spec.height}x{spec.width}{mode}"
             raise user_error("model.name", name, f"the network failed on {images}", error) from error
-        if not _are_logits(output, (BATCH, spec.classes)):
+        parts = output if isinstance(output, list | tuple) else ()
+        shapes = {part.shape if isinstance(part, Tensor) else None for part in parts}
+        if shapes != {(BATCH, spec.classes)}:
             raise ConfigError(
                 f"model.name = {name!r}: the network must return a list of logits (batch, {spec.classes}), "
                 f"one per exit; for {BATCH} images{mode} it returned {_describe(output)}"
@@ -57,21 +58,12 @@ def too_large(name: str, error: BaseException) -> ConfigError:
     return ConfigError(f"model.name = {name!r}: no memory for the network, make it smaller: {cause[:200]}")
 
 
-def _are_logits(output: object, shape: tuple[int, int]) -> bool:
-    return (
-        isinstance(output, list | tuple)
-        and len(output) > 0
-        and all(isinstance(logits, Tensor) and logits.shape == shape for logits in output)
-    )
-
-
 def _describe(output: object) -> str:
     """An output in a few words: types, and the shapes of tensors."""
-    if isinstance(output, Tensor):
-        return f"a tensor {tuple(output.shape)}"
+    kind = f"a {type(output).__name__}"
     if isinstance(output, list | tuple):
-        return f"a {type(output).__name__} of [{', '.join(_describe(part) for part in output)}]"
-    return f"a {type(output).__name__}"
+        return f"{kind} of [{', '.join(map(_describe, output))}]"
+    return f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else kind
 
 
 Builder = Callable[[ModelConfig, InputSpec], nn.Module]
@@ -110,7 +102,12 @@ def build_model(config: ModelConfig, spec: InputSpec, seed: int) -> nn.Module:
             if config.weights and not config.name.startswith(_LIBRARIES):
                 load_weights(network, config.weights, spec.classes)
             if config.freeze:
-                _freeze(network, spec.classes)
+                if not isinstance(network, MultiExitNetwork):
+                    kind = f"{type(network).__name__} is no raygf.models.multi_exit.MultiExitNetwork"
+                    raise ConfigError(
+                        f"model.freeze: {kind}; set requires_grad of its weights where it is built"
+                    )
+                network.freeze_backbone(spec.classes)
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise too_large(config.name, error) from error
@@ -118,15 +115,6 @@ def build_model(config: ModelConfig, spec: InputSpec, seed: int) -> nn.Module:
         try_network(config.name, network, spec)
     mend_strides(network)
     return network
-
-
-def _freeze(network: nn.Module, classes: int) -> None:
-    if not isinstance(network, MultiExitNetwork):
-        raise ConfigError(
-            f"model.freeze: {type(network).__name__} is no raygf.models.multi_exit.MultiExitNetwork; "
-            "set requires_grad of its weights where it is built"
-        )
-    network.freeze_backbone(classes)
 
 
 def find_builder(name: str) -> Builder:
@@ -138,10 +126,11 @@ def find_builder(name: str) -> Builder:
     if name in _BUILDERS:
         return _BUILDERS[name]
     if name.startswith(_LIBRARIES):
-        from raygf.models.attach import read_name  # with torchvision, which takes long, and few runs need
+        # With torchvision, which takes long, and few runs need.
+        from raygf.models.attach import build_attached, read_name
 
         read_name(name)
-        return _build_attached
+        return lambda config, spec: build_attached(config.name, spec, config.weights or None)
     if ":" not in name:
         allowed = ", ".join([*_BUILDERS, *(f'"{library}network@exits"' for library in _LIBRARIES)])
         raise checks.refuse(
@@ -159,9 +148,3 @@ def find_builder(name: str) -> Builder:
         return network
 
     return build
-
-
-def _build_attached(config: ModelConfig, spec: InputSpec) -> nn.Module:
-    from raygf.models.attach import build_attached
-
-    return build_attached(config.name, spec, config.weights or None)

@@ -124,7 +124,14 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Count a call of an activation or a pooling."""
-        self.operations += _elementwise(module, args, kwargs, output)
+        result = output[0] if isinstance(output, tuple) else output  # it may return indices, too
+        if isinstance(module, PER_INPUT_ELEMENT):
+            [given, *_] = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+            self.operations += given.numel()
+        else:
+            kernel: Any = module.kernel_size
+            sides: tuple[int, ...] = (kernel,) if isinstance(kernel, int) else tuple(kernel)
+            self.operations += result.numel() * math.prod(sides * ((result.dim() - 2) // len(sides)))
         self._write(output)
 
     def _write(self, result: Any) -> None:
@@ -152,14 +159,3 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _memory(tensor: Tensor) -> int:
     """What tensors that share their elements have in common."""
     return tensor.untyped_storage().data_ptr()
-
-
-def _elementwise(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
-    """Operations of one call of an activation or a pooling."""
-    [given, *_] = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-    if isinstance(module, PER_INPUT_ELEMENT):
-        return given.numel()
-    result = output[0] if isinstance(output, tuple) else output  # it may return indices, too
-    kernel: Any = module.kernel_size
-    sides: tuple[int, ...] = (kernel,) if isinstance(kernel, int) else tuple(kernel)
-    return int(result.numel() * math.prod(sides * ((result.dim() - 2) // len(sides))))

@@ -89,7 +89,14 @@ def _trace(network: nn.Module) -> Trace:
         ) from error
     if len([node for node in graph.nodes if node.op == "placeholder"]) != 1 + len(defaults):
         raise ConfigError(f"exits can't be attached to {name}: its forward must take images and nothing else")
-    _fix_arguments(graph)
+    # The other arguments go, and with them the checks that they have their defaults.
+    _, *arguments = [node for node in graph.nodes if node.op == "placeholder"]
+    doomed = dict.fromkeys(arguments)
+    for node in graph.nodes:
+        if doomed.keys() & node.all_input_nodes:
+            doomed[node] = None
+    for node in reversed(doomed):
+        graph.erase_node(node)
     names = {node: tracer.node_to_qualname[node] for node in graph.nodes if node in tracer.node_to_qualname}
     trace = Trace(graph, names, tracer.is_leaf_module)
     if trace.result is None:
@@ -98,17 +105,6 @@ def _trace(network: nn.Module) -> Trace:
             "(build it without auxiliary classifiers)"
         )
     return trace
-
-
-def _fix_arguments(graph: fx.Graph) -> None:
-    """Take all arguments but the images out of ``graph``, and the checks that they have their defaults."""
-    _, *others = [node for node in graph.nodes if node.op == "placeholder"]
-    doomed = dict.fromkeys(others)
-    for node in graph.nodes:
-        if doomed.keys() & node.all_input_nodes:
-            doomed[node] = None
-    for node in reversed(doomed):
-        graph.erase_node(node)
 
 
 class ShapeRecorder(fx.Interpreter):
@@ -164,11 +160,8 @@ def split_network(
 ) -> tuple[list[nn.Module], list[nn.Module]]:
     """The stages and heads of ``network`` cut after the nodes ``cuts``; the last head hands the output on.
 
-    Args:
-        network: The network; its modules are taken over.
-        traces: What it does.
-        cuts: Names of nodes that both traces have, in the order of execution.
-        heads: One for every cut, from the tensor there to logits (B, classes).
+    Its modules are taken over. ``cuts``: names of nodes that both traces have, in the order of execution.
+    ``heads``: one for every cut, from the tensor there to logits (B, classes).
     """
     (train, train_parts), (eval, eval_parts) = (_cut(trace, cuts) for trace in traces)
     stages = [GraphStage(network, *graphs) for graphs in zip(train, eval, strict=True)]
@@ -270,8 +263,7 @@ def find_cuts(
     """The names of the nodes (or of the modules that end there) that ``at`` means, shallow to deep.
 
     Args:
-        network: The traced network.
-        traces: What it does; the shapes in the evaluation graph are recorded.
+        traces: What the network does; the shapes in the evaluation graph are recorded.
         at: Shares of the network's operations in (0, 1), meaning the first end of a block that reaches the
             share; or names of nodes or modules.
         images: Examples (B, C, H, W).
@@ -353,14 +345,14 @@ def _is_good_place(network: nn.Module, trace: Trace, node: fx.Node) -> bool:
     shape = node.meta["shape"]
     if shape is None or len(shape) < 3 or node is trace.result or len(live_after(trace, node)) > 1:
         return False
-    if not isinstance(_module_of(network, node), (*CONVOLUTIONS, *NORMALISATIONS, nn.Linear)):
+    if not isinstance(module_of(network, node), (*CONVOLUTIONS, *NORMALISATIONS, nn.Linear)):
         return True
-    readers = [_module_of(network, user) for user in node.users]
+    readers = [module_of(network, user) for user in node.users]
     activations = nn.ReLU.__module__
     return not any(isinstance(r, NORMALISATIONS) or type(r).__module__ == activations for r in readers)
 
 
-def _module_of(network: nn.Module, node: fx.Node) -> nn.Module | None:
+def module_of(network: nn.Module, node: fx.Node) -> nn.Module | None:
     """The module that ``node`` calls, if it does."""
     called = node.op == "call_module" and isinstance(node.target, str)
     return network.get_submodule(str(node.target)) if called else None

@@ -23,10 +23,6 @@ Features = list[Tensor]
 class MSDNet(MultiExitNetwork):
     """MSDNet with bottlenecks, pruned "max": the finest scale is dropped at equal intervals of depth.
 
-    Args:
-        config: Depth, width and scales.
-        spec: The images and the number of classes.
-
     Raises:
         ConfigError: the images are too small for the scales, or a width is no whole number of channels.
     """

@@ -63,14 +63,7 @@ class MultiExitNetwork(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Logits of every exit.
-
-        Args:
-            x: Images (B, C, H, W).
-
-        Returns:
-            One tensor (B, classes) per exit, shallow to deep.
-        """
+        """Images (B, C, H, W) to logits (B, classes) of every exit, shallow to deep."""
         state: Any = x
         logits = []
         for stage, head in zip(self.stages, self.heads, strict=True):

@@ -25,9 +25,6 @@ class MixedPool(nn.Module):
     Lee, Gallagher, Tu: "Generalizing Pooling Functions in Convolutional Neural Networks: Mixed, Gated, and
     Tree", AISTATS 2016. ``p`` starts uniform in (0, 1). The published program of the Shallow-Deep Networks
     learns ``p`` itself, unbounded; the sigmoid keeps it a proportion.
-
-    Args:
-        kernel: Height and width of the windows.
     """
 
     def __init__(self, kernel: tuple[int, int]) -> None:
@@ -47,11 +44,7 @@ class InternalClassifier(nn.Module):
     """Mixed pooling to about 4x4 places, then one linear layer.
 
     As published, features of exactly 4x4 places go through pooling windows of one place, and smaller ones
-    are not pooled at all.
-
-    Args:
-        features: Channels, height and width of what comes in.
-        classes: Number of classes.
+    are not pooled at all. ``features``: channels, height and width of what comes in.
     """
 
     def __init__(self, features: tuple[int, int, int], classes: int) -> None:
@@ -77,9 +70,7 @@ class ShallowDeepNetwork(MultiExitNetwork):
     The internal classifiers of the published networks are at about 15, 30, 45, 60, 75 and 90 % of the
     operations.
 
-    Args:
-        blocks: The network up to its classifier, each (B, C, H, W) to (B, C', H', W').
-        spec: The images and the number of classes.
+    ``blocks``: the network up to its classifier, each (B, C, H, W) to (B, C', H', W').
 
     Raises:
         ConfigError: the images are too small for the blocks.
@@ -136,10 +127,10 @@ class VGG16SDN(ShallowDeepNetwork):
 
     def __init__(self, spec: InputSpec) -> None:
         incoming = (spec.channels, *self.widths[:-1])
-        blocks = [
-            _vgg_block(channels, width, pool=number in self.pooled)
-            for number, (channels, width) in enumerate(zip(incoming, self.widths, strict=True), 1)
-        ]
+        blocks = []
+        for number, (channels, width) in enumerate(zip(incoming, self.widths, strict=True), 1):
+            block = nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+            blocks.append(nn.Sequential(*block, *[nn.MaxPool2d(2)] * (number in self.pooled)))
         super().__init__(blocks, spec)
         he_fan_out(self)
         zero_biases(self, nn.Conv2d, nn.Linear)
@@ -158,12 +149,6 @@ class VGG16SDN(ShallowDeepNetwork):
             nn.Dropout(0.5),
             nn.Linear(self.hidden, classes),
         )
-
-
-def _vgg_block(channels: int, width: int, pool: bool) -> nn.Sequential:
-    """Convolution, BatchNorm and ReLU, (B, C, H, W) to (B, width, H, W); halved after that with ``pool``."""
-    layers = [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.MaxPool2d(2)) if pool else nn.Sequential(*layers)
 
 
 class ResNet56SDN(ShallowDeepNetwork):

@@ -200,7 +200,7 @@ DATA = [
     Case("images scaled where they are streamed", parquet(), "shards --data.image-size 32",
          "data.image_size = 32: not for shards"),
     Case("CIFAR without its folder", folder("set"), "cifar", "cifar-10-batches-py … unpack … --data.path"),
-    Case("pickle in CIFAR that runs code", cifar_archive, "cifar", "data_batch_1: damaged … MD5 … unpack"),
+    Case("pickle in CIFAR that runs code", cifar_archive, "cifar", "incomplete, or damaged … MD5 … unpack"),
 ]  # fmt: skip
 
 CHECKPOINTS = [

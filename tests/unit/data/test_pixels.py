@@ -1,9 +1,8 @@
 """Pixels are Pillow's whatever decodes a file; the two views of an image are torchvision's transforms."""
 
+import io
 import random
 import statistics
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -26,25 +25,12 @@ from raygf.data.pixels import (
 )
 
 SQUARE = random_pixels(1, 16)[0]
-SMOOTH = np.linspace(0, 255, 16 * 16 * 3).reshape(16, 16, 3).astype(np.uint8)
 WHOLE = photograph(0, 300, 200)
 SHAPES = [(300, 400), (400, 300), (256, 256), (60, 200), (30, 31), (255, 1000), (1, 1)]
 
 
 def decoded(file):
     return decode_tensor(np.frombuffer(file, np.uint8).copy())
-
-
-def sixteen_bits(pixels, kind):
-    """A PNG of uint16 (H, W, C), which Pillow can't write; ``kind``: the format's number for its colours."""
-
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    head = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, kind, 0, 0, 0)
-    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
-    parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 @pytest.mark.parametrize(
@@ -65,22 +51,11 @@ def test_both_decoders_give_the_same_pixels(file):
     assert np.array_equal(pixels.numpy(), decode_rgb(file))
 
 
-@pytest.mark.parametrize(
-    ("format", "mode"), [("JPEG", None), ("JPEG", "CMYK"), ("WEBP", None), ("PNG", "L"), ("JPEG", "L")]
-)
-def test_lossy_files_and_grey_ones_come_close(format, mode):
-    pixels = decode_rgb(encode(SMOOTH, format, mode))
-    assert pixels.shape == (3, 16, 16) and pixels.dtype == np.uint8
-    assert np.abs(pixels.astype(int) - SMOOTH.transpose(2, 0, 1)).mean() < 8
-    assert mode != "L" or (pixels == pixels[0]).all()
-
-
-def test_png_is_exact_and_its_sixteen_bits_are_scaled_not_clipped():
+def test_png_is_exact_and_grey_of_sixteen_bits_is_scaled_not_clipped():
     assert np.array_equal(decode_rgb(encode(SQUARE)), SQUARE.transpose(2, 0, 1))
-    for channels, kind in ((1, 0), (3, 2), (4, 6)):
-        deep = np.random.default_rng(0).integers(0, 65536, (5, 6, channels), np.uint16)
-        scaled = np.broadcast_to(np.rint(deep / 257), (5, 6, max(3, channels)))
-        assert np.array_equal(decode_rgb(sixteen_bits(deep, kind)), scaled[:, :, :3].transpose(2, 0, 1))
+    deep, file = np.random.default_rng(0).integers(0, 65536, (5, 6), np.uint16), io.BytesIO()
+    Image.fromarray(deep).save(file, "PNG")
+    assert np.array_equal(decode_rgb(file.getvalue()), np.broadcast_to(np.rint(deep / 257), (3, 5, 6)))
 
 
 def test_jpegs_go_through_pillow_only_where_torchvision_can_not_decode_them(monkeypatch):

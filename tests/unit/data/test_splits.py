@@ -51,11 +51,9 @@ def test_classes_and_limit_are_cut_from_what_is_left_by_the_draws_before():
     ("fields", "text"),
     [
         ({"val": 200}, "data.val = 200: there are only 200 training images.*lower --data.val"),
-        ({"val": 300}, "data.val = 300"),
         ({"train_limit": 201}, "data.train_limit = 201: only 200.*lower --data.train-limit"),
         ({"val": 10, "train_limit": 191}, "only 190 training images"),
         ({"per_class": 21}, "data.per_class = 21: class 'a' has only 20.*lower --data.per-class"),
-        ({"per_class": 2, "train_limit": 21}, "only 20 training images"),
         ({"val": 199}, "1 training image is left: at least 2 are needed to train.*lower --data.val"),
         ({"train_limit": 1}, "1 training image is left.*--data.train-limit"),
     ],
@@ -63,11 +61,6 @@ def test_classes_and_limit_are_cut_from_what_is_left_by_the_draws_before():
 def test_more_than_there_are_is_refused(fields, text):
     with pytest.raises(DataError, match=text):
         divided(**fields)
-
-
-def test_a_class_without_images_is_named():
-    with refused("class 'k' has only 0 training images"):
-        divide(LABELS, (*NAMES, "k"), DataConfig(per_class=1), 0)
 
 
 def source(**fields):

@@ -14,7 +14,6 @@ from raygf.evaluation.importance import (
     important_segments,
     learned_weights,
     measure_importance,
-    prune,
     relative_loss,
 )
 from raygf.evaluation.loading import load_run
@@ -47,10 +46,11 @@ def test_important_is_above_a_half_and_shared():
 )
 def test_pruning_zeroes_exactly_the_segments(kind, mask, left):
     vector = np.arange(1, 8, dtype=np.float32)
-    pruned = prune(vector, torch.tensor(mask), Segments(kind, SPACE))
-    assert pruned.tolist() == left
-    assert pruned.dtype == np.float32
-    assert vector.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    seen = []
+    important, segments = torch.tensor([mask]), Segments(kind, SPACE)
+    measure_importance(vector, important, segments, lambda pruned: seen.append(pruned) or [1.0])
+    assert [pruned.tolist() for pruned in seen] == [[1, 2, 3, 4, 5, 6, 7], left, left]
+    assert all(pruned.dtype == np.float32 for pruned in seen)
 
 
 def test_exit_by_exit_by_hand():

@@ -227,22 +227,6 @@ def save(content, folder):
     return str(path)
 
 
-@pytest.mark.parametrize("wrap", [dict, lambda s: {"model": s, "epoch": 3}, lambda s: {"state_dict": s}])
-def test_weights_are_loaded(tmp_path, wrap):
-    source = Blocks()
-    path = save(wrap(source.state_dict()), tmp_path)
-    attached = attach_exits(Blocks(), SPEC, ["blocks.1"], weights=path).eval()
-    torch.testing.assert_close(attached(IMAGES)[-1], source.eval()(IMAGES), rtol=0, atol=0)
-
-
-def test_a_classifier_for_other_classes_is_drawn_anew(tmp_path):
-    source, network = Blocks(classes=9), Blocks()
-    drawn = network.classifier.weight.detach().clone()
-    attach_exits(network, SPEC, ["blocks.1"], weights=save(source.state_dict(), tmp_path))
-    assert torch.equal(network.classifier.weight, drawn)
-    assert torch.equal(network.blocks[3].conv.weight, source.blocks[3].conv.weight)
-
-
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

@@ -6,7 +6,7 @@ import torch
 from raygf.config.run import MSDNetConfig
 from raygf.data.base import InputSpec
 from raygf.errors import ConfigError
-from raygf.models.msdnet import DenseLayer, MSDNet, Transition
+from raygf.models.msdnet import MSDNet
 
 CIFAR = MSDNetConfig(growth=16)
 DIGITS = InputSpec(channels=1, height=8, width=8, classes=10)
@@ -33,20 +33,6 @@ def test_head_averages_the_four_places_left_of_a_cifar_image():
     assert before_pool.shape[2:] == (2, 2)
     pooled = torch.nn.functional.avg_pool2d(before_pool, 2).flatten(1)
     torch.testing.assert_close(head([features]), head.linear(pooled))
-
-
-def test_finest_scale_is_dropped_at_equal_intervals():
-    """16 layers, 3 scales: interval 6, so layers 7 and 13 drop one, each followed by a transition."""
-    network = MSDNet(CIFAR, InputSpec(3, 32, 32, 10))
-    layers = [part for stage in network.stages for part in stage if isinstance(part, DenseLayer | Transition)]
-    kinds = ["drop" if part.drops else "keep" for part in layers if isinstance(part, DenseLayer)]
-    assert [number for number, kind in enumerate(kinds, 1) if kind == "drop"] == [7, 13]
-    transitions = [part for part in layers if isinstance(part, Transition)]
-    # Channels at factor 1: 16 + 7*16 = 128 -> 64, 64 + 6*16 = 160 -> 80.
-    widths = [
-        [(scale[0].in_channels, scale[0].out_channels) for scale in part.scales] for part in transitions
-    ]
-    assert widths == [[(256, 128), (512, 256)], [(640, 320)]]
 
 
 def test_state_is_the_features_of_the_scales_kept():

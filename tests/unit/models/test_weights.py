@@ -21,7 +21,14 @@ IMAGES = torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
 
 
-@pytest.mark.parametrize("save", [save_file, lambda state, path: torch.save({"state_dict": state}, path)])
+def wrapped(*keys):
+    def save(state, path):
+        torch.save(dict.fromkeys(keys, state) or state, path)
+
+    return save
+
+
+@pytest.mark.parametrize("save", [save_file, wrapped(), wrapped("state_dict"), wrapped("model", "epoch")])
 def test_a_state_dict_is_loaded_by_name(tmp_path, save):
     source, network = three_exits(), three_exits()
     path = str(tmp_path / ("a.safetensors" if save is save_file else "a.pt"))
