@@ -15,8 +15,10 @@ from raygf.storage.checkpoint import CheckpointStore
     [
         (),
         ("--optim.carry-momentum", "True", "--fusion.batchnorm", "weighted", "--fusion.segments", "channel"),
-        ("--optim.carry-momentum", "True", "--loss.aux-exits", "none", "--fusion.images", "24")
-        + ("--fusion.shards", "2", "--resources.replicas", "1", "1", "2"),
+        (
+            *("--optim.carry-momentum", "True", "--loss.aux-exits", "none", "--fusion.images", "24"),
+            *("--fusion.shards", "2", "--resources.replicas", "1", "1", "2"),
+        ),
     ],
     ids=["plain", "with more in the checkpoint", "parts of the network, in shares"],
 )

@@ -56,6 +56,14 @@ def test_folders_without_images_are_named(tmp_path):
         index_folder(str(tmp_path), "val", ("n01",))
 
 
+@pytest.mark.parametrize("column", ["label", "image"])
+def test_columns_that_are_there_twice_are_named(tmp_path, column):
+    table = pa.table({"image": FILES[:2], "label": [1, 0]})
+    pq.write_table(table.append_column(column, table[column]), tmp_path / "train.parquet")
+    with refused("train.parquet: ", f'Field "{column}" exists 2 times'):
+        index_shards([tmp_path / "train.parquet"]).open().read(0, 0)
+
+
 @pytest.fixture
 def store(tmp_path):
     """Row groups of 4, 4, 1 and 4, 2 rows, between them a file with one of no rows."""
