@@ -120,11 +120,7 @@ class Task:
 def cut(whole: Pass, workers: int, slots: int, ahead: int) -> Iterator[Task]:
     """The tasks of all batches: for each batch one for every worker, in the order of the workers.
 
-    Args:
-        whole: the pass.
-        workers: how many there are, at least 1.
-        slots: memory slots, which the batches use in turn.
-        ahead: batches that are under way at a time.
+    ``slots``: memory slots, which the batches use in turn. ``ahead``: batches that are under way at a time.
     """
     images, visits = whole.order
     together = len(np.unique(visits[: whole.edges[: ahead + 1][-1][1]]))  # units in use at a time
@@ -210,13 +206,7 @@ class WorkerPool:
     """
 
     def __init__(self, stores: Stores, view: View, workers: int, capacity: int, size: int) -> None:
-        """
-        Args:
-            stores: where the encoded images of every split are.
-            view: cuts decoded images to ``size``.
-            workers: processes.
-            capacity: images in the largest batch.
-            size: pixels a side of an image.
+        """``capacity``: images in the largest batch. ``size``: pixels a side that ``view`` cuts images to.
 
         Raises:
             DataError: there are to be workers, and this system has no fork.
@@ -283,7 +273,7 @@ class WorkerPool:
                     generator=torch.Generator(),  # or it would draw from the global one, which dropout uses
                 )
             self._iterator = iter(self._loader)
-        while True:
+        while True:  # a for loop would hold on to the iterator, which ``close`` drops
             try:
                 yield next(self._iterator)
             except StopIteration:

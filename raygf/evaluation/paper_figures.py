@@ -3,7 +3,7 @@
 Figures 2–4 of the Meta-GF paper (budgeted batches, convergence, importance), and the conflict between exits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,18 +151,33 @@ class Convergence:
     accuracy: Matrix
 
 
-def convergence(label: str, seeds: Sequence[int], histories: Sequence[History]) -> Convergence | None:
-    """The convergence in the ``histories`` of one configuration's runs; None if they share no round."""
+def fused_accuracy(entry: Entry) -> Any:
+    """Training accuracy of the last exit of the network that the run continues with; None where unknown."""
+    return (entry["fusion"] or entry["train"])["accuracy"][-1]
+
+
+def convergence(
+    label: str,
+    seeds: Sequence[int],
+    histories: Sequence[History],
+    shown: Callable[[Entry], Any] = fused_accuracy,
+) -> Convergence | None:
+    """What is ``shown`` of every round of one configuration's runs; None if they share no round."""
     by_round = [{entry["round"]: entry for entry in history} for history in histories]
     rounds = sorted(set.intersection(*(set(known) for known in by_round)))
     if not rounds:
         return None
     passes = [by_round[0][r]["training_passes"] for r in rounds]
-    sources = [[known[r]["fusion"] or known[r]["train"] for r in rounds] for known in by_round]
-    accuracy = [[source["accuracy"][-1] for source in run] for run in sources]
+    accuracy = [[shown(known[r]) for r in rounds] for known in by_round]
     return Convergence(
         label, tuple(seeds), np.array(rounds), np.array(passes, np.float64), np.array(accuracy, np.float64)
     )
+
+
+def validation(label: str, seeds: Sequence[int], histories: Sequence[History]) -> Convergence | None:
+    """As ``convergence``, of the validation accuracy averaged over the exits; None without a validation."""
+    known = [[entry for entry in history if entry["val"]] for history in histories]
+    return convergence(label, seeds, known, lambda entry: np.mean(entry["val"]["accuracy"]))
 
 
 def convergence_figure(
@@ -186,15 +201,6 @@ def convergence_figure(
         plain_axes(axes)
     legend_outside(figure, left)
     return figure
-
-
-def validation(label: str, seeds: Sequence[int], histories: Sequence[History]) -> Convergence | None:
-    """As ``convergence``, of the validation accuracy averaged over the exits; None without a validation."""
-
-    def shown(entry: Entry) -> Entry:
-        return {**entry, "fusion": None, "train": {"accuracy": [np.mean(entry["val"]["accuracy"])]}}
-
-    return convergence(label, seeds, [[shown(e) for e in history if e["val"]] for history in histories])
 
 
 def convergence_csv(curves: Sequence[Convergence], accuracy: str = "last_exit_training_accuracy") -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -104,19 +104,11 @@ HeadMaker = Callable[[int, int], nn.Module]
 
 
 class AttachedNetwork(MultiExitNetwork):
-    """A network cut into stages, with a head at every cut; the last exit is the network's own output.
-
-    Attributes:
-        cuts: Where the exits were attached, shallow to deep: names of nodes, or of modules that end there.
-    """
+    """A network cut into stages, with a head at every cut; the last exit is the network's own output."""
 
     branch = 0
-
-    def __init__(
-        self, stages: Iterable[nn.Module], heads: Iterable[nn.Module], cuts: tuple[str, ...]
-    ) -> None:
-        super().__init__(stages, heads)
-        self.cuts = cuts
+    cuts: tuple[str, ...]
+    """Where the exits were attached, shallow to deep: names of nodes, or of modules that end there."""
 
 
 def attach_exits(
@@ -169,7 +161,8 @@ def attach_exits(
         heads.append(_make_head(head, features, spec.classes, cut).to(images.device))
     _keep_features(network, traces, cuts)
     modes = [(module, module.training) for module in network.modules()]
-    attached = AttachedNetwork(*split_network(network, traces, cuts, heads), cuts).train(network.training)
+    attached = AttachedNetwork(*split_network(network, traces, cuts, heads)).train(network.training)
+    attached.cuts = cuts
     for module, training in modes:
         module.training = training
     return attached
@@ -191,15 +184,14 @@ def _own_spec(network: nn.Module) -> InputSpec:
 
 def _record_shapes(network: nn.Module, traces: Traces, images: Tensor, spec: InputSpec) -> None:
     """Note the shapes of what the nodes give in evaluation mode."""
-    name, result = type(network).__name__, traces.eval.result
-    assert result is not None  # or it would not have been traced
+    name = type(network).__name__
     try:
         with evaluating(network):
             ShapeRecorder(network, graph=traces.eval.graph).run(images)
     except Exception as error:  # the forward is not raygf's, and may raise anything
         size = "x".join(map(str, images.shape[1:]))
         raise ConfigError(f"{name} failed on 2 images of {size}: {one_line(error)}") from error
-    shape = result.meta["shape"]
+    shape = traces.eval.result.meta["shape"]
     if shape != (2, spec.classes):
         given = "no tensor" if shape is None else f"a tensor {tuple(shape)}"
         raise ConfigError(f"{name} must return logits (2, {spec.classes}) for 2 images; it returned {given}")

@@ -26,6 +26,8 @@ class Trace:
 
     graph: fx.Graph
     names: dict[fx.Node, str]
+    result: fx.Node
+    """The one that the network returns."""
     is_leaf: Callable[[nn.Module, str], bool]
     """Whether a module, given with its path, is a single node."""
 
@@ -38,13 +40,6 @@ class Trace:
             if own.startswith(f"{name}."):
                 found = node
         return found
-
-    @property
-    def result(self) -> fx.Node | None:
-        """The node that the network returns; None: it returns a structure of several."""
-        [output] = [node for node in self.graph.nodes if node.op == "output"]
-        returned = output.args[0]
-        return returned if isinstance(returned, fx.Node) else None
 
 
 class Traces(NamedTuple):
@@ -98,13 +93,13 @@ def _trace(network: nn.Module) -> Trace:
     for node in reversed(doomed):
         graph.erase_node(node)
     names = {node: tracer.node_to_qualname[node] for node in graph.nodes if node in tracer.node_to_qualname}
-    trace = Trace(graph, names, tracer.is_leaf_module)
-    if trace.result is None:
+    [result] = [node.args[0] for node in graph.nodes if node.op == "output"]
+    if not isinstance(result, fx.Node):
         raise ConfigError(
             f"exits can't be attached to {name}: it must return one tensor of logits "
             "(build it without auxiliary classifiers)"
         )
-    return trace
+    return Trace(graph, names, result, tracer.is_leaf_module)
 
 
 class ShapeRecorder(fx.Interpreter):
@@ -197,7 +192,6 @@ def _cut(trace: Trace, cuts: Sequence[str]) -> tuple[list[fx.Graph], list[int]]:
         graphs.append(_stretch(nodes[begin:end], incoming, outgoing))
         parts.append(len(outgoing))
         begin, incoming = end, outgoing
-    assert trace.result is not None
     graphs.append(_stretch(nodes[begin:], incoming, [trace.result]))
     return graphs, parts
 
@@ -252,9 +246,6 @@ class CutPoint:
 
     name: str
     share: float
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.share:.3f})"
 
 
 def find_cuts(
@@ -368,7 +359,8 @@ def _reach(points: Sequence[CutPoint], share: float) -> str:
     for point in points:
         if point.share >= share:
             return point.name
-    raise checks.refuse("at", share, f"at most the share of the last place to cut, {points[-1]}")
+    last = f"{points[-1].name} ({points[-1].share:.3f})"
+    raise checks.refuse("at", share, f"at most the share of the last place to cut, {last}")
 
 
 def _check_name(network: nn.Module, traces: Traces, name: str) -> str:

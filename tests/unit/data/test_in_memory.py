@@ -10,7 +10,7 @@ from made_up_images import CPU, bits, make_set, make_split, refused
 from torch.nn import functional
 
 from raygf.compute import Compute, generator
-from raygf.data.in_memory import batch_edges, crop, draw_epoch, mirror
+from raygf.data.in_memory import batch_edges, crop, draw_epoch
 
 
 @pytest.mark.parametrize(("height", "width", "pad"), [(6, 6, 1), (6, 6, 4), (5, 9, 2), (3, 3, 5)])
@@ -24,14 +24,6 @@ def test_crop_is_pad_and_slice(height, width, pad):
         for image, (top, left) in zip(padded, corners.tolist(), strict=True)
     ]
     assert torch.equal(crop(images, corners, pad), torch.stack(expected))
-
-
-def test_mirror_is_its_own_inverse_and_touches_only_what_it_should():
-    images, flips = torch.tensor(make_split(4).images), torch.tensor([True, False, True, False])
-    flipped = mirror(images, flips)
-    assert torch.equal(flipped[flips], images[flips].flip(3))
-    assert torch.equal(flipped[~flips], images[~flips])
-    assert torch.equal(mirror(flipped, flips), images)
 
 
 def test_draws_cover_their_range_and_nothing_else():
@@ -120,17 +112,6 @@ def test_too_few_training_images_are_refused_at_once():
     for count in (0, 1):
         with refused(f"training split has {count} images: at least 2"):
             make_set(train=count).open(CPU, 8, 4).train(0, "x")
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize(("pad", "flip"), [(0, False), (0, True), (2, False), (2, True)])
-def test_type_and_layout(pad, flip, layout):
-    data, compute = make_set(pad=pad, flip=flip), Compute("cpu", "fp32", layout)
-    source = data.open(compute, 8, 4)
-    for images, labels in [*source.train(0, "x"), *source.evaluate("test")]:
-        assert images.dtype == torch.float32 and images.shape[1:] == (3, 6, 6)
-        assert images.is_contiguous(memory_format=compute.layout) and labels.dtype == torch.int64
-    assert bits(source.train(0, "x")) == bits(epoch(data, "x"))
 
 
 def test_read_only_arrays_serve_without_a_warning_and_stay_as_they_are():

@@ -7,7 +7,6 @@ import pytest
 from made_up_images import (
     CPU,
     NAMES,
-    REAL,
     WRITE,
     bits,
     encode,
@@ -155,28 +154,3 @@ def test_the_files_must_be_where_the_set_is_opened(tmp_path, source):
     (tmp_path / "here").rename(tmp_path / "there")
     with refused("no such file on ", "; every node must see the images there"):
         list(data.open(CPU, 8, 8).train(0, "a"))
-
-
-@pytest.mark.skipif(not (REAL / "cifar10").is_dir(), reason="no real images: set RAYGF_DATA")
-def test_real_images(tmp_path):
-    # One file of each split is enough, and quick.
-    for name in ("train", "test"):
-        found = min((REAL / "cifar10").resolve().glob(f"{name}*.parquet"))
-        (tmp_path / f"{name}.parquet").symlink_to(found)
-    data = load(tmp_path, val=1000, train_limit=4000)
-    assert (data.count("train"), data.count("val")) == (4000, 1000)
-    assert data.spec.height == data.spec.width == 32 and data.class_names[0] == "airplane"
-    assert data.statistics.mean == pytest.approx((0.49, 0.48, 0.45), abs=0.02)
-    assert data.statistics.std == pytest.approx((0.25, 0.24, 0.26), abs=0.02)
-    assert np.bincount(data.train.labels).min() > 300
-
-
-@pytest.mark.skipif(not (REAL / "imagenet-sample").is_dir(), reason="no real photographs: set RAYGF_DATA")
-def test_real_photographs():
-    sample = REAL / "imagenet-sample"
-    data = load_streamed(sample, val=50, test=50, crop=64, resize=72, workers=2)
-    assert [data.count(name) for name in ("train", "val", "test")] == [400, 50, 50]
-    assert data.spec.classes == 1000 and data.class_names[0] == "n01440764"
-    images, labels = next(iter(data.open(CPU, 32, 32).train(0, "a")))
-    assert images.shape == (32, 3, 64, 64) and len(set(labels.tolist())) == 32
-    assert abs(float(images.mean())) < 0.4 and 0.6 < float(images.std()) < 1.5

@@ -1,13 +1,10 @@
 """Counting rules on networks small enough to count by hand, and the costs of every network of the paper."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 from raygf.config.recipes import get_recipe
 from raygf.config.run import ModelConfig
@@ -157,32 +154,22 @@ def test_whole_networks(network, shape, costs):
     assert measure_costs(network, torch.zeros(1, *shape)) == [ExitCost(*cost) for cost in costs]
 
 
-ATTENTION: dict[str, Callable[[Any, Tensor], Any]] = {
-    "by position": lambda network, x: [network.last(network.attention(x, x, x, need_weights=False)[0])],
-    "by name": lambda network, x: [network.last(network.attention(query=x, key=x, value=x)[0])],
-    "to others": lambda network, x: [
-        network.last(network.attention(x, torch.zeros(1, 7, 6), torch.zeros(1, 7, 5))[0])
-    ],
-}
-
-
-def attending(how, **options):
-    return Network(ATTENTION[how], attention=nn.MultiheadAttention(4, 2, **options), last=nn.Identity())
-
-
-@pytest.mark.parametrize("how", ["by position", "by name"])
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_attention(how, batch_first):
+def test_attention(batch_first):
     # The image is (1, 3, 4): three tokens in one sequence, or one token in each of three sequences.
     reads = 3 if batch_first else 1
     four_projections = 4 * (4 * 4 + 4)
     matrix_products = 2 * 3 * reads * 4
     expected = ExitCost(four_projections, 3 * four_projections + matrix_products)
-    assert cost_of(attending(how, batch_first=batch_first), 3, 4) == expected
+    attention = nn.MultiheadAttention(4, 2, batch_first=batch_first)
+    network = Network(lambda net, x: [net.attention(query=x, key=x, value=x)[0]], attention=attention)
+    assert cost_of(network, 3, 4) == expected
 
 
 def test_attention_to_another_sequence():
-    network = attending("to others", kdim=6, vdim=5, batch_first=True, add_zero_attn=True)
+    attention = nn.MultiheadAttention(4, 2, kdim=6, vdim=5, batch_first=True, add_zero_attn=True)
+    keys, values = torch.zeros(1, 7, 6), torch.zeros(1, 7, 5)
+    network = Network(lambda net, x: [net.attention(x, keys, values)[0]], attention=attention)
     # 3 queries, 7 keys and values, and one zero that is also attended to.
     projections = 3 * (16 + 4) + 7 * (24 + 4) + 7 * (20 + 4) + 3 * (16 + 4)
     assert cost_of(network, 3, 4) == ExitCost(20 + 28 + 24 + 20, projections + 2 * 3 * 8 * 4)
