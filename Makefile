@@ -51,7 +51,7 @@ bench: $(READY)  ## Run the benchmarks
 docs: $(READY)  ## Build the pages as a site, in build/site
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
-	@echo "build/site/index.html"
+	@echo "build/site/index.html; with search: $(BIN)/python -m http.server -d build/site"
 
 clean:  ## Remove the virtual environment and caches; runs and the tracking database stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

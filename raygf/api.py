@@ -102,7 +102,8 @@ def load(path: str | Path, *, network: Network | None = None, data: Any = None, 
     3
 
     Args:
-        network, data: as for ``train``; needed where they were given as objects that can't be imported.
+        network: as for ``train``; needed where it was given as an object that can't be imported.
+        data: the same.
         settings: what is different here, such as ``**{"data.path": "/data/cifar10"}`` or ``device="cpu"``.
 
     Raises:

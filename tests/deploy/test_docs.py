@@ -124,10 +124,8 @@ def test_every_page_has_a_place_on_the_site_and_in_the_readme():
     pages = PAGES.keys() - {"README"}
     assert {*re.findall(r"(\w+)\.md", site)} == pages
     assert {*re.findall(r"docs/(\w+)\.md", PAGES["README"])} == pages - {"index", "pairs"}
-    shown = []
-    for name in re.findall(r"^::: (\S+)", PAGES["api"], re.MULTILINE):
-        module, _, attribute = name.rpartition(".")
-        shown.append(getattr(importlib.import_module(module), attribute))
+    names = (name.rpartition(".") for name in re.findall(r"^::: (\S+)", PAGES["api"], re.MULTILINE))
+    shown = [getattr(importlib.import_module(module), name) for module, _, name in names]
     assert all(getattr(raygf, name) in shown for name in raygf.__all__)
 
 

@@ -22,7 +22,8 @@ REPOSITORY = Path(__file__).parents[2]
 OURS = ("deploy/", "jobs/", "cluster.yaml")
 UNCHECKED = ("aws", "docker", "kubectl", "pip", "export", "kill", "mkdir", "sudo", "ulimit")
 """Programs that can't be asked here; only the files that they are given are looked up."""
-ASKED = {"export": ExportConfig, "predict": PredictConfig, "recipes": RecipesConfig}
+ASKED = {"recipes": RecipesConfig, "prepare": PrepareConfig, "evaluate": EvaluateConfig}
+ASKED |= {"export": ExportConfig, "predict": PredictConfig}
 GROUPS = {"ray": "ray.scripts.scripts", "mlflow": "mlflow.cli"}
 
 
@@ -79,10 +80,7 @@ def check_python(first, second="", *rest):
 def check_raygf(command, *words):
     assert command in COMMANDS, f"raygf {command}: no such command"
     argv = as_flags(words, *COMMANDS[command][1])
-    if command in ASKED:
-        parse_flags(ASKED[command], "", argv)
-    else:
-        parse_job({"train": "digits"}.get(command, command), argv)
+    return parse_job("digits" if command == "train" else command, argv)
 
 
 def parse_click(program, words):
@@ -101,10 +99,8 @@ def parse_job(name, argv):
         from raygf.sweeps.command import parse_sweep
 
         return parse_sweep("", argv)
-    if name == "prepare":
-        return parse_flags(PrepareConfig, "", argv)
-    if name == "evaluate":
-        return parse_flags(EvaluateConfig, "", argv)
+    if name in ASKED:
+        return parse_flags(ASKED[name], "", argv)
     seen: list[RunConfig] = []
 
     def instead_of_run(config, *more, **named):
