@@ -28,7 +28,6 @@ from raygf.compute import Compute
 from raygf.config.run import RunConfig
 from raygf.data.base import Batch, BatchSource, Dataset, SplitName
 from raygf.on_ray.driver import Parts
-from raygf.on_ray.pool import Trainer
 from raygf.storage.folder import RunFolder
 from raygf.training.exit_trainer import ExitTrainer, ExitUpdate
 from raygf.training.peers import Peers
@@ -91,7 +90,7 @@ class Faults:
         path = self.folder / f"log-{name}"
         return [int(line) for line in path.read_text().split()] if path.exists() else []
 
-    def trainer(self, config: RunConfig, dataset: Dataset) -> Trainer:
+    def trainer(self, config: RunConfig, dataset: Dataset) -> ExitTrainer:
         """An exit trainer that the faults happen to; to be given to ``RayExecutor``."""
         return LoggedTrainer(config, dataset, self)
 

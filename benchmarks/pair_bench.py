@@ -21,7 +21,7 @@ from raygf.models.build import build_model, model_names
 from raygf.rounds.base import RoundMethod
 from raygf.rounds.delta import DeltaRound
 from raygf.rounds.step import StepRound
-from raygf.training.exit_trainer import Executor, LocalExecutor, PassTask, Trained
+from raygf.training.exit_trainer import Executor, LocalExecutor, Trained
 from raygf.training.network import BoundNetwork, NetworkState, Vector
 from raygf.training.space import find_ownership
 
@@ -111,15 +111,12 @@ class Bench:
         )
 
 
-class FirstRoundOnce:
+class FirstRoundOnce(Executor):
     """Trains exits; in round 1, when all methods are at the same weights, once for all of them."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self._first: Trained | None = None
-
-    def begin(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> None:
-        """See ``Executor.begin``."""
 
     def train(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> Trained:
         """See ``Executor.train``."""
@@ -128,9 +125,6 @@ class FirstRoundOnce:
         if self._first is None:
             self._first = self._executor.train(state, round, momenta)
         return self._first
-
-    def fuse(self, task: PassTask, run: object) -> None:
-        """See ``Executor.fuse``."""
 
     def close(self) -> None:
         """See ``Executor.close``."""

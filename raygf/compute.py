@@ -8,7 +8,7 @@ import hashlib
 import platform
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -118,19 +118,27 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _CPU in str(error)
 
 
-def call_own(field: str, name: str, *arguments: Any) -> Any:
+def call_own(
+    field: str,
+    name: str,
+    *arguments: Any,
+    function: Callable[..., Any] | None = None,
+    failed: str = "the function failed",
+) -> Any:
     """What the user's function ``name``, the value of ``field``, returns for ``arguments``.
+
+    ``function``: in place of the one that is imported by the name; ``failed`` says so in errors.
 
     Raises:
         ConfigError: it can't be imported, or fails for another reason than lack of memory.
     """
-    function = import_function(field, name)
+    function = function or import_function(field, name)
     try:
         return function(*arguments)
     except (Exception, SystemExit) as error:  # it may raise anything
         if isinstance(error, RaygfError) or is_out_of_memory(error):
             raise
-        raise user_error(field, name, "the function failed", error) from error
+        raise user_error(field, name, failed, error) from error
 
 
 def memory_cause(error: BaseException, known: str) -> str:

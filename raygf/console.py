@@ -71,8 +71,7 @@ class Progress:
 def print_table(table: Table, stream: IO[str] | None = None) -> None:
     """Print ``table`` to ``stream`` (by default stdout); it is never squeezed in a file or a pipe."""
     out = stream if stream is not None else sys.stdout
-    width = None if _is_terminal(out) else _WIDEST
-    _survive(lambda: _Console(file=out, width=width).print(table))
+    _survive(lambda: _Console(file=out, width=None if out.isatty() else _WIDEST).print(table))
 
 
 def header_line(start: RunStart) -> str:
@@ -105,13 +104,6 @@ def round_line(record: RoundRecord, seconds_left: float) -> str:
 def _accuracy(split: str, score: ExitScore) -> str:
     exits = " ".join(f"{100 * accuracy:.1f}" for accuracy in score.accuracy)
     return f"{split} {exits} (avg {100 * statistics.fmean(score.accuracy):.1f}) %"
-
-
-def _is_terminal(stream: IO[str] | None) -> bool:
-    try:
-        return stream is not None and stream.isatty()
-    except ValueError:  # the stream is closed
-        return False
 
 
 def _survive(write: Callable[[], object]) -> None:

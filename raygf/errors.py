@@ -63,15 +63,11 @@ class RunFailed(RaygfError):
 
 
 class DriverLost(RunFailed):
-    """The driver did not come back. Whether it may be started again depends on ``kind``.
+    """The driver did not come back. ``kind``, the name of a ``Failure``, tells whether to start it again."""
 
-    ``kind``: the name of a ``raygf.on_ray.faults.Failure``; ``node``: the id of the node that it ran on, if
-    known. ``silent``: it only did not answer, so that its node may turn out to be lost.
-    """
-
-    def __init__(self, cause: str, kind: str = "LOST", node: str = "", silent: bool = False) -> None:
-        super().__init__(cause, kind, node, silent)
-        self.cause, self.kind, self.node, self.silent = cause, kind, node, silent
+    def __init__(self, cause: str, kind: str = "LOST") -> None:
+        super().__init__(cause, kind)
+        self.cause, self.kind = cause, kind
 
     def __str__(self) -> str:
         return self.cause

@@ -304,8 +304,7 @@ class ResourceConfig(Section, name="resources"):
     """Seconds after which one exit's training of one round is taken for stuck; by default five times the
     slowest so far, at least 60, and 14400 (four hours) until one has ended."""
     max_failures: Natural = 3
-    """Lost exit trainings that are retried in one round before the run stops; all that one lost node takes
-    with it count once."""
+    """Times that an exit's training, if it is lost, is retried in one round before the run stops."""
     max_driver_restarts: Natural = 3
     """Times that a lost driver (or group of workers) is started again without a round done in between."""
 

@@ -8,7 +8,7 @@ delta is read once); CUDA walks exit by exit (few kernels, whatever the number o
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -156,23 +156,25 @@ class FusionTask:
     where: str
 
 
-class Learner(Protocol):
-    """What is learned in one pass over the training set; made anew for every pass."""
+class Learner:
+    """The weights of one pass over the training set, made anew for every pass. These stay what they are."""
 
-    learns: bool
+    learns = False
     """Whether it takes gradients at all."""
+
+    def __init__(self, weights: Tensor) -> None:
+        self._weights = weights
 
     def weights(self) -> Tensor:
         """ε·α (n, S) of the next step, without a gradient."""
-        ...
+        return self._weights
 
     def update(self, gradient: Tensor) -> None:
         """Take the gradient of F with respect to the last ``weights`` (n, S)."""
-        ...
 
     def bad_weight(self) -> str:
         """Names the first weight that is not finite; "" if all are."""
-        ...
+        return ""
 
 
 @dataclass(frozen=True)

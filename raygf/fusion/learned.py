@@ -80,20 +80,8 @@ class LearnedFusion(FusionRule):
             )
         return as_tensor(array).clone()
 
-    def step_weights(self, eta: Tensor) -> Tensor:
-        """``ε·α`` (n, S) of ``eta`` (n, S)."""
-        return self._config.epsilon * self.weights(eta)
 
-    def bad_weight(self, eta: Tensor) -> str:
-        """The first of ``eta`` (n, S) that is not finite; "" if there is none."""
-        bad = (~torch.isfinite(eta)).nonzero()
-        if not len(bad):
-            return ""
-        exit, segment = bad[0].tolist()
-        return f"the fusion weight of exit {exit + 1} in {self._segments.name(segment)}"
-
-
-class _Fit:
+class _Fit(Learner):
     """One pass of Adam on a copy of the rule's η and moments."""
 
     learns = True
@@ -106,42 +94,36 @@ class _Fit:
         self.steps = torch.tensor(float(rule.steps))
 
     def weights(self) -> Tensor:
-        self._weights = self._rule.step_weights(self.eta)
+        self._weights = self._rule._config.epsilon * self._rule.weights(self.eta)
         return self._weights.detach()
 
+    @torch.no_grad()
     def update(self, gradient: Tensor) -> None:
-        (of_eta,) = torch.autograd.grad(self._weights, self.eta, gradient)
-        _adam_step(self.eta, of_eta, self.first, self.second, self.steps, self._lr)
+        """One step of the function behind ``torch.optim.Adam``, for the reason that ``FlatSGD`` gives."""
+        adam(
+            [self.eta],
+            [*torch.autograd.grad(self._weights, self.eta, gradient)],
+            [self.first],
+            [self.second],
+            [],
+            [self.steps],
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self._lr,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
 
     def bad_weight(self) -> str:
-        return self._rule.bad_weight(self.eta.detach().cpu())
+        bad = (~torch.isfinite(self.eta.detach().cpu())).nonzero()
+        if not len(bad):
+            return ""
+        exit, segment = bad[0].tolist()
+        return f"the fusion weight of exit {exit + 1} in {self._rule._segments.name(segment)}"
 
 
 def carry(old: Tensor, fitted: Tensor, ema: float) -> Tensor:
     """The η that the next round starts from: ``ema·η_old + (1 − ema)·η_fitted``."""
     return (ema * old + (1 - ema) * fitted).detach()
-
-
-@torch.no_grad()
-def _adam_step(
-    eta: Tensor, gradient: Tensor, first: Tensor, second: Tensor, steps: Tensor, lr: float
-) -> None:
-    """One update of ``eta``, its moments and the step count, in place, with PyTorch's own constants.
-
-    By the function behind ``torch.optim.Adam``, for the reason that ``FlatSGD`` gives.
-    """
-    adam(
-        [eta],
-        [gradient],
-        [first],
-        [second],
-        [],
-        [steps],
-        amsgrad=False,
-        beta1=0.9,
-        beta2=0.999,
-        lr=lr,
-        weight_decay=0.0,
-        eps=1e-8,
-        maximize=False,
-    )

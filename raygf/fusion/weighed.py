@@ -6,7 +6,7 @@ from torch import Tensor
 from raygf.config.run import RunConfig
 from raygf.errors import NonFiniteError
 from raygf.fusion.conflict import segment_gramians, shared_gramian
-from raygf.fusion.fuse import Fused, FusionRule, FusionTask, RunPass
+from raygf.fusion.fuse import Fused, FusionRule, FusionTask, Learner, RunPass
 from raygf.methods.base import Weighting, weigh
 from raygf.training.space import Segments
 
@@ -36,26 +36,8 @@ class WeighedFusion(FusionRule):
             raise NonFiniteError(f"{task.where}: {error}; lower optim.lr") from None
         alpha = owner_shares(weights, self._owned.cpu())
         on_device = alpha.to(task.base.device)
-        passed = run(lambda: _Fixed(self._config.epsilon * on_device))
+        passed = run(lambda: Learner(self._config.epsilon * on_device))
         return Fused(alpha, self.merged(task, on_device), passed.buffers, passed.score)
-
-
-class _Fixed:
-    """Weights ε·α (n, S) that stay what they are."""
-
-    learns = False
-
-    def __init__(self, weights: Tensor) -> None:
-        self._weights = weights
-
-    def weights(self) -> Tensor:
-        return self._weights
-
-    def update(self, gradient: Tensor) -> None:
-        """There is nothing to learn."""
-
-    def bad_weight(self) -> str:
-        return ""
 
 
 def owner_shares(weights: Tensor, owned: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from raygf.config.run import MethodConfig
 from raygf.errors import NonFiniteError, RaygfError, one_line
 from raygf.training.network import BoundNetwork
 from raygf.training.peers import ALONE, Peers
-from raygf.training.space import FlatSpace
+from raygf.training.space import FlatSpace, Stretches
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,7 @@ class GramianMethod(StepMethod):
 
     def __init__(self, weighting: Weighting, setting: Setting) -> None:
         self._weighting = weighting
-        self._shared: list[tuple[int, int]] = []  # stretches [start, stop), those that touch made one
-        for slot, owners in zip(setting.space.slots, setting.owned.sum(dim=0).tolist(), strict=True):
-            if owners > 1 and self._shared and self._shared[-1][1] == slot.start:
-                self._shared[-1] = (self._shared[-1][0], slot.stop)
-            elif owners > 1:
-                self._shared.append((slot.start, slot.stop))
+        self._shared = Stretches.of(setting.space, (setting.owned.sum(dim=0) > 1).tolist())
 
     def backward(self, losses: list[Tensor], bound: BoundNetwork) -> None:
         """One backward pass an exit, each as deep as the exit; holds an (n, P) matrix meanwhile."""
@@ -105,24 +100,22 @@ def exit_gradients(losses: list[Tensor], bound: BoundNetwork) -> Tensor:
     return rows
 
 
-def combine(
-    rows: Tensor, shared: list[tuple[int, int]], weighting: Weighting, out: Tensor, peers: Peers = ALONE
-) -> None:
+def combine(rows: Tensor, shared: Stretches, weighting: Weighting, out: Tensor, peers: Peers = ALONE) -> None:
     """Write the weighted gradient into ``out`` (P,).
 
     Args:
         rows: gradients (n, P).
-        shared: stretches of the vector that more than one exit owns.
+        shared: what of the vector more than one exit owns.
         peers: workers that have the same ``rows``; all take the first one's weights, for some weightings
             draw at random, and solvers may round differently on another machine.
     """
     torch.sum(rows, dim=0, out=out)  # where one exit owns a parameter the others' gradients are 0
-    if not shared:
+    if not shared.size:
         return
-    gramian = torch.stack([rows[:, a:b] @ rows[:, a:b].T for a, b in shared]).sum(dim=0)
+    gramian = torch.stack([rows[:, span] @ rows[:, span].T for span in shared.spans]).sum(dim=0)
     weights = peers.first_(weigh(weighting, gramian))
-    for start, stop in shared:
-        torch.mv(rows[:, start:stop].T, weights, out=out[start:stop])
+    for span in shared.spans:
+        torch.mv(rows[:, span].T, weights, out=out[span])
 
 
 def weigh(weighting: Weighting, gramian: Tensor) -> Tensor:

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raygf.compute import call_own
 from raygf.config.fields import refuse
 from raygf.config.recipes import METHODS as PAPERS
 from raygf.config.run import RunConfig
-from raygf.errors import ConfigError, RaygfError, import_function, user_error
+from raygf.errors import ConfigError, import_function
 from raygf.methods import torchjd
 from raygf.methods.base import GramianMethod, JointSGD, Setting, StepMethod, Weighting
 from raygf.methods.dfs import DeepFeatureSurgery
@@ -142,10 +143,9 @@ def _make(name: str, setting: Setting) -> StepMethod | Weighting:
 
 def _own(name: str) -> Make:
     """The user's function ``name``; errors of it, and of the weighting that it returns, name it."""
-    function = import_function("method", name)
 
     def make(setting: Setting) -> StepMethod | Weighting:
-        made = _called(name, "the function failed", function, setting)
+        made = call_own("method", name, setting)
         if not callable(made) and not isinstance(made, StepMethod):
             raise ConfigError(
                 f"method = {name!r}: the function must return a weighting, itself a function, or a "
@@ -158,7 +158,7 @@ def _own(name: str) -> Make:
 
 def _checked(name: str, weighting: Callable[[Tensor], Any]) -> Weighting:
     def weigh(gramian: Tensor) -> Tensor:
-        weights = _called(name, "the weighting failed", weighting, gramian)
+        weights = call_own("method", name, gramian, function=weighting, failed="the weighting failed")
         if not isinstance(weights, Tensor) or weights.shape != gramian.shape[:1]:
             given = f"a tensor {tuple(weights.shape)}" if isinstance(weights, Tensor) else f"{weights!r:.40}"
             raise ConfigError(
@@ -168,12 +168,3 @@ def _checked(name: str, weighting: Callable[[Tensor], Any]) -> Weighting:
         return weights
 
     return weigh
-
-
-def _called(name: str, what: str, function: Callable[[Any], Any], argument: object) -> Any:
-    try:
-        return function(argument)
-    except RaygfError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise user_error("method", name, what, error) from error

@@ -1,11 +1,10 @@
-"""Joining or starting a Ray cluster, its lost nodes, and the default shares of its GPUs."""
+"""Joining or starting a Ray cluster, and the default shares of its GPUs."""
 
 import math
 import os
 import socket
-import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,54 +16,32 @@ from raygf.config.run import ResourceConfig
 from raygf.errors import RaygfError, ResourceError, one_line
 from raygf.on_ray.placement import driver_bundle, fits, idle_nodes, size
 
-_NODE_S = 20.0
-"""Seconds after which Ray knows for sure that a node is lost."""
 _PRINTING = "_worker_logs_enabled"
 
 
 @contextmanager
-def connected(resources: ResourceConfig) -> Iterator[tuple[str, ResourceConfig]]:
+def connected(resources: ResourceConfig, trials: int = 0) -> Iterator[tuple[str, ResourceConfig]]:
     """This process in a cluster, which it leaves in the end (and ends, if it was started here).
+
+    ``trials``: of a sweep, side by side. A cluster that is started here then has room for all their drivers
+    beside its CPUs: as with a single run, they sleep while their exits train.
 
     Yields:
         What was joined, for people, and ``resources`` with their GPUs filled in.
 
     Raises:
-        ResourceError: the cluster can't be reached, or could never hold the driver.
+        ResourceError: the cluster can't be reached, or could never hold the driver of a single run.
     """
-    with joined(resources) as where:
+    with ExitStack() as stack:
+        where = "the cluster that this process is in"
+        if not ray.is_initialized():
+            stack.enter_context(silent_ray())
+            where = connect(replace(resources, driver_cpus=resources.driver_cpus * (trials or 1)))
+            stack.callback(ray.shutdown)
         resources = with_gpus(resources)
-        check_driver_fits(resources)
+        if not trials:
+            check_driver_fits(resources)
         yield where, resources
-
-
-@contextmanager
-def swept_cluster(resources: ResourceConfig, concurrent: int) -> Iterator[tuple[str, ResourceConfig]]:
-    """As ``connected``, for ``concurrent`` trials, without a look at the driver.
-
-    A cluster that is started here has room for all their drivers beside its CPUs: as with a single run, they
-    sleep while their exits train.
-    """
-    with joined(replace(resources, driver_cpus=resources.driver_cpus * concurrent)) as where:
-        yield where, with_gpus(resources)
-
-
-@contextmanager
-def joined(resources: ResourceConfig) -> Iterator[str]:
-    """As ``connected``, with any resources; yields what was joined.
-
-    Raises:
-        ResourceError: the cluster can't be reached.
-    """
-    if ray.is_initialized():
-        yield "the cluster that this process is in"
-        return
-    with silent_ray():
-        where = connect(resources)
-        try:
-            yield where
-        finally:
-            ray.shutdown()
 
 
 @contextmanager
@@ -188,20 +165,6 @@ def check_driver_fits(resources: ResourceConfig) -> None:
         "resources.workers, resources.driver_cpus or resources.driver_gpus, or add nodes and set "
         "resources.wait_for_resources_s"
     )
-
-
-def dead_nodes(suspects: Collection[str] = ()) -> set[str]:
-    """The ids of the lost nodes; waits until ``suspects`` are among them, as long as that may come to light.
-
-    Args:
-        suspects: ids of nodes whose processes do not answer.
-    """
-    until = time.monotonic() + _NODE_S
-    while True:
-        dead = {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
-        if dead.issuperset(suspects) or time.monotonic() > until:
-            return dead
-        time.sleep(1.0)
 
 
 def fetch(ref: Any, limit: float) -> Any:

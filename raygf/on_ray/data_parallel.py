@@ -17,7 +17,6 @@ from ray.exceptions import RayError, RayTaskError
 
 from raygf.config.run import RunConfig
 from raygf.errors import DriverLost, RaygfError
-from raygf.on_ray.cluster import dead_nodes
 from raygf.on_ray.driver import CLOSE_S, PREPARE_S, Mailbox, Over, ProcessHandle, Started, drive, driver_lost
 from raygf.on_ray.executor import RayExecutor
 from raygf.on_ray.faults import deadline_s
@@ -143,7 +142,7 @@ class TrainDriver(RestartedDriver):
     def __init__(self, config: RunConfig, loop: Loop = work, notify: Notify = ignore) -> None:
         """Begin to start the workers; each runs ``loop``. ``notify`` is called at once in case of trouble."""
         start = partial(TrainWorkers, loop=loop, owner=Owner.new(), notify=notify)
-        super().__init__(start, config, notify, dead_nodes)
+        super().__init__(start, config, notify)
 
 
 class TrainWorkers(ProcessHandle):

@@ -15,14 +15,14 @@ from functools import partial
 from typing import Any, ClassVar
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from raygf.compute import DRIVER_KNOBS
 from raygf.config.run import RunConfig
 from raygf.errors import DriverLost, RaygfError, ResourceError, RunFailed
-from raygf.on_ray.cluster import dead_nodes, fetch
+from raygf.on_ray.cluster import fetch
 from raygf.on_ray.executor import RayExecutor
-from raygf.on_ray.faults import Failure, cause_of, deadline_s, failure_of, node_of
+from raygf.on_ray.faults import Failure, cause_of, deadline_s, failure_of
 from raygf.on_ray.placement import START_S, Bundles, Waiting, awake_s, driver_bundle, fits, idle_nodes, size
 from raygf.on_ray.pool import MakeTrainer
 from raygf.on_ray.restarts import RestartedDriver
@@ -43,9 +43,8 @@ _RECEIVE_S = 60.0
 
 @dataclass(frozen=True)
 class Started:
-    """A process of the run has started on ``node`` (an id); ``actor``: what to kill to end it, if need be."""
+    """A process of the run has started; ``actor``: what to kill to end it, if need be."""
 
-    node: str = ""
     actor: Any = None
 
 
@@ -119,7 +118,7 @@ class DriverActor(Mailbox):
 
     def run(self, config: RunConfig, bundles: Bundles | None, owner: Owner, parts: Parts) -> None:
         """Run ``config`` from start to end."""
-        self.send(Started(ray.get_runtime_context().get_node_id()))
+        self.send(Started())
         make = partial(RayExecutor, trainer=parts.trainer, bundles=bundles, notify=self.send)
         try:
             self._driver = Driver(config, make, owner=owner, notify=self.send, open_folder=parts.open_folder)
@@ -165,11 +164,12 @@ class ProcessHandle(DriverHandle):
 
     def prepare(self) -> RunStart:
         """As ``Driver.prepare``; raises ResourceError if the processes could not start."""
-        waiting = Waiting(self._what, self._resources.wait_for_resources_s, self._fits, self._notify)
+        wait_s = self._resources.wait_for_resources_s
+        waiting = Waiting(self._what, self.knob, wait_s, self._fits, self._notify)
         began, start = awake_s(), None
         while start is None and len(self._started) < (self._resources.workers or 1):
             if late := waiting.late(began):
-                raise ResourceError(late.text(self._what, self.knob))
+                raise ResourceError(late)
             start = self._poll(_TICK_S)
         waiting.over()
         start = start or self._next(PREPARE_S, self._silence(PREPARE_S, "loading data and network"))
@@ -183,7 +183,7 @@ class ProcessHandle(DriverHandle):
         limit = self._round_limit()
         while True:
             late = f"no round ended within {limit:.0f} s; raise resources.exit_timeout_s"
-            message = self._next(limit, DriverLost(late, Failure.STUCK.name, self._node))
+            message = self._next(limit, DriverLost(late, Failure.STUCK.name))
             if isinstance(message, RunEnd):
                 self._end = message
                 return
@@ -207,10 +207,6 @@ class ProcessHandle(DriverHandle):
     @abstractmethod
     def _round_limit(self) -> float:
         """Seconds that a round may take at most."""
-
-    @property
-    def _node(self) -> str:
-        return self._started[0].node if self._started else ""
 
     def _next(self, limit: float, late: RaygfError) -> Any:
         """The next message; raises ``late`` if none comes within ``limit`` seconds."""
@@ -248,19 +244,18 @@ class ProcessHandle(DriverHandle):
         except GetTimeoutError:
             raise self._silence(CLOSE_S, doing) from None
         except RayError as error:
-            raise driver_lost(error, self.lost, self._node) from None
+            raise driver_lost(error, self.lost) from None
 
     def _silence(self, limit: float, doing: str) -> RunFailed:
         return RunFailed(f"{self.who} did not answer within {limit:.0f} s while {doing}")
 
 
-def driver_lost(error: RayError, begin: str = "", node: str = "") -> DriverLost:
-    """``error`` as the loss of the driver on ``node``; its text begins with ``begin``."""
+def driver_lost(error: RayError, begin: str = "") -> DriverLost:
+    """``error`` as the loss of the driver; its text begins with ``begin``."""
     kind, cause = failure_of(error), cause_of(error)
     if kind is Failure.MEMORY:
         cause = f"{cause}; it was not started again: {DRIVER_KNOBS}"
-    silent = isinstance(error, ActorUnavailableError)
-    return DriverLost(f"{begin}{cause}", kind.name, node_of(error) or node, silent)
+    return DriverLost(f"{begin}{cause}", kind.name)
 
 
 class DriverProcess(ProcessHandle):
@@ -295,8 +290,9 @@ class DriverProcess(ProcessHandle):
     def _round_limit(self) -> float:
         """All exits on one actor, all retries, the fusion pass."""
         resources, retries = self._resources, self._config.storage.retries
-        trainings = self._exits + 2 + resources.max_failures
-        starts = (1 + resources.max_failures) * (START_S + resources.wait_for_resources_s)
+        tries = 1 + resources.max_failures
+        trainings = self._exits * tries + 2
+        starts = tries * (START_S + resources.wait_for_resources_s)
         pauses = sum(pause_s(failures, retries) or 0.0 for failures in range(retries))
         return trainings * deadline_s(self._slowest, resources.exit_timeout_s) + starts + pauses
 
@@ -321,4 +317,4 @@ class RemoteDriver(RestartedDriver):
         start = partial(
             DriverProcess, bundles=bundles, owner=Owner.new(), notify=notify, parts=parts or Parts()
         )
-        super().__init__(start, config, notify, dead_nodes)
+        super().__init__(start, config, notify)

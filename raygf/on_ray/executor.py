@@ -1,26 +1,25 @@
 """Training the exits on a pool of identical Ray actors."""
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from raygf.compute import EXIT_KNOBS, sizes
 from raygf.config.run import RunConfig
 from raygf.data.base import Dataset
 from raygf.errors import ExitFailed, NonFiniteError, PeersLost, RunFailed
-from raygf.on_ray.cluster import dead_nodes, fetch
-from raygf.on_ray.faults import Action, Failure, Loss, cause_of, deadline_s, failure_of, judge, node_of
+from raygf.on_ray.cluster import fetch
+from raygf.on_ray.faults import Failure, cause_of, deadline_s, failure_of, may_retry
 from raygf.on_ray.placement import Bundles, awake_s
-from raygf.on_ray.pool import ExitPool, MakeTrainer, Worker
-from raygf.on_ray.shares import RemoteShares, ShareLost
+from raygf.on_ray.pool import ExitPool, MakeTrainer, RemoteShares, ShareLost, Worker
 from raygf.records import Notify, ignore
-from raygf.training.exit_trainer import ExitTrainer, ExitUpdate, PassTask, Trained
+from raygf.training.exit_trainer import Executor, ExitTrainer, ExitUpdate, PassTask, Trained
 from raygf.training.network import NetworkState, Vector
 from raygf.training.shares import FusionShares
 
@@ -30,8 +29,7 @@ _TICK_S = 1.0
 _FETCH_S = 120.0
 _PATIENCE_S = 30.0
 """Seconds that replicas wait for an actor that is starting, before one actor does the work of all."""
-_SETTLE_S = 30.0
-"""Seconds in which replicas notice that one of them is lost."""
+_CLOSE_S = 30.0
 
 _KNOBS = {
     Failure.LOST: "allow more retries with resources.max_failures",
@@ -70,7 +68,7 @@ class _Round:
     updates: dict[int, ExitUpdate] = field(default_factory=dict)
     handed_in: dict[int, Any] = field(default_factory=dict)  # the updates in the object store
     diverged: dict[int, NonFiniteError] = field(default_factory=dict)
-    losses: list[Loss] = field(default_factory=list)
+    failures: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -79,7 +77,7 @@ class _Round:
         return len(self.updates) + len(self.diverged) == self.exits
 
 
-class RayExecutor:
+class RayExecutor(Executor):
     """A pool of ``actors`` exit actors. Any free actor takes any exit; a lost one is replaced."""
 
     def __init__(
@@ -161,7 +159,7 @@ class RayExecutor:
         """End the actors."""
         self._closed = True
         if self._begun is not None:
-            wait([self._begun[1]], timeout=_SETTLE_S)
+            wait([self._begun[1]], timeout=_CLOSE_S)
         self._pool.close()
 
     def _train_all(self, work: _Round) -> None:
@@ -192,11 +190,8 @@ class RayExecutor:
         tasks = [_Task(exit, worker, awake_s()) for worker in workers]
         meeting = workers[0].actor.meet.remote() if len(workers) > 1 else None
         for rank, task in enumerate(tasks):
-            actor, task.unit = task.worker.actor, tasks
-            if meeting is None:
-                task.ref = actor.train.remote(*training)
-            else:
-                task.ref = actor.train_together.remote(meeting, rank, len(workers), *training)
+            task.unit = tasks
+            task.ref = task.worker.actor.train.remote(meeting, rank, len(workers), *training)
             work.running[task.ref] = task
 
     def _collect(self, work: _Round) -> None:
@@ -222,8 +217,7 @@ class RayExecutor:
         for ref, task in list(work.running.items()):
             if ref in work.running and now - task.since > limit:
                 del work.running[ref]
-                loss = Loss(Failure.STUCK, task.worker.place.node if task.worker.place else "")
-                self._fail(task, loss, f"no result within {limit:.0f} s", work)
+                self._fail(task, Failure.STUCK, f"no result within {limit:.0f} s", work)
 
     def _admit(self, worker: Worker, work: _Round) -> None:
         """An actor is ready, or could not start."""
@@ -246,56 +240,33 @@ class RayExecutor:
                 raise
             work.diverged[task.exit] = error  # the others end first: the next round finds the actors free
         except (RayError, PeersLost) as error:
-            self._fail_by(error, task, work)
+            lost = isinstance(error, RayError) or not any(other.ref in work.running for other in task.unit)
+            if lost:  # else the one that was lost says why
+                self._fail_by(error, task, work)
 
     def _fail_by(self, error: RayError | PeersLost, task: _Task, work: _Round) -> None:
         """Act on what ``error`` says."""
-        if isinstance(error, PeersLost) and (lost := self._stop_others(task, work, _SETTLE_S)):
-            (error, task), *more = lost
-            for _, other in more:
-                self._pool.replace(other.worker)
         known = sizes(self._config.batch_size, work.parameters)
-        if isinstance(error, PeersLost):  # no other one is to blame
-            node = task.worker.place.node if task.worker.place else ""
-            self._fail(task, Loss(Failure.LOST, node), str(error), work)
-            return
-        node = node_of(error) or (task.worker.place.node if task.worker.place else "")
-        silent = isinstance(error, ActorUnavailableError) and node != self._pool.here
-        self._fail(task, Loss(failure_of(error), node, silent), cause_of(error, known), work)
+        self._fail(task, failure_of(error), cause_of(error, known), work)
 
-    def _fail(self, task: _Task, loss: Loss, cause: str, work: _Round) -> None:
+    def _fail(self, task: _Task, failure: Failure, cause: str, work: _Round) -> None:
         """Retry the exit on a new actor, or end the run."""
-        work.losses.append(loss)
-        shown = task.worker.place.shown if task.worker.place else "unknown"
-        if judge(work.losses, self._resources.max_failures, dead_nodes) is Action.STOP:
+        whose = f"actor {task.worker.slot}" if task.exit is None else f"exit {task.exit}"
+        work.failures[whose] += 1
+        place = task.worker.place or "unknown"
+        if not may_retry(failure, work.failures[whose], self._resources.max_failures):
             if task.exit is None:
-                raise RunFailed(f"{task.what}: {cause}; {_KNOBS[loss.failure]}")
-            raise ExitFailed(task.exit, work.round, shown, cause, _KNOBS[loss.failure])
-        self._pool.replace(task.worker)
-        for _, other in self._stop_others(task, work, 0.0 if loss.failure is Failure.STUCK else _SETTLE_S):
-            self._pool.replace(other.worker)
+                raise RunFailed(f"{task.what}: {cause}; {_KNOBS[failure]}")
+            raise ExitFailed(task.exit, work.round, place, cause, _KNOBS[failure])
+        unfinished = [other for other in task.unit if work.running.pop(other.ref, None)]
+        for each in (task, *unfinished):
+            self._pool.replace(each.worker)
         if task.exit in work.updates:
             return  # the first of its replicas had ended already
         if task.exit is not None:
             work.queue.appendleft(task.exit)
         who = "fusion pass" if task.exit is None else f"exit {task.exit + 1}"
-        work.notes.append(f"{who} retried in round {work.round}: {cause} on {shown}")
-
-    def _stop_others(self, task: _Task, work: _Round, limit: float) -> list[tuple[RayError, _Task]]:
-        """Wait until the other replicas of ``task`` have given up; returns those that have not in time."""
-        others = [other for other in task.unit if work.running.pop(other.ref, None)]
-        if not others:
-            return []
-        ray.wait([other.ref for other in others], num_returns=len(others), timeout=limit)
-        lost: list[tuple[RayError, _Task]] = []
-        for other in others:
-            try:
-                fetch(other.ref, 0.0)
-            except (PeersLost, NonFiniteError):
-                continue  # its process is well
-            except RayError as error:
-                lost.append((error, other))
-        return lost
+        work.notes.append(f"{who} retried in round {work.round}: {cause} on {place}")
 
 
 def longest_first(exits: int, seconds: Mapping[int, float]) -> list[int]:

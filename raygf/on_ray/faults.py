@@ -1,11 +1,9 @@
-"""What Ray's errors mean (which kind of failure, on which node, for what cause) and what to do about them.
+"""What Ray's errors mean (which kind of failure, for what cause) and what to do about them.
 
 Everything here is a pure function; executors and drivers act on it.
 """
 
 import re
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 from ray.exceptions import (
@@ -19,7 +17,7 @@ from ray.exceptions import (
 )
 
 from raygf.compute import is_out_of_memory, memory_cause
-from raygf.errors import one_line
+from raygf.errors import PeersLost, one_line
 
 FIRST_DEADLINE_S = 14400.0
 """Seconds for the first training: four hours."""
@@ -36,59 +34,13 @@ class Failure(Enum):
     RAISED = "raised"  # the training itself raised: likewise
 
 
-class Action(Enum):
-    """What to do about it."""
+def may_retry(failure: Failure, failures: int, max_failures: int) -> bool:
+    """Whether to retry: what bad luck took, ``max_failures`` times, not what would happen again.
 
-    RETRY = "retry"
-    STOP = "stop"
-
-
-@dataclass(frozen=True)
-class Loss:
-    """One failure, and the id of the node that it happened on; empty where there was none yet.
-
-    ``silent``: a process only did not answer, so that its node may turn out to be lost.
+    ``failures``: how many there were, this one included: of an exit in a round, or of the driver since its
+    last round.
     """
-
-    failure: Failure
-    node: str = ""
-    silent: bool = False
-
-
-DeadNodes = Callable[[Collection[str]], set[str]]
-"""Gives the ids of the lost nodes; waits until it is clear whether the given ones are lost."""
-
-
-def judge(losses: Sequence[Loss], max_failures: int, dead_nodes: DeadNodes) -> Action:
-    """What to do about the last of ``losses``.
-
-    Before an end, nodes that do not answer get the time to turn out as lost, which makes fewer failures.
-    """
-    failure, suspects = losses[-1].failure, {loss.node for loss in losses if loss.silent and loss.node}
-    action = decide(failure, count(losses, dead_nodes(())), max_failures)
-    if action is Action.STOP and failure is Failure.LOST and suspects:
-        action = decide(failure, count(losses, dead_nodes(suspects)), max_failures)
-    return action
-
-
-def decide(failure: Failure, failures: int, max_failures: int) -> Action:
-    """Retry what bad luck took, stop on what would happen again.
-
-    Args:
-        failure: this failure.
-        failures: how many there were, this one included: of a round's exits, or of the driver since its last
-            round; see ``count``.
-        max_failures: how many are retried.
-    """
-    if failure in (Failure.MEMORY, Failure.RAISED) or failures > max_failures:
-        return Action.STOP
-    return Action.RETRY
-
-
-def count(losses: Sequence[Loss], dead: Collection[str]) -> int:
-    """How many failures ``losses`` are: all that one of the ``dead`` nodes took with it count as one."""
-    nodes = {loss.node for loss in losses if loss.node in dead}
-    return len(nodes) + sum(loss.node not in dead for loss in losses)
+    return failure not in (Failure.MEMORY, Failure.RAISED) and failures <= max_failures
 
 
 def deadline_s(slowest_s: float | None, limit_s: float | None) -> float:
@@ -105,7 +57,6 @@ def deadline_s(slowest_s: float | None, limit_s: float | None) -> float:
     return max(_FLOOR_S, _FACTOR * slowest_s)
 
 
-_NODE = re.compile(r"because its node has died\. Node Id: (\w+)")
 _WHY = re.compile(r"because (its \w+ process has died|its node has died|[^.]*)")
 _SILENT = re.compile(r"RPC error: (.*?) rpc_code")
 _DETAIL = re.compile(r"Worker exit detail: ([^.]*\.[^.]*)")
@@ -113,7 +64,7 @@ _USED = re.compile(r"Memory on the node .*?\) was ([^(\n]+?limit)")
 _OWN = re.compile(r"pid=(\d+), actual memory used=([\d.]+ ?\w+)")
 
 
-def failure_of(error: RayError) -> Failure:
+def failure_of(error: RayError | PeersLost) -> Failure:
     """Which kind of failure ``error`` is."""
     if isinstance(error, OutOfMemoryError | ObjectStoreFullError):
         return Failure.MEMORY
@@ -126,7 +77,7 @@ def failure_of(error: RayError) -> Failure:
     return Failure.MEMORY if is_out_of_memory(error.cause) else Failure.RAISED
 
 
-def cause_of(error: RayError, known: str = "") -> str:
+def cause_of(error: RayError | PeersLost, known: str = "") -> str:
     """``error`` in one line for people, with the ``known`` sizes where memory ran out and it names none."""
     text = str(error)
     if isinstance(error, OutOfMemoryError):
@@ -145,13 +96,7 @@ def cause_of(error: RayError, known: str = "") -> str:
     return one_line(inner)
 
 
-def node_of(error: RayError) -> str:
-    """The id of the node that has died according to ``error``; empty if it names none."""
-    found = _NODE.search(str(error))
-    return found[1] if found else ""
-
-
-def _failed_to_start(error: RayError) -> bool:
+def _failed_to_start(error: Exception) -> bool:
     """Whether an actor's own constructor has failed, or what it is made of can't be imported."""
     return isinstance(error, RayActorError) and error.actor_init_failed
 

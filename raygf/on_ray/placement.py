@@ -53,15 +53,10 @@ def size(bundle: Bundle) -> str:
 
 def idle_nodes(taken: Mapping[str, Bundle] = MappingProxyType({})) -> list[Bundle]:
     """CPUs and GPUs of every living node, without those that are ``taken``, by the node's id."""
+    living = [(node["Resources"], taken.get(node["NodeID"], {})) for node in ray.nodes() if node["Alive"]]
     return [
-        {name: node["Resources"].get(name, 0.0) - _taken(taken, node, name) for name in ("CPU", "GPU")}
-        for node in ray.nodes()
-        if node["Alive"]
+        {name: has.get(name, 0.0) - gone.get(name, 0.0) for name in ("CPU", "GPU")} for has, gone in living
     ]
-
-
-def _taken(taken: Mapping[str, Bundle], node: Mapping[str, Any], name: str) -> float:
-    return taken.get(node["NodeID"], {}).get(name, 0.0)
 
 
 def fits(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> bool:
@@ -110,8 +105,15 @@ def check_fits(resources: ResourceConfig, actors: int, concurrent: int, nodes: S
 
     Nodes that are still awaited are taken to be large enough.
     """
-    if resources.wait_for_resources_s == 0 and not fits(trial_bundles(resources, actors) * concurrent, nodes):
-        raise _too_much(resources, actors, concurrent)
+    if resources.wait_for_resources_s > 0 or fits(trial_bundles(resources, actors) * concurrent, nodes):
+        return
+    exits = f" and {actors} exit actors ({size(exit_bundle(resources))} each)" if actors else ""
+    raise ResourceError(
+        f"the cluster could never hold trials (concurrent = {concurrent}) with a driver "
+        f"({size(driver_bundle(resources))}){exits}: lower concurrent, resources.cpus_per_exit, "
+        "resources.gpus_per_exit, resources.actors or resources.driver_cpus, or add nodes and set "
+        "resources.wait_for_resources_s"
+    )
 
 
 def actors_per_trial(
@@ -136,18 +138,6 @@ def actors_per_trial(
     replicas = f", {seats} replicas in all" if seats > exits else ""
     few = f"every trial has {count} for {exits} exits{replicas}: the cluster has no room for more"
     return actors, few if actors < wanted else ""
-
-
-def _too_much(resources: ResourceConfig, actors: int, concurrent: int) -> ResourceError:
-    several, many = concurrent > 1, actors > 1
-    who = f"{concurrent} trials side by side, each with" if several else "a trial with"
-    each = f"{size(exit_bundle(resources))}{' each' * many}"
-    exits = f" and {actors} exit actor{'s' * many} ({each})" if actors else ""
-    return ResourceError(
-        f"the cluster could never hold {who} a driver ({size(driver_bundle(resources))}){exits}: lower "
-        f"{'concurrent, or ' * several}cpus_per_exit, gpus_per_exit, resources.actors or "
-        "resources.driver_cpus, or add nodes and set resources.wait_for_resources_s"
-    )
 
 
 @dataclass(frozen=True)
@@ -192,49 +182,36 @@ _NOTE_AFTER_S = {True: 5.0, False: 30.0}
 """Seconds after which people are told that a node is lacking, or that a process takes long to start."""
 
 
-@dataclass(frozen=True)
-class Late:
-    """It took longer than ``limit`` seconds; ``lacking``: no living node has room for it at all."""
-
-    limit: float
-    lacking: bool
-
-    def text(self, what: str, knob: str) -> str:
-        """The error for people; ``what`` was waited for, ``knob`` makes it smaller."""
-        if self.lacking:
-            begin = f"the cluster can't hold {what}, and no node came within {self.limit:.0f} s; add one"
-        else:
-            begin = f"{what} could not start within {self.limit:.0f} s: the cluster is busy; free it"
-        return f"{begin}, lower {knob}, or raise resources.wait_for_resources_s"
-
-
 class Waiting:
     """For actors of one kind. ``late`` is called again and again while there are none, ``over`` afterwards.
 
     Args:
-        what: the actors and their size, for people.
+        what: the actors and their size, for people; ``knob`` makes them smaller.
         wait_s: seconds to wait for nodes.
         fits: whether the living nodes could hold them.
     """
 
-    def __init__(self, what: str, wait_s: float, fits: Callable[[], bool], notify: Notify) -> None:
-        self._what, self._wait_s, self._fits, self._notify = what, wait_s, fits, notify
+    def __init__(self, what: str, knob: str, wait_s: float, fits: Callable[[], bool], notify: Notify) -> None:
+        self._what, self._knob, self._wait_s, self._fits, self._notify = what, knob, wait_s, fits, notify
         self._began: float | None = None
         self._noted = False
 
-    def late(self, started: float) -> Late | None:
-        """None while there is still hope for the process that was asked for at ``started`` (``awake_s``)."""
+    def late(self, started: float) -> str:
+        """An error; "" while there is hope for the process asked for at ``started`` (``awake_s``)."""
         now = awake_s()
         self._began = now if self._began is None else self._began
         lacking = not self._fits()
         limit, since = (self._wait_s, self._began) if lacking else (START_S + self._wait_s, started)
         if now - since > limit:
-            return Late(limit, lacking)
+            begin = f"{self._what} could not start within {limit:.0f} s: the cluster is busy; free it"
+            if lacking:
+                begin = f"the cluster can't hold {self._what}, and no node came within {limit:.0f} s; add one"
+            return f"{begin}, lower {self._knob}, or raise resources.wait_for_resources_s"
         if not self._noted and now - self._began > _NOTE_AFTER_S[lacking]:
             self._noted = True
             kind = "a node that can hold" if lacking else "the start of"
             self._notify(f"waiting up to {limit:.0f} s for {kind} {self._what}")
-        return None
+        return ""
 
     def over(self) -> None:
         """There is one."""

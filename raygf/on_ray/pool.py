@@ -1,21 +1,23 @@
 """Exit actors: their processes are started, replaced and ended here, and room for them is waited for."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import ray
 import torch
+from ray.exceptions import GetTimeoutError, RayError
 from torch import Tensor
 
 from raygf.compute import torch_threads
 from raygf.config.run import ResourceConfig, RunConfig
-from raygf.data.base import BatchSource, Dataset
+from raygf.data.base import Dataset
 from raygf.errors import ResourceError, RunFailed
 from raygf.fusion.fusion_pass import SharesHere, pass_batches
+from raygf.on_ray.cluster import fetch
 from raygf.on_ray.faults import deadline_s
 from raygf.on_ray.placement import (
     Bundles,
@@ -28,46 +30,12 @@ from raygf.on_ray.placement import (
     size,
 )
 from raygf.records import Notify
-from raygf.training.exit_trainer import ExitUpdate, PassTask
-from raygf.training.network import Arrays, BoundNetwork, NetworkState, Vector, to_numpy
-from raygf.training.peers import Peers, joined, meeting_place
+from raygf.training.exit_trainer import ExitTrainer, ExitUpdate, PassTask
+from raygf.training.network import Arrays, NetworkState, as_tensor, to_numpy
+from raygf.training.peers import joined, meeting_place
 from raygf.training.shares import ShareStep
 
-
-class Trainer(Protocol):
-    """What an exit actor runs, such as ``ExitTrainer``."""
-
-    bound: BoundNetwork
-    batches: BatchSource
-
-    def train(
-        self,
-        state: NetworkState,
-        exit: int,
-        exits: int,
-        round: int,
-        momentum: Vector | None,
-        *,
-        peers: Peers | None = None,
-    ) -> ExitUpdate:
-        """One epoch of ``exit`` from ``state``."""
-        ...
-
-    def whole(self, update: ExitUpdate) -> Tensor:
-        """The update's delta (P,)."""
-        ...
-
-
-_KNOB = "resources.cpus_per_exit"
-MakeTrainer = Callable[[RunConfig, Dataset], Trainer]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an actor runs: the ``node``'s id, and for people its address and process."""
-
-    node: str
-    shown: str
+MakeTrainer = Callable[[RunConfig, Dataset], ExitTrainer]
 
 
 class ExitActor:
@@ -76,33 +44,32 @@ class ExitActor:
     def __init__(self, make_trainer: MakeTrainer, config: RunConfig, dataset: Dataset) -> None:
         self._config = config
         self._make_trainer = partial(make_trainer, config, dataset)
-        self._trainer: Trainer
+        self._trainer: ExitTrainer
         self._shares: SharesHere
 
-    def start(self) -> Place:
+    def start(self) -> str:
         """Build the trainer and say where; not in the constructor, whose errors Ray does not hand on."""
         self._trainer = self._make_trainer()
-        node = ray.get_runtime_context().get_node_id()
-        return Place(node, f"{ray.util.get_node_ip_address()} (pid {os.getpid()})")
-
-    def train(
-        self, state: NetworkState, exit: int, exits: int, round: int, momentum: Vector | None
-    ) -> ExitUpdate:
-        """As ``ExitTrainer.train``; arrays in ``state`` are read-only views of the object store."""
-        return self._trainer.train(state, exit, exits, round, momentum)
+        return f"{ray.util.get_node_ip_address()} (pid {os.getpid()})"
 
     def meet(self) -> str:
         """Let replicas meet here; returns the address."""
         self._meeting, address = meeting_place(ray.util.get_node_ip_address())
         return address
 
-    def train_together(self, address: str, rank: int, count: int, *training: Any) -> ExitUpdate | None:
-        """``train`` as one of ``count`` replicas that meet at ``address``; only the first has the update."""
+    def train(self, meeting: str | None, rank: int, count: int, *training: Any) -> ExitUpdate | None:
+        """As ``ExitTrainer.train``; arrays in the state are read-only views of the object store.
+
+        ``count`` replicas meet at ``meeting``, if there are several; only the first has the update.
+        """
+        train: Callable[..., ExitUpdate] = partial(self._trainer.train, *training)
         resources = self._config.resources
+        if meeting is None:
+            return train()
         cuda = (resources.gpus_per_exit or 0) >= 1 and self._config.compute.device != "cpu"
         limit = deadline_s(None, resources.exit_timeout_s)
-        with joined(address, rank, count, "nccl" if cuda else "gloo", limit) as peers:
-            update = self._trainer.train(*training, peers=peers)
+        with joined(meeting, rank, count, "nccl" if cuda else "gloo", limit) as peers:
+            update = train(peers=peers)
         return update if rank == 0 else None
 
     def start_pass(self, state: NetworkState, task: PassTask, ranks: list[int], *updates: ExitUpdate) -> None:
@@ -127,13 +94,13 @@ class ExitActor:
 
 @dataclass
 class Worker:
-    """The ``slot``-th actor of the pool, started at ``since`` (``awake_s``); no ``place`` until ready."""
+    """The ``slot``-th actor of the pool, started at ``since`` (``awake_s``); ``place``: once ready."""
 
     slot: int
     actor: Any
     started: Any
     since: float
-    place: Place | None = None
+    place: str = ""
 
 
 class ExitPool:
@@ -154,19 +121,20 @@ class ExitPool:
         self._config = config
         self._resources = config.resources
         self.here = ray.get_runtime_context().get_node_id()
-        self._what = f"an exit actor ({size(exit_bundle(config.resources))})"
-        self._waiting = Waiting(self._what, config.resources.wait_for_resources_s, self._fits, notify)
+        what = f"an exit actor ({size(exit_bundle(config.resources))})"
+        wait_s = config.resources.wait_for_resources_s
+        self._waiting = Waiting(what, "resources.cpus_per_exit", wait_s, self._fits, notify)
         self.dataset = ray.put(dataset)
         count = room(config.resources, most, self.here) if bundles is None else min(most, len(bundles.exits))
         self.workers = [self._start(slot) for slot in range(count)]
 
     def starting(self) -> dict[Any, Worker]:
         """The workers that are not ready yet, by the reference that tells when they are."""
-        return {worker.started: worker for worker in self.workers if worker.place is None}
+        return {worker.started: worker for worker in self.workers if not worker.place}
 
     def ready(self) -> list[Worker]:
         """The workers that can train."""
-        return [worker for worker in self.workers if worker.place is not None]
+        return [worker for worker in self.workers if worker.place]
 
     def replace(self, worker: Worker) -> None:
         """End ``worker`` and start another in its place."""
@@ -192,10 +160,9 @@ class ExitPool:
         """
         late = self._waiting.late(max(worker.since for worker in self.workers))
         if late and round:
-            text = late.text(self._what, _KNOB)
-            raise RunFailed(f"round {round}: {text}; the last checkpoint stands")
+            raise RunFailed(f"round {round}: {late}; the last checkpoint stands")
         if late:
-            raise ResourceError(late.text(self._what, _KNOB))
+            raise ResourceError(late)
 
     def _start(self, slot: int) -> Worker:
         resources = self._resources
@@ -211,6 +178,56 @@ class ExitPool:
         resources = self._resources
         beside = {self.here: driver_bundle(resources)}
         return self._bundles is not None or fits([exit_bundle(resources)], idle_nodes(beside))
+
+
+class ShareLost(Exception):
+    """The actor ``worker`` did not do its part of a pass, because of ``error``."""
+
+    def __init__(self, worker: Worker, error: RayError) -> None:
+        super().__init__(str(error))
+        self.worker, self.error = worker, error
+
+
+class RemoteShares:
+    """All shares of a pass, divided among ``workers``. A ``raygf.training.shares.FusionShares``.
+
+    Every call raises ShareLost if an actor is lost, or has not answered within ``limit`` seconds.
+    """
+
+    def __init__(self, workers: Sequence[Worker], limit: float) -> None:
+        self._workers = workers
+        self._limit = limit
+
+    def start(self, shards: int, state: Any, task: PassTask, updates: Sequence[Any]) -> None:
+        """Begin a pass of so many shares from ``state`` and the exits' ``updates``, in the object store."""
+        ranks = torch.arange(shards).tensor_split(len(self._workers))
+        seats = zip(self._workers, ranks, strict=True)
+        self._ask([w.actor.start_pass.remote(state, task, mine.tolist(), *updates) for w, mine in seats])
+
+    def step(self, weights: Tensor, learn: bool) -> list[ShareStep]:
+        """As ``FusionShares.step``."""
+        array = weights.cpu().numpy()
+        answers = self._ask([worker.actor.step_pass.remote(array, learn) for worker in self._workers])
+        return [step.to(weights.device) for steps in answers for step in steps]
+
+    def buffers(self) -> list[dict[str, Tensor]]:
+        """As ``FusionShares.buffers``, on the CPU."""
+        answers = self._ask([worker.actor.end_pass.remote() for worker in self._workers])
+        return [{name: as_tensor(a) for name, a in share.items()} for shares in answers for share in shares]
+
+    def _ask(self, refs: list[Any]) -> list[Any]:
+        """What the workers answer, in their order."""
+        ray.wait(refs, num_returns=len(refs), timeout=self._limit)
+        answers = []
+        for worker, ref in zip(self._workers, refs, strict=True):
+            try:
+                answers.append(fetch(ref, 0.0))
+            except GetTimeoutError:
+                late = GetTimeoutError(f"no answer within {self._limit:.0f} s")
+                raise ShareLost(worker, late) from None
+            except RayError as error:
+                raise ShareLost(worker, error) from error
+        return answers
 
 
 def room(resources: ResourceConfig, most: int, here: str) -> int:

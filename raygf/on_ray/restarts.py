@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from raygf.config.run import RunConfig
 from raygf.errors import DriverLost, ResourceError, RunFailed
-from raygf.on_ray.faults import Action, DeadNodes, Failure, Loss, judge
+from raygf.on_ray.faults import Failure, may_retry
 from raygf.records import Notify, RoundRecord, RunEnd, RunStart
 from raygf.rounds.driver import DriverHandle
 
@@ -27,7 +27,6 @@ class RestartedDriver(DriverHandle):
         start: Callable[[RunConfig], DriverHandle],
         config: RunConfig,
         notify: Notify,
-        dead_nodes: DeadNodes,
     ) -> None:
         """Begin to ``start`` the first driver.
 
@@ -38,8 +37,7 @@ class RestartedDriver(DriverHandle):
         self._start = start
         self._config = config
         self._notify = notify
-        self._dead_nodes = dead_nodes
-        self._losses: list[Loss] = []
+        self._losses = 0
         self._notes: list[str] = []
         self._seen = 0
         self._handle = start(config)
@@ -81,7 +79,7 @@ class RestartedDriver(DriverHandle):
         self._handle.close()
 
     def _handed_out(self, record: RoundRecord) -> RoundRecord:
-        notes, self._notes, self._losses = self._notes, [], []
+        notes, self._notes, self._losses = self._notes, [], 0
         self._seen = record.round
         return replace(record, notes=(*notes, *record.notes))
 
@@ -109,8 +107,8 @@ class RestartedDriver(DriverHandle):
             RunFailed: it was lost too often in a row, or would be again.
         """
         failure, most = Failure[lost.kind], self._config.resources.max_driver_restarts
-        self._losses.append(Loss(failure, lost.node, lost.silent))
-        if judge(self._losses, most, self._dead_nodes) is Action.STOP:
+        self._losses += 1
+        if not may_retry(failure, self._losses, most):
             left = "; the last checkpoint stands" if self._seen else ""
             raise RunFailed(f"the driver was lost {where}: {lost}{_KNOBS[failure]}{left}") from None
         with suppress(RunFailed):

@@ -227,7 +227,6 @@ def prepare(
         fields=space.fields,
         metric=space.metric,
         mode=space.mode,
-        exits=len(costs),
         actors=actors,
         ranges=ranges_of(alternatives),
         costs=costs,

@@ -70,11 +70,10 @@ class Plan:
     """One sweep; stored in its folder, so that it can be resumed.
 
     ``run``: what trials have in common; its storage is the sweep's own folder. ``fields``: dotted names of
-    what is swept. ``exits``: of the network; ``actors``: exit actors of a trial whose method trains exits.
-    ``trials``: how many there are. ``parent``: the sweep's run in MLflow, empty if nothing is tracked.
-    ``ranges``: what each field may be, for people. ``costs``: operations up to each exit, none in plans of
-    earlier versions. ``own``: operations a round and image of methods that are the user's own. ``images``:
-    those to train on.
+    what is swept. ``costs``: operations up to each exit; ``actors``: exit actors of a trial whose method
+    trains exits. ``trials``: how many there are. ``parent``: the sweep's run in MLflow, empty if nothing is
+    tracked. ``ranges``: what each field may be, for people. ``own``: operations a round and image of methods
+    that are the user's own. ``images``: those to train on.
     """
 
     recipe: str
@@ -83,12 +82,11 @@ class Plan:
     fields: tuple[str, ...]
     metric: str
     mode: str
-    exits: int
+    costs: tuple[int, ...]
     actors: int
     trials: int = 0
     parent: str = ""
     ranges: dict[str, str] = field(default_factory=dict)
-    costs: tuple[int, ...] = ()
     own: dict[str, int] = field(default_factory=dict)
     images: int = 0
 
@@ -107,8 +105,7 @@ class Plan:
         return rounds * self._operations(run) / self._operations(replace(run, method="sgd"))
 
     def _operations(self, run: RunConfig) -> int:
-        costs = self.costs or (1,) * self.exits
-        return self.own.get(run.method) or operations_per_round(run, costs, self.images)
+        return self.own.get(run.method) or operations_per_round(run, self.costs, self.images)
 
     def exit_bundles(self, values: Values) -> int:
         """Exit actors of a trial with ``values``; methods within a step have none."""

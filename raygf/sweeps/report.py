@@ -147,7 +147,7 @@ def settings_of(row: TrialRow) -> str:
 
 def trials_csv(rows: Sequence[TrialRow], plan: Plan) -> str:
     """One line a trial, in the order of ``rows``; accuracies 0–1, empty fields where there is no value."""
-    tests = ["average", *(f"exit_{number}" for number in range(1, plan.exits + 1))]
+    tests = ["average", *(f"exit_{number}" for number in range(1, len(plan.costs) + 1))]
     header = ["trial", "name", "status", *plan.fields, plan.metric, *(f"test_accuracy/{of}" for of in tests)]
     about = ["training_passes", "training_operations", "rounds", "seconds", "mlflow_run_id", "checkpoint"]
     lines: list[list[object]] = [[*header, *about, "settings", "cause"]]

@@ -17,7 +17,7 @@ from raygf.console import print_table
 from raygf.errors import ConfigError, RunFailed, StorageError
 from raygf.evaluation.tables import passes_text, terminal_table
 from raygf.launch import temporary_path_warning
-from raygf.on_ray.cluster import swept_cluster
+from raygf.on_ray.cluster import connected
 from raygf.on_ray.placement import check_fits, idle_nodes
 from raygf.sweeps.callback import notify
 from raygf.sweeps.command import Command, check_flags, check_space, parse_sweep, prepare
@@ -61,7 +61,7 @@ def run_sweep(argv: Sequence[str]) -> dict[str, Any]:
     try:
         with (
             interruptible(_how_to_resume(command.run.storage)) as guard,
-            swept_cluster(command.run.resources, concurrent) as (where, resources),
+            connected(command.run.resources, concurrent) as (where, resources),
         ):
             guard()
             notify(where)

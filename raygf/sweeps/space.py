@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raygf.compute import derive_seed
+from raygf.compute import call_own, derive_seed
 from raygf.config.run import RunConfig
-from raygf.errors import ConfigError, import_function, user_error
+from raygf.errors import ConfigError, import_function
 from raygf.methods.registry import DELTA, method_names
 
 FOLDER = "tune_spaces"
@@ -262,12 +262,7 @@ def load_space(name: str, run: RunConfig) -> Space:
     Raises:
         ConfigError: there is none of this name, its code fails, or it does not return a space.
     """
-    try:
-        space = _function(name)(run)
-    except ConfigError:
-        raise
-    except (Exception, SystemExit) as error:  # a user's code may raise anything
-        raise user_error("space", name, "its code failed", error) from error
+    space = call_own("space", name, run, function=lambda run: _function(name)(run), failed="its code failed")
     if not isinstance(space, Space):
         raise ConfigError(f"space = {name!r}: its function returned {type(space).__name__}, not a Space")
     return space

@@ -5,10 +5,11 @@ A training is a pure function of the broadcast state, the exit and the round.
 
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -174,13 +175,15 @@ class PassTask:
     coefficients: Sequence[float]
 
 
-class Executor(Protocol):
+class Executor(ABC):
     """Trains all exits of a round from one state."""
 
-    def begin(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> None:
-        """Start on what ``train`` will be called with next, where others do it, and return at once."""
-        ...
+    def begin(  # noqa: B027 - only where others do it
+        self, state: NetworkState, round: int, momenta: Sequence[Vector | None]
+    ) -> None:
+        """Let others start on what ``train`` will be called with next, and return at once."""
 
+    @abstractmethod
     def train(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> Trained:
         """Train exits 0 … len(momenta) − 1 from ``state``; returns only when all are there.
 
@@ -188,37 +191,29 @@ class Executor(Protocol):
             ExitFailed: an exit could not be trained.
             NonFiniteError: a loss or weight is not finite.
         """
-        ...
 
     def fuse(self, task: PassTask, run: Callable[[FusionShares], T]) -> tuple[T, tuple[str, ...]] | None:
         """What ``run`` makes of the fusion pass after ``train``, whose shares others run; None: nobody can.
 
         ``run`` starts anew when one of them is lost; returned with what went wrong on the way.
         """
-        ...
+        return None
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - not every executor holds something
         """Give back what the executor holds."""
-        ...
 
 
-class LocalExecutor:
+class LocalExecutor(Executor):
     """Trains the exits in this process."""
 
     def __init__(self, config: RunConfig, dataset: Dataset) -> None:
         self._trainer = ExitTrainer(config, dataset)
         self._batch_size = config.batch_size
 
-    def begin(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> None:
-        """Nothing: this process has its hands full."""
-
     def train(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> Trained:
         """Train the exits one after the other; their times add up."""
         updates = tuple(self._train(state, exit, round, momenta) for exit in range(len(momenta)))
         return Trained(updates, 0.0, sum(update.seconds for update in updates), 0.0)
-
-    def fuse(self, task: PassTask, run: Callable[[FusionShares], T]) -> None:
-        """Nobody else is there."""
 
     def _train(
         self, state: NetworkState, exit: int, round: int, momenta: Sequence[Vector | None]
@@ -230,6 +225,3 @@ class LocalExecutor:
                 raise
             cause = memory_cause(error, sizes(self._batch_size, state.vector.size))
             raise ExitFailed(exit, round, socket.gethostname(), cause, EXIT_KNOBS) from error
-
-    def close(self) -> None:
-        """Nothing to give back."""

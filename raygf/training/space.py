@@ -74,7 +74,7 @@ class Stretches:
 
     def __init__(self, space: FlatSpace, spans: Sequence[slice]) -> None:
         self._whole = space.size
-        self._spans = spans
+        self.spans = spans
         self.size = sum(span.stop - span.start for span in spans)
 
     @classmethod
@@ -92,7 +92,7 @@ class Stretches:
 
     def cut(self, vector: Tensor) -> list[Tensor]:
         """``vector`` (P,) as its stretches, which share its memory."""
-        return [vector[span] for span in self._spans]
+        return [vector[span] for span in self.spans]
 
     def pack(self, vector: Tensor) -> Tensor:
         """The stretches of ``vector`` (P,) in one (``size``,), which is ``vector`` if that is all of it."""

@@ -73,8 +73,8 @@ def joined(cluster, nodes, cpus):
 
 
 def lost_config(folder):
-    """Three rounds; two failures in a row would end the run."""
-    resources = replace(ON_CPUS, wait_for_resources_s=WAIT_S, max_failures=1, max_driver_restarts=1)
+    """Three rounds; two failures of an exit, or four of the driver, would end the run."""
+    resources = replace(ON_CPUS, wait_for_resources_s=WAIT_S, max_failures=1, max_driver_restarts=3)
     return tiny_run(3, EXITS, StorageConfig(str(folder / "runs"), "small"), resources)
 
 

@@ -44,8 +44,8 @@ def test_a_run_whose_node_is_lost_waits_for_another_and_ends_with_the_same_bits(
     assert notes and all(re.match(says, note) for note in notes)
 
 
-def test_a_pool_whose_node_is_lost_counts_that_once(lost, tmp_path):
-    """Two actors are lost, one failure is allowed."""
+def test_a_pool_whose_node_is_lost_trains_every_exit_again(lost, tmp_path):
+    """Two actors are lost, one failure of an exit is allowed."""
     config = nodes.lost_config(tmp_path)
     assert config.resources.max_failures == 1
     retried = [f"exit {exit} retried in round 2" for exit in (1, 2)]

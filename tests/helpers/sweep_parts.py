@@ -23,7 +23,6 @@ def plan(run=None, path="/runs", **changes):
         fields=FIELDS,
         metric="val_accuracy/average",
         mode="max",
-        exits=3,
         actors=2,
         costs=(10, 30, 60),
     )

@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayError
 
 from raygf.errors import NonFiniteError
-from raygf.on_ray.cluster import dead_nodes, fetch
+from raygf.on_ray.cluster import fetch
 from raygf.on_ray.faults import Failure, cause_of, failure_of
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the actors can't import this file
@@ -70,4 +70,3 @@ def test_what_ray_raises_now_is_understood(cluster):
     dead = error_of("die")
     assert failure_of(dead) is Failure.LOST
     assert cause_of(dead).startswith("ActorDiedError: its worker process has died")
-    assert dead_nodes() == set()

@@ -27,7 +27,6 @@ from raygf.models.build import build_model
 from raygf.on_ray import executor
 from raygf.on_ray.executor import RayExecutor
 from raygf.on_ray.placement import AwakeClock
-from raygf.on_ray.pool import Place
 from raygf.rounds.delta import DeltaRound
 from raygf.training.exit_trainer import ExitUpdate, LocalExecutor
 from raygf.training.network import BoundNetwork, NetworkState
@@ -135,7 +134,7 @@ def pids_of(faults, exit, round):
 
 def pids(pool):
     """The processes of the actors that have started."""
-    places = [worker.place.shown for worker in pool._pool.ready()]
+    places = [worker.place for worker in pool._pool.ready()]
     return [int(match[1]) for place in places if (match := re.search(r"\(pid (\d+)\)", place))]
 
 
@@ -204,7 +203,7 @@ def test_actor_killed_from_outside(pool, bench, shared_faults):
     def kill():
         wait_until(lambda: pids_of(shared_faults, 3, 10))
         (pid,) = pids_of(shared_faults, 3, 10)
-        (worker,) = [w for w in pool._pool.ready() if f"(pid {pid})" in w.place.shown]
+        (worker,) = [w for w in pool._pool.ready() if f"(pid {pid})" in w.place]
         ray.kill(worker.actor)
         killed.append(pid)
 
@@ -378,15 +377,14 @@ class Asleep:
 
     def __init__(self, monkeypatch, steps):
         self.now, self.there, self.steps, self.replaced = 0.0, 0, iter(steps), []
-        self.workers = [SimpleNamespace(actor=self, place=Place("n", "n")) for _ in range(EXITS)]
-        self.train, self.put = SimpleNamespace(remote=lambda state, exit, *_: exit), lambda state: state
+        self.workers = [SimpleNamespace(actor=self, place="n", slot=0) for _ in range(EXITS)]
+        self.train, self.put = SimpleNamespace(remote=lambda *training: training[4]), lambda state: state
         self.ready, self.starting, self.busy = lambda: self.workers, dict, lambda: None
         monkeypatch.setattr("raygf.on_ray.placement.time.monotonic", lambda: self.now)
         monkeypatch.setattr(executor, "awake_s", AwakeClock())
         monkeypatch.setattr(executor, "ray", self)
         monkeypatch.setattr(executor, "_fetch", lambda exit: ExitUpdate(exit, NONE, {}, 0.0, 0.0, 1.0))
         monkeypatch.setattr(executor, "ExitPool", lambda *_: self)
-        monkeypatch.setattr(executor, "dead_nodes", lambda suspects: set())
 
     def wait(self, refs, num_returns, timeout):
         if timeout:

@@ -8,7 +8,7 @@ from ray._private.worker import print_to_stdstream
 from raygf.config.run import ResourceConfig
 from raygf.errors import ResourceError
 from raygf.on_ray import cluster
-from raygf.on_ray.cluster import check_driver_fits, dead_nodes, silent_ray, with_gpus
+from raygf.on_ray.cluster import check_driver_fits, silent_ray, with_gpus
 
 
 def report(text):
@@ -77,19 +77,3 @@ def test_a_driver_that_fits_nowhere_is_refused(monkeypatch, asked, text):
         return
     with pytest.raises(ResourceError, match=text):
         check_driver_fits(ResourceConfig(**asked))
-
-
-def test_silent_nodes_get_the_time_to_turn_out_dead(monkeypatch):
-    nodes = [{"NodeID": name, "Alive": name != "a"} for name in "abc"]
-    now = [0.0]
-
-    def sleep(seconds):
-        now[0] += seconds
-        nodes[1]["Alive"] = now[0] < 5
-
-    monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    monkeypatch.setattr(cluster.time, "sleep", sleep)
-    monkeypatch.setattr(cluster.time, "monotonic", lambda: now[0])
-    assert dead_nodes() == dead_nodes({"a"}) == {"a"} and now == [0]
-    assert dead_nodes({"b"}) == {"a", "b"} and now == [5]
-    assert dead_nodes({"b", "c"}) == {"a", "b"} and now[0] < 30

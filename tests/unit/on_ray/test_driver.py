@@ -134,7 +134,7 @@ def no_actors(monkeypatch):
 
 
 def test_messages_become_what_the_driver_gives():
-    handle = Handle([Started("n"), "note 1", START, record(1), "note 2", record(2), record(3), END, Over()])
+    handle = Handle([Started(), "note 1", START, record(1), "note 2", record(2), record(3), END, Over()])
     assert handle.prepare() == START
     assert list(handle.rounds("id")) == [record(1), record(2), record(3)]
     assert (handle.end(), handle.said) == (END, ["note 1", "note 2"])
@@ -154,23 +154,23 @@ def test_errors_come_as_themselves(messages):
 
 
 def test_a_run_that_ends_without_a_word_has_failed():
-    handle = Handle([Started("n"), START, record(1), Over()])
+    handle = Handle([Started(), START, record(1), Over()])
     handle.prepare()
     with pytest.raises(RunFailed, match="the driver ended before the run; the last checkpoint stands"):
         list(handle.rounds("id"))
 
 
-def test_a_dead_actor_is_a_lost_driver_on_its_node(monkeypatch):
-    handle = Handle([Started("n"), START])
+def test_a_dead_actor_is_a_lost_driver(monkeypatch):
+    handle = Handle([Started(), START])
     handle.prepare()
     monkeypatch.setattr(handle._mailbox.receive, "remote", lambda limit: ActorDiedError())
     with pytest.raises(DriverLost) as caught:
         list(handle.rounds("id"))
-    assert (caught.value.kind, caught.value.node, caught.value.silent) == ("LOST", "n", False)
+    assert caught.value.kind == "LOST"
 
 
 def test_a_round_without_an_end_is_stuck(monkeypatch):
-    handle = Handle([Started("n"), START])
+    handle = Handle([Started(), START])
     handle.prepare()
     monkeypatch.setattr(Handle, "_round_limit", lambda self: 0.01)
     monkeypatch.setattr(handle._mailbox.receive, "remote", lambda limit: [])
@@ -181,7 +181,7 @@ def test_a_round_without_an_end_is_stuck(monkeypatch):
 
 def test_a_round_is_not_late_because_the_submitting_process_slept(monkeypatch):
     """Its record lies there, behind a note."""
-    handle, now = Handle([Started("n"), START, "note", record(1), record(2), record(3), END]), [0.0]
+    handle, now = Handle([Started(), START, "note", record(1), record(2), record(3), END]), [0.0]
     monkeypatch.setattr("raygf.on_ray.placement.time.monotonic", lambda: now[0])
     monkeypatch.setattr(module, "awake_s", AwakeClock())
     handle.prepare()
@@ -191,8 +191,8 @@ def test_a_round_is_not_late_because_the_submitting_process_slept(monkeypatch):
 
 
 def test_the_loss_says_what_is_known():
-    silent = driver_lost(ActorUnavailableError("RPC error: closed rpc_code: 14", None), "worker 1: ", "n")
-    assert (silent.kind, silent.node, silent.silent) == ("LOST", "n", True)
+    silent = driver_lost(ActorUnavailableError("RPC error: closed rpc_code: 14", None), "worker 1: ")
+    assert silent.kind == "LOST"
     assert str(silent) == "worker 1: ActorUnavailableError: it does not answer (closed)"
     memory = driver_lost(OutOfMemoryError("low"))
     assert memory.kind == "MEMORY" and "it was not started again: " in str(memory)

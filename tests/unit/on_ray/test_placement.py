@@ -13,7 +13,6 @@ from raygf.errors import ResourceError
 from raygf.on_ray.placement import (
     START_S,
     AwakeClock,
-    Late,
     Waiting,
     actors_per_trial,
     check_fits,
@@ -94,9 +93,9 @@ def test_the_error_says_how_much_and_which_knobs():
     with pytest.raises(ResourceError) as caught:
         check_fits(replace(CPUS, cpus_per_exit=64.0), 3, 1, [{"CPU": 8.0}])
     assert str(caught.value) == (
-        "the cluster could never hold a trial with a driver (1 CPUs, 0 GPUs) and 3 exit actors (64 CPUs, 0 "
-        "GPUs each): lower cpus_per_exit, gpus_per_exit, resources.actors or resources.driver_cpus, or add "
-        "nodes and set resources.wait_for_resources_s"
+        "the cluster could never hold trials (concurrent = 1) with a driver (1 CPUs, 0 GPUs) and 3 exit "
+        "actors (64 CPUs, 0 GPUs each): lower concurrent, resources.cpus_per_exit, resources.gpus_per_exit, "
+        "resources.actors or resources.driver_cpus, or add nodes and set resources.wait_for_resources_s"
     )
 
 
@@ -114,7 +113,7 @@ def test_actors_follow_the_cluster_unless_they_are_named(asked, exits, concurren
 def test_trials_that_could_never_run_are_refused():
     with pytest.raises(ResourceError, match="3 exit actors"):
         actors_per_trial(replace(CPUS, actors=3), 5, 1, [{"CPU": 3.0}] * 2)
-    with pytest.raises(ResourceError, match="could never hold 2 trials side by side"):
+    with pytest.raises(ResourceError, match="could never hold trials"):
         actors_per_trial(CPUS, 3, 2, [{"CPU": 5.0}])
     patient = replace(CPUS, wait_for_resources_s=600.0)  # nodes may still come
     assert actors_per_trial(patient, 5, 4, []) == (5, "")
@@ -134,7 +133,9 @@ class Cluster:
     def __init__(self, monkeypatch, wait_s):
         self.now, self.room, self.said = 1000.0, True, []
         monkeypatch.setattr("raygf.on_ray.placement.awake_s", lambda: self.now)
-        self.waiting = Waiting("the driver (1 CPUs)", wait_s, lambda: self.room, self.said.append)
+        self.waiting = Waiting(
+            "the driver (1 CPUs)", "resources.x", wait_s, lambda: self.room, self.said.append
+        )
         self.started = self.now
 
     def pass_(self, seconds):
@@ -143,7 +144,7 @@ class Cluster:
             self.now += 1
             if late := self.waiting.late(self.started):
                 return late
-        return None
+        return ""
 
 
 @pytest.fixture
@@ -153,36 +154,31 @@ def cluster(monkeypatch):
 
 def test_a_slow_start_is_told_once_and_ends_after_the_limit(cluster):
     it = cluster()
-    assert it.pass_(10) is None and it.said == []
-    assert it.pass_(START_S - 10) is None
+    assert it.pass_(10) == "" and it.said == []
+    assert it.pass_(START_S - 10) == ""
     assert it.said == ["waiting up to 300 s for the start of the driver (1 CPUs)"]
-    assert it.pass_(2) == Late(START_S, lacking=False)
+    assert "the driver (1 CPUs) could not start within 300 s: the cluster is busy" in it.pass_(2)
 
 
 @pytest.mark.parametrize(("patience", "seconds"), [(0.0, 2), (60.0, 62)])
 def test_a_lack_of_nodes_is_the_end_when_patience_is(cluster, patience, seconds):
     it = cluster(patience)
     it.room = False
-    assert it.pass_(100) == Late(patience, lacking=True)
+    assert it.pass_(100) == (
+        f"the cluster can't hold the driver (1 CPUs), and no node came within {patience:.0f} s; add one, "
+        "lower resources.x, or raise resources.wait_for_resources_s"
+    )
     assert it.now == it.started + seconds  # the first look starts the clock
 
 
 def test_a_lack_of_nodes_is_told_soon_and_waited_out(cluster):
     it = cluster(60.0)
     it.room = False
-    assert it.pass_(50) is None
+    assert it.pass_(50) == ""
     assert it.said == ["waiting up to 60 s for a node that can hold the driver (1 CPUs)"]
     it.room = True  # a node has come, the process starts
-    assert it.pass_(20) is None
+    assert it.pass_(20) == ""
     it.waiting.over()
     assert it.said[1:] == ["there is the driver (1 CPUs) after 69 s"]
     it.room = False
-    assert it.pass_(50) is None and len(it.said) == 3  # waiting starts anew
-
-
-def test_being_late_names_the_knobs():
-    assert Late(60, lacking=True).text("it (9 CPUs)", "resources.x") == (
-        "the cluster can't hold it (9 CPUs), and no node came within 60 s; add one, lower resources.x, or "
-        "raise resources.wait_for_resources_s"
-    )
-    assert "could not start within 60 s: the cluster is busy" in Late(60, lacking=False).text("it", "x")
+    assert it.pass_(50) == "" and len(it.said) == 3  # waiting starts anew

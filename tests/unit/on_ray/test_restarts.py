@@ -20,14 +20,13 @@ def record(round):
 class World:
     """What outlives the drivers: checkpoints, faults to come, and what was seen."""
 
-    def __init__(self, *faults, kind="LOST", node="n", silent=False):
+    def __init__(self, *faults, kind="LOST"):
         self.faults = list(faults)
-        self.lost = DriverLost("it died", kind, node, silent)
+        self.lost = DriverLost("it died", kind)
         self.done = 0
         self.configs: list[RunConfig] = []
         self.closed = 0
         self.said: list[str] = []
-        self.dead: set[str] = set()
         self.refuse: ResourceError | None = None
 
     def fault(self, name):
@@ -39,13 +38,10 @@ class World:
         self.configs.append(config)
         return FakeDriver(self)
 
-    def dead_nodes(self, suspects):
-        return self.dead
-
     def driver(self, most=3):
         resources = ResourceConfig(max_driver_restarts=most)
         config = RunConfig(rounds=ROUNDS, resources=resources, storage=StorageConfig("x", "run"))
-        return RestartedDriver(self.start, config, self.said.append, self.dead_nodes)
+        return RestartedDriver(self.start, config, self.said.append)
 
 
 class FakeDriver:
@@ -169,21 +165,6 @@ def test_before_it_was_prepared_a_new_run_stays_a_new_run():
     world = World("prepare", "write 1")
     run(world)
     assert [config.storage.resume for config in world.configs] == [False, False, True]
-
-
-def test_a_dead_node_counts_once_with_the_driver_that_was_placed_on_it_before_that_was_known():
-    world = World("write 2", "prepare", "prepare")
-    world.dead = {"n"}
-    assert run(world, most=1)[-1].round == ROUNDS
-
-
-def test_a_silent_node_gets_the_time_to_turn_out_dead_before_the_run_is_given_up():
-    world = World("write 2", "prepare", silent=True)
-    world.dead_nodes = set
-    assert run(world, most=1)[-1].round == ROUNDS
-    world = World("write 2", "prepare", silent=False)
-    with pytest.raises(RunFailed):
-        run(world, most=1)
 
 
 def test_no_room_for_another_driver_is_a_failure_of_the_run():

@@ -173,7 +173,7 @@ def prepared(space, run=RUN, **options):
 
 def test_the_network_says_how_many_exits_and_passes_there_are(nodes):
     plan, _, notes = prepared(Space(LR))
-    assert (plan.exits, plan.actors, plan.budget, notes) == (3, 3, 16, [])
+    assert (len(plan.costs), plan.actors, plan.budget, notes) == (3, 3, 16, [])
     assert (plan.fields, plan.trials, plan.options.search) == (("fusion.lr",), 8, "random")
     with pytest.raises(ConfigError, match="metric = 'val_loss/exit_4': the network has 3 exits"):
         prepared(Space(LR, metric="val_loss/exit_4", mode="min"))
@@ -216,7 +216,7 @@ def test_variants_that_can_not_be_used_are_left_out_with_a_note(nodes, monkeypat
 
 def test_a_value_that_the_network_refuses_is_an_error(nodes):
     exits = Space({"loss.coefficients": tune.choice(["ones", "sdn"]), **LR})
-    assert prepared(exits)[0].exits == 3
+    assert len(prepared(exits)[0].costs) == 3
     many = replace(RUN, model=ModelConfig("sweep_parts:EightExits"))
     with pytest.raises(ConfigError, match=r"^space: loss\.coefficients = 'sdn' supports at most 6 "):
         prepared(exits, run=many)
