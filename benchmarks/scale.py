@@ -41,7 +41,7 @@ from raygf.models.build import build_model
 from raygf.models.costs import measure_costs
 from raygf.on_ray.executor import RayExecutor, longest_first
 from raygf.rounds.delta import DeltaRound
-from raygf.training.exit_trainer import ExitTrainer, ExitUpdate, PassTask, Trained
+from raygf.training.exit_trainer import Executor, ExitTrainer, ExitUpdate, Trained
 from raygf.training.network import BoundNetwork, NetworkState, Vector
 from raygf.training.peers import joined, meeting_place
 from raygf.training.prefix import handed_back
@@ -183,24 +183,15 @@ def best(costs: Costs, work: Workload, devices: int, byte_s: float) -> tuple[Div
     return division, simulated
 
 
-class Given:
+class Given(Executor):
     """An executor whose updates are known."""
 
     def __init__(self, updates: Sequence[ExitUpdate]) -> None:
         self._updates = tuple(updates)
 
-    def begin(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> None:
-        """See ``Executor``."""
-
     def train(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> Trained:
         """See ``Executor``."""
         return Trained(self._updates, 0.0, 0.0, 0.0)
-
-    def fuse(self, task: PassTask, run: object) -> None:
-        """See ``Executor``."""
-
-    def close(self) -> None:
-        """See ``Executor``."""
 
 
 class Probe:

@@ -55,8 +55,8 @@ class FusionReport:
 class RoundRecord:
     """One round. ``round`` counts from 1.
 
-    ``training_operations``: of all training so far, forward and backward, over all images; 0 in records of
-    versions that did not count them. ``training_passes``: the same in epochs of joint SGD on this network.
+    ``training_operations``: of all training so far, forward and backward, over all images;
+    ``training_passes``: the same in epochs of joint SGD on this network.
     ``skipped``: it diverged and left the network as it was; ``train`` is NaN then, and the notes say why.
     """
 
@@ -147,10 +147,8 @@ _DIGITS = 6
 """Significant digits of shortened entries; float32 sums are not good for more."""
 _TENSOR_DIGITS = 3
 """Significant digits of what comes once a tensor: hundreds of numbers a round."""
-_DRAWN = {"round", "training_passes", "train", "val", "seconds", "fusion"}
-"""What figures are drawn from."""
-_SHORT = {*_DRAWN, "training_operations"}
-"""All that a shortened entry may have beside ``skipped``; earlier versions did not count operations."""
+_DRAWN = {"round", "training_passes", "training_operations", "train", "val", "seconds", "fusion"}
+"""What figures are drawn from: all that a shortened entry has beside ``skipped``."""
 
 
 def to_json(record: RoundRecord) -> Entry:
@@ -174,7 +172,7 @@ def from_json(entry: Mapping[str, Any]) -> RoundRecord:
 
 def shortened(entry: Entry) -> Entry:
     """What figures are drawn from, in few digits: a third of a record's text, or less."""
-    short = {name: _rounded(value) for name, value in entry.items() if name in _SHORT}
+    short = {name: _rounded(value) for name, value in entry.items() if name in _DRAWN}
     if entry["fusion"] is not None:
         parts = {name: part for name, part in entry["fusion"].items() if name != "weights"}
         tensors = _rounded(parts["tensor_cosine"], _TENSOR_DIGITS)

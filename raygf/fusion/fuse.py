@@ -235,7 +235,6 @@ class FusionRule(ABC):
 
         Raises:
             KeyError: one is missing.
-            CheckpointError: they belong to another network.
         """
 
     def merged(self, task: FusionTask, alpha: Tensor) -> Tensor:

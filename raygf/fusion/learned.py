@@ -6,7 +6,6 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from raygf.config.run import RunConfig
-from raygf.errors import CheckpointError
 from raygf.fusion.fuse import Fused, FusionRule, FusionTask, Learner, Passed, RunPass, fusion_weights
 from raygf.training.network import Arrays, as_tensor
 from raygf.training.space import Segments
@@ -68,17 +67,8 @@ class LearnedFusion(FusionRule):
 
     def restore(self, arrays: Arrays) -> None:
         names = ("eta", "adam_first", "adam_second", "eta_fitted")
-        self.eta, self.first, self.second, self.fitted = (self._restored(arrays, name) for name in names)
+        self.eta, self.first, self.second, self.fitted = (as_tensor(arrays[name]).clone() for name in names)
         self.steps = int(arrays["adam_steps"])
-
-    def _restored(self, arrays: Arrays, name: str) -> Tensor:
-        array, shape = arrays[name], tuple(self.eta.shape)
-        if array.shape != shape or array.dtype != np.float32:
-            raise CheckpointError(
-                f"the checkpoint's array {name} is {array.dtype} {array.shape}, not float32 {shape}: it "
-                "belongs to another network"
-            )
-        return as_tensor(array).clone()
 
 
 class _Fit(Learner):

@@ -137,12 +137,7 @@ def weigh(weighting: Weighting, gramian: Tensor) -> Tensor:
     except (RaygfError, ImportError, MemoryError):
         raise
     except Exception as error:  # every solver has errors of its own
-        low, high = gramian.diagonal().argmin(), gramian.diagonal().argmax()
-        lengths = gramian.diagonal().sqrt()
-        raise NonFiniteError(
-            f"no weights of the exits' gradients were found, whose lengths are from {lengths[low]:.2g} (exit "
-            f"{low + 1}) to {lengths[high]:.2g} (exit {high + 1}): {one_line(error)}"
-        ) from error
+        raise NonFiniteError(f"no weights of the exits' gradients were found: {one_line(error)}") from error
     if not torch.isfinite(weights).all():
         raise NonFiniteError("the weights of the exits' gradients are not finite")
     return weights

@@ -155,15 +155,11 @@ def check_driver_fits(resources: ResourceConfig) -> None:
     bundle = driver_bundle(resources)
     if resources.wait_for_resources_s > 0 or fits([bundle] * (resources.workers or 1), idle_nodes()):
         return
-    if resources.workers is None:
-        raise ResourceError(
-            f"no node of the cluster can hold the driver ({size(bundle)}): lower resources.driver_cpus or "
-            "resources.driver_gpus"
-        )
+    workers = resources.workers
+    who, fewer = (f"{workers} workers", "resources.workers, ") if workers else ("the driver", "")
     raise ResourceError(
-        f"the nodes of the cluster can't hold {resources.workers} workers ({size(bundle)} each): lower "
-        "resources.workers, resources.driver_cpus or resources.driver_gpus, or add nodes and set "
-        "resources.wait_for_resources_s"
+        f"the nodes of the cluster can't hold {who} ({size(bundle)} each): lower {fewer}"
+        "resources.driver_cpus or resources.driver_gpus, or add nodes and set resources.wait_for_resources_s"
     )
 
 

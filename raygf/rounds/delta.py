@@ -92,9 +92,6 @@ class DeltaRound(RoundMethod):
     def restore(self, arrays: Arrays) -> None:
         self._rule.restore(arrays)
         self._momenta = [arrays.get(f"momentum_{i}") for i in range(len(self._momenta))]
-        for momentum in self._momenta:
-            if momentum is not None:
-                self._bound.check_vector("momenta", momentum)
 
     def close(self) -> None:
         self._executor.close()

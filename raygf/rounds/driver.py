@@ -117,7 +117,7 @@ class Driver(DriverHandle):
             self._restore(checkpoint)
         if self._peers.first:
             self._storage.begin(checkpoint)
-        return self._start(checkpoint, (*notes, *_one_class(self._dataset)))
+        return self._start(checkpoint, notes)
 
     def rounds(self, run_id: str) -> Iterator[RoundRecord]:
         """Train the rounds that are left, yielding a record after each one's checkpoint.
@@ -335,12 +335,3 @@ class Driver(DriverHandle):
         who = f"the driver, {doing},"
         with torch_threads(config.resources.driver_cpus), naming_out_of_memory(who, known):
             yield
-
-
-def _one_class(dataset: Dataset) -> tuple[str, ...]:
-    """A note if all training images are of one class."""
-    labels = dataset.train.labels
-    if (labels != labels[0]).any():
-        return ()
-    name = dataset.class_names[labels[0]]
-    return (f"all {len(labels)} training images are of class {name!r}: there is nothing to tell apart",)

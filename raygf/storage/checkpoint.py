@@ -246,8 +246,6 @@ def _checkpoint(meta: dict[str, Any], members: Arrays) -> Checkpoint:
         )
     if meta["arrays"] != {name: [array.dtype.str, list(array.shape)] for name, array in members.items()}:
         raise CheckpointError("not a whole checkpoint (its arrays are not those that it lists)")
-    if type(meta["round"]) is not int or meta["round"] < 0:
-        raise CheckpointError(f"not a whole checkpoint (it is of round {meta['round']!r:.20})")
     buffers = {n.removeprefix("buffer/"): a for n, a in members.items() if n.startswith("buffer/")}
     method = {n.removeprefix("method/"): a for n, a in members.items() if n.startswith("method/")}
     return Checkpoint(meta["round"], NetworkState(members["vector"], buffers), method, meta)

@@ -166,7 +166,7 @@ class SweepFolder:
 
     def has_plan(self) -> bool:
         """Whether there is a sweep in it."""
-        return self._has(_PLAN)
+        return bool(self._read(_PLAN))
 
     def has_trials(self) -> bool:
         """Whether Tune has written down the state of its trials, so that they can be restored."""
@@ -179,9 +179,10 @@ class SweepFolder:
 
     def read_plan(self) -> Plan:
         """The plan that is kept, its storage being where it was found; a StorageError if there is none."""
-        if not self.has_plan():
+        values = self._read(_PLAN)
+        if not values:
             raise StorageError(f"there is no sweep in {self.path}: check --storage.path and --storage.name")
-        plan = from_dict(Plan, self._read(_PLAN))
+        plan = from_dict(Plan, values)
         storage = replace(plan.run.storage, path=self._storage.path, name=self._storage.name)
         return replace(plan, run=replace(plan.run, storage=storage))
 
@@ -191,7 +192,7 @@ class SweepFolder:
 
     def read_trials(self) -> dict[str, str]:
         """What ``write_trials`` kept; nothing before the first trial."""
-        return self._read(_TRIALS) if self._has(_TRIALS) else {}
+        return self._read(_TRIALS)
 
     def write(self, name: str, content: bytes) -> str:
         """Write a file beside the plan, whole or not at all; returns its path."""
@@ -207,13 +208,12 @@ class SweepFolder:
             for name in names[:-keep]:
                 folder.delete_folder(name)
 
-    def _has(self, name: str) -> bool:
-        with self._errors("read"):
-            return name in self._files.names()
-
     def _read(self, name: str) -> dict[str, Any]:
+        """The values in the file ``name``; none if it is not there."""
         try:
             return dict(yaml.safe_load(self._files.read(name)) or {})
+        except FileNotFoundError:
+            return {}
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
             raise StorageError(f"{self._files.path(name)} can't be read: {brief(error)}") from None
 

@@ -3,7 +3,6 @@
 A training is a pure function of the broadcast state, the exit and the round.
 """
 
-import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -16,10 +15,8 @@ import torch
 from torch import Tensor
 
 from raygf.compute import (
-    EXIT_KNOBS,
-    is_out_of_memory,
     make_repeatable,
-    memory_cause,
+    naming_out_of_memory,
     resolve_compute,
     seeded_globals,
     sizes,
@@ -27,7 +24,6 @@ from raygf.compute import (
 )
 from raygf.config.run import RunConfig
 from raygf.data.base import Dataset
-from raygf.errors import ExitFailed
 from raygf.models.build import build_model
 from raygf.training.losses import decay_factor, exit_loss_weights, loss_coefficients, make_losses
 from raygf.training.network import Arrays, BoundNetwork, NetworkState, Vector, as_tensor, to_numpy
@@ -212,16 +208,8 @@ class LocalExecutor(Executor):
 
     def train(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> Trained:
         """Train the exits one after the other; their times add up."""
-        updates = tuple(self._train(state, exit, round, momenta) for exit in range(len(momenta)))
-        return Trained(updates, 0.0, sum(update.seconds for update in updates), 0.0)
-
-    def _train(
-        self, state: NetworkState, exit: int, round: int, momenta: Sequence[Vector | None]
-    ) -> ExitUpdate:
-        try:
-            return self._trainer.train(state, exit, len(momenta), round, momenta[exit])
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            cause = memory_cause(error, sizes(self._batch_size, state.vector.size))
-            raise ExitFailed(exit, round, socket.gethostname(), cause, EXIT_KNOBS) from error
+        known, updates = sizes(self._batch_size, state.vector.size), list[ExitUpdate]()
+        for exit, momentum in enumerate(momenta):
+            with naming_out_of_memory(f"exit {exit + 1}, in round {round},", known):
+                updates.append(self._trainer.train(state, exit, len(momenta), round, momentum))
+        return Trained(tuple(updates), 0.0, sum(update.seconds for update in updates), 0.0)

@@ -101,7 +101,12 @@ class BoundNetwork:
 
     def check(self, state: NetworkState) -> None:
         """Raise CheckpointError unless ``state`` has this network's sizes and number formats."""
-        self.check_vector("parameters", state.vector)
+        if state.vector.shape != (self.space.size,) or state.vector.dtype != np.float32:
+            raise CheckpointError(
+                f"the checkpoint has {state.vector.size:,} parameters, {state.vector.dtype}, this network "
+                f"{self.space.size:,}, float32: it belongs to another network, or to other classes or image "
+                "sizes"
+            )
         mine = {name: (tuple(tensor.shape), _kind(tensor)) for name, tensor in self._rest.items()}
         theirs = {name: (array.shape, _kind(array)) for name, array in state.buffers.items()}
         if mine != theirs:
@@ -110,16 +115,6 @@ class BoundNetwork:
                 f"buffer {odd} of the checkpoint does not fit: it belongs to another network, or to other "
                 "classes or image sizes"
             )
-
-    def check_vector(self, what: str, vector: np.ndarray) -> None:
-        """Raise CheckpointError unless ``vector`` has a float32 number for every parameter."""
-        if vector.shape != (self.space.size,):
-            raise CheckpointError(
-                f"the checkpoint has {vector.size:,} {what}, this network {self.space.size:,}: "
-                "it belongs to another network, or to other classes or image sizes"
-            )
-        if vector.dtype != np.float32:
-            raise CheckpointError(f"the checkpoint's {what} are {vector.dtype}, not float32")
 
     def check_restored(self, state: NetworkState) -> None:
         """Raise CheckpointError unless ``state`` belongs to this network and is finite throughout."""

@@ -80,7 +80,7 @@ def test_clusters_that_are_not_there(address, says, closed_port):
         ),
         (
             ("--resources.driver-cpus", "64"),
-            "no node of the cluster can hold the driver (64 CPUs, 0 GPUs) … resources.driver_cpus",
+            "can't hold the driver (64 CPUs, 0 GPUs each) … resources.driver_cpus",
         ),
         (
             ("--method", "sgd", "--resources.workers", "5"),

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sys
-import threading
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -193,29 +192,6 @@ def test_killed_actors_are_replaced_and_the_bits_are_the_same(pool, bench, share
         assert dead not in pids(pool)
     assert len(pool._pool.workers) == EXITS
     assert pool.train(bench.state, 8, NONE).notes == ()  # the next round is undisturbed
-
-
-def test_actor_killed_from_outside(pool, bench, shared_faults):
-    """``ray.kill``, as when a node is drained, in the middle of a training."""
-    shared_faults.add("stick exit 3 in round 10")
-    killed: list[int] = []
-
-    def kill():
-        wait_until(lambda: pids_of(shared_faults, 3, 10))
-        (pid,) = pids_of(shared_faults, 3, 10)
-        (worker,) = [w for w in pool._pool.ready() if f"(pid {pid})" in w.place]
-        ray.kill(worker.actor)
-        killed.append(pid)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    trained = pool.train(bench.state, 10, NONE)
-    thread.join()
-    assert killed == pids_of(shared_faults, 3, 10)
-    assert_same_bits(trained, bench.local(10))
-    assert len(trained.notes) == 1
-    assert trained.notes[0].startswith("exit 3 retried in round 10: ActorDiedError")
-    assert trained.notes[0].endswith(f"(pid {killed[0]})")
 
 
 @pytest.mark.parametrize(

@@ -95,9 +95,6 @@ def test_a_shortened_entry_by_hand():
         },
     }
     assert shortened(short) == short
-    earlier = to_json(record())
-    del earlier["training_operations"]  # versions that did not count them
-    assert read_history({"history": [earlier]}) and from_json(earlier).training_operations == 0
     bare = shortened(to_json(record(val=None, fusion=None, skipped=True)))
     assert bare["val"] is bare["fusion"] is None and bare["skipped"]
 

@@ -104,20 +104,6 @@ def test_both_walks_equal_the_dense_formula_in_any_order_of_the_exits(case, seed
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_long_tensors(kind, monkeypatch):
-    """Longer than a block, in float32; sums of 70 000 products of order 1 are good to about 1e-4."""
-    monkeypatch.setattr(module, "_BLOCK", 1 << 14)
-    shapes = ((7, 10_000), (5,))
-    segments = Segments(kind, space_of(*shapes))
-    base, *deltas = random_vectors(3, 70_005)
-    weights = torch.randn(2, segments.count)
-    expected = dense_fuse(base, deltas, weights, segment_numbers(kind, shapes))
-    assert_close(add_by_block(base, deltas, weights, segments), expected)
-    sums = dot_by_exit(base.double(), [d.double() for d in deltas], weights, segments)
-    assert_close(dot_by_block(base, deltas, weights, segments).double(), sums, atol=2e-3, rtol=1e-4)
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_gradient_check_of_the_fused_vector(kind):
     segments = Segments(kind, space_of(*SHAPES))
     base, *deltas = random_vectors(4, SIZE, dtype=torch.float64)

@@ -146,8 +146,8 @@ def test_a_solver_that_fails_is_named_with_method_exits_round_and_step(monkeypat
 
     monkeypatch.setitem(registry.METHODS, "cagrad", lambda setting: solve)
     found = (
-        r"cagrad, round 4, step 1: no weights of the exits' gradients were found, whose lengths are from "
-        r"[\d.]+ \(exit \d\) to [\d.]+ \(exit \d\): ArithmeticError: Solver .CLARABEL. failed\.; lower"
+        r"cagrad, round 4, step 1: no weights of the exits' gradients were found: "
+        r"ArithmeticError: Solver .CLARABEL. failed\.; lower"
     )
     with pytest.raises(NonFiniteError, match=found):
         step_round(bind(), method="cagrad").run(bind().state(), 4)

@@ -63,7 +63,10 @@ def test_gpus_are_shared_out(monkeypatch, total, asked, exit_gpus, driver_gpus):
     ("asked", "text"),
     [
         ({"driver_cpus": 4.0}, ""),
-        ({"driver_cpus": 5.0}, r"no node .* the driver \(5 CPUs, 0 GPUs\): lower resources\.driver_cpus"),
+        (
+            {"driver_cpus": 5.0},
+            r"the driver \(5 CPUs, 0 GPUs each\): lower resources\.driver_cpus",
+        ),
         ({"driver_cpus": 5.0, "wait_for_resources_s": 1.0}, ""),
         ({"workers": 6}, ""),
         ({"workers": 7}, r"can't hold 7 workers \(1 CPUs, 0 GPUs each\): lower resources\.workers"),

@@ -1,7 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny_network
 import torch
@@ -10,7 +9,6 @@ from tiny_network import bind, dataset, run_config
 from raygf.cli import parse
 from raygf.compute import resolve_compute
 from raygf.config.run import FusionConfig, LossConfig, OptimConfig
-from raygf.data.splits import Split
 from raygf.errors import CheckpointError, ConfigError, NonFiniteError, StorageError
 from raygf.evaluation.outputs import evaluate
 from raygf.methods.registry import method_names
@@ -120,14 +118,6 @@ def test_another_run_starts_from_the_weights_of_a_run(tmp_path, path):
     assert BoundNetwork(network, resolve_compute(run.compute)).state().sha256() == weights
 
 
-def test_a_training_set_of_one_class_is_noted(tmp_path, monkeypatch):
-    data = dataset()
-    one = replace(data, train=Split(data.train.images, np.full(20, 1)))
-    monkeypatch.setattr("raygf.rounds.driver.load_data", lambda config, seed: one)
-    start, *_ = drive(config(tmp_path, "sgd", stop_after=1))
-    assert start.notes == ("all 20 training images are of class 'b': there is nothing to tell apart",)
-
-
 @pytest.mark.parametrize("damage", ["cut", "empty", "garbage"])
 def test_a_damaged_newest_checkpoint_costs_one_round(tmp_path, undisturbed, damage):
     run = replace(config(tmp_path), optim=OptimConfig())
@@ -207,19 +197,6 @@ def test_a_checkpoint_is_complete(tmp_path):
     assert checkpoint.meta["config"]["optim"]["carry_momentum"] is True
     assert checkpoint.meta["tensors"] == list(bind().space.names)
     assert [Path(record.checkpoint).name for record in records] == ["round-000001.npz", "round-000002.npz"]
-
-
-def test_compute_is_counted_by_operations_also_after_a_version_that_did_not(tmp_path, monkeypatch):
-    """PCGrad's rounds were counted as one pass, in whole numbers."""
-    run = config(tmp_path, "pcgrad")
-    with monkeypatch.context() as earlier:
-        earlier.setattr(Driver, "_spent", lambda self, rounds: (rounds, 0))
-        drive(replace(run, stop_after=2))
-    start, (record,), end = drive(resumed(run))
-    whole = start.operations[-1]
-    passes = 3 * (whole + 2 * sum(start.operations)) / (3 * whole)
-    assert record.training_passes == end.training_passes == pytest.approx(passes)
-    assert [each.training_passes for each in start.recent] == [1, 2]
 
 
 @pytest.mark.parametrize("method", ["metagf", "sgd"])
