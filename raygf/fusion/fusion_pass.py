@@ -26,14 +26,11 @@ def run_pass(shares: FusionShares, make: Callable[[], Learner], where: str) -> P
     learner, tally = make(), Tally()
     while steps := shares.step(learner.weights(), learner.learns):
         if learner.learns:
-            learner.update(_total([step.gradient for step in steps if step.gradient is not None]))
+            first, *others = (step.gradient for step in steps if step.gradient is not None)
+            learner.update(sum(others, first))
         tally.add_shares([(step.losses, step.hits) for step in steps], steps[0].size)
     score = tally.finite_score(where, learner.bad_weight())
     return Passed(learner, score, mean_buffers(shares.buffers()))
-
-
-def _total(tensors: Sequence[Tensor]) -> Tensor:
-    return sum(tensors[1:], tensors[0])
 
 
 def pass_batches(config: RunConfig, source: BatchSource, round: int) -> Iterable[Batch]:

@@ -1,11 +1,9 @@
-"""What makes one round: the interface, its outcome, and whether a round that diverged may be skipped."""
+"""What makes one round: the interface and its outcome."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from raygf.config.run import RunConfig
-from raygf.errors import NonFiniteError
 from raygf.records import ExitScore, FusionReport
 from raygf.training.network import Arrays, NetworkState
 
@@ -53,19 +51,3 @@ class RoundMethod(ABC):
 
     def close(self) -> None:  # noqa: B027 - not every method holds something
         """Give back processes and memory."""
-
-
-def skip_or_raise(error: NonFiniteError, round: int, config: RunConfig, skipped: int) -> str:
-    """A note on why ``round`` is skipped, if it may be.
-
-    Args:
-        skipped: rounds before that were skipped, in a row.
-
-    Raises:
-        NonFiniteError: ``error``, with what can be done about it, or why it was not skipped.
-    """
-    if config.on_divergence == "stop":
-        raise NonFiniteError(f"{error}; --on-divergence skip-round continues without such rounds")
-    if skipped >= config.max_skipped_rounds:
-        raise NonFiniteError(f"{error}; as many rounds in a row as allowed were skipped before: {skipped}")
-    return f"round {round} skipped, the network is as it was before: {error}"

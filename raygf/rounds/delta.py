@@ -46,7 +46,13 @@ class DeltaRound(RoundMethod):
         self._owned = owned
         self._segments = Segments(config.fusion.segments, bound.space)
         check_shares("fusion.shards", config.fusion.shards, config.batch_size)
-        _check_replicas(config, len(owned))
+        replicas = config.resources.replicas
+        if len(replicas) not in (1, len(owned)):
+            raise ConfigError(
+                f"resources.replicas has {len(replicas)} numbers: give one, or one for each of the "
+                f"{len(owned)} exits"
+            )
+        check_shares("resources.replicas", max(replicas), config.batch_size)
         self._parts = handed_back(bound.space, owned, config.loss.aux_exits)
         self._rule = self._make_rule()
         if config.fusion.batchnorm == "weighted":
@@ -138,13 +144,3 @@ class DeltaRound(RoundMethod):
         ]
         merged = weighted_statistics(self._bound.network, exits, fused.alpha, self._segments)
         return {name: value.numpy() for name, value in merged.items()}
-
-
-def _check_replicas(config: RunConfig, exits: int) -> None:
-    """Raise ConfigError unless ``resources.replicas`` fits a network of so many ``exits``."""
-    replicas = config.resources.replicas
-    if len(replicas) not in (1, exits):
-        raise ConfigError(
-            f"resources.replicas has {len(replicas)} numbers: give one, or one for each of the {exits} exits"
-        )
-    check_shares("resources.replicas", max(replicas), config.batch_size)

@@ -22,7 +22,7 @@ from raygf.methods.registry import check_method, is_step_method
 from raygf.models.build import build_model
 from raygf.models.costs import measure_costs
 from raygf.records import ExitScore, HistoryLog, Notify, RoundRecord, RunEnd, RunStart, ignore, plain
-from raygf.rounds.base import RoundMethod, RoundOutcome, skip_or_raise
+from raygf.rounds.base import RoundMethod, RoundOutcome
 from raygf.rounds.delta import DeltaRound
 from raygf.rounds.step import StepRound
 from raygf.storage.checkpoint import Checkpoint
@@ -250,7 +250,16 @@ class Driver(DriverHandle):
                 )
             return outcome
         except NonFiniteError as error:
-            note = skip_or_raise(error, round, self._config, self._history.skipped)
+            skipped = self._history.skipped
+            if self._config.on_divergence == "stop":
+                raise NonFiniteError(
+                    f"{error}; --on-divergence skip-round continues without such rounds"
+                ) from error
+            if skipped >= self._config.max_skipped_rounds:
+                raise NonFiniteError(
+                    f"{error}; as many rounds in a row as allowed were skipped before: {skipped}"
+                ) from error
+            note = f"round {round} skipped, the network is as it was before: {error}"
         self._method.restore(before)
         unknown = ExitScore((math.nan,) * self._exits, (math.nan,) * self._exits)
         seconds = {"train": time.perf_counter() - started}

@@ -54,7 +54,9 @@ class StepRound(RoundMethod):
         coefficients = loss_coefficients(round, config.rounds, exits, config.loss)
         lr = config.optim.lr * decay_factor(round, config.rounds, config.optim)
         method = make_step_method(config.method, self._setting)
-        with seeded_globals(config.seed, *_stream(round, bound.peers.ranks[0])), closing(method):
+        rank = bound.peers.ranks[0]  # for dropout: the first worker's stream is that of a run without others
+        stream = ("step", round) if rank == 0 else ("step", round, "worker", rank)
+        with seeded_globals(config.seed, *stream), closing(method):
             bound.load(state)
             optimizer = FlatSGD(bound, config.optim, lr, self._momentum)
             score = train_epoch(
@@ -84,8 +86,3 @@ class StepRound(RoundMethod):
     def restore(self, arrays: Arrays) -> None:
         momentum = arrays.get("momentum")
         self._momentum = None if momentum is None else self._bound.tensor(momentum)
-
-
-def _stream(round: int, rank: int) -> tuple[str | int, ...]:
-    """The random stream of a worker, for dropout: the first one's is that of a run without others."""
-    return ("step", round) if rank == 0 else ("step", round, "worker", rank)

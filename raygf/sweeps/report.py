@@ -14,11 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from raygf.config.fields import to_dict
-from raygf.config.run import RunConfig
-from raygf.errors import without_password
 from raygf.evaluation.figures import new_figure, plain_axes
 from raygf.evaluation.tables import MISSING, csv_text, markdown_table, passes_text
 from raygf.records import RoundRecord, RunEnd
+from raygf.storage.run_storage import without_passwords
 from raygf.sweeps.plan import Plan, SweepFolder, flags_for, name_of, shown_score
 from raygf.sweeps.space import LOG, Values, text_of
 from raygf.sweeps.trial import END, FAILURE, NAME, RECORD, SCHEDULE, VALUES, Schedule, cause_of
@@ -288,12 +287,5 @@ def result_of(rows: Sequence[TrialRow], plan: Plan, best: TrialRow, path: str) -
 
 def best_config(plan: Plan, best: TrialRow) -> str:
     """The best trial's whole run, as YAML; of a schedule the last settings, the others in a comment."""
-    run = yaml.safe_dump(shown(plan.trial_run(best.trial, best.values)), sort_keys=False)
+    run = yaml.safe_dump(without_passwords(to_dict(plan.trial_run(best.trial, best.values))), sort_keys=False)
     return f"# {settings_of(best)}\n{run}"
-
-
-def shown(run: RunConfig) -> dict[str, Any]:
-    """``run`` as plain values, its password masked."""
-    values = to_dict(run)
-    values["tracking"]["uri"] = without_password(run.tracking.uri)
-    return values

@@ -11,7 +11,7 @@ from typing import Any
 from ray import tune
 
 from raygf.cli import command_with, interruptible
-from raygf.config.fields import storage_path
+from raygf.config.fields import storage_path, to_dict
 from raygf.config.run import StorageConfig
 from raygf.console import print_table
 from raygf.errors import ConfigError, RunFailed, StorageError
@@ -19,6 +19,7 @@ from raygf.evaluation.tables import passes_text, terminal_table
 from raygf.launch import temporary_path_warning
 from raygf.on_ray.cluster import connected
 from raygf.on_ray.placement import check_fits, idle_nodes
+from raygf.storage.run_storage import without_passwords
 from raygf.sweeps.callback import notify
 from raygf.sweeps.command import Command, check_flags, check_space, parse_sweep, prepare
 from raygf.sweeps.plan import Plan, SweepFolder, set_field
@@ -30,7 +31,6 @@ from raygf.sweeps.report import (
     read_rows,
     result_of,
     settings_of,
-    shown,
     sweep_report,
     trials_csv,
     trials_table,
@@ -166,7 +166,7 @@ def _tracked(plan: Plan) -> Iterator[tuple[Plan, SweepRun | None]]:
 
 def _described(plan: Plan) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
     """For the sweep's run: what trials have in common, parameters and tags of the sweep."""
-    common = shown(plan.run)
+    common = without_passwords(to_dict(plan.run))
     for name in plan.fields:
         set_field(common, name, f"swept: {plan.ranges.get(name, '')}".rstrip(": "))
     params = {

@@ -214,9 +214,12 @@ def _suggest_value(trial: Any, name: str, axis: Axis) -> Any:
     return axis.cut(trial.suggest_float(name, axis.low, axis.high, log=axis.log))
 
 
-def reporter(plan: Plan) -> tune.CLIReporter:
-    """Tune's table of trials, now and then and at the end."""
-    return tune.CLIReporter(
+def make_tuner(plan: Plan, space: dict[str, Any], searcher: Any, scheduler: TrialScheduler) -> tune.Tuner:
+    """A new sweep; ``space`` and ``searcher`` are from ``make_search``."""
+    options, storage = plan.options, plan.run.storage
+    # The trials of a population must all be there at once; they take turns on what the cluster has.
+    concurrent = None if isinstance(scheduler, Population) else options.concurrent
+    table = tune.CLIReporter(
         metric_columns={plan.metric: plan.metric, PASSES: "passes"},
         parameter_columns=[VALUES],
         max_progress_rows=12,
@@ -224,13 +227,6 @@ def reporter(plan: Plan) -> tune.CLIReporter:
         max_report_frequency=30,  # seconds between two tables
         print_intermediate_tables=True,  # not by the metric: failed trials have none
     )
-
-
-def make_tuner(plan: Plan, space: dict[str, Any], searcher: Any, scheduler: TrialScheduler) -> tune.Tuner:
-    """A new sweep; ``space`` and ``searcher`` are from ``make_search``."""
-    options, storage = plan.options, plan.run.storage
-    # The trials of a population must all be there at once; they take turns on what the cluster has.
-    concurrent = None if isinstance(scheduler, Population) else options.concurrent
     return tune.Tuner(
         _trainable(plan),
         param_space=space,
@@ -242,14 +238,14 @@ def make_tuner(plan: Plan, space: dict[str, Any], searcher: Any, scheduler: Tria
             num_samples=plan.trials if searcher else 1,
             max_concurrent_trials=concurrent,
             reuse_actors=False,
-            trial_name_creator=_name,
-            trial_dirname_creator=_name,
+            trial_name_creator=lambda trial: str(trial.trial_id),
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=tune.RunConfig(
             name=storage.name,
             storage_path=storage.path,
             callbacks=[SweepCallback(storage)],
-            progress_reporter=reporter(plan),
+            progress_reporter=table,
             verbose=1,
             failure_config=tune.FailureConfig(max_failures=options.max_failures),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=_kept(plan, scheduler)),
@@ -290,7 +286,3 @@ def _kept(plan: Plan, scheduler: TrialScheduler) -> int:
         return kept
     rounds = scheduler.interval / plan.passes(plan.run)
     return max(kept, math.ceil(rounds) + 2)
-
-
-def _name(trial: Trial) -> str:
-    return str(trial.trial_id)

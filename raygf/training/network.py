@@ -132,10 +132,6 @@ class BoundNetwork:
         """A copy of the buffers alone."""
         return {name: to_numpy(tensor) for name, tensor in self._rest.items()}
 
-    def buffer_tensors(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-        """``arrays`` as fresh tensors on the device."""
-        return {name: as_tensor(array).clone().to(self.compute.device) for name, array in arrays.items()}
-
     def tensor(self, vector: Vector) -> Tensor:
         """``vector`` on the device; on the CPU without a copy: only to be read."""
         return as_tensor(vector).to(self.compute.device)

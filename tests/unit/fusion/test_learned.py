@@ -45,7 +45,7 @@ class Case:
         self.coefficients = torch.ones(len(tensors))
 
     def buffers(self):
-        return self.bound.buffer_tensors(self.bound.buffer_arrays())
+        return self.bound.buffer_copies()
 
     def task(self, batches=BATCHES, lr=0.1):
         """What a rule is called with."""

@@ -152,7 +152,7 @@ def test_weighted_statistics_are_the_exits_averaged(kind):
     round, bound = make(config), bind()
     outcome = round.run(STATE, 1)
     updates = LocalExecutor(config, DATA).train(STATE, 1, [None] * 3).updates
-    buffers = [bound.buffer_tensors(update.buffers) for update in updates]
+    buffers = [{name: as_tensor(a) for name, a in update.buffers.items()} for update in updates]
     segments = Segments(kind, bound.space)
     alpha = fusion_weights(as_tensor(round.arrays()["eta_fitted"]), segments.spread(owners_of(bound)))
     for name, value in weighted_statistics(bound.network, buffers, alpha, segments).items():
