@@ -213,27 +213,11 @@ def find_ownership(network: nn.Module, example: Tensor, space: FlatSpace) -> Ten
     """
     with evaluating(network), torch.enable_grad():
         logits: Sequence[Tensor] = network(example)
-    index = {id(p): name for name, p in network.named_parameters()}
-    position = {name: i for i, name in enumerate(space.names)}
-    owned = torch.zeros(len(logits), len(space.slots), dtype=torch.bool)
-    for exit, output in enumerate(logits):
-        for parameter in _leaves(output):
-            name = index.get(id(parameter))
-            if name in position:
-                owned[exit, position[name]] = True
+        parameters = dict(network.named_parameters())
+        tensors = [parameters[name] for name in space.names]
+        owned = torch.zeros(len(logits), len(tensors), dtype=torch.bool)
+        for exit, output in enumerate(logits):
+            if output.requires_grad:
+                found = torch.autograd.grad(output.sum(), tensors, retain_graph=True, allow_unused=True)
+                owned[exit] = torch.tensor([gradient is not None for gradient in found])
     return owned
-
-
-def _leaves(output: Tensor) -> list[Tensor]:
-    """The leaf tensors that ``output`` was computed from."""
-    seen, leaves = set(), []
-    stack = [output.grad_fn] if output.grad_fn is not None else []
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):  # an AccumulateGrad node: the end of a path
-            leaves.append(node.variable)
-        stack.extend(parent for parent, _ in node.next_functions if parent is not None)
-    return leaves
