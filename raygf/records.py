@@ -147,7 +147,8 @@ _DIGITS = 6
 """Significant digits of shortened entries; float32 sums are not good for more."""
 _TENSOR_DIGITS = 3
 """Significant digits of what comes once a tensor: hundreds of numbers a round."""
-_DRAWN = {"round", "training_passes", "training_operations", "train", "val", "seconds", "fusion"}
+_NEEDED = {"round", "training_passes", "train", "val", "seconds", "fusion"}
+_DRAWN = {*_NEEDED, "training_operations"}
 """What figures are drawn from: all that a shortened entry has beside ``skipped``."""
 
 
@@ -158,11 +159,7 @@ def to_json(record: RoundRecord) -> Entry:
 
 
 def from_json(entry: Mapping[str, Any]) -> RoundRecord:
-    """The record that ``to_json`` made ``entry`` of.
-
-    Raises:
-        KeyError, TypeError: it is not such an entry, or was shortened.
-    """
+    """The record that ``to_json`` made ``entry`` of; KeyError or TypeError if it is not whole."""
     parts: dict[str, Any] = {"notes": tuple(entry["notes"])}
     for name, kind in (("train", ExitScore), ("val", ExitScore), ("fusion", FusionReport)):
         values = entry[name]
@@ -181,13 +178,9 @@ def shortened(entry: Entry) -> Entry:
 
 
 def read_history(meta: Mapping[str, Any]) -> History:
-    """The entries of all rounds in a checkpoint's ``meta``, shortened alike.
-
-    Raises:
-        CheckpointError: they are not entries.
-    """
+    """The entries of all rounds in a checkpoint's ``meta``, shortened; CheckpointError if they are none."""
     entries = meta.get("history", [])
-    if not isinstance(entries, list) or not all(isinstance(e, dict) and e.keys() >= _DRAWN for e in entries):
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and e.keys() >= _NEEDED for e in entries):
         raise CheckpointError("the checkpoint's history is not a list of rounds")
     return [shortened(entry) for entry in entries]
 

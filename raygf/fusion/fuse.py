@@ -231,11 +231,7 @@ class FusionRule(ABC):
         return {}
 
     def restore(self, arrays: Arrays) -> None:  # noqa: B027 - some rules keep nothing
-        """Take back what ``arrays`` gave.
-
-        Raises:
-            KeyError: one is missing.
-        """
+        """Take back what ``arrays`` gave; KeyError if one is missing."""
 
     def merged(self, task: FusionTask, alpha: Tensor) -> Tensor:
         """``W + ε Σ_i α_i Δ_i`` (P,) for weights α (n, S)."""

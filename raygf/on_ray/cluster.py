@@ -118,11 +118,7 @@ def _require_answer(address: str) -> None:
 
 
 def _start(resources: ResourceConfig) -> str:
-    """A cluster on this machine, for as long as this process lives.
-
-    Raises:
-        ResourceError: it does not start.
-    """
+    """Start a cluster on this machine, for as long as this process lives, or raise ResourceError."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # The driver sleeps while the exits train and they sleep while it fuses, so its CPUs come on top.
     cpus = cores + (0 if resources.workers else math.ceil(resources.driver_cpus))

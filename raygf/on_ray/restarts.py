@@ -101,11 +101,7 @@ class RestartedDriver(DriverHandle):
             return start
 
     def _replace(self, lost: DriverLost, where: str) -> None:
-        """Start another driver, or give up.
-
-        Raises:
-            RunFailed: it was lost too often in a row, or would be again.
-        """
+        """Start another driver; RunFailed if it was lost too often in a row, or would be again."""
         failure, most = Failure[lost.kind], self._config.resources.max_driver_restarts
         self._losses += 1
         if not may_retry(failure, self._losses, most):

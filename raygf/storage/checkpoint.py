@@ -106,11 +106,7 @@ class CheckpointStore:
         return None, ()
 
     def load(self, round: int) -> Checkpoint:
-        """The checkpoint of ``round``.
-
-        Raises:
-            CheckpointError: it is missing, damaged, or not of this format.
-        """
+        """The checkpoint of ``round``; CheckpointError if it is missing, damaged, or not of this format."""
         return _load(lambda: self.files.open(_name(round)), self.path(round))
 
     def path(self, round: int) -> str:
@@ -195,11 +191,7 @@ def write_archive(stream: Any, checkpoint: Checkpoint) -> None:
 
 
 def read_archive(stream: Any) -> Checkpoint:
-    """Read and verify an archive from a seekable binary file.
-
-    Raises:
-        CheckpointError: it is damaged or not of this format.
-    """
+    """Read an archive from a seekable binary file; CheckpointError if it is damaged or of another format."""
     try:
         with zipfile.ZipFile(stream) as archive:
             members = {

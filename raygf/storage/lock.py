@@ -137,11 +137,7 @@ class RunLock:
         return (f"took {self._shown} over: {before.driver} has ended",)
 
     def check(self) -> None:
-        """Make sure that the folder is still held, before something is written to it.
-
-        Raises:
-            RunFailed: another run has taken it.
-        """
+        """Raise RunFailed if another run has taken the folder; called before something is written to it."""
         with suppress(OSError):  # if the storage is in trouble, what is written next will say so
             held = read_lock(self._folder)
             if held and held.id != self._mine.id:

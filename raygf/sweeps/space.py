@@ -175,11 +175,7 @@ Axes = dict[str, Axis]
 
 
 def read_axes(space: Space) -> list[Axes]:
-    """The axes of every alternative of ``space``.
-
-    Raises:
-        ConfigError: the space is empty, or an axis can't be used.
-    """
+    """The axes of every alternative of ``space``; ConfigError if it is empty, or one can't be used."""
     axes = [
         {name: read_axis(name, value) for name, value in alternative.items()}
         for alternative in space.alternatives

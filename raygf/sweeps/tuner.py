@@ -44,11 +44,7 @@ CHANGEABLE = (
 
 
 def make_scheduler(plan: Plan, alternatives: list[Axes]) -> TrialScheduler:
-    """The scheduler that the options name.
-
-    Raises:
-        ConfigError: it can't work with this space, or with these options.
-    """
+    """The scheduler that the options name; ConfigError if it can't work with this space or these options."""
     if plan.options.scheduler == "none":
         return FIFOScheduler()
     grace = grace_passes(plan, alternatives)
@@ -60,11 +56,7 @@ def make_scheduler(plan: Plan, alternatives: list[Axes]) -> TrialScheduler:
 
 
 def grace_passes(plan: Plan, alternatives: list[Axes]) -> float:
-    """Passes before the first decision; at least one round of every method.
-
-    Raises:
-        ConfigError: there are more than a trial gets.
-    """
+    """Passes before the first decision, a round of every method at least; ConfigError if a trial has fewer."""
     grace = plan.options.grace
     if grace is None:
         swept = {method for axes in alternatives if "method" in axes for method in axes["method"].ends}

@@ -89,11 +89,7 @@ class BoundNetwork:
             buffers[name].copy_(mine)
 
     def load(self, state: NetworkState) -> None:
-        """Copy ``state`` in.
-
-        Raises:
-            CheckpointError: it belongs to another network.
-        """
+        """Copy ``state`` in; CheckpointError if it belongs to another network."""
         self.check(state)
         self.vector.copy_(as_tensor(state.vector))
         for name, tensor in self._rest.items():

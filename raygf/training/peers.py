@@ -86,11 +86,7 @@ class Replicas(TorchPeers):
     """The actors that share one exit's training. What they sum has the bits of one that runs all shares."""
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """As always, added up in the order of the shares.
-
-        Raises:
-            PeersLost: one of the others does not answer any more.
-        """
+        """As always, added up in the order of the shares; PeersLost if another does not answer any more."""
         parts = [torch.empty_like(tensor) for _ in range(self.count)]
         try:
             dist.all_gather(parts, tensor)
@@ -110,11 +106,7 @@ def meeting_place(host: str) -> tuple[TCPStore, str]:
 
 @contextmanager
 def joined(address: str, rank: int, count: int, backend: str, timeout_s: float) -> Iterator[Peers]:
-    """The replicas that meet at ``address``, this one being ``rank``.
-
-    Raises:
-        PeersLost: one of them did not come.
-    """
+    """The replicas that meet at ``address``, this one being ``rank``; PeersLost if one does not come."""
     host, _, port = address.rpartition(":")
     limit = timedelta(seconds=timeout_s)
     try:

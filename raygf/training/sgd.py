@@ -140,11 +140,7 @@ class FlatSGD:
 def _own_optimizer(
     name: str, vectors: Sequence[Tensor], grads: Sequence[Tensor], lr: float
 ) -> torch.optim.Optimizer:
-    """The optimizer of the user's function ``optim.optimizer`` on ``vectors``, each with its gradient.
-
-    Raises:
-        ConfigError: the function can't be imported, fails, or returns something else.
-    """
+    """The user's ``optim.optimizer`` on ``vectors``, each with its gradient; ConfigError if it is none."""
     for vector, grad in zip(vectors, grads, strict=True):
         vector.grad = grad
     made = call_own("optim.optimizer", name, [*vectors], lr)
