@@ -56,7 +56,7 @@ def make_scheduler(plan: Plan, alternatives: list[Axes]) -> TrialScheduler:
 
 
 def grace_passes(plan: Plan, alternatives: list[Axes]) -> float:
-    """Passes before the first decision, a round of every method at least; ConfigError if a trial has fewer."""
+    """Passes before the first decision, at least a round; ConfigError if a trial gets fewer."""
     grace = plan.options.grace
     if grace is None:
         swept = {method for axes in alternatives if "method" in axes for method in axes["method"].ends}
