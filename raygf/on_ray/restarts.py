@@ -11,12 +11,8 @@ from raygf.records import Notify, RoundRecord, RunEnd, RunStart
 from raygf.rounds.driver import DriverHandle
 
 _MORE = "; allow more restarts in a row with resources.max_driver_restarts"
-_KNOBS = {
-    Failure.LOST: _MORE,
-    Failure.STUCK: _MORE,
-    Failure.MEMORY: "",
-    Failure.RAISED: "; this would happen again, so it was not started again",
-}
+_AGAIN = "; this would happen again, so it was not started again"
+_KNOBS = {Failure.LOST: _MORE, Failure.STUCK: _MORE, Failure.MEMORY: "", Failure.RAISED: _AGAIN}
 
 
 class RestartedDriver(DriverHandle):

@@ -268,7 +268,7 @@ def _function(name: str) -> Callable[[RunConfig], Space]:
     """The function that makes the space ``name``; whatever its module raises is raised."""
     if ":" in name:
         return import_function("space", name)
-    file = _file(name)
+    file = Path(name).expanduser() if name.endswith(".py") else known_spaces().get(name)
     if file is None or not file.is_file():
         known = ", ".join(known_spaces())
         raise ConfigError(
@@ -283,10 +283,6 @@ def _function(name: str) -> Callable[[RunConfig], Space]:
     if not callable(function):
         raise ConfigError(f"space = {name!r}: {file.name} must have a function {file.stem}(run)")
     return function  # type: ignore[no-any-return]
-
-
-def _file(name: str) -> Path | None:
-    return Path(name).expanduser() if name.endswith(".py") else known_spaces().get(name)
 
 
 def _first_line(file: Path) -> str:

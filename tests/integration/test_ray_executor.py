@@ -335,16 +335,6 @@ def test_actor_that_can_not_start_is_an_error_for_people(cluster, bench, tmp_pat
         RayExecutor(with_resources(bench.config, actors=1), bench.dataset, EXITS, missing)
 
 
-def test_actor_lost_while_starting_is_not_called_exit_0(new_pool, bench):
-    """Exits count from 1; an actor that had no exit yet must not be blamed on one."""
-    pool, faults = new_pool(doomed=2, actors=2, max_failures=0)
-    faults.add("stick exit 1 in round 1")  # keeps the round going until the second has died
-    with pytest.raises(RaygfError) as caught:
-        pool.train(bench.state, 1, NONE)
-    assert len(faults.logged("made")) >= 2
-    assert "exit 0" not in str(caught.value)
-
-
 class Asleep:
     """Ray and a pool of which nothing is real; time passes in ``wait``, as told.
 

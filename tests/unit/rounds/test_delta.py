@@ -191,16 +191,6 @@ def test_report():
     assert np.diag(report.cosine) == pytest.approx(np.ones(3))
 
 
-def test_scores_and_times():
-    one = make(run_config())
-    outcome = one.run(STATE, 1)
-    updates = LocalExecutor(run_config(), DATA).train(STATE, 1, [None] * 3).updates
-    assert outcome.train.loss == tuple(update.loss for update in updates)
-    assert outcome.train.accuracy == tuple(update.accuracy for update in updates)
-    assert set(outcome.seconds) == {"broadcast", "train", "wait", "fuse"}
-    assert min(outcome.seconds.values()) >= 0
-
-
 @pytest.mark.parametrize("method", ["metagf", "delta-pcgrad"])
 def test_shares_of_the_fusion_pass_agree_with_the_whole_where_nothing_is_normalised(method):
     """The last batch of 22 images has two, too few to be divided."""
