@@ -203,7 +203,7 @@ class RayExecutor(Executor):
         for ref in done:
             if ref in starting:
                 self._admit(starting[ref], work)
-            else:
+            elif ref in work.running:  # else it is a replica of one that has failed
                 self._finish(ref, work)
         self._end_overdue(work)
         if work.running or self._pool.ready():
