@@ -15,6 +15,7 @@ import psutil
 import pytest
 import ray
 from faults import DELAY_S, Faults
+from ray.exceptions import RayError
 from runs import raygf_actors, wait_until, with_resources
 
 from raygf.compute import resolve_compute
@@ -378,6 +379,22 @@ def test_a_driver_that_slept_takes_no_training_for_stuck(monkeypatch, steps, ret
     trained = pool.train(NetworkState(np.zeros(1, np.float32), {}), 1, NONE)
     assert [update.exit for update in trained.updates] == [0, 1, 2]
     assert len(it.replaced) == len(trained.notes) == retried
+
+
+def test_replicas_that_are_lost_at_once_are_one_failure(monkeypatch):
+    it, refs = Asleep(monkeypatch, [(1.0, 2), (1.0, 4)]), iter(range(4))
+    it.train, it.meet = (SimpleNamespace(remote=lambda *training: next(refs)), SimpleNamespace(remote=str))
+
+    def fetch(ref):
+        if ref < 2:
+            raise RayError("its node has died")
+        return ExitUpdate(0, NONE, {}, 0.0, 0.0, 1.0) if ref == 2 else None
+
+    monkeypatch.setattr(executor, "_fetch", fetch)
+    config = RunConfig(resources=ResourceConfig(replicas=(2,), max_failures=1))
+    pool = RayExecutor(config, it, 1)  # type: ignore[arg-type]
+    trained = pool.train(NetworkState(np.zeros(1, np.float32), {}), 1, [None])
+    assert len(it.replaced) == 2 and len(trained.notes) == len(trained.updates) == 1
 
 
 class Hog:
