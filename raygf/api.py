@@ -410,10 +410,10 @@ def _log(run: RunResults, name: str, files: Sequence[Path]) -> None:
     """Add ``files`` to the run's page; a store that can't be reached causes a one-line note."""
     if not run.run_id:
         return _note(f"{name}: was not tracked, nothing logged")
-    from raygf.tracking.report import log_evaluation
+    from raygf.tracking.tracker import log_evaluation
 
     try:
-        uri = log_evaluation(run.config.tracking, Path.cwd(), run.run_id, files, run.top5 or (), run.round)
+        uri = log_evaluation(run, Path.cwd(), files)
     except TrackingError as error:
         return _note(f"{name}: not logged to MLflow: {error}")
     _note(f"{name}: logged to run {run.run_id} in {uri}")

@@ -64,7 +64,7 @@ def run_job(description: str, default_recipe: str, argv: Sequence[str]) -> dict[
     except KeyboardInterrupt:
         raise KeyboardInterrupt(resume) from None
     print_table(compared({method_title(config.method): result}), sys.stderr)
-    return result.json()
+    return asdict(result)
 
 
 def train_job(argv: Sequence[str]) -> dict[str, Any] | None:
@@ -147,7 +147,6 @@ def _follow(
 @contextmanager
 def _driver(config: RunConfig, notify: Notify) -> Iterator[tuple[DriverHandle, RunConfig]]:
     """A driver as ``resources`` asks for, and the configuration with their defaults filled in."""
-    _check_workers(config)
     with ExitStack() as stack:
         driver: DriverHandle
         if config.resources.executor == "local":
@@ -158,21 +157,17 @@ def _driver(config: RunConfig, notify: Notify) -> Iterator[tuple[DriverHandle, R
             where, resources = stack.enter_context(connected(config.resources))
             notify(where)
             config = replace(config, resources=resources)
-            driver = _remote_driver(config, notify)
+            if workers := config.resources.workers:
+                from raygf.on_ray.data_parallel import TrainDriver
+
+                notify(f"data-parallel workers under Ray Train: {workers}")
+                driver = TrainDriver(config, notify=notify)
+            else:
+                from raygf.on_ray.driver import RemoteDriver
+
+                driver = RemoteDriver(config, notify=notify)
         stack.callback(driver.close)
         yield driver, config
-
-
-def _remote_driver(config: RunConfig, notify: Notify) -> DriverHandle:
-    """One driver actor, or data-parallel workers if there are to be any."""
-    if config.resources.workers:
-        from raygf.on_ray.data_parallel import TrainDriver
-
-        notify(f"data-parallel workers under Ray Train: {config.resources.workers}")
-        return TrainDriver(config, notify=notify)
-    from raygf.on_ray.driver import RemoteDriver
-
-    return RemoteDriver(config, notify=notify)
 
 
 def _check_names(config: RunConfig) -> None:
@@ -192,6 +187,7 @@ def _check_names(config: RunConfig) -> None:
             import_function(field, name)
     elsewhere = config.resources.address or os.environ.get("RAY_ADDRESS", "local")
     check_source(config.data, files=config.resources.executor == "local" or elsewhere == "local")
+    _check_workers(config)
 
 
 def _check_workers(config: RunConfig) -> None:
@@ -199,7 +195,6 @@ def _check_workers(config: RunConfig) -> None:
     workers = config.resources.workers
     if workers is None:
         return
-    check_method(config.method)
     if not is_step_method(config.method):
         raise ConfigError(
             f"resources.workers = {workers}: for methods within a step; {config.method} trains its exits in "
@@ -259,10 +254,6 @@ class Result:
     seconds: float
     weights_sha256: str
     checkpoint: str
-
-    def json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
 
 
 def result_table(results: Mapping[str, Result]) -> ResultTable:

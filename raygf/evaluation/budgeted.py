@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from raygf.compute import derive_seed
 from raygf.config import fields as checks
 from raygf.config.run import POLICIES, Policy
-from raygf.errors import CheckpointError, ConfigError, one_line
 from raygf.evaluation.outputs import ExitOutputs
 
 Floats = NDArray[np.float64]
@@ -188,11 +187,7 @@ class ThresholdTable:
         return (*self.thresholds[self._row(budget)].tolist(), -math.inf)
 
     def expected_accuracy(self, budget: float) -> float:
-        """Share of the validation images, 0–1, that the thresholds for ``budget`` get right.
-
-        Raises:
-            ConfigError: as ``pick``.
-        """
+        """Share of the validation images, 0–1, that the thresholds for ``budget`` get right."""
         return float(self.accuracy[self._row(budget)])
 
     @property
@@ -211,26 +206,21 @@ class ThresholdTable:
 
     def to_json(self) -> list[dict[str, Any]]:
         """One entry per setting; null is a threshold that no image reaches."""
-        costs = zip(self.operations.tolist(), self.accuracy.tolist(), strict=True)
         thresholds = [[None if t == math.inf else t for t in row] for row in self.thresholds.tolist()]
-        return [
-            {"operations": operations, "accuracy": accuracy, "thresholds": row}
-            for (operations, accuracy), row in zip(costs, thresholds, strict=True)
-        ]
+        columns = self.operations.tolist(), self.accuracy.tolist(), thresholds
+        names = ("operations", "accuracy", "thresholds")
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
     @classmethod
     def from_json(cls, rows: Sequence[Mapping[str, Any]], **known: Any) -> ThresholdTable:
         """What ``to_json`` gave, with policy and temperatures if they are ``known``.
 
         Raises:
-            CheckpointError: it is something else.
+            KeyError, TypeError, ValueError: it is something else.
         """
-        try:
-            thresholds = [[math.inf if t is None else float(t) for t in row["thresholds"]] for row in rows]
-            costs = [[float(row[name]) for row in rows] for name in ("operations", "accuracy")]
-            return cls(np.array(thresholds), np.array(costs[0]), np.array(costs[1]), **known)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"not a table of thresholds: {one_line(error)}") from None
+        thresholds = [[math.inf if t is None else float(t) for t in row["thresholds"]] for row in rows]
+        operations, accuracy = ([float(row[name]) for row in rows] for name in ("operations", "accuracy"))
+        return cls(np.array(thresholds), np.array(operations), np.array(accuracy), **known)
 
 
 def calibrate(
@@ -243,16 +233,10 @@ def calibrate(
 
     Args:
         operations: (n,) up to each exit, for one image.
-
-    Raises:
-        ConfigError: there are not as many costs as exits.
     """
-    exits = len(val.confidence)
-    if len(operations) != exits:
-        raise ConfigError(f"{len(operations)} costs for a network of {exits} exits")
     curve = budgeted_curve(val, val, operations, policy=policy)
     order = np.lexsort((curve.accuracy, curve.operations))
-    alone = np.full((2, exits - 1), np.inf)
+    alone = np.full((2, len(operations) - 1), np.inf)
     alone[0, :1] = 0.0  # every image reaches it
     return ThresholdTable(
         np.vstack([alone[0], curve.thresholds[order, :-1], alone[1]]),

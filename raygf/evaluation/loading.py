@@ -123,7 +123,12 @@ def load_run(path: str, config: RunConfig | None = None) -> LoadedRun:
     resolved = resolve_compute(config.compute)
     make_repeatable(resolved)
     dataset = load_data(config.data, config.seed)
-    check_input(checkpoint.meta, dataset.spec, dataset.name, path)
+    trained, here = checkpoint.meta.get("input"), asdict(dataset.spec)
+    if isinstance(trained, dict) and trained != here:
+        raise CheckpointError(
+            f"{path}: its network tells {_described(trained)} apart, "
+            f"but the data set {dataset.name} has {_described(here)}"
+        )
     bound = restore_network(checkpoint, config, dataset.spec, resolved, path)
     batches = dataset.open(resolved, config.batch_size, config.eval_batch_size)
     return LoadedRun(config, dataset, bound, batches, checkpoint)
@@ -142,19 +147,6 @@ def read_config(checkpoint: Checkpoint, path: str) -> RunConfig:
         return from_dict(RunConfig, values)
     except ConfigError as error:
         raise CheckpointError(f"{path}: this version can't read its configuration: {error}") from None
-
-
-def check_input(meta: Mapping[str, Any], spec: InputSpec, name: str, path: str) -> None:
-    """Raise CheckpointError unless data set ``name`` has the images and classes of the checkpoint's network.
-
-    Checkpoints that do not say what their network takes pass; their weights may still not fit.
-    """
-    trained = meta.get("input")
-    if isinstance(trained, dict) and trained != asdict(spec):
-        raise CheckpointError(
-            f"{path}: its network tells {_described(trained)} apart, "
-            f"but the data set {name} has {_described(asdict(spec))}"
-        )
 
 
 def restore_network(

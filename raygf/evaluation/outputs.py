@@ -36,9 +36,6 @@ class ExitOutputs:
     ``top5_hit`` (n, N): whether the label is among the five likeliest classes. ``labels`` (N,).
     ``others``: further (n, N): "margin", "entropy" (see ``score_logits``), and "calibrated", the confidence
     at the exit's temperature.
-
-    Raises:
-        ValueError: the shapes do not fit.
     """
 
     confidence: NDArray[np.float64]
@@ -46,12 +43,6 @@ class ExitOutputs:
     top5_hit: NDArray[np.bool_]
     labels: NDArray[np.int64]
     others: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        shape = (len(self.confidence), len(self.labels))
-        found = [array.shape for array in (self.confidence, self.prediction, self.top5_hit)]
-        if any(theirs != shape for theirs in found) or 0 in shape:
-            raise ValueError(f"confidence, prediction and top5_hit {found} do not fit {shape[1]} labels")
 
     @property
     def hit(self) -> NDArray[np.bool_]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from raygf.compute import Compute
+from raygf.compute import Compute, make_repeatable, resolve_compute
 from raygf.config.run import ComputeConfig
-from raygf.data.base import Normaliser
-from raygf.errors import ConfigError, DataError
+from raygf.data.base import ChannelStatistics, InputSpec, Normaliser
+from raygf.errors import CheckpointError, ConfigError, DataError, one_line
 from raygf.evaluation.budgeted import ThresholdTable
-from raygf.evaluation.loading import HasLoaded, LoadedRun
-from raygf.evaluation.model_files import ImageTask, load_model
+from raygf.evaluation.loading import HasLoaded, LoadedRun, read_config, restore_network
+from raygf.evaluation.model_files import ImageTask
 from raygf.evaluation.outputs import read_logits, score_logits
 from raygf.models.msdnet_lazy import exit_stages
+from raygf.storage.checkpoint import MODEL, WEIGHTS, load_checkpoint
+from raygf.storage.folder import inside
 from raygf.training.network import as_tensor
 
 
@@ -97,23 +99,41 @@ class AdaptiveClassifier:
         run = source if isinstance(source, LoadedRun) else source.loaded
         stages_and_heads(run.bound.network)
         operations = [cost.operations for cost in run.costs()]
-        if table is None:
-            table = run.thresholds()
         task = ImageTask(run.dataset.spec, run.dataset.statistics, run.dataset.class_names)
-        return cls(run.bound.network, task, operations, table, run.bound.compute, run.config.eval_batch_size)
+        known = task, operations, table or run.thresholds(), run.bound.compute, run.config.eval_batch_size
+        return cls(run.bound.network, *known)
 
     @classmethod
     def load(
         cls, folder: str, compute: ComputeConfig | None = None, network: nn.Module | None = None
     ) -> AdaptiveClassifier:
-        """The classifier in ``folder``, a run's or an exported one; arguments and errors as ``load_model``.
+        """The classifier whose two files are in ``folder`` (local or a URI): a run's, or an exported one.
+
+        Args:
+            compute: Where and how it runs; by default as the run was configured, on whatever device there is.
+            network: A network of one's own that was trained; by default it is built from its name.
 
         Raises:
-            ConfigError: the network has no stages and heads.
+            CheckpointError: a file is missing or damaged, or belongs to another network.
+            ConfigError: the network can't be built here, or has no stages and heads.
         """
-        model = load_model(folder, compute, network)
-        known = model.task, model.operations, model.table, model.compute, model.batch_size
-        return cls(model.network, *known)
+        path = inside(folder, WEIGHTS)
+        checkpoint = load_checkpoint(path)
+        config, known = read_config(checkpoint, path), checkpoint.meta
+        try:
+            statistics = ChannelStatistics(*(tuple(known["statistics"][each]) for each in ("mean", "std")))
+            task = ImageTask(InputSpec(**known["input"]), statistics, tuple(known["class_names"]))
+            operations, rows = tuple(known["operations"]), known["thresholds"]
+            more = {name: known[name] for name in ("policy", "temperatures") if known.get(name)}
+            table = None if rows is None else ThresholdTable.from_json(rows, **more)
+            if table is not None and table.thresholds.shape[1] != len(operations) - 1:
+                raise ValueError(f"thresholds are not those of {len(operations)} exits")
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{inside(folder, MODEL)}: {one_line(error)}") from None
+        resolved = resolve_compute(compute or replace(config.compute, device="auto"))
+        make_repeatable(resolved)
+        bound = restore_network(checkpoint, config, task.input, resolved, path, network)
+        return cls(bound.network, task, operations, table, resolved, config.eval_batch_size)
 
     @property
     def exits(self) -> int:
@@ -147,7 +167,14 @@ class AdaptiveClassifier:
             ConfigError: the budget is too small, or the thresholds are not n numbers.
         """
         reach = self._thresholds(budget, thresholds)
-        pixels = self._checked(images)
+        spec = self.task.input
+        expected = (spec.channels, spec.height, spec.width)
+        if images.dtype not in (np.uint8, torch.uint8) or tuple(images.shape[1:]) != expected:
+            raise DataError(
+                f"images must be uint8 (N, {', '.join(map(str, expected))}), 0 black to 255, "
+                f"not {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
+            )
+        pixels = images if isinstance(images, Tensor) else as_tensor(np.ascontiguousarray(images))
         answers = [self._leave_early(chunk, reach) for chunk in torch.split(pixels, self._batch_size)]
         probability, label, exit = (torch.cat(kind).cpu().numpy() for kind in zip(*answers, strict=True))
         return Predictions(label, probability, exit, np.array(self.operations)[exit])
@@ -193,17 +220,6 @@ class AdaptiveClassifier:
             raise ConfigError(f"thresholds = {list(thresholds)}: must be {self.exits} numbers, one per exit")
         return tuple(float(threshold) for threshold in thresholds)
 
-    def _checked(self, images: NDArray[np.uint8] | Tensor) -> Tensor:
-        """``images`` as a tensor."""
-        spec = self.task.input
-        expected = (spec.channels, spec.height, spec.width)
-        if images.dtype not in (np.uint8, torch.uint8) or tuple(images.shape[1:]) != expected:
-            raise DataError(
-                f"images must be uint8 (N, {', '.join(map(str, expected))}), 0 black to 255, "
-                f"not {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
-            )
-        return images if isinstance(images, Tensor) else as_tensor(np.ascontiguousarray(images))
-
 
 def stages_and_heads(network: nn.Module) -> tuple[nn.ModuleList, nn.ModuleList]:
     """The stages and heads of ``network``.
@@ -212,16 +228,12 @@ def stages_and_heads(network: nn.Module) -> tuple[nn.ModuleList, nn.ModuleList]:
         ConfigError: it does not have as many of both.
     """
     stages, heads = getattr(network, "stages", None), getattr(network, "heads", None)
-    if not isinstance(stages, nn.ModuleList) or not isinstance(heads, nn.ModuleList):
-        raise ConfigError(
-            f"{type(network).__name__} can't stop early: it has no stages and heads; "
-            "build it as a raygf.models.multi_exit.MultiExitNetwork"
-        )
-    if len(stages) != len(heads) or not len(stages):
-        raise ConfigError(
-            f"{type(network).__name__} can't stop early: {len(stages)} stages, {len(heads)} heads"
-        )
-    return stages, heads
+    if isinstance(stages, nn.ModuleList) and isinstance(heads, nn.ModuleList) and len(stages) == len(heads):
+        return stages, heads
+    raise ConfigError(
+        f"{type(network).__name__} can't stop early: it has no stages and heads, as many of both; "
+        "build it as a raygf.models.multi_exit.MultiExitNetwork"
+    )
 
 
 def keep_rows(state: Any, stays: Tensor, undecided: Tensor) -> tuple[Any, Tensor]:

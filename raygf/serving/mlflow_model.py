@@ -17,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raygf.data.base import InputSpec, Normaliser
-from raygf.errors import TrackingError
 from raygf.evaluation.loading import LoadedRun
 from raygf.evaluation.model_files import model_files
 from raygf.serving.adaptive import AdaptiveClassifier, Predictions
-from raygf.tracking.store import connect, set_environment, start_error
+from raygf.tracking.store import answering, connect, set_environment
 
 set_environment()
 
@@ -93,10 +92,11 @@ def log_model(run: LoadedRun, classifier: AdaptiveClassifier, uri: str, run_id: 
     from raygf.evaluation.report import write_files
     from raygf.serving.card import model_card
 
-    before = mlflow.get_tracking_uri()
+    # Without one it stays so: MLflow also sets the environment's, which would ask for tracking.
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     mlflow.set_tracking_uri(uri)
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with answering(uri), tempfile.TemporaryDirectory() as folder:
             files, code = Path(folder) / "model", Path(folder) / "code"
             write_files(files, model_files(run, classifier.table))
             packages = _PACKAGES | copy_code(run.config.model.name, code)
@@ -114,8 +114,6 @@ def log_model(run: LoadedRun, classifier: AdaptiveClassifier, uri: str, run_id: 
                 # Stated, so that MLflow does not go and find out; without a build's mark ("+cpu").
                 pip_requirements=sorted(f"{name}=={version(name).partition('+')[0]}" for name in packages),
             )
-    except Exception as error:
-        raise TrackingError(f"model {name}: {start_error(error, uri)}") from error
     finally:
         mlflow.set_tracking_uri(before)
     return str(info.model_uri)

@@ -22,7 +22,7 @@ from raygf.errors import StorageError, TrackingError, without_password
 from raygf.records import Notify
 from raygf.storage.folder import RunFolder
 from raygf.tracking.mlflow_run import MLflowRun
-from raygf.tracking.store import check_uri, reason, start_error
+from raygf.tracking.store import answering, check_uri, reason
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,21 +74,17 @@ class Delivery:
         Raises:
             TrackingError: the store can't be used, or ``call`` fails or takes longer than ``limit_s``.
         """
-        check_uri(self._uri)
-        self._worker = Worker()
-        self._worker.start()
-        try:
-            self._worker.submit(call).result(limit_s)
-            self._open = True
-        except TrackingError:
-            raise
-        except TimeoutError as error:
-            raise TrackingError(f"{self._store} took more than {limit_s:.0f} s to open a run") from error
-        except Exception as error:
-            raise start_error(error, self._uri) from error
-        finally:
-            if not self._open:
-                self._worker.stop()
+        with answering(self._uri):
+            self._worker = Worker()
+            self._worker.start()
+            try:
+                self._worker.submit(call).result(limit_s)
+                self._open = True
+            except TimeoutError as error:
+                raise TrackingError(f"{self._store} took more than {limit_s:.0f} s to open a run") from error
+            finally:
+                if not self._open:
+                    self._worker.stop()
 
     def post(self, parcel: Parcel) -> None:
         """Send ``parcel`` after what waits already; returns at once."""

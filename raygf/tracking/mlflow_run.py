@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from raygf.config.fields import flatten
+from raygf.config.run import DataConfig
 from raygf.errors import TrackingError, without_password
 from raygf.methods.registry import is_step_method
 from raygf.records import ExitScore, RoundRecord, RunEnd, RunStart
@@ -83,27 +84,33 @@ class MLflowRun:
         Raises:
             TrackingError: the store does not have it.
         """
-        run = self._find(run_id)
-        if run is None:
-            raise TrackingError(
-                f"the run to resume, {run_id}, is not in {without_password(self.uri)}; give the "
-                "--tracking.uri that it was started with, or --tracking.enabled False"
-            )
+        hint = "; give the --tracking.uri that it was started with, or --tracking.enabled False"
+        run = self.attach(run_id, f"the run to resume, {run_id},", hint)
         self._client.update_run(run_id, status="RUNNING")
         for tag in {STOPPED_TAG, STOPPED_BY_TAG, FAILURE_TAG} & set(run.data.tags):
             self._client.delete_tag(run_id, tag)
-        self.id, self.resumed, self._fixed_params = run_id, True, set(run.data.params)
+        self.resumed, self._fixed_params = True, set(run.data.params)
         self.set_tags(source_tags())
 
-    def attach(self, run_id: str) -> None:
+    def attach(self, run_id: str, what: str = "", hint: str = "") -> Any:
         """Add to the run ``run_id``, which may have ended; its status and tags stay as they are.
+
+        Args:
+            what, hint: the run and what to do, for the error.
 
         Raises:
             TrackingError: the store does not have it.
         """
-        if self._find(run_id) is None:
-            raise TrackingError(f"the run {run_id} is not in {without_password(self.uri)}")
-        self.id = run_id
+        self._client = connect(self.uri)
+        try:
+            run = self._client.get_run(run_id)
+        except Exception as error:
+            if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            shown = f"{what or f'the run {run_id}'} is not in {without_password(self.uri)}{hint}"
+            raise TrackingError(shown) from None
+        self.id, self._experiment_id = run_id, run.info.experiment_id
+        return run
 
     @property
     def where(self) -> str:
@@ -148,11 +155,11 @@ class MLflowRun:
         found = [Metric(name, value, stamp_ms, steps[name]) for name, value in finite.items()]
         self._log_batches("metrics", found)
 
-    def log_data(self, start: RunStart, source: str) -> None:
-        """Log the images of every split, which come from ``source``, as data sets of the run."""
+    def log_data(self, start: RunStart, config: DataConfig) -> None:
+        """Log the images of every split as data sets of the run."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        inputs, place = [], json.dumps({"uri": source})
+        inputs, place = [], json.dumps({"uri": config.path or config.source})
         for split, digest in start.digests.items():
             profile = json.dumps({"num_rows": getattr(start, f"{split}_images"), "classes": start.classes})
             data = Dataset(start.data, digest, "local", place, profile=profile)
@@ -208,18 +215,6 @@ class MLflowRun:
         if self._monitor is not None:
             self._monitor.finish()
 
-    def _find(self, run_id: str) -> Any:
-        """The run in the store, None if it is not there."""
-        self._client = connect(self.uri)
-        try:
-            run = self._client.get_run(run_id)
-            self._experiment_id = run.info.experiment_id
-            return run
-        except Exception as error:
-            if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return None
-
     def _log_batches(self, kind: str, items: Sequence[object]) -> None:
         for first in range(0, len(items), _AT_ONCE[kind]):
             self._client.log_batch(self.id, **{kind: items[first : first + _AT_ONCE[kind]]})
@@ -239,8 +234,8 @@ def start_params(start: RunStart) -> dict[str, str | int]:
 def round_metrics(record: RoundRecord) -> dict[str, float]:
     """The metrics of one round, in the order of the page: under thirty for three exits, accuracies first."""
     split, score = ("train", record.train) if record.val is None else ("val", record.val)
-    metrics = _with_average(f"{split}_accuracy", score.accuracy) | _averages("train", record.train)
-    metrics |= _with_average(f"{split}_loss", score.loss)
+    metrics = with_average(f"{split}_accuracy", score.accuracy) | _averages("train", record.train)
+    metrics |= with_average(f"{split}_loss", score.loss)
     if record.fusion is not None:
         metrics |= {
             **_per_exit("fusion_weight", record.fusion.mean_weight),
@@ -253,27 +248,23 @@ def round_metrics(record: RoundRecord) -> dict[str, float]:
         "lr": record.lr,
         "training_passes": float(record.training_passes),
         "seconds/round": record.total_seconds,
-        **_with_average(BY_PASSES, score.accuracy),
+        **with_average(BY_PASSES, score.accuracy),
     }
 
 
 def end_metrics(end: RunEnd) -> dict[str, float]:
     """The test's metrics, and the training's compute in all."""
-    metrics = _averages("test", end.test) | _with_average("test_accuracy", end.test.accuracy)
+    metrics = _averages("test", end.test) | with_average("test_accuracy", end.test.accuracy)
     spent = {"training_passes": end.training_passes, "training_operations": float(end.training_operations)}
     return {**metrics, **spent}
-
-
-def top5_metrics(accuracy: Sequence[float]) -> dict[str, float]:
-    """``test_top5_accuracy/exit_i`` and their average, 0–1."""
-    return _with_average("test_top5_accuracy", accuracy)
 
 
 def _per_exit(name: str, values: Iterable[float]) -> dict[str, float]:
     return {f"{name}/exit_{i}": float(value) for i, value in enumerate(values, start=1)}
 
 
-def _with_average(name: str, values: Sequence[float]) -> dict[str, float]:
+def with_average(name: str, values: Sequence[float]) -> dict[str, float]:
+    """``name/average`` and ``name/exit_i``."""
     return {f"{name}/average": sum(values) / len(values), **_per_exit(name, values)}
 
 

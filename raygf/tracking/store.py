@@ -92,10 +92,8 @@ def find_experiment(client: Any, name: str, uri: str) -> str:
                 raise
             found = client.get_experiment_by_name(name)
     if found.lifecycle_stage != "active":
-        where = without_password(uri)
-        raise TrackingError(
-            f"tracking.experiment = {name!r} is deleted in {where}; restore it, or name another"
-        )
+        shown = f"tracking.experiment = {name!r} is deleted in {without_password(uri)}"
+        raise TrackingError(f"{shown}; restore it, or name another")
     return str(found.experiment_id)
 
 
@@ -135,11 +133,6 @@ _HINTS = (
 )
 
 
-def start_error(error: Exception, uri: str) -> TrackingError:
-    """``error``, which came while a run was opened at ``uri``, for the user."""
-    return TrackingError(f"can't track to {without_password(uri)}: {reason(error)}")
-
-
 @contextlib.contextmanager
 def answering(uri: str) -> Iterator[None]:
     """Find out first, in seconds, whether the store answers; errors inside become one line.
@@ -153,7 +146,7 @@ def answering(uri: str) -> Iterator[None]:
     except TrackingError:
         raise
     except Exception as error:
-        raise TrackingError(f"{without_password(uri)}: {reason(error)}") from error
+        raise TrackingError(f"can't track to {without_password(uri)}: {reason(error)}") from error
 
 
 PROBE_S = 5.0
@@ -207,11 +200,8 @@ def _answer_from(what: str, uri: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        where = without_password(uri)
-        raise TrackingError(
-            f"no {what} answers at {where}: {reason(error)}; "
-            f"start it, {_ANOTHER}, or --tracking.enabled False"
-        ) from error
+        shown = f"no {what} answers at {without_password(uri)}: {reason(error)}"
+        raise TrackingError(f"{shown}; start it, {_ANOTHER}, or --tracking.enabled False") from error
 
 
 def _check_sqlite_file(uri: str) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from raygf.config.run import OptimConfig, RunConfig
 from raygf.records import ExitScore, FusionReport, RoundRecord, RunEnd, RunStart
-from raygf.tracking.tracker import MLflowTracker
+from raygf.tracking.tracker import Tracker
 
 START = RunStart(
     round=0,
@@ -51,7 +51,7 @@ def client_of(uri):
 
 def track(store, said, *records, run_id=None, config=CONFIG, start=START, end=END):
     """A run from its start to its end; its id."""
-    tracker = MLflowTracker(store, "trial", said.append)
+    tracker = Tracker(store, "trial", said.append)
     run_id = tracker.start(config, "run", run_id)
     tracker.log_start(start)
     for each in records:

@@ -15,7 +15,7 @@ from ray_head import free_ports
 from runs import REPOSITORY, end_processes
 from tracked_records import CONFIG, END, START, client_of, record, track
 
-from raygf.tracking.tracker import MLflowTracker
+from raygf.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.usefixtures("no_mlflow_settings")
 
@@ -113,7 +113,7 @@ def test_a_server_takes_a_run_and_its_death_does_not_end_the_training(server, sa
     assert run.info.status == "FINISHED"
     assert run.data.metrics["val_accuracy/exit_2"] == 0.7
 
-    tracker = MLflowTracker(server.uri, "trial", said.append)
+    tracker = Tracker(server.uri, "trial", said.append)
     tracker.start(CONFIG, "orphan")
     tracker.log_start(START)
     server.end()

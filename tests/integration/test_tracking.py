@@ -17,7 +17,7 @@ from raygf.config.recipes import get_recipe
 from raygf.config.run import OptimConfig, RunConfig, StorageConfig, TrackingConfig
 from raygf.errors import TrackingError
 from raygf.tracking.delivery import NAME, Undelivered
-from raygf.tracking.tracker import MLflowTracker, make_tracker
+from raygf.tracking.tracker import Tracker, make_tracker
 
 
 def artifacts_of(client, run_id, folder=""):
@@ -44,7 +44,7 @@ def test_a_whole_run(store, said, tmp_path, monkeypatch, capfd):
     cwd = tmp_path / "cwd"
     cwd.mkdir()
     monkeypatch.chdir(cwd)
-    tracker = MLflowTracker(store, "trial", said.append)
+    tracker = Tracker(store, "trial", said.append)
     run_id = tracker.start(CONFIG, "my run", recipe="digits", parent_run_id="p" * 32)
     client = client_of(store)
     assert client.get_run(run_id).info.status == "RUNNING"
@@ -123,7 +123,7 @@ def test_a_stopped_run_is_resumed_in_place(store, said):
     assert (stopped.info.status, stopped.data.tags["raygf.stopped_at_round"]) == ("FINISHED", "2")
 
     changed = replace(CONFIG, optim=OptimConfig(lr=0.9))
-    tracker = MLflowTracker(store, "trial", said.append)
+    tracker = Tracker(store, "trial", said.append)
     assert tracker.start(changed, "run", run_id) == run_id
     resumed = client.get_run(run_id)
     assert resumed.info.status == "RUNNING"
@@ -166,7 +166,7 @@ def test_a_round_that_was_stored_but_not_logged_is_logged_by_a_resume(store, sai
 
 def test_joint_sgd_has_no_settings_of_the_fusion_and_load_is_shown_if_asked(store, said, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
-    tracker = MLflowTracker(store, "trial", said.append)
+    tracker = Tracker(store, "trial", said.append)
     config = replace(get_recipe("digits-sgd"), seed=7, tracking=TrackingConfig(system_metrics=True))
     run_id, client = tracker.start(config, "run", recipe="digits-sgd"), client_of(store)
     load = "system/cpu_utilization_percentage"
@@ -188,7 +188,7 @@ def test_notes_keep_the_newest_that_fit(store, said):
 
 
 def test_a_failed_run_says_why_and_stays_failed(store, said):
-    tracker = MLflowTracker(store, "trial", said.append)
+    tracker = Tracker(store, "trial", said.append)
     run_id = tracker.start(CONFIG, "run")
     tracker.log_start(START)
     tracker.log_round(record(1))
@@ -205,7 +205,7 @@ def test_a_failed_run_says_why_and_stays_failed(store, said):
 
 def test_passwords_stay_out_of_the_store(store, said):
     config = replace(CONFIG, tracking=TrackingConfig(uri="http://me:secret@example.org"))
-    tracker = MLflowTracker(store, "trial", said.append)
+    tracker = Tracker(store, "trial", said.append)
     run_id = tracker.start(config, "run")
     tracker.fail("KILLED", "")
     client = client_of(store)
@@ -218,15 +218,15 @@ def test_a_run_that_is_not_there_and_a_deleted_experiment_are_refused(store, sai
     with pytest.raises(
         TrackingError, match=r"the run to resume, 0{32}, is not in .*--tracking.uri"
     ) as caught:
-        MLflowTracker(store, "trial", said.append).start(CONFIG, "run", "0" * 32)
+        Tracker(store, "trial", said.append).start(CONFIG, "run", "0" * 32)
     assert "\n" not in str(caught.value)
     client.delete_experiment(client.create_experiment("old"))
     with pytest.raises(TrackingError, match=r"tracking.experiment = 'old' is deleted"):
-        MLflowTracker(store, "old", said.append).start(CONFIG, "run")
+        Tracker(store, "old", said.append).start(CONFIG, "run")
 
 
 def open_run(uri):
-    tracker = MLflowTracker(uri, "trial", print)
+    tracker = Tracker(uri, "trial", print)
     tracker.start(CONFIG, "run")
     tracker.fail("KILLED", "")
 
@@ -251,7 +251,7 @@ def test_a_server_that_accepts_and_never_answers_is_refused(monkeypatch, said):
     with socket.create_server(("127.0.0.1", 0)) as mute:
         uri = f"http://127.0.0.1:{mute.getsockname()[1]}"
         with pytest.raises(TrackingError, match="no answer in time"):
-            MLflowTracker(uri, "trial", said.append).start(CONFIG, "run")
+            Tracker(uri, "trial", said.append).start(CONFIG, "run")
 
 
 def test_tracking_can_be_off(tmp_path, said):
@@ -292,7 +292,7 @@ def flaky(monkeypatch):
 
 
 def test_rounds_that_could_not_be_sent_are_sent_later_and_noted_once(store, said, flaky):
-    tracker = MLflowTracker(store, "trial", said.append)
+    tracker = Tracker(store, "trial", said.append)
     run_id = tracker.start(CONFIG, "run")
     tracker.log_start(START)
     wait_until(lambda: not tracker._delivery.undelivered)
@@ -313,7 +313,7 @@ def test_rounds_that_could_not_be_sent_are_sent_later_and_noted_once(store, said
 def test_what_was_not_delivered_is_kept_and_sent_by_a_resume(store, said, flaky, tmp_path):
     (tmp_path / "runs" / "one").mkdir(parents=True)
     storage = StorageConfig(str(tmp_path / "runs"), "one")
-    first = MLflowTracker(store, "trial", said.append, Undelivered(storage, tmp_path))
+    first = Tracker(store, "trial", said.append, Undelivered(storage, tmp_path))
     run_id = first.start(CONFIG, "one")
     first.log_start(START)
     first.log_round(record(1, (0.6, 0.7), "exit 1 retried in round 1: it died"))
@@ -330,7 +330,7 @@ def test_what_was_not_delivered_is_kept_and_sent_by_a_resume(store, said, flaky,
     assert len(file.read_text().splitlines()) == 5  # two rounds, a note, results, tags
     assert rounds_of(store, run_id) == [1]
 
-    second = MLflowTracker(store, "trial", said.append, Undelivered(storage, tmp_path))
+    second = Tracker(store, "trial", said.append, Undelivered(storage, tmp_path))
     assert second.start(CONFIG, "one", run_id) == run_id
     second.log_start(replace(START, round=3, recent=(record(1), record(2), record(3))))
     second.finish(END)
@@ -348,7 +348,7 @@ def test_what_was_not_delivered_is_kept_and_sent_by_a_resume(store, said, flaky,
 
 def test_a_slow_store_is_not_waited_for_beyond_the_limit(store, said, monkeypatch, flaky):
     monkeypatch.setattr("raygf.tracking.tracker.FAIL_S", 0.3)
-    tracker = MLflowTracker(store, "trial", said.append)
+    tracker = Tracker(store, "trial", said.append)
     tracker.start(CONFIG, "run")
     flaky[0].set_terminated = lambda *args: time.sleep(3)
     began = time.monotonic()

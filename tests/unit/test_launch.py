@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def test_a_run_hands_its_records_to_the_tracker_and_returns_the_result(spy, caps
     assert name.startswith("digits-three_exits-sgd-2") and (resumed, recipe) == ("before", "digits")
     assert [call[0] for call in others] == ["log_start", "log_round", "log_round", "finish"]
     assert others[0][1] is START and others[-1][1] is END
-    values = json.loads(json.dumps(result.json()))
+    values = json.loads(json.dumps(asdict(result)))
     assert list(values.items()) == [
         ("run_id", "id"),
         ("method", "sgd"),

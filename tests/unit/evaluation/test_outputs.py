@@ -121,6 +121,3 @@ def test_what_is_no_output_is_refused():
     bound = BoundNetwork(Fixed([0.0, 1.0], [float("nan"), 1.0]), CPU)
     with pytest.raises(NonFiniteError, match="exit 2 "):
         collect_outputs(bound, [(images(2), torch.zeros(2, dtype=torch.int64))])
-    numbers = np.zeros((2, 4), np.int64)
-    with pytest.raises(ValueError, match="do not fit 3 labels"):
-        ExitOutputs(numbers.astype(np.float64), numbers, numbers.astype(np.bool_), np.zeros(3, np.int64))
