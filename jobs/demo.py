@@ -5,7 +5,7 @@ python jobs/demo.py
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ def demo(argv: Sequence[str]) -> dict[str, Any]:
         result = run(get_recipe("digits"), "digits")
     print_table(budget_table(load(result.checkpoint).loaded))
     print(NEXT, flush=True)
-    return result.json()
+    return asdict(result)
 
 
 def budget_table(trained: LoadedRun) -> Table:

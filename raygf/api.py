@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,14 +32,13 @@ from raygf.errors import (
     DataError,
     Named,
     RaygfError,
-    TrackingError,
     name_function,
     one_line,
 )
 from raygf.evaluation.loading import LoadedRun, load_run, read_config
 from raygf.evaluation.results import RunResults, evaluate_run, group_runs
 from raygf.evaluation.tables import ResultTable, count_unit, terminal_table, to_rich
-from raygf.launch import Result, named, result_table
+from raygf.launch import Result, named
 from raygf.launch import run as run_to_end
 from raygf.methods.registry import is_step_method, method_title
 from raygf.models.build import build_model
@@ -169,7 +168,7 @@ class Run:
 
     def table(self) -> ResultTable:
         """Test accuracy of every exit beside what it costs."""
-        return result_table({method_title(self.config.method): self.result})
+        return self.result.table()
 
     def model(self) -> nn.Module:
         """The trained network in evaluation mode: normalised images (B, C, H, W) to a list of logits."""
@@ -378,7 +377,7 @@ def _evaluate(config: EvaluateConfig, runs: Sequence[Run | str]) -> tuple[list[R
         for line in report.what_is_missing(run):
             _note(f"{folder}: {line}")
         if config.log_to_mlflow:
-            _log(run, folder, [*together, *own])
+            _log(run, folder, partial(_log_files, run, [*together, *own]))
     by_label = {
         group.label: {
             "seeds": list(group.seeds),
@@ -402,39 +401,32 @@ def _measure(given: Run | str, config: EvaluateConfig) -> RunResults:
         _note("training every exit for two epochs, for the noise in conflict; --noise False leaves it out")
     results = evaluate_run(run, config.importance, config.noise)
     if config.log_model:
-        _log_model(run, results)
+        _log(results, run.config.storage.name, partial(_log_model, run, results))
     return results
 
 
-def _log(run: RunResults, name: str, files: Sequence[Path]) -> None:
-    """Add ``files`` to the run's page; a store that can't be reached causes a one-line note."""
-    if not run.run_id:
-        return _note(f"{name}: was not tracked, nothing logged")
+def _log(run: RunResults, name: str, log: Callable[[], str]) -> None:
+    """Note what ``log`` has added to the run's page, or in one line why it could not."""
+    try:
+        _note(f"{name}: {log() if run.run_id else 'was not tracked, nothing logged'}")
+    except RaygfError as error:
+        _note(f"{name}: not logged to MLflow: {error}")
+
+
+def _log_files(run: RunResults, files: Sequence[Path]) -> str:
     from raygf.tracking.tracker import log_evaluation
 
-    try:
-        uri = log_evaluation(run, Path.cwd(), files)
-    except TrackingError as error:
-        return _note(f"{name}: not logged to MLflow: {error}")
-    _note(f"{name}: logged to run {run.run_id} in {uri}")
+    return f"logged to run {run.run_id} in {log_evaluation(run, Path.cwd(), files)}"
 
 
-def _log_model(run: LoadedRun, results: RunResults) -> None:
-    """Log the adaptive classifier; a failure causes a one-line note."""
-    name = run.config.storage.name
-    if not results.run_id:
-        return _note(f"{name}: was not tracked, no model logged")
+def _log_model(run: LoadedRun, results: RunResults) -> str:
     from raygf.serving.card import default_line
     from raygf.serving.mlflow_model import log_model
     from raygf.tracking.store import resolve_uri
 
+    classifier = AdaptiveClassifier.from_run(run)
     uri = resolve_uri(run.config.tracking, Path.cwd())
-    try:
-        classifier = AdaptiveClassifier.from_run(run)
-        model = log_model(run, classifier, uri, results.run_id)
-    except RaygfError as error:
-        return _note(f"{name}: no model logged: {error}")
-    _note(f"{name}: model {model}. {default_line(classifier)}")
+    return f"model {log_model(run, classifier, uri, results.run_id)}. {default_line(classifier)}"
 
 
 def _configured(config: RunConfig, network: Any, data: Any, settings: Mapping[str, Any]) -> RunConfig:

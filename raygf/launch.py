@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.table import Table
 
 from raygf.cli import command_with, interruptible, parse, take
 from raygf.config.fields import storage_path, to_dict
@@ -63,7 +62,7 @@ def run_job(description: str, default_recipe: str, argv: Sequence[str]) -> dict[
         result = run(config, recipe, resume)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(resume) from None
-    print_table(compared({method_title(config.method): result}), sys.stderr)
+    print_table(to_rich(result.table(), "Test accuracy of every exit"), sys.stderr)
     return asdict(result)
 
 
@@ -255,17 +254,8 @@ class Result:
     weights_sha256: str
     checkpoint: str
 
-
-def result_table(results: Mapping[str, Result]) -> ResultTable:
-    """Results of one network side by side; keys are the columns' titles."""
-    first = next(iter(results.values()))
-    columns = tuple(
-        ResultColumn(title, [r.test_accuracy], r.training_passes, [r.seconds], None, r.training_operations)
-        for title, r in results.items()
-    )
-    return ResultTable(first.operations, first.parameters, columns)
-
-
-def compared(results: Mapping[str, Result]) -> Table:
-    """The same for a terminal."""
-    return to_rich(result_table(results), "Test accuracy of every exit")
+    def table(self) -> ResultTable:
+        """Test accuracy of every exit beside what it costs."""
+        spent = self.training_passes, [self.seconds], None, self.training_operations
+        column = ResultColumn(method_title(self.method), [self.test_accuracy], *spent)
+        return ResultTable(self.operations, self.parameters, [column])

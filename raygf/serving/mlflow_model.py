@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raygf.data.base import InputSpec, Normaliser
 from raygf.evaluation.loading import LoadedRun
 from raygf.evaluation.model_files import model_files
-from raygf.serving.adaptive import AdaptiveClassifier, Predictions
+from raygf.serving.adaptive import AdaptiveClassifier
 from raygf.tracking.store import answering, connect, set_environment
 
 set_environment()
@@ -31,6 +30,7 @@ from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec  # 
 
 NAME = "early-exit-classifier"
 EXAMPLES = 2
+_COLUMNS = {"label": "string", "probability": "double", "exit": "long", "operations": "long"}
 _DEFINITION = Path(__file__).with_name("definition.py")
 _PACKAGES = {"mlflow", "numpy", "pandas", "pillow", "pyarrow", "safetensors", "torch", "torchvision"}
 """What raygf's own code needs to load a classifier."""
@@ -57,24 +57,14 @@ class EarlyExitModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         budget = (params or {}).get("budget")
         if budget is None:
             budget = self._classifier.default_budget
-        return as_frame(self._classifier, self._classifier.predict(model_input, budget=budget))
+        answers = self._classifier.predict(model_input, budget=budget)
+        names = np.array(self._classifier.task.class_names, dtype=object)
+        columns = names[answers.label], answers.probability, answers.exit + 1, answers.operations
+        return pd.DataFrame(dict(zip(_COLUMNS, columns, strict=True)))
 
 
-def as_frame(classifier: AdaptiveClassifier, answers: Predictions) -> pd.DataFrame:
-    """``answers`` for people: classes by name, exits from 1."""
-    names = np.array(classifier.task.class_names, dtype=object)
-    return pd.DataFrame(
-        {
-            "label": names[answers.label],
-            "probability": answers.probability,
-            "exit": answers.exit + 1,
-            "operations": answers.operations,
-        }
-    )
-
-
-def log_model(run: LoadedRun, classifier: AdaptiveClassifier, uri: str, run_id: str, name: str = NAME) -> str:
-    """Log ``classifier``, that of ``run``, as the model ``name`` of the tracked run ``run_id``.
+def log_model(run: LoadedRun, classifier: AdaptiveClassifier, uri: str, run_id: str) -> str:
+    """Log ``classifier``, that of ``run``, as a model of the tracked run ``run_id``.
 
     What is stored are the network's two files and code, raygf's and that of a network of one's own: nothing
     is pickled, and raygf need not be installed where it runs. The model card is its description.
@@ -100,16 +90,28 @@ def log_model(run: LoadedRun, classifier: AdaptiveClassifier, uri: str, run_id: 
             files, code = Path(folder) / "model", Path(folder) / "code"
             write_files(files, model_files(run, classifier.table))
             packages = _PACKAGES | copy_code(run.config.model.name, code)
+            client = connect(uri)
+            tracked = client.get_run(run_id)
+            model = client.create_logged_model(
+                tracked.info.experiment_id,
+                NAME,
+                source_run_id=run_id,
+                tags={"mlflow.note.content": model_card(run, classifier)},
+                params=tracked.data.params,
+                model_type="classifier",
+            )
+            images, _ = next(iter(run.batches.evaluate("test")))
+            pixels = Normaliser(run.dataset.statistics, run.bound.compute).pixels(images[:EXAMPLES])
             info = mlflow.models.Model.log(
                 artifact_path=None,
                 flavor=mlflow.pyfunc,
                 run_id=run_id,
-                model_id=_create_model(uri, run_id, name, model_card(run, classifier)),
+                model_id=model.model_id,
                 step=run.checkpoint.round,  # so that the model gets the run's metrics of that round
                 python_model=str(_DEFINITION),
                 artifacts={"model": str(files)},
                 signature=model_signature(classifier),
-                input_example=example_images(run),
+                input_example=np.ascontiguousarray(pixels.cpu().numpy()),
                 code_paths=[str(path) for path in sorted(code.iterdir())],
                 # Stated, so that MLflow does not go and find out; without a build's mark ("+cpu").
                 pip_requirements=sorted(f"{name}=={version(name).partition('+')[0]}" for name in packages),
@@ -119,39 +121,13 @@ def log_model(run: LoadedRun, classifier: AdaptiveClassifier, uri: str, run_id: 
     return str(info.model_uri)
 
 
-def _create_model(uri: str, run_id: str, name: str, card: str) -> str:
-    """The id of a new model of the run, in the run's own experiment, with its parameters and ``card``."""
-    client = connect(uri)
-    run = client.get_run(run_id)
-    model = client.create_logged_model(
-        run.info.experiment_id,
-        name,
-        source_run_id=run_id,
-        tags={"mlflow.note.content": card},
-        params=run.data.params,
-        model_type="classifier",
-    )
-    return str(model.model_id)
-
-
 def model_signature(classifier: AdaptiveClassifier) -> ModelSignature:
     """Images of the network's size in; one row per image out; ``budget`` as parameter."""
     spec: InputSpec = classifier.task.input
     images = TensorSpec(np.dtype(np.uint8), (-1, spec.channels, spec.height, spec.width))
-    columns = [("string", "label"), ("double", "probability"), ("long", "exit"), ("long", "operations")]
+    columns = [ColSpec(kind, name) for name, kind in _COLUMNS.items()]
     budget = ParamSpec("budget", "double", classifier.default_budget)
-    return ModelSignature(
-        inputs=Schema([images]),
-        outputs=Schema([ColSpec(kind, name) for kind, name in columns]),
-        params=ParamSchema([budget]),
-    )
-
-
-def example_images(run: LoadedRun) -> NDArray[np.uint8]:
-    """The first test images: uint8 (2, C, H, W)."""
-    images, _ = next(iter(run.batches.evaluate("test")))
-    pixels = Normaliser(run.dataset.statistics, run.bound.compute).pixels(images[:EXAMPLES])
-    return np.ascontiguousarray(pixels.cpu().numpy())
+    return ModelSignature(Schema([images]), Schema(columns), ParamSchema([budget]))
 
 
 def copy_code(model: str, folder: Path) -> set[str]:

@@ -18,7 +18,7 @@ from raygf.evaluation.results import RunResults
 from raygf.evaluation.tables import ResultColumn, ResultTable, passes_text, to_csv, to_markdown
 from raygf.methods.registry import method_title
 from raygf.records import History, Notify, RoundRecord, RunEnd, RunStart
-from raygf.storage.run_storage import recipe_of
+from raygf.storage.run_storage import recipe_of, without_passwords
 from raygf.tracking.delivery import Delivery, Parcel, Undelivered
 from raygf.tracking.mlflow_run import (
     FAILURE_TAG,
@@ -175,10 +175,8 @@ class Tracker:
             self._run.reopen(run_id)
         else:
             self._run.create(self._experiment, run_name, tags)
-        values = to_dict(config)
-        values["tracking"]["uri"] = without_password(config.tracking.uri)
         try:
-            self._run.log_config(values)
+            self._run.log_config(without_passwords(to_dict(config)))
             if config.tracking.system_metrics:
                 self._run.watch_system()
         except Exception:

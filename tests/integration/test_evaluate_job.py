@@ -121,7 +121,7 @@ def test_untracked_runs_are_noted_and_nothing_is_logged_if_not_wanted(tracked, p
     outcome = run_job("evaluate", "--checkpoint", str(past / "joint"), "--log-model", "True")
     assert outcome.code == 0
     assert outcome.notes == [
-        "note: joint: was not tracked, no model logged",
+        "note: joint: was not tracked, nothing logged",
         "note: joint-SGD: was not tracked, nothing logged",
     ]
     quiet = ("--log-to-mlflow", "False", "--importance", "False", "--noise", "False")

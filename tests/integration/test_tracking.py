@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import socket
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -291,25 +290,6 @@ def flaky(monkeypatch):
     return made
 
 
-def test_rounds_that_could_not_be_sent_are_sent_later_and_noted_once(store, said, flaky):
-    tracker = Tracker(store, "trial", said.append)
-    run_id = tracker.start(CONFIG, "run")
-    tracker.log_start(START)
-    wait_until(lambda: not tracker._delivery.undelivered)
-    flaky[0].broken = True
-    tracker.log_round(record(1))
-    wait_until(lambda: said)
-    tracker.log_round(record(2))
-    calls = flaky[0].calls
-    wait_until(lambda: flaky[0].calls >= calls + 2)
-    flaky[0].broken = False
-    tracker.log_round(record(3))
-    wait_until(lambda: not tracker._delivery.undelivered)
-    assert rounds_of(store, run_id) == [1, 2, 3]
-    tracker.finish(END)
-    assert said == ["tracking: could not send round 1 to MLflow (Connection refused); training goes on"]
-
-
 def test_what_was_not_delivered_is_kept_and_sent_by_a_resume(store, said, flaky, tmp_path):
     (tmp_path / "runs" / "one").mkdir(parents=True)
     storage = StorageConfig(str(tmp_path / "runs"), "one")
@@ -344,16 +324,3 @@ def test_what_was_not_delivered_is_kept_and_sent_by_a_resume(store, said, flaky,
     ]
     assert run.data.tags["weights_sha256"] == END.weights_sha256
     assert not file.exists()
-
-
-def test_a_slow_store_is_not_waited_for_beyond_the_limit(store, said, monkeypatch, flaky):
-    monkeypatch.setattr("raygf.tracking.tracker.FAIL_S", 0.3)
-    tracker = Tracker(store, "trial", said.append)
-    tracker.start(CONFIG, "run")
-    flaky[0].set_terminated = lambda *args: time.sleep(3)
-    began = time.monotonic()
-    tracker.fail("KILLED", "stopped")
-    assert time.monotonic() - began < 2
-    assert said == [
-        f"tracking: not delivered to {store} (no answer within 0 s): final status, reason of the failure"
-    ]

@@ -49,28 +49,6 @@ def test_flags_override_their_fields_and_nothing_else(words, changes):
 
 
 @pytest.mark.parametrize(
-    ("words", "part"),
-    [
-        ("--recipe nope", "recipe = 'nope': must be one of those that raygf recipes lists"),
-        ("--recipe", "recipe = '': must be one of "),
-        ("--optim.lr -1", "optim.lr = -1.0: must be a finite number above 0"),
-        ("--model.msdnet.factors", "model.msdnet.factors = (): must be"),
-        ("--optim.lr fast", "--optim.lr: could not convert string to float: 'fast'"),
-        ("--fusion.segments layer", "'layer'"),
-        ("--nonsense 1", "--nonsense"),
-        ("--rounds", "--rounds"),
-    ],
-)
-def test_flags_that_are_not_allowed_or_understood_are_one_line(words, part, capsys):
-    with pytest.raises(ConfigError) as caught:
-        parse("", "digits", words.split())
-    text = str(caught.value)
-    assert part in text and "\n" not in text
-    assert not any(edge in text for edge in ("---", "│", "─"))  # the parser's box is gone
-    assert capsys.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
     ("text", "words", "name", "changes"),
     [
         ("rounds: 7\noptim:\n  lr: 0.5\n", "", "digits", {"rounds": 7, "optim.lr": 0.5}),

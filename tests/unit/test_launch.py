@@ -14,7 +14,7 @@ from raygf import launch
 from raygf.cli import parse
 from raygf.config.recipes import get_recipe
 from raygf.config.run import DataConfig, ModelConfig, ResourceConfig, RunConfig, StorageConfig, TrackingConfig
-from raygf.errors import CheckpointError, ConfigError, NonFiniteError, StorageError
+from raygf.errors import CheckpointError, NonFiniteError, StorageError
 from raygf.launch import label, run, run_job, temporary_path_warning
 from raygf.records import ExitScore, RoundRecord, RunEnd, RunStart
 from raygf.tracking import tracker
@@ -146,32 +146,6 @@ def test_an_interrupted_job_names_the_whole_command_and_a_resumed_one_its_round(
     command = f"python jobs/digits.py --seed 3 --storage.name {name} --storage.resume True"
     assert str(caught.value) == command and name.startswith("digits-2")
     assert f"note: run {name}, resumed after round 1, checkpoints in " in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"storage": StorageConfig(resume=True)}, "storage.resume: name the run with --storage.name"),
-        ({"resources": ResourceConfig(workers=2)}, "resources.workers = 2: for methods within a step; "),
-        (
-            {"method": "sgd", "resources": ResourceConfig("local", workers=2)},
-            "resources.workers = 2: needs Ray",
-        ),
-        (
-            {"method": "sgd", "resources": ResourceConfig(workers=2, driver_cpus=0)},
-            "resources.workers = 2: each needs CPUs",
-        ),
-        (
-            {"method": "sgd", "batch_size": 3, "resources": ResourceConfig(workers=2)},
-            "batch_size = 3: must be at least 4 with resources.workers = 2, 2 images each",
-        ),
-        ({"method": "sdg", "resources": ResourceConfig(workers=2)}, "method = 'sdg': must be one of "),
-    ],
-)
-def test_what_does_not_go_together_is_refused(spy, changes, says):
-    with pytest.raises(ConfigError) as caught:
-        run(replace(config(), **changes))
-    assert str(caught.value).startswith(says) and spy.calls == []
 
 
 COPY = "ray/session_1/runtime_resources/working_dir_files/_ray_pkg_0123"

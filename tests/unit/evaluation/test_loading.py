@@ -10,7 +10,7 @@ from tiny_network import Tied, run_config
 
 from raygf.config.fields import from_dict
 from raygf.config.run import ComputeConfig, DataConfig, RunConfig
-from raygf.errors import CheckpointError, DataError, UserError
+from raygf.errors import DataError, UserError
 from raygf.evaluation.loading import load_run
 from raygf.storage.checkpoint import find_checkpoint, load_checkpoint, write_archive
 
@@ -43,16 +43,6 @@ def config_of(path):
     return found
 
 
-def refused(path):
-    """The one line that loading ``path`` ends with."""
-    with pytest.raises(CheckpointError) as caught:
-        load_run(path)
-    line = str(caught.value)
-    assert "\n" not in line and path in line
-    assert caught.value.exit_code == 2
-    return line
-
-
 def test_latency_grows_from_exit_to_exit(trained):
     run = load_run(trained.checkpoint)
     first, *later = run.latency(3)
@@ -81,35 +71,6 @@ def test_no_validation_images(tmp_path):
     path = train(run_config(path=str(tmp_path), rounds=1, method="sgd", data=data)).checkpoint
     with pytest.raises(DataError, match=r"digits has no val images to evaluate \(data\.val = 0"):
         load_run(path).outputs("val")
-
-
-@pytest.mark.parametrize(
-    ("section", "name", "value", "tensors", "says"),
-    [
-        ("model", "name", "tiny_network:one_exit", True, "'tiny_network:one_exit' as it is here: it belongs"),
-        # Checkpoints that do not list their tensors are told by their sizes.
-        ("model", "name", "tiny_network:one_exit", False, "belongs to another network"),
-        ("data", "image_size", 16, True, "the data set digits has 10 classes of 1x16x16 images"),
-    ],
-)
-def test_what_does_not_fit_is_refused(trained, rewritten, section, name, value, tensors, says):
-    config = config_of(trained.checkpoint)
-    config[section][name] = value
-    assert says in refused(rewritten(config=config, **({} if tensors else {"tensors": None})))
-
-
-@pytest.mark.parametrize(
-    ("config", "says"),
-    [
-        (None, "does not say which configuration"),
-        ({"data": 3}, "this version can't read its configuration: data = 3"),
-        ({"galaxy": 3}, "galaxy: no such field"),
-        ({"rounds": -1}, "rounds = -1"),
-    ],
-    ids=["none", "section", "field", "value"],
-)
-def test_configurations_that_can_not_be_read(rewritten, config, says):
-    assert says in refused(rewritten(config=config))
 
 
 def test_missing_data(trained, rewritten, tmp_path):
@@ -141,12 +102,3 @@ def test_a_folder_stands_for_its_newest_checkpoint(trained, tmp_path):
     found, notes = find_checkpoint(str(tmp_path))
     assert found == f"{tmp_path}/round-000001.npz"
     assert len(notes) == 1 and "not a whole checkpoint" in notes[0]
-
-
-def test_a_folder_without_a_whole_checkpoint(tmp_path):
-    with pytest.raises(CheckpointError, match="no checkpoint in it"):
-        find_checkpoint(str(tmp_path))
-    (tmp_path / "round-000003.npz").write_bytes(b"garbage")
-    with pytest.raises(CheckpointError, match="not a whole checkpoint") as error:
-        find_checkpoint(str(tmp_path))
-    assert "taking the one before" not in str(error.value)

@@ -15,8 +15,8 @@ from tiny_network import bind, dataset, run_config
 from raygf.config.fields import from_dict, to_dict
 from raygf.config.run import DataConfig, RunConfig
 from raygf.errors import CheckpointError, DataError, StorageError, StorageLost
-from raygf.evaluation.model_files import load_model
 from raygf.rounds.driver import Driver
+from raygf.serving.adaptive import AdaptiveClassifier
 from raygf.storage.checkpoint import Checkpoint
 from raygf.storage.folder import RunFolder
 from raygf.storage.run_storage import pause_s, require_same_run
@@ -124,7 +124,7 @@ def test_a_run_leaves_a_folder_that_people_and_programs_can_read(tmp_path):
     assert summary["weights_sha256"] == end.weights_sha256
     known = json.loads((tmp_path / "run" / "model.json").read_text())
     assert (known["weights_sha256"], known["rounds"]) == (end.weights_sha256, ROUNDS)
-    model = load_model(str(tmp_path / "run"))
+    model = AdaptiveClassifier.load(str(tmp_path / "run"))
     assert model.table is not None and model.task.class_names == ("a", "b", "c")
 
 

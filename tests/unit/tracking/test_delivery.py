@@ -42,7 +42,8 @@ class Store:
 @pytest.fixture
 def store(monkeypatch):
     store = Store()
-    monkeypatch.setattr("raygf.tracking.delivery.check_uri", lambda uri: store.check())
+    for module in ("delivery", "store"):
+        monkeypatch.setattr(f"raygf.tracking.{module}.check_uri", lambda uri: store.check())
     yield store
     store.gate.set()
 

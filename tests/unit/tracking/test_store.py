@@ -6,7 +6,7 @@ import pytest
 
 from raygf.config.run import TrackingConfig
 from raygf.errors import TrackingError
-from raygf.tracking.store import answering, reason, resolve_uri, sqlite_path, start_error
+from raygf.tracking.store import answering, reason, resolve_uri, sqlite_path
 
 
 def test_uri_from_flag_environment_or_folder(tmp_path, monkeypatch):
@@ -52,10 +52,12 @@ STACKED = "Max retries exceeded (Caused by NewConnectionError('x: [Errno 111] Co
         (OSError("No module named 'psycopg2'"), "install the database's Python driver"),
     ],
 )
-def test_the_reason_is_at_the_bottom_and_says_what_to_do_about_it(error, text):
+def test_the_reason_is_at_the_bottom_and_says_what_to_do_about_it(error, text, monkeypatch):
     assert reason(error) == text or (text in reason(error) and str(error) in reason(error))
-    message = str(start_error(error, "http://me:secret@host"))
-    assert message == f"can't track to http://me:***@host: {reason(error)}"
+    monkeypatch.setattr("raygf.tracking.store.check_uri", lambda uri: None)
+    with pytest.raises(TrackingError) as caught, answering("http://me:secret@host"):
+        raise error
+    assert str(caught.value) == f"can't track to http://me:***@host: {reason(error)}"
 
 
 def test_errors_of_a_store_that_answers_are_one_line_with_its_name(tmp_path):
