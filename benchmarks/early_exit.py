@@ -31,7 +31,7 @@ from raygf.compute import Compute, resolve_compute
 from raygf.config.run import ComputeConfig
 from raygf.data.base import ChannelStatistics, Normaliser
 from raygf.evaluation.budgeted import UNIT, exit_quotas, exits_taken, find_thresholds
-from raygf.evaluation.model_files import ImageTask
+from raygf.evaluation.loading import ImageTask
 from raygf.evaluation.outputs import ExitOutputs, collect_outputs, read_logits
 from raygf.models.costs import measure_costs
 from raygf.serving.adaptive import AdaptiveClassifier

@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -154,6 +154,13 @@ _OPTION = re.compile(r"(?i)([?&](?:password|passwd|pwd|secret|token)[^=&\s]*=)[^
 def without_password(text: str) -> str:
     """``text`` with the passwords of the URIs in it masked."""
     return _OPTION.sub(r"\1***", _USER.sub(r"\1:***@", text))
+
+
+def without_passwords(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration (as ``to_dict`` gives it), fit to be shown."""
+    nested = {name: without_passwords(value) for name, value in values.items() if isinstance(value, Mapping)}
+    texts = {name: without_password(value) for name, value in values.items() if isinstance(value, str)}
+    return {**values, **nested, **texts}
 
 
 def one_line(error: BaseException, *, kind: bool = True) -> str:

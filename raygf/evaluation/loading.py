@@ -1,5 +1,11 @@
-"""A past run brought back from one checkpoint file: network, data set, configuration, compute."""
+"""A past run brought back from one checkpoint file: network, data set, configuration, compute.
 
+And its network in two files that need no raygf to be read, ``model.safetensors`` and ``model.json``: the
+weights under the names of the network's state dict; what network it is, what goes in and comes out, what
+every exit costs, and at which confidence an image may leave.
+"""
+
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
@@ -7,28 +13,31 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors.numpy import save
 from torch import Tensor, nn
 
 from raygf.compute import Compute, make_repeatable, resolve_compute
-from raygf.config.fields import from_dict
+from raygf.config.fields import from_dict, to_dict
 from raygf.config.run import Policy, RunConfig
-from raygf.data.base import BatchSource, Dataset, InputSpec, SplitName
+from raygf.data.base import BatchSource, ChannelStatistics, Dataset, InputSpec, SplitName
 from raygf.data.load import load_data
-from raygf.errors import CheckpointError, ConfigError, DataError
+from raygf.errors import CheckpointError, ConfigError, DataError, without_passwords
 from raygf.evaluation.budgeted import ThresholdTable, calibrate
 from raygf.evaluation.outputs import ExitOutputs, collect_outputs, fit_temperatures
 from raygf.models.build import build_model
 from raygf.models.costs import ExitCost, measure_costs
 from raygf.models.msdnet_lazy import exit_stages
 from raygf.models.multi_exit import MultiExitNetwork
-from raygf.storage.checkpoint import Checkpoint, load_checkpoint
-from raygf.training.network import BoundNetwork
+from raygf.storage.checkpoint import MODEL, WEIGHTS, Checkpoint, load_checkpoint
+from raygf.training.network import BoundNetwork, as_tensor
 from raygf.training.space import find_ownership
 
 BATCHES = (1, 64)
 """Images that latency is measured for."""
 _WARM_UP, _TIMED = 2, 5
 """Forward passes before those that are timed, and those."""
+_ELSEWHERE = ("resources", "storage", "tracking")
+"""Sections of a run that do not matter to its network."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,3 +193,44 @@ def restore_network(
 def _described(spec: Mapping[str, Any]) -> str:
     channels, height, width = (spec.get(side) for side in ("channels", "height", "width"))
     return f"{spec.get('classes')} classes of {channels}x{height}x{width} images"
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """What goes in and what comes out: images, how they are normalised, the names of the classes."""
+
+    input: InputSpec
+    statistics: ChannelStatistics
+    class_names: tuple[str, ...]
+
+
+def model_files(run: LoadedRun, table: ThresholdTable | None) -> dict[str, bytes]:
+    """The two files of the network of ``run``, by name; ``table``: its thresholds by cost."""
+    config, dataset, state, costs = run.config, run.dataset, run.checkpoint.network, run.costs()
+    # What this machine calls its files is of no use elsewhere, and the two files may be published.
+    config = replace(config, data=replace(config.data, path=""), model=replace(config.model, weights=""))
+    settings = {name: value for name, value in to_dict(config).items() if name not in _ELSEWHERE}
+    known = {
+        "format": 1,
+        "name": config.storage.name,
+        "network": config.model.name,
+        "method": config.method,
+        "data": dataset.name,
+        "rounds": run.checkpoint.round,
+        "weights_sha256": state.sha256(),
+        "input": asdict(dataset.spec),
+        "statistics": asdict(dataset.statistics),
+        "class_names": list(dataset.class_names),
+        "exits": len(costs),
+        "operations": [cost.operations for cost in costs],
+        "parameters": [cost.parameters for cost in costs],
+        "default_budget": costs[-1].operations if table is None else table.default_budget,
+        "thresholds": None if table is None else table.to_json(),
+        "policy": None if table is None else table.policy,
+        "temperatures": None if table is None else list(table.temperatures),
+        "config": without_passwords({**settings, "storage": {"name": config.storage.name}}),
+        "tensors": list(run.bound.space.names),
+    }
+    views = {name: view.numpy() for name, view in run.bound.space.views(as_tensor(state.vector)).items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in {**views, **state.buffers}.items()}
+    return {WEIGHTS: save(arrays, {"format": "pt"}), MODEL: f"{json.dumps(known, indent=1)}\n".encode()}

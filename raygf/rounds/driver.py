@@ -14,8 +14,7 @@ from raygf.config.run import RunConfig
 from raygf.data.base import SPLITS, Dataset
 from raygf.data.load import load_data
 from raygf.errors import CheckpointError, ConfigError, NonFiniteError
-from raygf.evaluation.loading import LoadedRun
-from raygf.evaluation.model_files import model_files
+from raygf.evaluation.loading import LoadedRun, model_files
 from raygf.evaluation.outputs import evaluate
 from raygf.methods.base import JointSGD
 from raygf.methods.registry import check_method, is_step_method

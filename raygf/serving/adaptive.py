@@ -20,8 +20,7 @@ from raygf.config.run import ComputeConfig
 from raygf.data.base import ChannelStatistics, InputSpec, Normaliser
 from raygf.errors import CheckpointError, ConfigError, DataError, one_line
 from raygf.evaluation.budgeted import ThresholdTable
-from raygf.evaluation.loading import HasLoaded, LoadedRun, read_config, restore_network
-from raygf.evaluation.model_files import ImageTask
+from raygf.evaluation.loading import HasLoaded, ImageTask, LoadedRun, read_config, restore_network
 from raygf.evaluation.outputs import read_logits, score_logits
 from raygf.models.msdnet_lazy import exit_stages
 from raygf.storage.checkpoint import MODEL, WEIGHTS, load_checkpoint

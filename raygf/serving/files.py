@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from raygf.errors import ConfigError, StorageError, one_line
-from raygf.evaluation.loading import LoadedRun
-from raygf.evaluation.model_files import model_files
+from raygf.evaluation.loading import LoadedRun, model_files
 from raygf.serving.adaptive import AdaptiveClassifier, stages_and_heads
 from raygf.storage.checkpoint import MODEL
 

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from raygf.data.base import InputSpec, Normaliser
-from raygf.evaluation.loading import LoadedRun
-from raygf.evaluation.model_files import model_files
+from raygf.evaluation.loading import LoadedRun, model_files
 from raygf.serving.adaptive import AdaptiveClassifier
 from raygf.tracking.store import answering, connect, set_environment
 

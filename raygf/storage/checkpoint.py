@@ -25,7 +25,7 @@ from raygf.storage.folder import ANSWER_S, OpenFolder, RunFolder, above, brief, 
 from raygf.training.network import Arrays, NetworkState
 
 WEIGHTS, MODEL = "model.safetensors", "model.json"
-"""A trained network in two files that need no raygf to be read; see ``raygf.evaluation.model_files``."""
+"""A trained network in two files that need no raygf to be read; see ``raygf.evaluation.loading``."""
 _FORMAT = 1
 _NAME = re.compile(r"round-(\d{6})\.npz")
 

@@ -8,7 +8,7 @@ run.
 import csv
 import io
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -20,7 +20,14 @@ from pyarrow import fs
 from raygf.config.fields import did_you_mean, flatten, from_dict, to_dict
 from raygf.config.recipes import RECIPES, get_recipe
 from raygf.config.run import RunConfig, StorageConfig
-from raygf.errors import CheckpointError, RaygfError, StorageError, StorageLost, without_password
+from raygf.errors import (
+    CheckpointError,
+    RaygfError,
+    StorageError,
+    StorageLost,
+    without_password,
+    without_passwords,
+)
 from raygf.records import Entry, Notify, RoundRecord, read_history, shortened, to_json
 from raygf.storage.checkpoint import Checkpoint, CheckpointStore
 from raygf.storage.folder import OpenFolder, RunFolder, brief, file_system
@@ -82,13 +89,6 @@ def require_same_run(checkpoint: Checkpoint, config: RunConfig) -> None:
         raise CheckpointError(
             f"can't resume with another configuration: {shown}; give the same, or another --storage.name"
         )
-
-
-def without_passwords(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration (as ``to_dict`` gives it), fit to be shown."""
-    nested = {name: without_passwords(value) for name, value in values.items() if isinstance(value, Mapping)}
-    texts = {name: without_password(value) for name, value in values.items() if isinstance(value, str)}
-    return {**values, **nested, **texts}
 
 
 def metric_lines(entries: Sequence[Entry]) -> str:

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from raygf.config.fields import to_dict
+from raygf.errors import without_passwords
 from raygf.evaluation.figures import new_figure, plain_axes
 from raygf.evaluation.tables import MISSING, csv_text, markdown_table, passes_text
 from raygf.records import RoundRecord, RunEnd
-from raygf.storage.run_storage import without_passwords
 from raygf.sweeps.plan import Plan, SweepFolder, flags_for, name_of, shown_score
 from raygf.sweeps.space import LOG, Values, text_of
 from raygf.sweeps.trial import END, FAILURE, NAME, RECORD, SCHEDULE, VALUES, Schedule, cause_of

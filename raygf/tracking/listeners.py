@@ -10,10 +10,9 @@ import yaml
 
 from raygf.config.fields import to_dict
 from raygf.config.run import RunConfig
-from raygf.errors import ConfigError, import_function, one_line, user_error
+from raygf.errors import ConfigError, import_function, one_line, user_error, without_passwords
 from raygf.records import Notify, RoundRecord, RunEnd, RunStart
 from raygf.storage.folder import inside
-from raygf.storage.run_storage import without_passwords
 from raygf.tracking.mlflow_run import BY_PASSES, end_metrics, round_metrics
 
 TENSORBOARD = "tensorboard"

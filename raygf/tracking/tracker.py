@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 from raygf.config.fields import to_dict
 from raygf.config.run import RunConfig, StorageConfig, TrackingConfig
-from raygf.errors import TrackingError, without_password
+from raygf.errors import TrackingError, without_password, without_passwords
 from raygf.evaluation.results import RunResults
 from raygf.evaluation.tables import ResultColumn, ResultTable, passes_text, to_csv, to_markdown
 from raygf.methods.registry import method_title
 from raygf.records import History, Notify, RoundRecord, RunEnd, RunStart
-from raygf.storage.run_storage import recipe_of, without_passwords
+from raygf.storage.run_storage import recipe_of
 from raygf.tracking.delivery import Delivery, Parcel, Undelivered
 from raygf.tracking.mlflow_run import (
     FAILURE_TAG,

@@ -13,8 +13,7 @@ from raygf.config.run import POLICIES, ModelConfig, MSDNetConfig
 from raygf.data.base import ChannelStatistics, InputSpec
 from raygf.errors import ConfigError, UserError
 from raygf.evaluation.budgeted import calibrate, exits_taken
-from raygf.evaluation.loading import LoadedRun
-from raygf.evaluation.model_files import ImageTask
+from raygf.evaluation.loading import ImageTask, LoadedRun
 from raygf.evaluation.outputs import collect_outputs
 from raygf.models.build import build_model
 from raygf.models.multi_exit import MultiExitNetwork

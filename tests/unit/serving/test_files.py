@@ -15,8 +15,7 @@ from raygf.config.fields import to_dict
 from raygf.config.run import MSDNetConfig
 from raygf.data.base import ChannelStatistics, InputSpec
 from raygf.errors import ConfigError, StorageError
-from raygf.evaluation.loading import LoadedRun
-from raygf.evaluation.model_files import ImageTask
+from raygf.evaluation.loading import ImageTask, LoadedRun
 from raygf.models.msdnet import MSDNet
 from raygf.models.multi_exit import MultiExitNetwork
 from raygf.serving.adaptive import AdaptiveClassifier
