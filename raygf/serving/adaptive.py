@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from raygf.compute import Compute, make_repeatable, resolve_compute
 from raygf.config.run import ComputeConfig
@@ -53,7 +54,7 @@ class AdaptiveClassifier:
 
     Args:
         network: With ``stages`` and ``heads`` as ``MultiExitNetwork`` has them, on the compute's device. The
-            state between stages: tensors whose rows are images, in tuples or lists.
+            state between stages: tensors whose rows are images, in tuples, lists or dicts.
         task: Its images and classes.
         operations: (n,) up to each exit, for one image.
         table: Thresholds by cost, of which policy, and the exits' temperatures; None: ``predict`` takes
@@ -242,7 +243,7 @@ def keep_rows(state: Any, stays: Tensor, undecided: Tensor) -> tuple[Any, Tensor
     nothing is allocated. So their order changes, and the numbers with it.
 
     Args:
-        state: Tensors with a row per image, in tuples or lists.
+        state: Tensors with a row per image, in tuples, lists or dicts.
         stays: (B,), bool.
         undecided: (B,), the images' numbers.
 
@@ -252,29 +253,19 @@ def keep_rows(state: Any, stays: Tensor, undecided: Tensor) -> tuple[Any, Tensor
     count = int(stays.sum())
     holes = (~stays[:count]).nonzero().squeeze(1)
     movers = count + stays[count:].nonzero().squeeze(1)
-    return _compact(state, holes, movers, (len(stays), count)), _compact_rows(undecided, holes, movers, count)
 
+    def compact(rows: Any) -> Tensor:
+        if not isinstance(rows, Tensor) or not rows.dim() or len(rows) != len(stays):
+            what = f"a tensor {tuple(rows.shape)}" if isinstance(rows, Tensor) else f"a {type(rows).__name__}"
+            raise ConfigError(
+                f"the network can't stop early: a stage hands on {what} for {len(stays)} images; "
+                "allowed are tensors with a row per image, in tuples, lists or dicts"
+            )
+        channels_last = rows.dim() == 4 and rows.is_contiguous(memory_format=torch.channels_last)
+        if not rows.is_contiguous() and not channels_last:  # rows may share memory, as expanded ones do
+            rows = rows.clone()
+        if len(holes):
+            rows[holes] = rows[movers]
+        return rows[:count]
 
-def _compact(state: Any, holes: Tensor, movers: Tensor, counts: tuple[int, int]) -> Any:
-    before, after = counts
-    if isinstance(state, Tensor) and state.dim() and len(state) == before:
-        return _compact_rows(state, holes, movers, after)
-    if type(state) in (list, tuple):
-        return type(state)(_compact(part, holes, movers, counts) for part in state)
-    what = f"a tensor {tuple(state.shape)}" if isinstance(state, Tensor) else f"a {type(state).__name__}"
-    raise ConfigError(
-        f"the network can't stop early: a stage hands on {what} for {before} images; "
-        "allowed are tensors with a row per image, in tuples or lists"
-    )
-
-
-def _compact_rows(rows: Tensor, holes: Tensor, movers: Tensor, count: int) -> Tensor:
-    """The first ``count`` rows, after ``movers`` have been copied to ``holes``."""
-    dense = rows.is_contiguous() or (
-        rows.dim() == 4 and rows.is_contiguous(memory_format=torch.channels_last)
-    )
-    if not dense:  # rows may share memory, as expanded ones do
-        rows = rows.clone()
-    if len(holes):
-        rows[holes] = rows[movers]
-    return rows[:count]
+    return pytree.tree_map(compact, state), compact(undecided)

@@ -276,7 +276,7 @@ def test_rows_that_share_memory():
         (torch.zeros(2, 4), r"a tensor \(2, 4\) for 3 images"),
         (torch.tensor(1.0), r"a tensor \(\) for 3 images"),
         ((torch.zeros(3), 7), "a int for 3 images"),
-        ({"a": torch.zeros(3)}, "a dict for 3 images"),
+        ({"a": torch.zeros(3), "b": None}, "a NoneType for 3 images"),
     ],
 )
 def test_states_without_a_row_per_image(state, what):
