@@ -88,6 +88,7 @@ class RunStart:
     ``operations`` are cumulative up to each exit, shallow to deep. ``tensors``: names, shallow to deep.
     ``recent``: the records of the last rounds done already, as far as the checkpoint has them. ``data``: the
     data set's name; ``digests``: of the images of every split. ``software``: versions, and the device's name.
+    ``history``: the number and scores of all rounds done already, as in the checkpoint's entries.
     """
 
     round: int
@@ -105,6 +106,7 @@ class RunStart:
     data: str = ""
     digests: Mapping[str, str] = field(default_factory=dict, compare=False)
     software: Mapping[str, str] = field(default_factory=dict, compare=False)
+    history: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
 
     @property
     def last(self) -> RoundRecord | None:

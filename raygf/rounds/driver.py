@@ -20,7 +20,17 @@ from raygf.methods.base import JointSGD
 from raygf.methods.registry import check_method, is_step_method
 from raygf.models.build import build_model
 from raygf.models.costs import measure_costs
-from raygf.records import ExitScore, HistoryLog, Notify, RoundRecord, RunEnd, RunStart, ignore, plain
+from raygf.records import (
+    ExitScore,
+    HistoryLog,
+    Notify,
+    RoundRecord,
+    RunEnd,
+    RunStart,
+    ignore,
+    plain,
+    read_history,
+)
 from raygf.rounds.base import RoundMethod, RoundOutcome
 from raygf.rounds.delta import DeltaRound
 from raygf.rounds.step import StepRound
@@ -192,6 +202,7 @@ class Driver(DriverHandle):
 
     def _start(self, checkpoint: Checkpoint | None, notes: tuple[str, ...]) -> RunStart:
         dataset, compute = self._dataset, self._bound.compute
+        entries = [] if checkpoint is None else read_history(checkpoint.meta)
         return RunStart(
             round=self._round,
             classes=dataset.spec.classes,
@@ -208,6 +219,7 @@ class Driver(DriverHandle):
             data=dataset.name,
             digests={split: dataset.digest(split) for split in SPLITS if dataset.count(split)},
             software=software(compute.device),
+            history=tuple({name: entry[name] for name in ("round", "train", "val")} for entry in entries),
         )
 
     @property

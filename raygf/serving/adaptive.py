@@ -266,6 +266,7 @@ def keep_rows(state: Any, stays: Tensor, undecided: Tensor) -> tuple[Any, Tensor
             rows = rows.clone()
         if len(holes):
             rows[holes] = rows[movers]
-        return rows[:count]
+        kept: Tensor = rows[:count]
+        return kept
 
     return pytree.tree_map(compact, state), compact(undecided)

@@ -25,11 +25,6 @@ def export_model(run: LoadedRun, folder: str | Path, segments: Segments = "none"
 
     Args:
         segments: also every exit as a program of its own, see ``export_segments``.
-
-    Raises:
-        DataError: the run has no test images.
-        ConfigError: the network can't stop early, can't be exported, or a package is missing.
-        StorageError: the folder can't be written.
     """
     from raygf.evaluation.report import write_files  # with matplotlib, which few need
     from raygf.serving.card import card_files

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from raygf.errors import TrackingError, without_password, without_passwords
 from raygf.evaluation.results import RunResults
 from raygf.evaluation.tables import ResultColumn, ResultTable, passes_text, to_csv, to_markdown
 from raygf.methods.registry import method_title
-from raygf.records import History, Notify, RoundRecord, RunEnd, RunStart
+from raygf.records import Notify, RoundRecord, RunEnd, RunStart
 from raygf.storage.run_storage import recipe_of
 from raygf.tracking.delivery import Delivery, Parcel, Undelivered
 from raygf.tracking.mlflow_run import (
@@ -216,7 +215,11 @@ class Tracker:
         return f"{average:.2f} % test accuracy on average, {last:.2f} % at the last exit; {what}, {spent}"
 
     def _log_accuracy(self, start: RunStart) -> None:
-        if history := self._history(start):
+        known = {entry["round"]: dict(entry) for entry in start.history}
+        for record in self._records:
+            val = None if record.val is None else asdict(record.val)
+            known[record.round] = {"round": record.round, "train": asdict(record.train), "val": val}
+        if history := [known[round] for round in sorted(known)]:
             from raygf.evaluation import figures  # loads matplotlib, which training needs not
 
             self._run.log_figure("figures/accuracy.png", figures.accuracy_figure(history))
@@ -231,25 +234,6 @@ class Tracker:
         weights, tensors = fused[-1].weights, start.tensors
         self._run.log_figure("figures/fusion_weights.png", figures.fusion_heatmap(weights, tensors))
         self._run.log_text("figures/fusion_weights.csv", figures.fusion_csv(weights, tensors))
-
-    def _history(self, start: RunStart) -> History:
-        """The accuracies of all rounds; those before a resume, which are not in ``records``, from MLflow."""
-        train, val = (self._logged_accuracies(split, len(start.operations)) for split in ("train", "val"))
-        for record in self._records:
-            train[record.round] = asdict(record.train)
-            val[record.round] = None if record.val is None else asdict(record.val)
-        # MLflow has no training accuracy of a round that was skipped.
-        unknown = {"accuracy": [math.nan] * len(start.operations)}
-        rounds = sorted({*train, *val})
-        return [{"round": r, "train": train.get(r, unknown), "val": val.get(r)} for r in rounds]
-
-    def _logged_accuracies(self, split: str, exits: int) -> dict[int, dict[str, Any] | None]:
-        """By round; none unless the run is resumed."""
-        if not self._run.resumed:
-            return {}
-        by_exit = [self._run.history(f"{split}_accuracy/exit_{i}") for i in range(1, exits + 1)]
-        rounds = set(by_exit[0]).intersection(*by_exit)
-        return {r: {"accuracy": [accuracy[r] for accuracy in by_exit]} for r in rounds}
 
 
 def _round_values(record: RoundRecord) -> dict[str, Any]:

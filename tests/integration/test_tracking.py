@@ -127,7 +127,8 @@ def test_a_stopped_run_is_resumed_in_place(store, said):
     resumed = client.get_run(run_id)
     assert resumed.info.status == "RUNNING"
     assert "raygf.stopped_at_round" not in resumed.data.tags
-    tracker.log_start(replace(START, round=1, setting="cuda"))
+    history = ({"round": 1, "train": {"accuracy": [0.0, 0.0]}, "val": {"accuracy": [0.1, 0.2]}},)
+    tracker.log_start(replace(START, round=1, setting="cuda", history=history))
     tracker.log_round(record(2, (0.5, 0.6)))  # the checkpoint was a round behind
     tracker.log_round(record(3, (0.7, 0.8)))
     tracker.finish(replace(END, rounds=3, seconds=6.0))
