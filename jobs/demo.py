@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-from rich.table import Table
-
 from raygf.errors import loading
 
 with loading():
+    import numpy as np
+    from rich.table import Table
+
     from raygf.api import load
     from raygf.cli import main, parse_flags
     from raygf.config.recipes import get_recipe

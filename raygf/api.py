@@ -21,14 +21,13 @@ from PIL import Image, ImageOps
 from torch import nn
 
 from raygf.cli import parse_flags
-from raygf.config.fields import Limits, Section, from_dict, full_name, override
+from raygf.config.fields import Limits, Section, from_dict, full_name, not_empty, override
 from raygf.config.recipes import RECIPES, Recipe, get_recipe
 from raygf.config.run import DataConfig, Name, RunConfig
 from raygf.console import print_table
 from raygf.data.base import InputSpec
 from raygf.errors import (
     CheckpointError,
-    ConfigError,
     DataError,
     Named,
     RaygfError,
@@ -271,7 +270,7 @@ class PredictConfig(Section):
 
     run: Name
     """A run's folder, or one that was exported."""
-    pictures: tuple[Name, ...]
+    pictures: Annotated[tuple[Name, ...], not_empty]
     """Image files; the central part is scaled to the network's size."""
     budget: Annotated[float, Limits(0, above=True)] | None = None
     """Operations that an image may cost on average; by default the least that loses no accuracy."""
@@ -330,7 +329,7 @@ def evaluate(
 class EvaluateConfig(Section):
     """Which runs, and where to put the results."""
 
-    checkpoint: tuple[Name, ...]
+    checkpoint: Annotated[tuple[Name, ...], not_empty]
     """Checkpoint files (.npz, local or URIs), or folders of runs, whose newest checkpoint is taken."""
     out: Name = "results"
     """Folder for tables and figures."""
@@ -346,11 +345,6 @@ class EvaluateConfig(Section):
     """Add the results to the runs' pages in MLflow."""
     log_model: bool = False
     """Also log each network, with its thresholds, as an MLflow model that can be served."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.checkpoint:
-            raise ConfigError("checkpoint: name at least one")
 
 
 def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:

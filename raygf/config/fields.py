@@ -109,7 +109,7 @@ def did_you_mean(name: str, names: Collection[str]) -> str:
 def not_empty(field: str, value: str | tuple[Any, ...]) -> None:
     """Annotation of texts and lists that must not be empty; blanks alone are as good as nothing."""
     if not (value.strip() if isinstance(value, str) else value):
-        raise refuse(field, value, "a text that is not empty" if value != () else "at least one whole number")
+        raise refuse(field, value, f"a {'list' if value == () else 'text'} that is not empty")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -205,7 +205,7 @@ DATA = [
 
 CHECKPOINTS = [
     flags("missing", "evaluate --checkpoint no.npz", "no.npz: there is no such file"),
-    flags("no names", "evaluate --checkpoint", "checkpoint: name at least one"),
+    flags("no names", "evaluate --checkpoint", "checkpoint = (): must be a list that is not empty"),
     flags("no name", "evaluate --checkpoint ''", "checkpoint = '' … not empty"),
     flags("nobody's home", "evaluate --checkpoint ~nobody-here/a.npz", "~nobody-here … no such user"),
     Case("folder without any", folder("runs/one"), "evaluate --checkpoint runs/one",

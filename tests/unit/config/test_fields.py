@@ -73,7 +73,7 @@ def test_what_an_annotation_allows(hint, values):
         (str, (3, None), "a text"),
         (Annotated[str, not_empty], ("", "  "), "a text that is not empty"),
         (LIST, (3, None, [3]), "a list of numbers"),
-        (LIST, ((),), "at least one whole number"),
+        (LIST, ((),), "a list that is not empty"),
     ],
 )
 def test_what_it_does_not_allow_is_one_line(hint, values, allowed):

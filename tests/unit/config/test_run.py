@@ -58,7 +58,7 @@ def test_every_field_is_checked_and_named(section, name):
         ("data.", "resize", 200, "at least data.crop = 224"),
         ("model.", "name", "", "not empty"),
         ("model.msdnet.", "channels", 65537, "at most 65536"),
-        ("model.msdnet.", "factors", (), "at least one whole number"),
+        ("model.msdnet.", "factors", (), "a list that is not empty"),
         ("optim.", "lr", 0.0, "above 0"),
         ("optim.", "momentum", 1.1, "at most 1"),
         ("methods.", "dfs_beta", 1.1, "at least 0 and at most 1"),
