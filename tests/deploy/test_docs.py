@@ -10,12 +10,14 @@ from types import ModuleType
 import click
 import pytest
 from command_lines import REPOSITORY, check, commands
+from demo import budget_table
 from timing import machine
 
 import raygf
 from raygf.compute import Compute
 from raygf.config.recipes import get_recipe
 from raygf.config.run import ModelConfig, ResourceConfig, StorageConfig, TrackingConfig
+from raygf.console import print_table
 from raygf.data.base import InputSpec
 from raygf.errors import RaygfError
 from raygf.launch import run
@@ -172,6 +174,10 @@ def test_the_program_of_a_page_runs_and_prints_what_is_there(page, tmp_path, mon
         else:
             assert without_numbers(printed) == without_numbers(block)
     assert found["run"].result.rounds == 2 and (tmp_path / "model" / "model.json").exists()
+    print_table(budget_table(found["run"].loaded))
+    title, _, head, *_, whole, _ = capsys.readouterr().out.splitlines()
+    assert title.strip() in PAGES["README"] and head.strip() in PAGES["README"]
+    assert re.search(r"^  4.33 +4.33 +100% .* 0% +0% +100% *$", whole) and whole[:30] in PAGES["README"]
 
 
 def python_block(page):
