@@ -427,23 +427,21 @@ def _configured(config: RunConfig, network: Any, data: Any, settings: Mapping[st
     """``config`` with what is given in place of its fields, objects under names of their own."""
     values = {full_name(name, config): value for name, value in settings.items()}
     if isinstance(network, nn.Module):
-        network = Named(name_function(network), _Kept(network))
+        network = Named(name_function(network), partial(_copy, network))
     if isinstance(data, tuple):
-        data = Named(name_function(data[0]), _Kept(data, copied=False))
+        data = Named(name_function(data[0]), partial(_same, data))
     values |= {name: part for name, part in (("model.name", network), ("data.source", data)) if part}
     named = {name: name_function(value) if callable(value) else value for name, value in values.items()}
     return override(config, named)
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """A function that returns ``value``, or a fresh copy of it, as every exit's trainer needs one."""
+def _copy(value: object, setting: object) -> Any:
+    """A fresh one, as every exit's trainer needs."""
+    return copy.deepcopy(value)
 
-    value: Any
-    copied: bool = True
 
-    def __call__(self, setting: object) -> Any:
-        return copy.deepcopy(self.value) if self.copied else self.value
+def _same(value: object, setting: object) -> Any:
+    return value
 
 
 def _executor() -> str:

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from raygf.config.run import RunConfig
+from raygf.errors import CheckpointError
 from raygf.fusion.fuse import Fused, FusionRule, FusionTask, Learner, Passed, RunPass, fusion_weights
 from raygf.training.network import Arrays, as_tensor
 from raygf.training.space import Segments
@@ -67,6 +68,8 @@ class LearnedFusion(FusionRule):
 
     def restore(self, arrays: Arrays) -> None:
         names = ("eta", "adam_first", "adam_second", "eta_fitted")
+        if odd := [name for name in names if arrays[name].shape != tuple(self.eta.shape)]:
+            raise CheckpointError(f"the checkpoint's array {odd[0]} is of another network, by its shape")
         self.eta, self.first, self.second, self.fitted = (as_tensor(arrays[name]).clone() for name in names)
         self.steps = int(arrays["adam_steps"])
 

@@ -240,4 +240,6 @@ def _checkpoint(meta: dict[str, Any], members: Arrays) -> Checkpoint:
         raise CheckpointError("not a whole checkpoint (its arrays are not those that it lists)")
     buffers = {n.removeprefix("buffer/"): a for n, a in members.items() if n.startswith("buffer/")}
     method = {n.removeprefix("method/"): a for n, a in members.items() if n.startswith("method/")}
+    if meta["round"] < 0:
+        raise CheckpointError(f"not a whole checkpoint (it is of round {meta['round']})")
     return Checkpoint(meta["round"], NetworkState(members["vector"], buffers), method, meta)

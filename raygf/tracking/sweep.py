@@ -147,16 +147,12 @@ def end_running(uri: str, parent: str, status: str, why: str) -> None:
     """
     with answering(uri):
         client = connect(uri)
-        running = [run.info.run_id for run in _children(client, parent) if run.info.status == "RUNNING"]
-        for run_id in (parent, *running):
+        experiment = client.get_run(parent).info.experiment_id
+        filters = f"tags.`mlflow.parentRunId` = '{parent}' AND attributes.status = 'RUNNING'"
+        running = client.search_runs([experiment], filters, max_results=50_000)  # MLflow's most at once
+        for run_id in (parent, *(run.info.run_id for run in running)):
             client.set_terminated(run_id, status)
             client.set_tag(run_id, FAILURE_TAG, why)
-
-
-def _children(client: Any, parent: str) -> list[Any]:
-    experiment = client.get_run(parent).info.experiment_id
-    filters = f"tags.`mlflow.parentRunId` = '{parent}'"
-    return list(client.search_runs([experiment], filters, max_results=50_000))  # MLflow's most at once
 
 
 HEADING = "### raygf sweep"

@@ -99,8 +99,8 @@ class BoundNetwork:
         """Raise CheckpointError unless ``state`` has this network's sizes and number formats."""
         if state.vector.shape != (self.space.size,) or state.vector.dtype != np.float32:
             raise CheckpointError(
-                f"the checkpoint has {state.vector.size:,} parameters, this network {self.space.size:,}: "
-                "it belongs to another network, or to other classes or image sizes"
+                f"the checkpoint has {state.vector.size:,} parameters ({state.vector.dtype}), this network "
+                f"{self.space.size:,} (float32): it belongs to another network, classes or image sizes"
             )
         mine = {name: (tuple(tensor.shape), _kind(tensor)) for name, tensor in self._rest.items()}
         theirs = {name: (array.shape, _kind(array)) for name, array in state.buffers.items()}

@@ -232,7 +232,7 @@ WHOLE = "not a whole model of raygf"
         (
             WEIGHTS,
             other_weights(heads__0__2__weight=torch.zeros(1)),
-            "the checkpoint has 382 parameters, this",
+            "the checkpoint has 382 parameters (float32), this",
         ),
         (WEIGHTS, other_weights(more=torch.zeros(1)), "buffer more of the checkpoint does not fit"),
         (

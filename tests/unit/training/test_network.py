@@ -98,7 +98,7 @@ def test_states_are_copies_and_only_read():
 @pytest.mark.parametrize(
     ("cut", "buffers", "message"),
     [
-        (1, {}, "392 parameters, this network 393"),
+        (1, {}, "392 parameters .float32., this network 393"),
         (0, {"stages.1.1.running_mean": None}, r"buffer stages\.1\.1\.running_mean"),
         (0, {"stages.1.1.running_mean2": np.zeros(1)}, r"buffer stages\.1\.1\.running_mean2"),
         (0, {"stages.1.1.running_mean": np.zeros(5, np.float32)}, r"buffer stages\.1\.1\.running_mean"),
