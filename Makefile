@@ -50,7 +50,7 @@ bench: $(READY)  ## Run the benchmarks
 
 docs: $(READY)  ## Build the pages as a site, in build/site
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
-	DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
 	@echo "build/site/index.html; with search: $(BIN)/python -m http.server -d build/site"
 
 clean:  ## Remove the virtual environment and caches; runs and the tracking database stay
