@@ -78,8 +78,7 @@ def train(run: str | RunConfig, *, network: Network | None = None, data: Any = N
             ``rounds=20``, ``executor="ray"``, ``**{"optim.lr": 0.05}``. Where ``package.module:function`` may
             be given, so may a function.
 
-    Raises:
-        RaygfError: with one line on what is wrong, where, and what to change.
+    Raises RaygfError: with one line on what is wrong, where, and what to change.
     """
     recipe, config = (run, get_recipe(run)) if isinstance(run, str) else ("", run)
     if recipe:
@@ -104,8 +103,7 @@ def load(path: str | Path, *, network: Network | None = None, data: Any = None, 
         data: the same.
         settings: what is different here, such as ``**{"data.path": "/data/cifar10"}`` or ``device="cpu"``.
 
-    Raises:
-        CheckpointError: there is no checkpoint, or none that can be read.
+    Raises CheckpointError: there is no checkpoint, or none that can be read.
     """
     file, notes = find_checkpoint(str(path))
     for text in notes:

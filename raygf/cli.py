@@ -93,8 +93,7 @@ def split_recipe(
     Args:
         run: in place of the recipe's.
 
-    Raises:
-        ConfigError: there is no such recipe or file, or it has fields or values that are not allowed.
+    Raises ConfigError: there is no such recipe or file, or it has fields or values that are not allowed.
     """
     known, rest = take(argv, recipe={"nargs": "?", "const": ""}, config={"nargs": "?", "const": ""})
     values = {} if known.config is None else _read_config(known.config)

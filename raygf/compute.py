@@ -45,8 +45,7 @@ def resolve_compute(config: ComputeConfig) -> Compute:
     "auto" is channels-last, and bfloat16 where the device has instructions for it: the fastest setting of
     those that keep the accuracy (``benchmarks/train_step.py`` measures both).
 
-    Raises:
-        ResourceError: a CUDA device is asked for and there is none.
+    Raises ResourceError: a CUDA device is asked for and there is none.
     """
     device = config.device
     if device == "auto":
@@ -129,8 +128,7 @@ def call_own(
 
     ``function``: in place of the one that is imported by the name; ``failed`` says so in errors.
 
-    Raises:
-        ConfigError: it can't be imported, or fails for another reason than lack of memory.
+    Raises ConfigError: it can't be imported, or fails for another reason than lack of memory.
     """
     function = function or import_function(field, name)
     try:

@@ -126,8 +126,7 @@ def within(limit_s: float, call: Callable[[], T]) -> T:
 
     A call that takes longer is abandoned; it does not keep the program from ending.
 
-    Raises:
-        TimeoutError: it takes longer.
+    Raises TimeoutError: it takes longer.
     """
     outcome: Future[T] = Future()
 
@@ -199,8 +198,7 @@ def name_function(function: Callable[..., Any]) -> str:
 def import_function(field: str, name: str) -> Callable[..., Any]:
     """The function that ``name`` ("package.module:function") in the configuration's ``field`` stands for.
 
-    Raises:
-        ConfigError: it can't be imported, or is not a function.
+    Raises ConfigError: it can't be imported, or is not a function.
     """
     if isinstance(name, Named):
         return name.value

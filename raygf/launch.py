@@ -172,9 +172,8 @@ def _driver(config: RunConfig, notify: Notify) -> Iterator[tuple[DriverHandle, R
 def _check_names(config: RunConfig) -> None:
     """Refuse what there is no such thing of, before Ray is started, which takes its time.
 
-    Raises:
-        UserError: an unknown method, network or data set, or a folder that is not there. Nodes of a cluster
-            that is named may see other folders than this machine.
+    Raises UserError: an unknown method, network or data set, or a folder that is not there. Nodes of a
+    cluster that is named may see other folders than this machine.
     """
     check_method(config.method)
     find_builder(config.model.name)

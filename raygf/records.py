@@ -206,8 +206,7 @@ class HistoryLog:
     Args:
         meta: of the checkpoint that the run is resumed from.
 
-    Raises:
-        CheckpointError: what it has is no history.
+    Raises CheckpointError: what it has is no history.
     """
 
     def __init__(self, meta: Mapping[str, Any] | None = None) -> None:

@@ -120,8 +120,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """The dataclass ``cls`` from what ``to_dict`` gave; fields left out take their defaults.
 
-    Raises:
-        ConfigError: a field is unknown, or a value is not allowed.
+    Raises ConfigError: a field is unknown, or a value is not allowed.
     """
     hints = _hints(cls)  # type: ignore[arg-type]
     for name in values:
@@ -145,8 +144,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def override(config: T, values: Mapping[str, Any]) -> T:
     """The run ``config`` with the fields of the dotted names ``values`` set, checked like any other.
 
-    Raises:
-        ConfigError: there is no such field, or its value is not allowed.
+    Raises ConfigError: there is no such field, or its value is not allowed.
     """
     known = flatten(to_dict(config))
     for name in values:
@@ -169,8 +167,7 @@ def _override(config: T, values: Mapping[str, Any], prefix: str) -> T:
 def full_name(name: str, config: Any) -> str:
     """The dotted name of the field of the run ``config`` that ``name`` is, or is the last part of.
 
-    Raises:
-        ConfigError: there is no such field, or several have this last part.
+    Raises ConfigError: there is no such field, or several have this last part.
     """
     known = flatten(to_dict(config))
     alike = [field for field in known if field.rpartition(".")[2] == name]
@@ -223,8 +220,7 @@ _KINDS = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
 def local_path(field: str, text: str) -> Path:
     """The absolute path that ``text``, the value of ``field``, means on this machine; ~ is a home folder.
 
-    Raises:
-        ConfigError: it is a URI, or starts with ~ and the name of a user who is not known here.
+    Raises ConfigError: it is a URI, or starts with ~ and the name of a user who is not known here.
     """
     kind, _, rest = text.partition(":")
     if rest.startswith("//"):
@@ -241,7 +237,6 @@ def local_path(field: str, text: str) -> Path:
 def storage_path(field: str, text: str) -> str:
     """``text`` if it is a URI, else as an absolute path: workers have working directories of their own.
 
-    Raises:
-        ConfigError: see ``local_path``.
+    Raises ConfigError: see ``local_path``.
     """
     return text if "://" in text else str(local_path(field, text))

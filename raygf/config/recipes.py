@@ -54,11 +54,7 @@ class Recipe:
 
 
 def get_recipe(name: str) -> RunConfig:
-    """The run that ``name`` stands for.
-
-    Raises:
-        ConfigError: there is no such recipe.
-    """
+    """The run that ``name`` stands for. Raises ConfigError: there is no such recipe."""
     if name not in RECIPES:
         raise refuse("recipe", name, "one of those that raygf recipes lists", RECIPES)
     return RECIPES[name].run

@@ -145,8 +145,7 @@ def transform_batch(name: str, images: torch.Tensor, key: tuple[str | int, ...])
 
     Torch's global draws in it are those of the stream ``key``, whose first part is the run's seed.
 
-    Raises:
-        ConfigError: it can't be imported, fails, or returns other than uint8 images of the same size.
+    Raises ConfigError: it can't be imported, fails, or returns other than uint8 images of the same size.
     """
     with seeded_globals(int(key[0]), *key[1:], "transform"):
         changed = call_own("data.transform", name, images)

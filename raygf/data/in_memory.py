@@ -56,8 +56,7 @@ class DeviceBatches:
 
         A last batch of a single image joins the one before it, because BatchNorm can't normalise one value.
 
-        Raises:
-            DataError: there are fewer than two training images.
+        Raises DataError: there are fewer than two training images.
         """
         count = self._data.count("train")
         edges = batch_edges(min(count, images or count), self._batch_size)
@@ -102,8 +101,7 @@ class DeviceBatches:
 def batch_edges(count: int, batch_size: int) -> list[tuple[int, int]]:
     """(start, stop) of each batch of an epoch; a last batch of one image joins the one before it.
 
-    Raises:
-        DataError: there are fewer than two training images.
+    Raises DataError: there are fewer than two training images.
     """
     if count < 2:
         raise DataError(f"the training split has {count} images: at least 2 are needed to train")

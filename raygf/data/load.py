@@ -19,9 +19,8 @@ UNLABELLED = -1  # What ImageNet's test images have for a label on the Hugging F
 def load_data(config: DataConfig, seed: int) -> Dataset:
     """The data set of ``config``, divided by ``seed``: held in memory, or left on disk if it is of that kind.
 
-    Raises:
-        DataError: files are missing, damaged or there twice, labels are out of range, images are too few for
-            what ``config`` asks for, or too many for the memory.
+    Raises DataError: files are missing, damaged or there twice, labels are out of range, images are too few
+    for what ``config`` asks for, or too many for the memory.
     """
     match config.source:
         case "imagefolder" | "shards":

@@ -82,8 +82,7 @@ def central_box(height: int, width: int) -> Box:
 def decode_rgb(file: bytes) -> NDArray[np.uint8]:
     """The pixels of an image file as RGB: uint8 (3, H, W). Grey and CMYK are converted, alpha is dropped.
 
-    Raises:
-        ValueError: the bytes are no whole image.
+    Raises ValueError: the bytes are no whole image.
     """
     try:
         with Image.open(io.BytesIO(file)) as image:
@@ -104,8 +103,7 @@ def decode_tensor(file: NDArray[np.uint8]) -> torch.Tensor:
 
     ``file``: uint8 (bytes,), writable.
 
-    Raises:
-        ValueError: the bytes are no whole image.
+    Raises ValueError: the bytes are no whole image.
     """
     decode_jpeg = _torchvision_decoder()
     if decode_jpeg is not None and file[: len(JPEG)].tobytes() == JPEG:

@@ -110,8 +110,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
 def _claimed(out: Path, config: PrepareConfig, digests: list[str]) -> Iterator[None]:
     """Inside, no other process prepares images in ``out``, where a file names the settings.
 
-    Raises:
-        DataError: one does, or ``out`` was begun with other settings or images, or is not empty.
+    Raises DataError: one does, or ``out`` was begun with other settings or images, or is not empty.
     """
     settings = {name: getattr(config, name) for name in ("short_side", "quality", "shard_images")}
     text, path = json.dumps({**settings, "digests": digests}), out / "prepare.json"
@@ -227,8 +226,7 @@ def prepare_image(file: NDArray[np.uint8], short_side: int | None, quality: int)
     ``file``: uint8 (bytes,), writable; it is kept, but decoded as a check, if its shorter side has no more
     than ``short_side``, or this is None.
 
-    Raises:
-        ValueError: the bytes are no whole image.
+    Raises ValueError: the bytes are no whole image.
     """
     image = None if short_side is None else _large_jpeg(file.tobytes(), short_side)
     if image is None:

@@ -44,8 +44,7 @@ def load_digits(image_size: int | None) -> Source[Split]:
 
     The library's file is read, the library is not loaded: that takes a second, in every process.
 
-    Raises:
-        DataError: scikit-learn is not installed.
+    Raises DataError: scikit-learn is not installed.
     """
     spec = find_spec("sklearn")
     if spec is None or spec.origin is None:
@@ -65,8 +64,7 @@ def load_cifar(name: Literal["cifar10", "cifar100"], path: str, image_size: int 
 
     ``path``: the folder that holds the unpacked archive, ``cifar-10-batches-py`` or ``cifar-100-python``.
 
-    Raises:
-        DataError: the folder or a file is missing, or a file differs from the published one (MD5).
+    Raises DataError: the folder or a file is missing, or a file differs from the published one (MD5).
     """
     from torchvision import datasets
 
@@ -190,8 +188,7 @@ def decode_parts(parts: tuple[Part, Part, Part], image_size: int | None) -> tupl
 
     All must have one size unless ``image_size`` scales them (the central square of each, see ``resize``).
 
-    Raises:
-        DataError: an image is missing or damaged, sizes differ, or the pixels would take more than 8 GiB.
+    Raises DataError: an image is missing or damaged, sizes differ, or the pixels would take more than 8 GiB.
     """
     shape = next(_decoded(parts[0], image_size))[1].shape
     require_memory(sum(map(len, parts)), shape)
@@ -246,8 +243,7 @@ def resize(images: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
     An image that is not square is cut to its central square first, so nothing is distorted. ``size`` None
     leaves the images as they are.
 
-    Raises:
-        DataError: they would take more memory than a set may.
+    Raises DataError: they would take more memory than a set may.
     """
     if size is None:
         return images

@@ -38,9 +38,8 @@ class Source(Generic[T]):
     def divide(self, config: DataConfig, seed: int) -> tuple[T, T, T]:
         """Training, validation and test images of run ``seed``; the test images don't depend on the seed.
 
-        Raises:
-            DataError: more images are asked for than there are, less than two are left to train on, or a
-                split is to be held out that the set brings, or the other way round.
+        Raises DataError: more images are asked for than there are, less than two are left to train on, or a
+        split is to be held out that the set brings, or the other way round.
         """
         if self.val is not None and config.val:
             raise DataError(
@@ -98,8 +97,7 @@ def divide(
     those, ``config.train_limit``. Each draw has a stream of its own and takes the head of a permutation, so
     that a smaller subset of one seed lies within a larger one.
 
-    Raises:
-        DataError: more images are asked for than there are, or less than two are left to train on.
+    Raises DataError: more images are asked for than there are, or less than two are left to train on.
     """
     train, val = _hold_out("val", config.val, len(labels), seed)
     if config.per_class is not None:

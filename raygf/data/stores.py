@@ -68,8 +68,7 @@ class Part:
     def files(self) -> Iterator[tuple[str, NDArray[np.uint8] | None]]:
         """Where each image is, and its file as ``ShardReader.read`` gives it; one unit is kept at a time.
 
-        Raises:
-            DataError: files are gone or damaged.
+        Raises DataError: files are gone or damaged.
         """
         reader, last = self.store.open(), -1
         units = self.units if self.units is not None else np.zeros_like(self.images)
@@ -122,8 +121,7 @@ def index_folder(root: str, split: str, class_names: tuple[str, ...] | None = No
 
     ``class_names``: the classes; None: the folders that are there, sorted.
 
-    Raises:
-        DataError: there is no such folder, it has no classes, another class, or a class without images.
+    Raises DataError: there is no such folder, it has no classes, another class, or a class without images.
     """
     folder = Path(root) / split
     found = tuple(entry.name for entry in _entries(folder) if entry.is_dir())
@@ -223,8 +221,7 @@ class ShardReader:
         ``visit`` names the stretch of a pass in which the row group is kept: any number that is not in use
         begins a new one.
 
-        Raises:
-            DataError: the file is gone or damaged.
+        Raises DataError: the file is gone or damaged.
         """
         unit = int(self._store.units[image])
         if visit not in self._kept:
@@ -263,9 +260,8 @@ def index_shards(files: Sequence[Path]) -> ShardStore:
     ``label`` or ``fine_label``, or one other column, of whole numbers. Class names are taken from the
     schema's metadata: those of the Hugging Face hub, or a list ``class_names``.
 
-    Raises:
-        DataError: a file is damaged, has not the columns, has a row without label, there are no rows, or the
-            files name their classes differently.
+    Raises DataError: a file is damaged, has not the columns, has a row without label, there are no rows, or
+    the files name their classes differently.
     """
     columns, groups, labels, named = [], [], [], []
     for file in files:

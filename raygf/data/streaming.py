@@ -91,8 +91,7 @@ class StreamedBatches:
 
         A last batch of a single image joins the one before it.
 
-        Raises:
-            DataError: there are fewer than two training images; and while it runs, see ``evaluate``.
+        Raises DataError: there are fewer than two training images; and while it runs, see ``evaluate``.
         """
         part = self._data.train
         count = min(len(part), images or len(part))

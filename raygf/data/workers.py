@@ -208,8 +208,7 @@ class WorkerPool:
     def __init__(self, stores: Stores, view: View, workers: int, capacity: int, size: int) -> None:
         """``capacity``: images in the largest batch. ``size``: pixels a side that ``view`` cuts images to.
 
-        Raises:
-            DataError: there are to be workers, and this system has no fork.
+        Raises DataError: there are to be workers, and this system has no fork.
         """
         if workers and "fork" not in multiprocessing.get_all_start_methods():
             raise DataError(f"data.workers = {workers}: this system has no fork; set --data.workers 0")

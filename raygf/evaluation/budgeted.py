@@ -158,8 +158,7 @@ class ThresholdTable:
     average per image. ``accuracy`` (R,): top-1, 0–1. ``policy``: what an image's score is. ``temperatures``
     (n,): by which logits are divided for probabilities that can be trusted; empty: 1.
 
-    Raises:
-        ValueError: the shapes do not fit.
+    Raises ValueError: the shapes do not fit.
     """
 
     thresholds: Floats
@@ -181,8 +180,7 @@ class ThresholdTable:
         The first row is the first exit alone, the last the whole network: a budget below the cheapest mixture
         gets the first exit, one above the dearest the last.
 
-        Raises:
-            ConfigError: not even the first exit can be had for the budget.
+        Raises ConfigError: not even the first exit can be had for the budget.
         """
         return (*self.thresholds[self._row(budget)].tolist(), -math.inf)
 

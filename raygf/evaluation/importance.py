@@ -40,8 +40,7 @@ def learned_weights(run: LoadedRun) -> LearnedWeights | None:
     They are those of the last merge (``eta_fitted`` in the checkpoint): what the network has become is due to
     them, and not to the moving average that the next round starts from (``eta``).
 
-    Raises:
-        CheckpointError: they do not fit the network.
+    Raises CheckpointError: they do not fit the network.
     """
     stored = run.checkpoint.method.get("eta_fitted")
     if stored is None:

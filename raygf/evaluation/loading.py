@@ -63,8 +63,7 @@ class LoadedRun:
     def outputs(self, split: SplitName, temperatures: tuple[float, ...] = ()) -> ExitOutputs:
         """What every exit says about every image of ``split``; ``temperatures``: see ``collect_outputs``.
 
-        Raises:
-            DataError: the split has no images.
+        Raises DataError: the split has no images.
         """
         if not self.dataset.count(split):
             hint = " (data.val = 0: none were held out)" if split == "val" else ""
@@ -146,8 +145,7 @@ def load_run(path: str, config: RunConfig | None = None) -> LoadedRun:
 def read_config(checkpoint: Checkpoint, path: str) -> RunConfig:
     """The configuration that ``checkpoint`` was written with; ``path`` names it in errors.
 
-    Raises:
-        CheckpointError: there is none, or this version can't read it.
+    Raises CheckpointError: there is none, or this version can't read it.
     """
     values = checkpoint.meta.get("config")
     if not isinstance(values, dict):

@@ -43,8 +43,7 @@ def measure_noise(run: LoadedRun) -> OrderNoise | None:
     two is then bit for bit what the run itself would do. None if the method trains no exit by itself, or no
     tensor is shared.
 
-    Raises:
-        NonFiniteError: a loss or weight is not finite.
+    Raises NonFiniteError: a loss or weight is not finite.
     """
     owned, config, start = run.owned(), run.config, run.checkpoint
     if is_step_method(config.method) or not (owned.sum(dim=0) > 1).any():

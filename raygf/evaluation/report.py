@@ -141,8 +141,7 @@ def what_is_missing(run: RunResults) -> list[str]:
 def write_files(folder: Path, files: Mapping[str, str | bytes | Figure]) -> list[Path]:
     """Write ``files`` below ``folder``, which is created; returns their paths.
 
-    Raises:
-        StorageError: that doesn't work.
+    Raises StorageError: that doesn't work.
     """
     paths = [folder / name for name in files]
     try:

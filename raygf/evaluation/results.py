@@ -69,8 +69,7 @@ class RunResults:
 def evaluate_run(run: LoadedRun, with_importance: bool = True, with_noise: bool = True) -> RunResults:
     """Measure ``run`` on its test images, and with noise by training on from its checkpoint.
 
-    Raises:
-        RaygfError: the data set lacks test images, or the checkpoint does not fit the network.
+    Raises RaygfError: the data set lacks test images, or the checkpoint does not fit the network.
     """
     costs = run.costs()
     operations = tuple(cost.operations for cost in costs)
@@ -135,8 +134,7 @@ def group_runs(runs: Sequence[RunResults], labels: Sequence[str] = ()) -> list[G
         labels: One for every run, of which a group takes its first run's. By default the method, with the
             run's name where two groups have the same method.
 
-    Raises:
-        ConfigError: there are not as many labels as runs, or two groups have the same label.
+    Raises ConfigError: there are not as many labels as runs, or two groups have the same label.
     """
     if labels and len(labels) != len(runs):
         raise ConfigError(f"labels: {len(labels)} given for {len(runs)} checkpoints; give one for each")

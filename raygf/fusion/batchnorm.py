@@ -38,8 +38,7 @@ def weighted_statistics(
 def scaled_layers(network: nn.Module, trainable: Collection[str]) -> list[str]:
     """Name prefixes of the BatchNorm layers that keep running statistics.
 
-    Raises:
-        ConfigError: one of them has no scale among the ``trainable`` tensors to take weights from.
+    Raises ConfigError: one of them has no scale among the ``trainable`` tensors to take weights from.
     """
     prefixes = []
     for layer, module in network.named_modules():

@@ -220,11 +220,7 @@ class FusionRule(ABC):
 
     @abstractmethod
     def fuse(self, task: FusionTask, run: RunPass) -> Fused:
-        """Weigh the deltas and merge them.
-
-        Raises:
-            NonFiniteError: a loss or weight is not finite.
-        """
+        """Weigh the deltas and merge them. Raises NonFiniteError: a loss or weight is not finite."""
 
     def arrays(self) -> Arrays:
         """What belongs to the checkpoint."""

@@ -20,8 +20,7 @@ def run_pass(shares: FusionShares, make: Callable[[], Learner], where: str) -> P
 
     What the shares give is added up in their order, so that it does not matter who runs them.
 
-    Raises:
-        NonFiniteError: a loss or weight is not finite.
+    Raises NonFiniteError: a loss or weight is not finite.
     """
     learner, tally = make(), Tally()
     while steps := shares.step(learner.weights(), learner.learns):

@@ -39,8 +39,7 @@ class StepMethod(ABC):
                 ``bound.peers`` they are the batch's; so gradients have to be summed before anything is made
                 of them.
 
-        Raises:
-            NonFiniteError: a gradient is not finite, or no weights were found.
+        Raises NonFiniteError: a gradient is not finite, or no weights were found.
         """
 
     @staticmethod
@@ -121,9 +120,8 @@ def combine(rows: Tensor, shared: Stretches, weighting: Weighting, out: Tensor, 
 def weigh(weighting: Weighting, gramian: Tensor) -> Tensor:
     """``weighting`` of ``gramian`` (n, n), on the Gramian's device; a lone exit has weight 1.
 
-    Raises:
-        NonFiniteError: the Gramian is not finite, which some weightings would silently turn into ordinary
-            weights; or the weighting's solver failed. Names the exits.
+    Raises NonFiniteError: the Gramian is not finite, which some weightings would silently turn into ordinary
+    weights; or the weighting's solver failed. Names the exits.
     """
     bad = (~torch.isfinite(gramian.diagonal())).nonzero()
     if len(bad):

@@ -38,8 +38,7 @@ class BranchMethod(JointSGD):
     def __init__(self, name: str, network: nn.Module, branch_at: BranchAt) -> None:
         """Hook ``network``; ``name`` is the method's in errors.
 
-        Raises:
-            ConfigError: the network does not say where its branches are.
+        Raises ConfigError: the network does not say where its branches are.
         """
         if not isinstance(network, MultiExitNetwork):
             raise ConfigError(f"method = {name!r} needs a network of stages and heads (a MultiExitNetwork)")

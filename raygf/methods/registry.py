@@ -103,9 +103,8 @@ def operations_per_round(config: RunConfig, costs: Sequence[int], images: int = 
 def make_step_method(name: str, setting: Setting) -> StepMethod:
     """The within-step method ``name``, fresh.
 
-    Raises:
-        ConfigError: it needs a package that is not installed, or another kind of network; or it is a function
-            that can't be imported, fails, or returns something else.
+    Raises ConfigError: it needs a package that is not installed, or another kind of network; or it is a
+    function that can't be imported, fails, or returns something else.
     """
     made = _make(name, setting)
     return made if isinstance(made, StepMethod) else GramianMethod(made, setting)
@@ -114,8 +113,7 @@ def make_step_method(name: str, setting: Setting) -> StepMethod:
 def make_weighting(name: str, setting: Setting) -> Weighting:
     """The weighting ``name``, fresh; "mean" weighs all alike, a name with a colon is the user's function.
 
-    Raises:
-        ConfigError: see ``make_step_method``; or it is a step method.
+    Raises ConfigError: see ``make_step_method``; or it is a step method.
     """
     if name == "mean":
         return lambda gramian: torch.ones(len(gramian)) / len(gramian)

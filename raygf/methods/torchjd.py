@@ -142,8 +142,7 @@ def bargain(gramian: Tensor) -> Tensor:
     Args:
         gramian: G (n, n), positive definite.
 
-    Raises:
-        ArithmeticError: it was not reached, so G is not positive definite.
+    Raises ArithmeticError: it was not reached, so G is not positive definite.
     """
     gramian = gramian.double()
     weights = gramian.diagonal().rsqrt()

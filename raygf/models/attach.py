@@ -138,9 +138,8 @@ def attach_exits(
             returns a module, from the tensor at the cut to logits (B, classes).
         weights: A file with the state dict of ``network``, loaded before the exits are attached.
 
-    Raises:
-        ConfigError: the network can't be traced or run on such images, a place is unknown, out of range or
-            named twice, a head does not fit, or the weights do not.
+    Raises ConfigError: the network can't be traced or run on such images, a place is unknown, out of range
+    or named twice, a head does not fit, or the weights do not.
     """
     if not callable(head):
         checks.check("head", head, HeadKind)
@@ -233,8 +232,7 @@ def build_attached(name: str, spec: InputSpec, weights: str | None = None) -> At
         spec: The images (torchvision: of three channels) and the number of classes.
         weights: A file with the network's state dict, without or with exits; by default weights are drawn.
 
-    Raises:
-        ConfigError: there is no such network or place, or the network can't be built for ``spec``.
+    Raises ConfigError: there is no such network or place, or the network can't be built for ``spec``.
     """
     library, network_name, at = read_name(name)
     try:
@@ -254,8 +252,7 @@ def build_attached(name: str, spec: InputSpec, weights: str | None = None) -> At
 def read_name(name: str) -> tuple[str, str, list[float | str]]:
     """The library, its network and the exits' places in ``name``.
 
-    Raises:
-        ConfigError: a part is missing, or the library has no such network.
+    Raises ConfigError: a part is missing, or the library has no such network.
     """
     library, _, rest = name.partition(":")
     network, _, places = rest.partition("@")

@@ -23,9 +23,8 @@ def try_network(name: str, network: nn.Module, spec: InputSpec) -> None:
 
     ``name``: the value of ``model.name``, for errors.
 
-    Raises:
-        ConfigError: it fails, its output is not one tensor (B, classes) per exit, or its weights can't be
-            trained.
+    Raises ConfigError: it fails, its output is not one tensor (B, classes) per exit, or its weights can't be
+    trained.
     """
     for training in (False, True):
         mode = " while training" if training else ""
@@ -89,10 +88,9 @@ def build_model(config: ModelConfig, spec: InputSpec, seed: int) -> nn.Module:
     Torch's global generators are left as they were. A function of the user's own is called with ``spec``.
     The network is tried once, so that what does not fit is found here.
 
-    Raises:
-        ConfigError: there is no such network, it can't be built for ``spec`` or is too large for memory, its
-            output is not one tensor (B, classes) per exit, its weights can't be trained, or
-            ``config.weights`` can't be loaded into it.
+    Raises ConfigError: there is no such network, it can't be built for ``spec`` or is too large for memory,
+    its output is not one tensor (B, classes) per exit, its weights can't be trained, or ``config.weights``
+    can't be loaded into it.
     """
     builder = find_builder(config.name)
     # The trial is inside, too: lazy modules draw their weights then.
@@ -120,8 +118,7 @@ def build_model(config: ModelConfig, spec: InputSpec, seed: int) -> nn.Module:
 def find_builder(name: str) -> Builder:
     """What builds the network ``name``.
 
-    Raises:
-        ConfigError: there is no such network, or the user's function can't be imported.
+    Raises ConfigError: there is no such network, or the user's function can't be imported.
     """
     if name in _BUILDERS:
         return _BUILDERS[name]

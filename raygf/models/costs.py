@@ -66,8 +66,7 @@ def measure_costs(network: nn.Module, example: InputSpec | Tensor) -> list[ExitC
         network: Left as it was: modes, buffers, hooks, device.
         example: The kind of images, or images (B, C, H, W), of which the first one is used.
 
-    Raises:
-        ConfigError: the output is not a list of tensors.
+    Raises ConfigError: the output is not a list of tensors.
     """
     images = example.blank(1) if isinstance(example, InputSpec) else example[:1]
     weight = next(network.parameters(), images)

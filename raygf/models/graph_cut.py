@@ -52,8 +52,7 @@ class Traces(NamedTuple):
 def trace_modes(network: nn.Module) -> Traces:
     """What ``network`` does in either mode; it is left as it was.
 
-    Raises:
-        ConfigError: its forward can't be traced, takes more than images, or returns more than logits.
+    Raises ConfigError: its forward can't be traced, takes more than images, or returns more than logits.
     """
     with evaluating(network):
         in_eval = _trace(network)
@@ -259,8 +258,8 @@ def find_cuts(
             share; or names of nodes or modules.
         images: Examples (B, C, H, W).
 
-    Raises:
-        ConfigError: a name is unknown or gives no features, a share is out of range, or two places are one.
+    Raises ConfigError: a name is unknown or gives no features, a share is out of range, or two places are
+    one.
     """
     if not at or isinstance(at, str):
         raise checks.refuse("at", at, "a list of shares of the operations and names of nodes")

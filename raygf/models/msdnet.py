@@ -23,8 +23,7 @@ Features = list[Tensor]
 class MSDNet(MultiExitNetwork):
     """MSDNet with bottlenecks, pruned "max": the finest scale is dropped at equal intervals of depth.
 
-    Raises:
-        ConfigError: the images are too small for the scales, or a width is no whole number of channels.
+    Raises ConfigError: the images are too small for the scales, or a width is no whole number of channels.
     """
 
     def __init__(self, config: MSDNetConfig, spec: InputSpec) -> None:

@@ -20,8 +20,7 @@ class MultiExitNetwork(nn.Module):
         stages: The parts of the backbone, shallow to deep. The first one gets the images.
         heads: One classifier per stage, from its state to logits (B, classes).
 
-    Raises:
-        ValueError: there are no stages, or not as many heads as stages.
+    Raises ValueError: there are no stages, or not as many heads as stages.
     """
 
     branch: int = -1
@@ -75,8 +74,7 @@ class MultiExitNetwork(nn.Module):
 def trainable_parameters(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Names and tensors that need a gradient and are not empty, in the network's order, each once.
 
-    Raises:
-        ValueError: there is none, or one is not float32.
+    Raises ValueError: there is none, or one is not float32.
     """
     found = [(name, p) for name, p in network.named_parameters() if p.requires_grad and p.numel()]
     for name, parameter in found:

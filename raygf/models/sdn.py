@@ -72,8 +72,7 @@ class ShallowDeepNetwork(MultiExitNetwork):
 
     ``blocks``: the network up to its classifier, each (B, C, H, W) to (B, C', H', W').
 
-    Raises:
-        ConfigError: the images are too small for the blocks.
+    Raises ConfigError: the images are too small for the blocks.
     """
 
     exits_after: tuple[int, ...]
@@ -116,8 +115,7 @@ class VGG16SDN(ShallowDeepNetwork):
     Simonyan, Zisserman: "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015; with
     two fully connected layers of 512, as published for small images.
 
-    Raises:
-        ConfigError: the images are smaller than 32x32.
+    Raises ConfigError: the images are smaller than 32x32.
     """
 
     widths = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)

@@ -20,8 +20,7 @@ def load_weights(network: nn.Module, path: str, classes: int, state: dict[str, T
 
     A classifier keeps its initial weights where the file's is for another number of classes.
 
-    Raises:
-        ConfigError: the file can't be read, does not fit the network, or holds NaN or infinity.
+    Raises ConfigError: the file can't be read, does not fit the network, or holds NaN or infinity.
     """
     state = read_weights(path) if state is None else state
     own = network.state_dict()
@@ -49,8 +48,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
 
     Files of torch.save, .safetensors, and checkpoints of runs (.npz).
 
-    Raises:
-        ConfigError: it can't be read, or holds something else.
+    Raises ConfigError: it can't be read, or holds something else.
     """
     place = Path(path)
     newest = [*sorted(place.glob("round-*.npz")), *place.glob("model.safetensors")]
@@ -76,11 +74,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
 
 
 def _of_checkpoint(file: str) -> dict[str, Tensor]:
-    """The state dict in a run's checkpoint.
-
-    Raises:
-        ValueError: it does not say how its tensors are shaped.
-    """
+    """The state dict in a run's checkpoint. Raises ValueError: it does not say how its tensors are shaped."""
     with np.load(file, allow_pickle=False) as archive:
         meta = json.loads(archive["meta"].item())
         if "shapes" not in meta:

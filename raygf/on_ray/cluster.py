@@ -29,8 +29,7 @@ def connected(resources: ResourceConfig, trials: int = 0) -> Iterator[tuple[str,
     Yields:
         What was joined, for people, and ``resources`` with their GPUs filled in.
 
-    Raises:
-        ResourceError: the cluster can't be reached, or could never hold the driver of a single run.
+    Raises ResourceError: the cluster can't be reached, or could never hold the driver of a single run.
     """
     with ExitStack() as stack:
         where = "the cluster that this process is in"
@@ -51,8 +50,7 @@ def silent_ray() -> Iterator[None]:
     Else a paragraph on each goes to standard output, where a job has its result, whatever ``log_to_driver``
     is. raygf says in one line what was lost and why; Ray's logs have the rest. Ray has no setting for it.
 
-    Raises:
-        ResourceError: this version of Ray does it in another way.
+    Raises ResourceError: this version of Ray does it in another way.
     """
     if not hasattr(worker, _PRINTING):
         raise ResourceError(
@@ -75,8 +73,7 @@ def connect(resources: ResourceConfig) -> str:
     Returns:
         What was joined, for people.
 
-    Raises:
-        ResourceError: the named cluster can't be reached.
+    Raises ResourceError: the named cluster can't be reached.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     named = resources.address or os.environ.get("RAY_ADDRESS", "")

@@ -124,8 +124,7 @@ def actors_per_trial(
     ``resources.actors`` is taken at its word. Without it there is one an exit, fewer where the cluster is
     smaller.
 
-    Raises:
-        ResourceError: ``nodes`` could never hold ``concurrent`` trials, and no others are awaited.
+    Raises ResourceError: ``nodes`` could never hold ``concurrent`` trials, and no others are awaited.
     """
     seats = resources.seats(exits)
     wanted = actors = min(seats, resources.actors or seats)

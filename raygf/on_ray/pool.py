@@ -236,8 +236,7 @@ def room(resources: ResourceConfig, most: int, here: str) -> int:
     Args:
         here: id of the node that the driver runs on.
 
-    Raises:
-        ResourceError: no node could ever hold one, and none is waited for.
+    Raises ResourceError: no node could ever hold one, and none is waited for.
     """
     if resources.wait_for_resources_s > 0:
         return most  # nodes may still come

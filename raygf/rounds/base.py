@@ -34,8 +34,7 @@ class RoundMethod(ABC):
     def run(self, state: NetworkState, round: int) -> RoundOutcome:
         """Train round ``round`` (from 1) starting from ``state``.
 
-        Raises:
-            NonFiniteError: a loss or weight is not finite; ``restore`` takes back what has changed.
+        Raises NonFiniteError: a loss or weight is not finite; ``restore`` takes back what has changed.
         """
 
     def begin(self, state: NetworkState, round: int) -> None:  # noqa: B027 - not every method can

@@ -36,8 +36,7 @@ class DeltaRound(RoundMethod):
     ) -> None:
         """``owned`` (n, T): which exit depends on which tensor.
 
-        Raises:
-            ConfigError: the method or the handling of BatchNorm can't be used with this network.
+        Raises ConfigError: the method or the handling of BatchNorm can't be used with this network.
         """
         self._config = config
         self._bound = bound

@@ -91,8 +91,7 @@ class Driver(DriverHandle):
             notify: gets one line at once on trouble that is being dealt with.
             open_folder: makes the folder that the checkpoints are in.
 
-        Raises:
-            StorageError: there is no such kind of storage.
+        Raises StorageError: there is no such kind of storage.
         """
         self._config = config
         self._make_executor = make_executor
@@ -108,8 +107,7 @@ class Driver(DriverHandle):
     def prepare(self) -> RunStart:
         """Load data, build the network, restore the newest checkpoint: all that can fail before training.
 
-        Raises:
-            UserError: in one of its forms, naming what is wrong.
+        Raises UserError: in one of its forms, naming what is wrong.
         """
         config = self._config
         check_method(config.method)

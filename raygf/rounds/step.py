@@ -29,8 +29,7 @@ class StepRound(RoundMethod):
     def __init__(self, config: RunConfig, bound: BoundNetwork, batches: BatchSource, owned: Tensor) -> None:
         """``owned`` (n, T): which exit depends on which tensor.
 
-        Raises:
-            ConfigError: the method can't be used here.
+        Raises ConfigError: the method can't be used here.
         """
         self._config = config
         self._bound = bound

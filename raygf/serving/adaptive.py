@@ -62,8 +62,7 @@ class AdaptiveClassifier:
         compute: Device, precision and layout; the same as those of the evaluation gives the same exits.
         batch_size: Images that go through the first stage together.
 
-    Raises:
-        ConfigError: the network has no stages and heads, or not as many as there are costs.
+    Raises ConfigError: the network has no stages and heads, or not as many as there are costs.
     """
 
     def __init__(
@@ -222,11 +221,7 @@ class AdaptiveClassifier:
 
 
 def stages_and_heads(network: nn.Module) -> tuple[nn.ModuleList, nn.ModuleList]:
-    """The stages and heads of ``network``.
-
-    Raises:
-        ConfigError: it does not have as many of both.
-    """
+    """The stages and heads of ``network``. Raises ConfigError: it does not have as many of both."""
     stages, heads = getattr(network, "stages", None), getattr(network, "heads", None)
     if isinstance(stages, nn.ModuleList) and isinstance(heads, nn.ModuleList) and len(stages) == len(heads):
         return stages, heads
@@ -247,8 +242,7 @@ def keep_rows(state: Any, stays: Tensor, undecided: Tensor) -> tuple[Any, Tensor
         stays: (B,), bool.
         undecided: (B,), the images' numbers.
 
-    Raises:
-        ConfigError: there is something in the state that does not have a row per image.
+    Raises ConfigError: there is something in the state that does not have a row per image.
     """
     count = int(stays.sum())
     holes = (~stays[:count]).nonzero().squeeze(1)

@@ -37,8 +37,7 @@ and confidence thresholds by budget. An image leaves at the first exit that is s
 def card_files(run: LoadedRun, classifier: AdaptiveClassifier) -> Files:
     """The card as a page of the Hugging Face Hub, with its figures.
 
-    Raises:
-        DataError: the run has no test images.
+    Raises DataError: the run has no test images.
     """
     results = evaluate_run(run, with_importance=False, with_noise=False)
     groups = group_runs([results])

@@ -74,8 +74,7 @@ def log_model(run: LoadedRun, classifier: AdaptiveClassifier, uri: str, run_id: 
     Returns:
         The model's URI, for ``mlflow.pyfunc.load_model`` and ``mlflow models serve``.
 
-    Raises:
-        TrackingError: the store can't be used, or does not have the run.
+    Raises TrackingError: the store can't be used, or does not have the run.
     """
     # With the tables and figures, which a model that is loaded does without.
     from raygf.evaluation.report import write_files

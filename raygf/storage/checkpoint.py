@@ -71,8 +71,7 @@ class CheckpointStore:
 
         A reader never sees a part of it. An old one that can't be deleted now is tried again the next time.
 
-        Raises:
-            StorageLost: it could not be written; earlier checkpoints stand.
+        Raises StorageLost: it could not be written; earlier checkpoints stand.
         """
         name = _name(checkpoint.round)
         try:
@@ -92,8 +91,7 @@ class CheckpointStore:
     def newest(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """The newest checkpoint that is whole (None if there are none), and a note on each one passed over.
 
-        Raises:
-            CheckpointError: there are checkpoints, and all of them are damaged.
+        Raises CheckpointError: there are checkpoints, and all of them are damaged.
         """
         notes: list[str] = []
         for round in reversed(self.rounds()):
@@ -117,8 +115,7 @@ class CheckpointStore:
 def load_checkpoint(path: str) -> Checkpoint:
     """The checkpoint in the file ``path`` (local or a URI), or in ``model.safetensors`` and ``model.json``.
 
-    Raises:
-        CheckpointError: it is missing, damaged, or not of this format.
+    Raises CheckpointError: it is missing, damaged, or not of this format.
     """
     folder, name = above("checkpoint", path)
     if name == WEIGHTS:
@@ -132,8 +129,7 @@ def find_checkpoint(path: str) -> tuple[str, tuple[str, ...]]:
 
     A path that ends in .npz is a file; anything else is the folder of a run, or one that was exported.
 
-    Raises:
-        CheckpointError: the folder holds no checkpoint that can be read.
+    Raises CheckpointError: the folder holds no checkpoint that can be read.
     """
     if path.partition("?")[0].endswith((".npz", f"/{WEIGHTS}")):
         return path, ()

@@ -20,8 +20,7 @@ ANSWER_S = 60.0
 def file_system(path: str, field: str = "storage.path") -> tuple[fs.FileSystem, str]:
     """The file system that ``path`` (local or a URI), the value of ``field``, is on, and its name there.
 
-    Raises:
-        UserError: there is no such file system, it does not answer, or the path names nothing in it.
+    Raises UserError: there is no such file system, it does not answer, or the path names nothing in it.
     """
     if "://" not in path:
         return fs.LocalFileSystem(), str(local_path(field, path))

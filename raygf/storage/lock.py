@@ -124,8 +124,7 @@ class RunLock:
     def acquire(self) -> tuple[str, ...]:
         """Take the folder; returns notes on whom it was taken from.
 
-        Raises:
-            StorageError: another run holds it, or it can't be read or written.
+        Raises StorageError: another run holds it, or it can't be read or written.
         """
         try:
             before = self._take()

@@ -150,8 +150,7 @@ class RunStorage:
     ) -> None:
         """``notify`` is told of every write that failed and is tried again.
 
-        Raises:
-            StorageError: there is no such kind of storage.
+        Raises StorageError: there is no such kind of storage.
         """
         storage = config.storage
         self._config = config

@@ -149,8 +149,7 @@ def check_flags(command: Command) -> None:
 def check_space(space: Space, command: Command) -> None:
     """Check all that needs no cluster: every end of every axis must make a run.
 
-    Raises:
-        ConfigError: the space is empty or contradicts itself, a run or a flag, or a package is missing.
+    Raises ConfigError: the space is empty or contradicts itself, a run or a flag, or a package is missing.
     """
     check_metric(space.metric, space.mode)
     alternatives = read_axes(space)
@@ -177,8 +176,7 @@ def end_runs(axes: Axes, command: Command) -> list[RunConfig]:
 def search_name(options: SweepOptions, space: Space) -> Literal["random", "grid", "optuna"]:
     """How trials are chosen; a number of trials turns a space's own grid into draws from it.
 
-    Raises:
-        ConfigError: it needs a package that is not installed.
+    Raises ConfigError: it needs a package that is not installed.
     """
     drawn = space.search == "grid" and options.trials is not None
     name = options.search or ("random" if drawn else space.search)
@@ -276,8 +274,7 @@ def probe(run: RunConfig, alternatives: Sequence[Sequence[RunConfig]]) -> Probed
         Operations up to each exit; the number of training images; operations of a round for one image, of
         each method that is the user's own; what is wrong with each of ``alternatives``, "" if nothing is.
 
-    Raises:
-        UserError: the data, the network or the device can't be used.
+    Raises UserError: the data, the network or the device can't be used.
     """
     with torch_threads(run.resources.driver_cpus):
         compute = resolve_compute(run.compute)

@@ -117,8 +117,7 @@ class Plan:
         Args:
             folder: where its own checkpoints go; by default the sweep's.
 
-        Raises:
-            ConfigError: the values are not allowed, or the budget does not pay for one round.
+        Raises ConfigError: the values are not allowed, or the budget does not pay for one round.
         """
         run = override(self.run, values)
         rounds = self.run.rounds * self._operations(self.run) // self._operations(run)
@@ -138,8 +137,7 @@ class SweepFolder:
     It has Ray Tune's trials and checkpoints, and in ``raygf/`` what raygf needs to resume them: Tune copies
     files that lie beside its own when it resumes, and later writes the copies back.
 
-    Raises:
-        StorageError: there is no such kind of storage; in methods: it can't be read or written.
+    Raises StorageError: there is no such kind of storage; in methods: it can't be read or written.
     """
 
     def __init__(self, storage: StorageConfig) -> None:

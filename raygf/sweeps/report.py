@@ -236,8 +236,7 @@ def _draw(axes: Axes, name: str, rows: Sequence[TrialRow], plan: Plan, best: Tri
 def write_report(folder: SweepFolder, rows: Sequence[TrialRow], plan: Plan, best: TrialRow | None) -> str:
     """Write table, best configuration and figure into the sweep's folder; returns the table's path.
 
-    Raises:
-        StorageError: they could not be written.
+    Raises StorageError: they could not be written.
     """
     path = folder.write(RESULTS, trials_csv(rows, plan).encode())
     if best is not None:

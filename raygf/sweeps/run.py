@@ -80,8 +80,7 @@ def run_sweep(argv: Sequence[str]) -> dict[str, Any]:
 def read_command(argv: Sequence[str]) -> tuple[Command, SweepFolder, Plan | None]:
     """What is asked for, the sweep's folder, and the plan that is stored there if it is to be resumed.
 
-    Raises:
-        UserError: a flag is not allowed, or the folder does not hold what is asked for.
+    Raises UserError: a flag is not allowed, or the folder does not hold what is asked for.
     """
     command, stored = parse_sweep(DESCRIPTION, argv), None
     options, storage = command.options, command.run.storage

@@ -135,8 +135,7 @@ Axis = Choice | Range
 def read_axis(name: str, value: Any) -> Axis:
     """The axis that ``value`` (of the field ``name`` in a space) stands for; a plain value is a lone choice.
 
-    Raises:
-        ConfigError: it has no values, its bounds are crossed, or it is nothing that can be checked.
+    Raises ConfigError: it has no values, its bounds are crossed, or it is nothing that can be checked.
     """
     from ray.tune.search.sample import Categorical, Domain, Float, Function, Integer
 
@@ -255,8 +254,7 @@ def load_space(name: str, run: RunConfig) -> Space:
     ``name`` is that of a file in ``tune_spaces``, the path of a Python file whose function is called as the
     file is, or "package.module:function".
 
-    Raises:
-        ConfigError: there is none of this name, its code fails, or it does not return a space.
+    Raises ConfigError: there is none of this name, its code fails, or it does not return a space.
     """
     space = call_own("space", name, run, function=lambda run: _function(name)(run), failed="its code failed")
     if not isinstance(space, Space):

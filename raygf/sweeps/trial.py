@@ -134,8 +134,7 @@ def take_over(given: tune.Checkpoint, run: RunConfig, values: Values) -> Schedul
     Population based training gives the checkpoint of another trial, and other ``values`` to go on with; only
     those may differ from what is stored. Returns the values before, and these if they differ.
 
-    Raises:
-        CheckpointError: it can't be read.
+    Raises CheckpointError: it can't be read.
     """
     path = f"{given.path}/{NAME}"
     try:

@@ -71,8 +71,7 @@ class Delivery:
     def open(self, call: Callable[[], None], limit_s: float) -> None:
         """Have ``call`` made first, and wait for it.
 
-        Raises:
-            TrackingError: the store can't be used, or ``call`` fails or takes longer than ``limit_s``.
+        Raises TrackingError: the store can't be used, or ``call`` fails or takes longer than ``limit_s``.
         """
         with answering(self._uri):
             self._worker = Worker()

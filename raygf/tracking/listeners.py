@@ -70,8 +70,7 @@ class TensorBoard:
 class Listeners:
     """The trackers that ``tracking.also`` names. One that fails is left out from then on, and costs a note.
 
-    Raises:
-        ConfigError: there is none of a name, its code fails, or what it returns is not one.
+    Raises ConfigError: there is none of a name, its code fails, or what it returns is not one.
     """
 
     def __init__(self, names: Sequence[str], notify: Notify) -> None:

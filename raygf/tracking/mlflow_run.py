@@ -67,8 +67,7 @@ class MLflowRun:
     def create(self, experiment: str, name: str, tags: Mapping[str, str]) -> None:
         """Create the run; ``experiment`` too, if there is none of this name.
 
-        Raises:
-            TrackingError: the experiment is deleted.
+        Raises TrackingError: the experiment is deleted.
         """
         self._client = connect(self.uri)
         from mlflow.tracking.context.registry import resolve_tags  # user, program, git commit
@@ -81,8 +80,7 @@ class MLflowRun:
     def reopen(self, run_id: str) -> None:
         """Continue the run ``run_id``, as if it had not ended.
 
-        Raises:
-            TrackingError: the store does not have it.
+        Raises TrackingError: the store does not have it.
         """
         hint = "; give the --tracking.uri that it was started with, or --tracking.enabled False"
         run = self.attach(run_id, f"the run to resume, {run_id},", hint)
@@ -98,8 +96,7 @@ class MLflowRun:
         Args:
             what, hint: the run and what to do, for the error.
 
-        Raises:
-            TrackingError: the store does not have it.
+        Raises TrackingError: the store does not have it.
         """
         self._client = connect(self.uri)
         try:

@@ -77,8 +77,7 @@ def connect(uri: str) -> Any:
 def find_experiment(client: Any, name: str, uri: str) -> str:
     """The id of the experiment ``name``, created if need be; another process may do so at the same time.
 
-    Raises:
-        TrackingError: it is deleted.
+    Raises TrackingError: it is deleted.
     """
     found = client.get_experiment_by_name(name)
     if found is None:
@@ -137,8 +136,7 @@ _HINTS = (
 def answering(uri: str) -> Iterator[None]:
     """Find out first, in seconds, whether the store answers; errors inside become one line.
 
-    Raises:
-        TrackingError: instead of any other error.
+    Raises TrackingError: instead of any other error.
     """
     check_uri(uri)
     try:
@@ -163,9 +161,8 @@ _PLUGINS = "mlflow.tracking_store"
 def check_uri(uri: str) -> None:
     """Find out whether ``uri`` can be tracked to.
 
-    Raises:
-        TrackingError: a kind of store that MLflow does not take, a server that does not answer, or a database
-            file that can't be written or is not MLflow's.
+    Raises TrackingError: a kind of store that MLflow does not take, a server that does not answer, or a
+    database file that can't be written or is not MLflow's.
     """
     try:
         parts = urlsplit(uri)

@@ -142,8 +142,7 @@ class SweepTrials:
 def end_running(uri: str, parent: str, status: str, why: str) -> None:
     """End ``parent``, and all runs under it that are not ended, with ``status`` and a tag that says why.
 
-    Raises:
-        TrackingError: the store does not answer.
+    Raises TrackingError: the store does not answer.
     """
     with answering(uri):
         client = connect(uri)
@@ -193,8 +192,7 @@ class SweepRun:
 
         ``config``: what trials have in common; ``params``: of the sweep itself.
 
-        Raises:
-            TrackingError: the store can't be used; no trial has been started yet.
+        Raises TrackingError: the store can't be used; no trial has been started yet.
         """
 
         def open_run() -> None:

@@ -91,8 +91,7 @@ class Tracker:
 
         The id is empty if nothing is tracked. Parameters that a resumed run has already stay as they are.
 
-        Raises:
-            TrackingError: the store can't be used; nothing has been trained yet.
+        Raises TrackingError: the store can't be used; nothing has been trained yet.
         """
         if not self._uri:
             return ""
@@ -254,8 +253,7 @@ def log_evaluation(run: RunResults, folder: Path, files: Sequence[Path]) -> str:
     Returns:
         The address of the run's page or, without a server, the store's URI, fit to be shown.
 
-    Raises:
-        TrackingError: the store can't be reached, or does not have the run.
+    Raises TrackingError: the store can't be reached, or does not have the run.
     """
     uri = resolve_uri(run.config.tracking, folder)
     path, _ = sqlite_path(uri)

@@ -91,8 +91,7 @@ def loss_coefficients(round: int, rounds: int, exits: int, loss: LossConfig) -> 
     backbone's training in the "mixed" and "disjoint" regimes of Kubaty et al., "How to Train Your Multi-Exit
     Model? Analyzing the Impact of Training Strategies", ICML 2025.
 
-    Raises:
-        ConfigError: "sdn" has end points for at most six inner exits.
+    Raises ConfigError: "sdn" has end points for at most six inner exits.
     """
     if loss.coefficients == "ones":
         return (1.0,) * exits
@@ -120,8 +119,7 @@ def exit_loss_weights(exit: int, coefficients: tuple[float, ...], aux: float) ->
 def decay_factor(round: int, rounds: int, optim: OptimConfig) -> float:
     """The factor of both learning rates in ``round``: ``decay`` once for every milestone passed.
 
-    Raises:
-        ConfigError: the user's function ``optim.schedule`` fails, or returns no factor.
+    Raises ConfigError: the user's function ``optim.schedule`` fails, or returns no factor.
     """
     if optim.schedule:
         factor = call_own("optim.schedule", optim.schedule, round, rounds)
@@ -172,8 +170,7 @@ class Tally:
             where: names the pass in errors.
             bad_weight: which weights are not finite after the last step, if any.
 
-        Raises:
-            NonFiniteError: a loss or weight is not finite; names the exit and the step.
+        Raises NonFiniteError: a loss or weight is not finite; names the exit and the step.
         """
         history = self._history()
         bad = (~torch.isfinite(history)).nonzero()

@@ -51,8 +51,7 @@ def train_epoch(
         part: what of the network is run; losses and scores are then those of its exits.
         turns: keeps the shares that this worker runs apart; needed if there are several.
 
-    Raises:
-        NonFiniteError: a loss, a gradient or the final vector is not finite; names the step.
+    Raises NonFiniteError: a loss, a gradient or the final vector is not finite; names the step.
     """
     bound.network.train()
     peers, tally = bound.peers, Tally(bound.peers, part.exits if part else None)

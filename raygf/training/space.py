@@ -44,8 +44,7 @@ class FlatSpace:
     def of(cls, network: nn.Module) -> FlatSpace:
         """The space of ``network``'s trainable parameters; a tensor that is used twice counts once.
 
-        Raises:
-            ValueError: there is no trainable parameter, or one is not float32.
+        Raises ValueError: there is no trainable parameter, or one is not float32.
         """
         slots, start = [], 0
         for name, parameter in trainable_parameters(network):
