@@ -24,7 +24,7 @@ from raygf.cli import parse_flags
 from raygf.config.fields import Limits, Section, from_dict, full_name, not_empty, override
 from raygf.config.recipes import RECIPES, Recipe, get_recipe
 from raygf.config.run import DataConfig, Name, RunConfig
-from raygf.console import print_table
+from raygf.console import notify, print_table
 from raygf.data.base import InputSpec
 from raygf.errors import (
     CheckpointError,
@@ -107,7 +107,7 @@ def load(path: str | Path, *, network: Network | None = None, data: Any = None, 
     """
     file, notes = find_checkpoint(str(path))
     for text in notes:
-        _note(text)
+        notify(text)
     config = read_config(load_checkpoint(file), file)
     return Run(file, _configured(config, network, data, settings))
 
@@ -367,7 +367,7 @@ def _evaluate(config: EvaluateConfig, runs: Sequence[Run | str]) -> tuple[list[R
         own = report.write_files(Path(config.out) / folder, report.run_files(run))
         files += own
         for line in report.what_is_missing(run):
-            _note(f"{folder}: {line}")
+            notify(f"{folder}: {line}")
         if config.log_to_mlflow:
             _log(run, folder, partial(_log_files, run, [*together, *own]))
     by_label = {
@@ -390,7 +390,7 @@ def _measure(given: Run | str, config: EvaluateConfig) -> RunResults:
     moved = {} if config.data_path is None else {"data.path": config.data_path}
     run = (given if isinstance(given, Run) else load(given, **moved)).loaded
     if config.noise and run.dataset.count("train") > _MANY and not is_step_method(run.config.method):
-        _note("training every exit for two epochs, for the noise in conflict; --noise False leaves it out")
+        notify("training every exit for two epochs, for the noise in conflict; --noise False leaves it out")
     results = evaluate_run(run, config.importance, config.noise)
     if config.log_model:
         _log(results, run.config.storage.name, partial(_log_model, run, results))
@@ -400,9 +400,9 @@ def _measure(given: Run | str, config: EvaluateConfig) -> RunResults:
 def _log(run: RunResults, name: str, log: Callable[[], str]) -> None:
     """Note what ``log`` has added to the run's page, or in one line why it could not."""
     try:
-        _note(f"{name}: {log() if run.run_id else 'was not tracked, nothing logged'}")
+        notify(f"{name}: {log() if run.run_id else 'was not tracked, nothing logged'}")
     except RaygfError as error:
-        _note(f"{name}: not logged to MLflow: {error}")
+        notify(f"{name}: not logged to MLflow: {error}")
 
 
 def _log_files(run: RunResults, files: Sequence[Path]) -> str:
@@ -451,7 +451,3 @@ def _executor() -> str:
 def _tracked(settings: Mapping[str, Any]) -> bool:
     """Whether MLflow was asked for: a database in the working folder would come as a surprise."""
     return "MLFLOW_TRACKING_URI" in os.environ or any(name.startswith("tracking.") for name in settings)
-
-
-def _note(text: str) -> None:
-    print(f"note: {' '.join(text.split())}", file=sys.stderr, flush=True)

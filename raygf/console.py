@@ -22,6 +22,11 @@ _WIDEST = 400
 """Columns of a table in a file or a pipe."""
 
 
+def notify(text: str) -> None:
+    """Print a note on standard error, where all that is not a result goes."""
+    print(f"note: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
 class _Console(Console):
     """A console that a closed pipe silences; rich's own would end the program."""
 

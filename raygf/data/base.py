@@ -44,11 +44,9 @@ class BatchSource(Protocol):
 
         ``images``: end it after so many, which the order draws.
         """
-        ...
 
     def evaluate(self, split: SplitName) -> Iterator[Batch]:
         """One pass over a split in its own order, without augmentation."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -65,12 +63,10 @@ class Images(Protocol):
     @property
     def labels(self) -> NDArray[np.int64]:
         """Class of every image (N,)."""
-        ...
 
     @property
     def digest(self) -> str:
         """16 hexadecimal digits that are equal for equal images and labels."""
-        ...
 
     def __len__(self) -> int: ...
 

@@ -111,7 +111,6 @@ class HasLoaded(Protocol):
     @property
     def loaded(self) -> LoadedRun:
         """The run with its network and data set."""
-        ...
 
 
 def load_run(path: str, config: RunConfig | None = None) -> LoadedRun:

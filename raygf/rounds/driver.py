@@ -53,19 +53,15 @@ class DriverHandle(Protocol):
 
     def prepare(self) -> RunStart:
         """Do all that can fail before training; returns what is known then."""
-        ...
 
     def rounds(self, run_id: str) -> Iterator[RoundRecord]:
         """Train the rounds that are left, yielding a record after each one's checkpoint."""
-        ...
 
     def end(self) -> RunEnd:
         """Evaluate the test images, after the last round."""
-        ...
 
     def close(self) -> None:
         """End processes and give the run's folder back."""
-        ...
 
 
 class Driver(DriverHandle):

@@ -1,6 +1,5 @@
 """Ray Tune's news about trials, passed to MLflow and to the terminal by the sweep's own process."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from raygf.config.run import StorageConfig
+from raygf.console import notify
 from raygf.evaluation.tables import passes_text
 from raygf.records import RoundRecord, RunEnd
 from raygf.sweeps.plan import Plan, SweepFolder, flags_for, name_of, shown_score
@@ -18,11 +18,6 @@ from raygf.tracking.tracker import Tracker, make_tracker
 
 _FOLDER_KEY = "checkpoint_dir_name"
 """Where Tune puts the name of a checkpoint's folder into a result."""
-
-
-def notify(text: str) -> None:
-    """Print a note on standard error, where all that is not a result goes."""
-    print(f"note: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
 class SweepCallback(tune.Callback):  # type: ignore[misc]

@@ -13,13 +13,12 @@ from ray import tune
 from raygf.cli import command_with, interruptible
 from raygf.config.fields import storage_path, to_dict
 from raygf.config.run import StorageConfig
-from raygf.console import print_table
+from raygf.console import notify, print_table
 from raygf.errors import ConfigError, RunFailed, StorageError, without_passwords
 from raygf.evaluation.tables import passes_text, terminal_table
 from raygf.launch import temporary_path_warning
 from raygf.on_ray.cluster import connected
 from raygf.on_ray.placement import check_fits, idle_nodes
-from raygf.sweeps.callback import notify
 from raygf.sweeps.command import Command, check_flags, check_space, parse_sweep, prepare
 from raygf.sweeps.plan import Plan, SweepFolder, set_field
 from raygf.sweeps.report import (

@@ -26,15 +26,12 @@ class Listener(Protocol):
 
     def on_start(self, config: RunConfig, start: RunStart) -> None:
         """Before the first round; of a resumed run ``start.round`` rounds are done already."""
-        ...
 
     def on_round(self, record: RoundRecord) -> None:
         """After every round."""
-        ...
 
     def on_end(self, end: RunEnd | None) -> None:
         """After the test; None: the run has failed, or was stopped before it."""
-        ...
 
 
 class TensorBoard:

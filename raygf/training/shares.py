@@ -157,8 +157,6 @@ class FusionShares(Protocol):
 
         In the order of the shares; nothing after the last batch. ``learn``: with a gradient.
         """
-        ...
 
     def buffers(self) -> list[dict[str, Tensor]]:
         """The buffers of every share after the last step, in the order of the shares."""
-        ...
