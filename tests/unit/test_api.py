@@ -21,7 +21,11 @@ from raygf.sweeps.space import load_space
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
+    """A folder of the test's own, in a process that is not in a cluster, whatever other tests have joined."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if "ray" in sys.modules:
+        monkeypatch.setattr(sys.modules["ray"], "is_initialized", lambda: False)
 
 
 def examples(name):
