@@ -97,10 +97,8 @@ class ExitTrainer:
         """
         config, bound, started = self._config, self.bound, time.perf_counter()
         peers = bound.peers = peers or Peers(config.resources.replicas_of(exit))
-        coefficients = loss_coefficients(round, config.rounds, exits, config.loss)
         part = self._parts[exit] if self._parts else whole(bound, exits)
-        all_weights = exit_loss_weights(exit, coefficients, config.loss.aux)
-        weights = torch.tensor([all_weights[seen] for seen in part.exits], device=bound.compute.device)
+        weights = self._loss_weights(exit, exits, round, part)
         lr = config.optim.lr * decay_factor(round, config.rounds, config.optim)
         start = None if momentum is None else bound.tensor(momentum)
         key = ("exit", round, exit if order is None else order)
@@ -130,6 +128,12 @@ class ExitTrainer:
             time.perf_counter() - started,
             None if carried is None else to_numpy(carried),
         )
+
+    def _loss_weights(self, exit: int, exits: int, round: int, part: Part) -> Tensor:
+        """Weights of the losses of ``part.exits`` while ``exit`` trains."""
+        coefficients = loss_coefficients(round, self._config.rounds, exits, self._config.loss)
+        weights = exit_loss_weights(exit, coefficients, self._config.loss.aux)
+        return torch.tensor([weights[seen] for seen in part.exits], device=self.bound.compute.device)
 
     def whole(self, update: ExitUpdate) -> Tensor:
         """The update's delta as a vector (P,), 0 where the exit owns nothing."""

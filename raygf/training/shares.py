@@ -112,9 +112,7 @@ def mean_buffers(buffers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     def mean(tensors: list[Tensor]) -> Tensor:
         if len(tensors) == 1 or not tensors[0].is_floating_point():
             return tensors[0].clone()
-        total = tensors[0].double()
-        for tensor in tensors[1:]:
-            total = total + tensor
+        total: Tensor = sum(tensors[1:], tensors[0].double())
         return (total / len(tensors)).to(tensors[0].dtype)
 
     return {name: mean([share[name] for share in buffers]) for name in buffers[0]}
