@@ -11,8 +11,8 @@ from raygf.config.run import StorageConfig
 from raygf.console import notify
 from raygf.evaluation.tables import passes_text
 from raygf.records import RoundRecord, RunEnd
-from raygf.sweeps.plan import Plan, SweepFolder, flags_for, name_of, shown_score
-from raygf.sweeps.trial import END, FAILURE, NAME, RECORD, SCHEDULE, START, VALUES, Schedule, cause_of
+from raygf.sweeps.plan import Plan, SweepFolder, name_of, shown_score
+from raygf.sweeps.trial import END, FAILURE, NAME, RECORD, START, VALUES, cause_of
 from raygf.tracking.sweep import SweepTrials
 from raygf.tracking.tracker import Tracker, make_tracker
 
@@ -51,7 +51,6 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         record, start = self._record(trial, result), result.get(START)
         if start is not None:
             self._runs.log_start(trial.trial_id, start)
-        self._notice_values(trial, result[SCHEDULE], record.round)
         self._runs.post(trial.trial_id, lambda tracker: tracker.log_round(record))
         for note in (*(start.notes if start else ()), *record.notes):
             notify(f"trial {_name(trial)}: {note}")
@@ -94,14 +93,6 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         """What it can't deliver is kept in the trial's folder."""
         storage = StorageConfig(self._folder.path, trial)
         return make_tracker(self._plan.run.tracking, Path.cwd(), notify, storage)
-
-    def _notice_values(self, trial: Trial, schedule: Schedule, round: int) -> None:
-        """Tell when population based training has given a trial other values; its parameters can't change."""
-        first, now = schedule[-1]
-        if len(schedule) > 1 and first == round:
-            notify(f"trial {name_of(now)} goes on from a checkpoint of {name_of(schedule[-2][1])}")
-            tags = {f"raygf.values_from_round_{round}": flags_for(now), "mlflow.runName": name_of(now)}
-            self._runs.post(trial.trial_id, lambda tracker: tracker.log_tags(tags))
 
     def _record(self, trial: Trial, result: dict[str, Any]) -> RoundRecord:
         """The round's record, with its checkpoint where Tune keeps it, if it got one."""

@@ -134,12 +134,8 @@ def check_flags(command: Command) -> None:
             f"trials = {trials}: a grid has as many trials as points; leave one of them out",
         ),
         (
-            options.search == "optuna" and options.scheduler == "pbt",
-            "search = 'optuna': pbt changes settings itself; search at random or on a grid",
-        ),
-        (
             options.grace and options.scheduler == "none",
-            f"grace = {options.grace}: scheduler = 'none' has none; choose asha or pbt",
+            f"grace = {options.grace}: scheduler = 'none' has none; choose asha",
         ),
     ):
         if refused:

@@ -49,13 +49,11 @@ class SweepOptions(Section):
     (pip install 'optuna>=4'). By default as the space says, mostly random."""
     points: Annotated[int, Limits(2, MILLION)] = 3
     """grid: values taken of every range, its ends included."""
-    scheduler: Literal["asha", "none", "pbt"] = "none"
+    scheduler: Literal["asha", "none"] = "none"
     """none: all trials run to their end. asha stops one that is not among the best third of those that had as
-    many training passes before it: who came first matters. pbt: the worst quarter goes on from the
-    checkpoints of the best, with settings near theirs."""
+    many training passes before it: who came first matters."""
     grace: Count | None = None
-    """Training passes before asha may stop a trial, and between two exchanges of pbt; by default half (asha)
-    or an eighth (pbt) of what a trial gets."""
+    """Training passes before asha may stop a trial; by default half of what a trial gets."""
     concurrent: Count | None = None
     """Trials that run side by side; by default as many as the cluster holds. A trial's exit actors are made
     fewer so that they do, unless resources.actors is given."""

@@ -4,7 +4,7 @@ import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from raygf.evaluation.tables import MISSING, csv_text, markdown_table, passes_te
 from raygf.records import RoundRecord, RunEnd
 from raygf.sweeps.plan import Plan, SweepFolder, flags_for, name_of, shown_score
 from raygf.sweeps.space import LOG, Values, text_of
-from raygf.sweeps.trial import END, FAILURE, NAME, RECORD, SCHEDULE, VALUES, Schedule, cause_of
+from raygf.sweeps.trial import END, FAILURE, NAME, RECORD, VALUES, cause_of
 from raygf.tracking.sweep import SweepReport
 
 RESULTS = "results.csv"
@@ -45,8 +45,7 @@ class TrialRow:
     """One trial.
 
     ``score``: its metric after the last round that it did. ``test``: test accuracy of every exit, 0–1, of a
-    trial that came to its end; never looked at to choose. ``cause``: why it failed. ``schedule``: the values
-    that its weights were trained with; ``values`` are the last ones.
+    trial that came to its end; never looked at to choose. ``cause``: why it failed.
     """
 
     trial: str
@@ -61,7 +60,6 @@ class TrialRow:
     checkpoint: str
     run_id: str
     cause: str = ""
-    schedule: Schedule = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -107,7 +105,6 @@ def _row(result: Any, plan: Plan, folder: SweepFolder, runs: Mapping[str, str]) 
         checkpoint=checkpoint,
         run_id=runs.get(trial, ""),
         cause=str(metrics.get(FAILURE) or cause_of(result.error)) if failed else "",
-        schedule=metrics.get(SCHEDULE, []),
     )
 
 
@@ -137,13 +134,6 @@ def failures(rows: Sequence[TrialRow]) -> list[str]:
     return [f"trial {row.name} failed: {row.cause}" for row in rows if row.status == "failed"]
 
 
-def settings_of(row: TrialRow) -> str:
-    """The flags that set its values; of a schedule each with their first round."""
-    if len(row.schedule) < 2:
-        return flags_for(row.values)
-    return "a schedule: " + "; ".join(f"from round {first} {flags_for(new)}" for first, new in row.schedule)
-
-
 def trials_csv(rows: Sequence[TrialRow], plan: Plan) -> str:
     """One line a trial, in the order of ``rows``; accuracies 0–1, empty fields where there is no value."""
     tests = ["average", *(f"exit_{number}" for number in range(1, len(plan.costs) + 1))]
@@ -155,7 +145,7 @@ def trials_csv(rows: Sequence[TrialRow], plan: Plan) -> str:
         spent = [f"{row.passes:g}", row.operations, row.rounds, round(row.seconds, 1)]
         numbers = [row.score, *map(row.test_score, tests), *spent]
         lines.append([row.trial, row.name, row.status, *values, *numbers])
-        lines[-1] += [row.run_id, row.checkpoint, settings_of(row), row.cause]
+        lines[-1] += [row.run_id, row.checkpoint, flags_for(row.values), row.cause]
     return csv_text(lines)
 
 
@@ -258,7 +248,7 @@ def sweep_report(rows: Sequence[TrialRow], plan: Plan, best: TrialRow) -> SweepR
     if (test := best.test_score(plan.judged)) is not None:
         metrics[f"test_accuracy/{plan.judged}"] = test
     markdown = (
-        f"Best: trial {best.name}, `{settings_of(best)}`\n\n"
+        f"Best: trial {best.name}, `{flags_for(best.values)}`\n\n"
         f"{few_finished(rows)}\n\n{markdown_table(header, finished)}\n"
         f"{left and 'Not trained to their end, so not ranked:'}\n\n{left}\n"
         f"All trials: `{RESULTS}`. The figure of the objective: `figures/{FIGURE}`.\n"
@@ -270,12 +260,10 @@ def sweep_report(rows: Sequence[TrialRow], plan: Plan, best: TrialRow) -> SweepR
 
 
 def result_of(rows: Sequence[TrialRow], plan: Plan, best: TrialRow, path: str) -> dict[str, Any]:
-    """The job's last line; ``best_config`` are the last settings of a schedule."""
-    schedule = [{"from_round": first, **values} for first, values in best.schedule]
+    """The job's last line."""
     return {
         "best_trial": best.trial,
         "best_config": best.values,
-        **({"best_schedule": schedule} if len(schedule) > 1 else {}),
         "best_score": best.score,
         "trials": len(rows),
         "failed": len(failures(rows)),
@@ -285,6 +273,6 @@ def result_of(rows: Sequence[TrialRow], plan: Plan, best: TrialRow, path: str) -
 
 
 def best_config(plan: Plan, best: TrialRow) -> str:
-    """The best trial's whole run, as YAML; of a schedule the last settings, the others in a comment."""
+    """The best trial's whole run, as YAML, and in a comment the flags that set what was swept."""
     run = yaml.safe_dump(without_passwords(to_dict(plan.trial_run(best.trial, best.values))), sort_keys=False)
-    return f"# {settings_of(best)}\n{run}"
+    return f"# {flags_for(best.values)}\n{run}"

@@ -20,7 +20,7 @@ from raygf.launch import temporary_path_warning
 from raygf.on_ray.cluster import connected
 from raygf.on_ray.placement import check_fits, idle_nodes
 from raygf.sweeps.command import Command, check_flags, check_space, parse_sweep, prepare
-from raygf.sweeps.plan import Plan, SweepFolder, set_field
+from raygf.sweeps.plan import Plan, SweepFolder, flags_for, set_field
 from raygf.sweeps.report import (
     RESULTS,
     best_row,
@@ -28,7 +28,6 @@ from raygf.sweeps.report import (
     few_finished,
     read_rows,
     result_of,
-    settings_of,
     sweep_report,
     trials_csv,
     trials_table,
@@ -135,7 +134,7 @@ def _tune(plan: Plan, make: Callable[[Plan], tune.Tuner], folder: SweepFolder) -
             if run is not None:
                 run.fail("FAILED", why, {RESULTS: trials_csv(rows, plan)})
             raise RunFailed(why)
-        notify(f"best: trial {best.name}, {settings_of(best)}")
+        notify(f"best: trial {best.name}, {flags_for(best.values)}")
         if run is not None:
             run.finish(sweep_report(rows, plan, best))
         return result_of(rows, plan, best, path)

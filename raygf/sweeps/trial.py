@@ -4,12 +4,10 @@ The driver writes its checkpoints to a folder on its own node. Each round's is h
 name: after a crash Tune may use a checkpoint's folder again, and there must not be two in it.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from copy import deepcopy
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +17,6 @@ import ray
 from ray import tune
 from ray.exceptions import RayActorError
 
-from raygf.config.fields import flatten, to_dict
 from raygf.config.run import RunConfig
 from raygf.errors import (
     CheckpointError,
@@ -34,8 +31,7 @@ from raygf.on_ray.driver import RemoteDriver
 from raygf.on_ray.placement import Bundles, trial_bundles
 from raygf.records import RoundRecord
 from raygf.storage.checkpoint import CheckpointStore, read_archive
-from raygf.sweeps.plan import Plan, SweepFolder, set_field
-from raygf.sweeps.space import Values
+from raygf.sweeps.plan import Plan, SweepFolder
 from raygf.tracking.mlflow_run import round_metrics
 
 START, RECORD, END = "raygf_start", "raygf_record", "raygf_end"
@@ -47,18 +43,11 @@ VALUES = "values"
 """Where a trial's configuration, as Tune knows it, holds the fields that the trial sets."""
 NAME = "checkpoint.npz"
 """What the checkpoint is called in the folders that Tune keeps."""
-SCHEDULE = "raygf_schedule"
-"""Where a result has the trial's ``Schedule``."""
-_SCHEDULE_FILE = "schedule.json"
-"""Beside a checkpoint whose weights were trained with several values one after the other."""
 WOULD_HAPPEN_AGAIN = (ConfigError, DataError, CheckpointError, NonFiniteError, MemoryExhausted)
 """Errors that end a trial at once: training is repeatable, so another try would end the same way."""
 
 _RAYGFS = re.compile(r"^raygf\.errors\.\w+: ")
 """raygf's own errors say all there is to say without their kind."""
-
-Schedule = list[tuple[int, Values]]
-"""What weights were trained with: values, each with their first round. Only a population has several."""
 
 
 def run_trial(config: dict[str, Any], plan: Plan) -> None:
@@ -71,15 +60,15 @@ def run_trial(config: dict[str, Any], plan: Plan) -> None:
     run_id = SweepFolder(plan.run.storage).read_trials().get(trial, "")
     with TemporaryDirectory(dir=Path.cwd(), prefix="rounds-", ignore_cleanup_errors=True) as rounds:
         try:
-            run, schedule = plan.trial_run(trial, values, rounds), [(1, values)]
+            run = plan.trial_run(trial, values, rounds)
             if given := tune.get_checkpoint():
-                schedule = take_over(given, run, values)
+                take_over(given, run)
                 run = replace(run, storage=replace(run.storage, resume=True))
             # Ray leaves the empty bundle out, so the driver's is the first.
             exits = tuple(range(1, 1 + plan.exit_bundles(values)))
             driver = RemoteDriver(run, Bundles(ray.util.get_current_placement_group(), 0, exits))
             try:
-                _report(driver, run_id, schedule)
+                _report(driver, run_id)
             finally:
                 driver.close()
         except WOULD_HAPPEN_AGAIN as error:
@@ -91,15 +80,14 @@ def placement(plan: Plan, config: dict[str, Any]) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory(trial_bundles(plan.run.resources, plan.exit_bundles(config[VALUES])))
 
 
-def _report(driver: RemoteDriver, run_id: str, schedule: Schedule) -> None:
+def _report(driver: RemoteDriver, run_id: str) -> None:
     """Report every record, the last one with the test's results: Tune takes nothing after the last report."""
     start = driver.prepare()
     last, news = start.last, {START: start}
 
     def report(record: RoundRecord, **more: Any) -> None:
-        known = {**round_metrics(record), RECORD: record, SCHEDULE: schedule}
-        with handed_over(record.checkpoint, schedule) as checkpoint:
-            tune.report({**known, **news, **more}, checkpoint=checkpoint)
+        with handed_over(record.checkpoint) as checkpoint:
+            tune.report({**round_metrics(record), RECORD: record, **news, **more}, checkpoint=checkpoint)
         news.clear()
 
     for record in driver.rounds(run_id):
@@ -112,7 +100,7 @@ def _report(driver: RemoteDriver, run_id: str, schedule: Schedule) -> None:
 
 
 @contextmanager
-def handed_over(path: str, schedule: Schedule) -> Iterator[tune.Checkpoint | None]:
+def handed_over(path: str) -> Iterator[tune.Checkpoint | None]:
     """The checkpoint file ``path`` as Tune wants it: alone in a folder.
 
     None if it is gone: records that a lost driver could not hand out come after newer checkpoints.
@@ -120,19 +108,14 @@ def handed_over(path: str, schedule: Schedule) -> Iterator[tune.Checkpoint | Non
     with TemporaryDirectory(dir=Path(path).parent, prefix="to-tune-", ignore_cleanup_errors=True) as folder:
         try:
             shutil.copyfile(path, Path(folder, NAME))
-            if len(schedule) > 1:
-                Path(folder, _SCHEDULE_FILE).write_text(json.dumps(schedule))
         except FileNotFoundError:
             yield None
         else:
             yield tune.Checkpoint.from_directory(folder)
 
 
-def take_over(given: tune.Checkpoint, run: RunConfig, values: Values) -> Schedule:
+def take_over(given: tune.Checkpoint, run: RunConfig) -> None:
     """Put the checkpoint that Tune has ``given`` where the driver of ``run`` looks for it.
-
-    Population based training gives the checkpoint of another trial, and other ``values`` to go on with; only
-    those may differ from what is stored. Returns the values before, and these if they differ.
 
     Raises CheckpointError: it can't be read.
     """
@@ -144,19 +127,9 @@ def take_over(given: tune.Checkpoint, run: RunConfig, values: Values) -> Schedul
         raise CheckpointError(f"{path}: {error}") from None
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {type(error).__name__}") from None
-    config, now = deepcopy(checkpoint.meta["config"]), flatten(to_dict(run))
-    before, after = ({name: known.get(name) for name in values} for known in (flatten(config), now))
-    schedule: Schedule = [(1, before)]
-    with suppress(OSError), given.filesystem.open_input_file(f"{given.path}/{_SCHEDULE_FILE}") as stream:
-        schedule = [(first, values) for first, values in json.loads(stream.read())]
-    if after != before:
-        schedule.append((checkpoint.round + 1, after))
-    for name in values:
-        set_field(config, name, now[name])
     store = CheckpointStore(run.storage.path, run.storage.name, keep=1)
     store.check_writable()
-    store.save(replace(checkpoint, meta={**checkpoint.meta, "config": config}))
-    return schedule
+    store.save(checkpoint)
 
 
 def cause_of(error: object) -> str:

@@ -123,10 +123,6 @@ class Tracker:
             text = note if f"round {record.round}" in note else f"round {record.round}: {note}"
             self._post("a note", "add_note", text=text)
 
-    def log_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags; returns at once."""
-        self._delivery.post(self._tags(tags))
-
     def finish(self, end: RunEnd) -> None:
         """Deliver what is waiting, then the results, tables and figures, and close the run as FINISHED.
 

@@ -14,7 +14,7 @@ from raygf.records import RunStart
 from raygf.sweeps import callback as module
 from raygf.sweeps.callback import SweepCallback
 from raygf.sweeps.plan import SweepFolder, SweepOptions
-from raygf.sweeps.trial import END, FAILURE, RECORD, SCHEDULE, START, VALUES
+from raygf.sweeps.trial import END, FAILURE, RECORD, START, VALUES
 
 
 def trial_named(name, status=Trial.RUNNING, last_result=None, error=None):
@@ -61,7 +61,7 @@ def started(tmp_path, trackers):
 
 def result(round, **more):
     """What Tune has of a round, each with a checkpoint."""
-    metrics = {"val_accuracy/average": 0.6, "training_passes": 4.0 * round, SCHEDULE: [(1, {})]}
+    metrics = {"val_accuracy/average": 0.6, "training_passes": 4.0 * round}
     return {**metrics, RECORD: record(round), "checkpoint_dir_name": f"checkpoint_{round:06d}", **more}
 
 
@@ -130,19 +130,3 @@ def test_trials_that_fail(started, trackers, capsys, tmp_path):
     lines = capsys.readouterr().err.splitlines()
     assert "note: trial fusion.lr=0.3 crashed, trying again (1 of 2): the driver was lost" in lines
     assert lines[-1] == "note: trial fusion.lr=0.3 failed: the driver was lost"
-
-
-def test_other_values_are_noted_with_the_first_round_that_has_them(started, trackers, capsys):
-    callback, trial = begun(started(), "a")
-    report(callback, trial, result(1))
-    trial.config = {VALUES: {"fusion.lr": 0.24}}  # from the scheduler, after this round
-    report(callback, trial, result(2))
-    for number in (3, 4):
-        report(
-            callback,
-            trial,
-            result(number, **{SCHEDULE: [(1, {"fusion.lr": 0.3}), (3, trial.config[VALUES])]}),
-        )
-    tags = {"raygf.values_from_round_3": "--fusion.lr 0.24", "mlflow.runName": "fusion.lr=0.24"}
-    trackers["a"].log_tags.assert_called_once_with(tags)
-    assert "trial fusion.lr=0.24 goes on from a checkpoint of fusion.lr=0.3" in capsys.readouterr().err

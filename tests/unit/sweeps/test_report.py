@@ -24,13 +24,12 @@ from raygf.sweeps.report import (
     ranked,
     read_rows,
     result_of,
-    settings_of,
     sweep_report,
     trials_csv,
     trials_table,
     write_report,
 )
-from raygf.sweeps.trial import END, FAILURE, RECORD, SCHEDULE, VALUES
+from raygf.sweeps.trial import END, FAILURE, RECORD, VALUES
 
 ROWS = [
     row(0, 0.5),
@@ -38,7 +37,6 @@ ROWS = [
     row(2, None),
     row(3, 0.7, values={"fusion.lr": 0.01, "fusion.segments": "channel"}),
 ]
-SCHEDULE_OF_TWO = [(1, {"fusion.lr": 0.5}), (11, {"fusion.lr": 0.4})]
 
 
 def test_the_best_is_chosen_by_validation_among_those_that_had_all_of_their_training():
@@ -97,16 +95,6 @@ def test_a_warning_when_fewer_than_three_trials_came_to_their_end():
     )
     assert few_finished([row(0), row(1), row(2), ROWS[1]]) == few_finished([row(0)]) == ""
     assert few_finished([row(0), row(1, None)]).endswith("among them")
-
-
-def test_settings_that_changed_are_a_schedule_everywhere():
-    best = row(0, schedule=SCHEDULE_OF_TWO, values={"fusion.lr": 0.4})
-    assert settings_of(best) == "a schedule: from round 1 --fusion.lr 0.5; from round 11 --fusion.lr 0.4"
-    steps = [{"from_round": 1, "fusion.lr": 0.5}, {"from_round": 11, "fusion.lr": 0.4}]
-    assert result_of([best], plan(), best, "a.csv")["best_schedule"] == steps
-    report = sweep_report([best], plan(), best)
-    assert settings_of(best) in report.markdown and settings_of(best) in report.texts["results.csv"]
-    assert report.texts["best_config.yaml"].startswith(f"# {settings_of(best)}\n")
 
 
 def test_the_figure_has_a_panel_for_every_swept_field_with_accuracies_in_percent():
@@ -185,12 +173,12 @@ def test_rows_are_read_from_what_tune_has_in_the_order_of_the_trials(tmp_path):
         found = {"metrics": {"trial_id": trial, **metrics}, "config": {VALUES: {"fusion.lr": 0.1}}}
         return SimpleNamespace(**found, error=error, checkpoint=checkpoint)
 
-    scored = {RECORD: record(4, (0.5, 0.7)), made.metric: 0.6, "time_total_s": 2.5, SCHEDULE: SCHEDULE_OF_TWO}
+    scored = {RECORD: record(4, (0.5, 0.7)), made.metric: 0.6, "time_total_s": 2.5}
     results = [result("ab_00002", **scored, **{END: end()}), result("ab_00001", **{FAILURE: "diverged"})]
     results.append(result("ab_00000", error=RunFailed("lost"), **scored))
     lost, done, diverged = read_rows(results, made, folder)
     told = [(each.run_id, each.status, each.cause, each.score) for each in (lost, diverged)]
     assert told == [("r0", "failed", "lost", 0.6), ("", "failed", "diverged", None)]
     assert (done.status, done.rounds, done.passes, done.seconds) == ("finished", 4, 16, 2.5)
-    assert (done.run_id, done.test, done.schedule) == ("r2", (0.6, 0.8), SCHEDULE_OF_TWO)
+    assert (done.run_id, done.test) == ("r2", (0.6, 0.8))
     assert done.checkpoint == f"{tmp_path}/sweep/ab_00002/checkpoint_000003/checkpoint.npz"

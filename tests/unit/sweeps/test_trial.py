@@ -8,7 +8,7 @@ import pytest
 from ray import tune
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from raygf.config.fields import override, to_dict
+from raygf.config.fields import to_dict
 from raygf.config.recipes import get_recipe
 from raygf.config.run import StorageConfig
 from raygf.errors import CheckpointError, ConfigError, RunFailed
@@ -20,9 +20,9 @@ from raygf.training.network import NetworkState
 RUN = get_recipe("digits")
 
 
-def checkpoint(round=3, run=RUN):
+def checkpoint(round=3):
     state = NetworkState(np.arange(4, dtype=np.float32) + round, {"steps": np.array(round)})
-    return Checkpoint(round, state, {"eta": np.ones(2)}, {"config": to_dict(run), "run_id": "theirs"})
+    return Checkpoint(round, state, {"eta": np.ones(2)}, {"config": to_dict(RUN), "run_id": "theirs"})
 
 
 def kept_by_tune(folder, made):
@@ -46,16 +46,16 @@ def run(tmp_path):
 def test_a_checkpoint_is_handed_over_alone_and_outlives_the_drivers_file(tmp_path):
     path = tmp_path / "round-000003.npz"
     path.write_bytes(b"as the driver wrote it")
-    with handed_over(str(path), [(1, {})]) as given:
+    with handed_over(str(path)) as given:
         path.unlink()
         assert [file.name for file in Path(given.path).iterdir()] == [NAME]
     assert not Path(given.path).exists()
-    with handed_over(str(path), []) as given:
+    with handed_over(str(path)) as given:
         assert given is None
 
 
 def test_the_driver_finds_what_tune_has(tmp_path, run):
-    take_over(kept_by_tune(tmp_path / "a", checkpoint()), run, {})
+    take_over(kept_by_tune(tmp_path / "a", checkpoint()), run)
     found = taken(run)
     assert (found.round, found.meta["run_id"]) == (3, "theirs")
     assert found.network.sha256() == checkpoint().network.sha256()
@@ -63,44 +63,15 @@ def test_the_driver_finds_what_tune_has(tmp_path, run):
     require_same_run(found, run)
 
 
-def test_values_of_another_trial_are_replaced_and_nothing_else(tmp_path, run):
-    """Population based training: their checkpoint, our values."""
-    values = {"fusion.lr": 0.3, "loss.aux": 0.2}
-    ours, theirs = override(run, values), override(RUN, {"fusion.lr": 0.7, "loss.aux": 0.9})
-    take_over(kept_by_tune(tmp_path / "a", checkpoint(run=theirs)), ours, values)
-    require_same_run(taken(ours), ours)
-    other = checkpoint(4, run=override(theirs, {"optim.lr": 0.05}))
-    take_over(kept_by_tune(tmp_path / "b", other), ours, values)
-    with pytest.raises(CheckpointError, match=r"optim\.lr was 0\.05, is now 0\.1"):
-        require_same_run(taken(ours), ours)
-
-
-def test_what_weights_were_trained_with_goes_along_from_trial_to_trial(tmp_path, run):
-    """A takes over from B, which had taken over from C: C's values, then B's, then A's."""
-    rates = [{"fusion.lr": lr} for lr in (0.7, 0.3, 0.2)]
-    first = override(RUN, rates[0])
-    schedule = take_over(
-        kept_by_tune(tmp_path / "c", checkpoint(3, first)), override(run, rates[0]), rates[0]
-    )
-    assert schedule == [(1, rates[0])]
-    for number, values in ((5, rates[1]), (9, rates[2])):
-        stored = tmp_path / "stored.npz"
-        with stored.open("wb") as stream:
-            write_archive(stream, checkpoint(number, override(RUN, schedule[-1][1])))
-        with handed_over(str(stored), schedule) as given:
-            schedule = take_over(given, override(run, values), values)
-    assert schedule == [(1, rates[0]), (6, rates[1]), (10, rates[2])]
-
-
 def test_a_checkpoint_that_is_gone_or_damaged_is_named(tmp_path, run):
     given = kept_by_tune(tmp_path / "given", checkpoint())
     file = tmp_path / "given" / NAME
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(CheckpointError, match=rf"given/{NAME}: "):
-        take_over(given, run, {})
+        take_over(given, run)
     file.unlink()
     with pytest.raises(CheckpointError, match=rf"given/{NAME} can't be read: FileNotFoundError"):
-        take_over(given, run, {})
+        take_over(given, run)
 
 
 def from_a_process(cause, text):
