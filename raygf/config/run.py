@@ -109,9 +109,6 @@ class DataConfig(Section, name="data"):
     workers: Annotated[int, Limits(0, 10_000)] = 4
     """imagefolder, shards: processes that read and decode for each trainer (every exit, and the driver); 0:
     it does so itself. Their number does not change the images."""
-    max_undecodable: Natural = 0
-    """imagefolder, shards: images that may be left out of a pass because they can't be decoded; more are an
-    error."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

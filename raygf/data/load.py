@@ -65,7 +65,6 @@ def _load_streamed(config: DataConfig, seed: int) -> StreamedSet:
         flip=config.flip,
         transform=config.transform,
         workers=config.workers,
-        max_undecodable=config.max_undecodable,
     )
 
 

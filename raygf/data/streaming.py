@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +14,7 @@ from raygf.data.base import Batch, ChannelStatistics, Dataset, Normaliser, Split
 from raygf.data.in_memory import batch_edges
 from raygf.data.pixels import evaluation_view, training_view
 from raygf.data.stores import FolderStore, Part
-from raygf.data.workers import Failure, Key, Order, Pass, WorkerPool, in_order, shuffled
-from raygf.errors import DataError
+from raygf.data.workers import Key, Order, Pass, WorkerPool, in_order, shuffled
 
 STATISTICS = ChannelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Of ImageNet's training images, as everybody uses them."""
@@ -24,8 +22,6 @@ STATISTICS = ChannelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 BUFFER_BYTES = 512 * 2**20
 """Encoded images that all workers of a trainer together keep, apart from one unit; decides how far images are
 shuffled, so changing it changes the order."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -48,8 +44,6 @@ class StreamedSet(Dataset):
     """The user's function that changes batches of training images after that; see ``transform_batch``."""
     workers: int
     """Processes that read and decode, for each that opens the set."""
-    max_undecodable: int
-    """Images of one pass that may be left out because they can't be decoded."""
 
     def open(self, compute: Compute, batch_size: int, eval_batch_size: int) -> StreamedBatches:
         """The data set's batches on ``compute.device``."""
@@ -70,12 +64,7 @@ class StreamedSet(Dataset):
 
 
 class StreamedBatches:
-    """The batches of a ``StreamedSet``, made by worker processes. A ``raygf.data.base.BatchSource``.
-
-    An image that can't be decoded is left out of its batch, named in a warning, and counted: more than the
-    limit in one pass is an error. Its place is not filled, so a batch may be smaller; a training batch with
-    less than two images left is left out as a whole, because BatchNorm can't normalise one value.
-    """
+    """The batches of a ``StreamedSet``, made by worker processes. A ``raygf.data.base.BatchSource``."""
 
     def __init__(self, data: StreamedSet, compute: Compute, batch_size: int, eval_batch_size: int) -> None:
         self._data = data
@@ -83,8 +72,6 @@ class StreamedBatches:
         self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
         self._normalise = Normaliser(data.statistics, compute)
         self._idle: list[WorkerPool] = []
-        self.undecodable: set[str] = set()
-        """All images that were left out so far, as they are named in the warnings."""
 
     def train(self, seed: int, *key: str | int, images: int | None = None) -> Iterator[Batch]:
         """See ``BatchSource``. Every image comes exactly once, and the same bits with any number of workers.
@@ -103,7 +90,7 @@ class StreamedBatches:
         """See ``BatchSource``; nothing if the split is empty.
 
         Raises:
-            DataError: a file is gone or damaged, or more images than allowed can't be decoded.
+            DataError: a file is gone or damaged, or an image can't be decoded.
             RunFailed: a worker process was lost.
         """
         part, size = self._data.splits[split], self._eval_batch_size
@@ -120,21 +107,10 @@ class StreamedBatches:
             stores = {name: part.store for name, part in data.splits.items()}
             capacity = max(self._batch_size + 1, self._eval_batch_size)  # one may join the last batch
             pool = WorkerPool(stores, data.view, data.workers, capacity, data.crop)
-        left_out = used = 0
         try:
-            for (start, stop), (images, failures) in zip(whole.edges, pool.batches(whole), strict=True):
-                left_out += len(failures)
-                self._judge(failures, left_out)
-                labels = torch.from_numpy(
-                    data.splits[whole.split].store.labels[whole.order.images[start:stop]]
-                )
-                if failures:
-                    whole_ones = torch.ones(len(labels), dtype=torch.bool)
-                    whole_ones[[failure.place for failure in failures]] = False
-                    images, labels = images[whole_ones], labels[whole_ones]
-                if len(labels) < (1 if whole.key is None else 2):
-                    continue
-                used += 1
+            all_labels = data.splits[whole.split].store.labels
+            for (start, stop), images in zip(whole.edges, pool.batches(whole), strict=True):
+                labels = torch.from_numpy(all_labels[whole.order.images[start:stop]])
                 if whole.key is not None and data.transform:
                     images = transform_batch(data.transform, images, (*whole.key, start))
                 yield self._normalise(images.to(device)), labels.to(device)
@@ -142,21 +118,6 @@ class StreamedBatches:
             pool.close()  # its workers are in the midst of a pass
             raise
         self._idle.append(pool)
-        if not used:
-            raise DataError(f"of the {whole.split} images too few can be decoded to make a single batch")
-
-    def _judge(self, failures: Sequence[Failure], left_out: int) -> None:
-        """Warn of each of the ``failures`` once; raise if ``left_out``, those of this pass, are too many."""
-        for failure in failures:
-            if failure.where not in self.undecodable:
-                self.undecodable.add(failure.where)
-                _log.warning("%s: %s; it is left out", failure.where, failure.why)
-        if failures and left_out > self._data.max_undecodable:
-            last = failures[-1]
-            raise DataError(
-                f"{last.where}: {last.why}; {left_out} such image(s) in this pass, data.max_undecodable = "
-                f"{self._data.max_undecodable} allowed: mend the data set or raise --data.max-undecodable"
-            )
 
 
 def _window(part: Part) -> int:

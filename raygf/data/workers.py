@@ -8,7 +8,6 @@ there are too few units to go round. Which worker does what depends on their num
 import itertools
 import math
 import mmap
-import multiprocessing
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -145,19 +144,6 @@ def _ending(whole: Pass) -> list[Indices]:
     return np.split(names[by_batch], np.searchsorted(last[by_batch], np.arange(1, batches)))
 
 
-class Failure(NamedTuple):
-    """An image that could not be decoded."""
-
-    place: int
-    """Its row of the batch."""
-    where: str
-    why: str
-
-
-Done = list[Failure] | str
-"""How a task went; a text: why it could not be done. Exceptions change on their way out of a worker."""
-
-
 class ViewMaker:
     """Does tasks, putting the images into ``slots`` (S, B, H, W, 3); one for each process."""
 
@@ -167,19 +153,18 @@ class ViewMaker:
         self._slots = torch.from_numpy(slots).permute(0, 1, 4, 2, 3)
         self._readers: dict[SplitName, FolderStore | ShardReader] = {}
 
-    def __getitem__(self, task: Task) -> Done:
-        """Do ``task``; under this name because torch's DataLoader asks for it so."""
+    def __getitem__(self, task: Task) -> str:
+        """Do ``task``; why it can't be done, else "": exceptions change on their way out of a worker."""
         try:
-            return self._do(task)
+            with torch_threads(1):  # one image is too little for more
+                self._do(task)
         except DataError as error:
             return str(error)
+        return ""
 
-    def _do(self, task: Task) -> list[Failure]:
+    def _do(self, task: Task) -> None:
         store = self._stores[task.split]
-        if task.split not in self._readers:
-            self._readers[task.split] = store.open()
-        reader = self._readers[task.split]
-        failures = []
+        reader = self._readers.setdefault(task.split, store.open())
         for place, image, visit in zip(
             *map(np.ndarray.tolist, (task.places, task.images, task.visits)), strict=True
         ):
@@ -189,11 +174,12 @@ class ViewMaker:
                     raise ValueError("there are no image bytes; images must be stored inside the file")
                 view = self._view(decode_tensor(file), image, task.key)
             except ValueError as error:
-                failures.append(Failure(place, store.where(image), str(error)))
-            else:
-                self._slots[task.slot, place].copy_(view)
+                raise DataError(
+                    f"{store.where(image)}: {error}; remove it, or let raygf prepare --max-undecodable leave "
+                    "such images out"
+                ) from None
+            self._slots[task.slot, place].copy_(view)
         reader.leave(task.over.tolist())
-        return failures
 
 
 class WorkerPool:
@@ -206,12 +192,7 @@ class WorkerPool:
     """
 
     def __init__(self, stores: Stores, view: View, workers: int, capacity: int, size: int) -> None:
-        """``capacity``: images in the largest batch. ``size``: pixels a side that ``view`` cuts images to.
-
-        Raises DataError: there are to be workers, and this system has no fork.
-        """
-        if workers and "fork" not in multiprocessing.get_all_start_methods():
-            raise DataError(f"data.workers = {workers}: this system has no fork; set --data.workers 0")
+        """``capacity``: images in the largest batch. ``size``: pixels a side that ``view`` cuts images to."""
         self._workers = workers
         self._ahead = min(32, max(2, -(-IMAGES_AHEAD // capacity))) if workers else 0
         # One slot is with the consumer, one is done while it asks for the next, the others are ahead.
@@ -222,27 +203,24 @@ class WorkerPool:
         self._loader: Any = None
         self._iterator: Any = None
 
-    def batches(self, whole: Pass) -> Iterator[tuple[torch.Tensor, list[Failure]]]:
+    def batches(self, whole: Pass) -> Iterator[torch.Tensor]:
         """The batches of one pass. Only after the last one may another pass begin.
 
         Yields:
-            Images uint8 (B, 3, H, W), a view of memory that the workers use again once the next batch is
-            asked for; and those rows of it that hold no image.
+            Images uint8 (B, 3, H, W), a view of memory that is used again once the next batch is asked for.
 
         Raises:
-            DataError: files are gone or damaged.
+            DataError: files are gone or damaged, or an image can't be decoded.
             RunFailed: a worker process was lost.
         """
         lanes = max(1, self._workers)
         done = self._done(cut(whole, lanes, len(self._slots), max(1, self._ahead)))
         for number, (start, stop) in enumerate(whole.edges):
-            failures: list[Failure] = []
-            for result in itertools.islice(done, lanes):
-                if isinstance(result, str):
-                    raise DataError(result)
-                failures += result
+            for failure in itertools.islice(done, lanes):
+                if failure:
+                    raise DataError(failure)
             images = torch.from_numpy(self._slots[number % len(self._slots), : stop - start])
-            yield images.permute(0, 3, 1, 2), sorted(failures)
+            yield images.permute(0, 3, 1, 2)
         for _ in done:  # lets the loader notice that the pass is over
             raise AssertionError("there are no tasks left")
 
@@ -250,12 +228,9 @@ class WorkerPool:
         """End the workers: DataLoader does so when its iterator is garbage collected."""
         self._iterator = self._loader = None
 
-    def _done(self, tasks: Iterator[Task]) -> Iterator[Done]:
+    def _done(self, tasks: Iterator[Task]) -> Iterator[str]:
         if not self._workers:
-            for task in tasks:
-                with torch_threads(1):  # as in a worker: one image is too little for more
-                    done = self._maker[task]
-                yield done
+            yield from map(self._maker.__getitem__, tasks)
             return
         self._tasks.coming = tasks
         with warnings.catch_warnings():

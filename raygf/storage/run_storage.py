@@ -56,7 +56,7 @@ _NONE = np.empty(0)
 
 FREE_ON_RESUME = (
     *("resources", "storage", "tracking", "stop_after", "eval_batch_size"),
-    *("data.workers", "data.max_undecodable"),
+    "data.workers",
     *("on_divergence", "max_skipped_rounds"),  # a run that has got this far did so under either
 )
 """Sections and fields of a run that do not change its result."""

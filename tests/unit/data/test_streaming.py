@@ -1,4 +1,4 @@
-"""Batches from disk: every image once, the same bits however many workers, and what can't be decoded."""
+"""Batches from disk: every image once, the same bits however many workers; images that can't be decoded."""
 
 import os
 import random
@@ -18,11 +18,10 @@ from made_up_images import (
     refused,
     write_folders,
     write_parquet,
-    write_shards,
 )
 
 from raygf.compute import Compute, derive_seed
-from raygf.data import streaming, workers
+from raygf.data import streaming
 from raygf.data.base import Normaliser
 from raygf.data.pixels import decode_tensor, evaluation_view, training_view
 from raygf.data.stores import ShardReader
@@ -174,12 +173,10 @@ def test_a_pass_that_is_given_up_or_fails_ends_its_workers_and_the_next_one_work
     assert not children() - before
     assert bits(batches.train(0, "b")) == bits(open_set(sets["shards"], batch=2).train(0, "b"))
     write_folders(tmp_path)
-    failing = [
-        open_set(tmp_path, source="imagefolder", workers=count, max_undecodable=30) for count in (0, 2)
-    ]
+    failing = [open_set(tmp_path, source="imagefolder", workers=count) for count in (0, 2)]
     (tmp_path / "train" / "n02" / "0004.JPEG").unlink()
     for batches in failing:
-        with refused("n02/0004.JPEG: no such file"):  # whatever the limit
+        with refused("n02/0004.JPEG: no such file"):
             list(batches.train(0, "a"))
         assert not children() - before
 
@@ -203,12 +200,6 @@ def test_a_lost_worker_ends_the_pass_in_one_line(sets, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_without_fork_there_are_no_workers(sets, monkeypatch):
-    monkeypatch.setattr(workers.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
-    with refused("data.workers = 1:", "--data.workers 0"):
-        list(open_set(sets["shards"], workers=1).train(0, "a"))
-
-
 # Images that can't be decoded.
 
 PLACES = {
@@ -224,41 +215,10 @@ def damaged(request, tmp_path):
 
 
 @pytest.mark.parametrize("count", [0, 2])
-def test_more_undecodable_images_than_the_limit_are_an_error_that_names_the_last(damaged, count):
+def test_an_image_that_can_not_be_decoded_is_an_error_that_names_it(damaged, count):
     source, path = damaged
-    for limit in (0, 1):
-        batches = open_set(path, source=source, workers=count, max_undecodable=limit)
-        for one_pass in (batches.train(0, "a"), batches.evaluate("train")):
-            text = f"such image(s) in this pass, data.max_undecodable = {limit} allowed"
-            with refused("can't be decoded", text, "--data.max-undecodable") as caught:
-                list(one_pass)
-            assert any(place in str(caught.value) for place in PLACES[source])
-
-
-@pytest.mark.parametrize("count", [0, 2])
-def test_up_to_the_limit_they_are_left_out_named_and_counted(damaged, count, caplog):
-    source, path = damaged
-    batches = open_set(path, source=source, workers=count, max_undecodable=2)
-    expected = bits(open_set(path, source=source, max_undecodable=2).train(0, "a"))
-    caplog.clear()
-    made = list(batches.train(0, "a"))
-    assert bits(made) == bits(batches.train(0, "a")) == expected
-    sizes = [len(labels) for _, labels in made]
-    assert sum(sizes) == 28 and sum(8 - size for size in sizes[:-1]) <= 2
-    assert len(batches.undecodable) == 2
-    for place in PLACES[source]:
-        named = [record.message for record in caplog.records if place in record.message]
-        assert len(named) == 1 and named[0].endswith("it is left out")
-    labels = torch.cat([labels for _, labels in made])
-    assert torch.bincount(labels).tolist() == [9, 9, 10]  # 18 is of class 0, 4 of class 1
-
-
-def test_a_training_batch_with_one_image_left_is_left_out(tmp_path):
-    write_shards(tmp_path, broken=range(28))
-    batches = open_set(tmp_path, batch=30, max_undecodable=28)
-    assert [len(labels) for _, labels in batches.train(0, "a")] == [2]
-    write_shards(tmp_path, broken=range(29))
-    batches = open_set(tmp_path, batch=30, max_undecodable=29)
-    with refused("of the train images too few can be decoded"):
-        list(batches.train(0, "a"))
-    assert [len(labels) for _, labels in batches.evaluate("train")] == [1]
+    batches = open_set(path, source=source, workers=count)
+    for one_pass in (batches.train(0, "a"), batches.evaluate("train")):
+        with refused("can't be decoded", "raygf prepare --max-undecodable") as caught:
+            list(one_pass)
+        assert any(place in str(caught.value) for place in PLACES[source])
