@@ -118,9 +118,9 @@ class VGG16SDN(ShallowDeepNetwork):
     Raises ConfigError: the images are smaller than 32x32.
     """
 
-    widths = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
-    pooled = (2, 4, 7, 10, 13)
-    exits_after = (2, 4, 6, 7, 9, 10)
+    widths: tuple[int, ...] = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+    pooled: tuple[int, ...] = (2, 4, 7, 10, 13)
+    exits_after: tuple[int, ...] = (2, 4, 6, 7, 9, 10)
     hidden = 512
 
     def __init__(self, spec: InputSpec) -> None:

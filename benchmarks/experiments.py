@@ -1,0 +1,212 @@
+"""The table of experiments behind docs/results.md: network x data x method x comparison x seed.
+
+Three comparisons, never mixed. All methods at equal *epochs* (rounds, as the paper has it); at equal
+*compute*, that of Meta-GF's rounds in operations; at equal *steps* in sequence, which is what n devices take
+the same time for. A method's learning rate is the one of three that gave the best validation accuracy in
+shorter trials.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from small_networks import MSDNET, VGG
+
+from raygf.config.fields import override
+from raygf.config.run import (
+    ComputeConfig,
+    DataConfig,
+    FusionConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    ResourceConfig,
+    RunConfig,
+    StorageConfig,
+    TrackingConfig,
+)
+from raygf.data.base import InputSpec
+from raygf.methods.base import JointSGD
+from raygf.methods.registry import is_step_method, operations_per_round
+from raygf.models.build import build_model
+from raygf.models.costs import measure_costs
+
+Row = Mapping[str, str]
+"""A line of the table of results, by column."""
+
+CLASSES = 10
+TRIED = (0.05, 0.1, 0.2)
+"""Learning rates of the trials."""
+TRIAL_SEED = 100
+SPEC = InputSpec(3, 32, 32, CLASSES)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, and what the paper does with its kind."""
+
+    title: str
+    model: ModelConfig
+    weight_decay: float = 5e-4
+    settings: tuple[tuple[str, Any], ...] = ()
+
+
+SMALL = {
+    "vgg": Network(
+        "small VGG-SDN", VGG, settings=(("loss.coefficients", "sdn"), ("fusion.segments", "channel"))
+    ),
+    "msdnet": Network("small MSDNet", MSDNET),
+}
+PREFIX = {"loss.aux_exits": "none", "fusion.images": 0.1}
+METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "sgd": ("joint SGD", "sgd", {}),
+    "metagf": ("Meta-GF", "metagf", {}),
+    "ge": ("Gradient Equilibrium", "ge", {}),
+    "pcgrad": ("PCGrad", "pcgrad", {}),
+    "cagrad": ("CAGrad", "cagrad", {}),
+    "upgrad": ("UPGrad", "upgrad", {}),
+    "dfs": ("Deep Feature Surgery", "dfs", {}),
+    "kd": ("joint SGD, distilled", "sgd", {"loss.distill": True}),
+    "mean": ("mean of the deltas", "delta-mean", {"loss.aux_exits": "none"}),
+    "prefix": ("Meta-GF, parts of the network", "metagf", PREFIX),
+    "metagf-kd": ("Meta-GF, distilled", "metagf", {"loss.distill": True}),
+    "carry": ("Meta-GF, parts, momentum carried", "metagf", {**PREFIX, "optim.carry_momentum": True}),
+}
+"""By key: title, method, settings; ``fusion.images`` as a share of the training images."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run of the table; ``images``: to train on; ``comparison``: why it has so many ``rounds``."""
+
+    network: str
+    images: int
+    method: str
+    comparison: str
+    seed: int
+    lr: float
+    rounds: int
+
+    @property
+    def name(self) -> str:
+        """Of its run, and of its line."""
+        parts = (self.network, self.images, self.method, self.comparison, f"lr{self.lr:g}", f"s{self.seed}")
+        return "-".join(map(str, parts))
+
+    def config(self, data: str, storage: str) -> RunConfig:
+        """The whole run, on the images in the folder ``data``."""
+        network, (_, method, settings) = SMALL[self.network], METHODS[self.method]
+        config = RunConfig(
+            method=method,
+            rounds=self.rounds,
+            seed=self.seed,
+            data=DataConfig("parquet", data, val=1000, per_class=self.images // CLASSES),
+            model=network.model,
+            optim=OptimConfig(self.lr, weight_decay=network.weight_decay),
+            loss=LossConfig(),
+            fusion=FusionConfig(),
+            compute=ComputeConfig("cpu"),
+            resources=ResourceConfig("local"),
+            storage=StorageConfig(storage, self.name, keep=1),
+            tracking=TrackingConfig(enabled=False),
+        )
+        values = {**dict(network.settings), **settings}
+        if "fusion.images" in values:
+            values["fusion.images"] = round(values["fusion.images"] * self.images)
+        return override(config, values)
+
+    def passes(self) -> float:
+        """Training passes that it takes."""
+        return self.rounds * round_cost(self)
+
+    def steps(self) -> int:
+        """Steps one after the other, with a device for every exit."""
+        return self.rounds * round_steps(self)
+
+
+@cache
+def costs(network: str) -> tuple[int, ...]:
+    """Operations up to every exit."""
+    built = build_model(SMALL[network].model, SPEC, 0)
+    return tuple(cost.operations for cost in measure_costs(built, SPEC))
+
+
+def round_cost(experiment: Experiment) -> float:
+    """Training passes of one round."""
+    forward = costs(experiment.network)
+    spent = operations_per_round(experiment.config("", "runs"), forward, experiment.images)
+    return spent / JointSGD.operations(forward)
+
+
+def round_steps(experiment: Experiment) -> int:
+    """Steps of one round in sequence: an epoch, and after expected gradients what fits the fusion weights."""
+    config = experiment.config("", "runs")
+    epoch = math.ceil(experiment.images / config.batch_size)
+    if is_step_method(config.method):
+        return epoch
+    seen = min(experiment.images, config.fusion.images or experiment.images)
+    return epoch + (math.ceil(seen / config.batch_size) if config.method == "metagf" else 0)
+
+
+def at(experiment: Experiment, comparison: str) -> Experiment:
+    """``experiment``, which has the rounds of the comparison "epochs", as the other one has it."""
+    paper = replace(experiment, method="metagf", comparison="epochs")
+    if comparison == "compute":
+        rounds = paper.passes() / round_cost(experiment)
+    elif comparison == "steps":
+        rounds = paper.steps() / round_steps(experiment)
+    else:
+        rounds = experiment.rounds
+    return replace(experiment, comparison=comparison, rounds=max(1, round(rounds)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run, in an order that makes a whole table of one seed first."""
+
+    images: int
+    rounds: int
+    trial_rounds: int
+    networks: tuple[str, ...]
+    methods: tuple[str, ...]
+    comparisons: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def experiments(self, rows: Sequence[Row]) -> Iterator[Experiment]:
+        """All whose learning rate is known; ``rows``: what has been run."""
+        for network in self.networks:
+            yield from (trial for method in self.methods for trial in self.trials(network, method))
+            yield from self.of(network, self.seeds[0], rows)
+        for seed in self.seeds[1:]:
+            for network in self.networks:
+                yield from self.of(network, seed, rows)
+
+    def trials(self, network: str, method: str) -> list[Experiment]:
+        """The trials of learning rates."""
+        return [
+            Experiment(network, self.images, method, "lr", TRIAL_SEED, lr, self.trial_rounds) for lr in TRIED
+        ]
+
+    def of(self, network: str, seed: int, rows: Sequence[Row]) -> Iterator[Experiment]:
+        """All methods and comparisons of one network and seed."""
+        for comparison in self.comparisons:
+            for method in self.methods:
+                lr = self.best_lr(network, method, rows)
+                if lr is None:
+                    continue
+                first = Experiment(network, self.images, method, "epochs", seed, lr, self.rounds)
+                chosen = at(first, comparison)
+                if comparison == "epochs" or chosen.rounds != first.rounds:
+                    yield chosen
+
+    def best_lr(self, network: str, method: str, rows: Sequence[Row]) -> float | None:
+        """The trial with the best mean validation accuracy; None before all are done."""
+        done = {row["name"]: row for row in rows}
+        trials = self.trials(network, method)
+        if any(trial.name not in done for trial in trials):
+            return None
+        return max(trials, key=lambda trial: float(done[trial.name]["val_mean"])).lr
