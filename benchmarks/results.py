@@ -1,0 +1,251 @@
+"""Makes the tables, figures and numbers of docs/results.md from docs/results/*.csv, and from nothing else.
+
+    python benchmarks/results.py                 # writes them
+    python benchmarks/results.py --check         # exit code 1 if the page has something else
+
+In the page, a table stands between ``<!-- table NAME -->`` and ``<!-- end -->``, and a number of the text is
+followed by what it is, ``48.3<!-- vgg 1500 compute metagf mean -->``: network, training images, comparison,
+method, and one of ``STATISTICS``; a difference is that to joint SGD, seed by seed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from experiments import METHODS, SMALL
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from paper import BUDGETS, ROUNDS, RUNS, read_rows
+
+from raygf.evaluation.figures import legend_outside, new_figure, plain_axes, run_style
+
+Row = Mapping[str, str]
+Values = NDArray[np.float64]
+TABLE = re.compile(r"<!-- table ([^>]+?) -->\n(.*?)<!-- end -->", re.S)
+NUMBER = re.compile(r"(-?[0-9][0-9.,]*)<!-- ([^>]+?) -->")
+COMPARISONS = {
+    "epochs": "equal epochs",
+    "compute": "equal compute",
+    "steps": "equal steps in sequence",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where the results are, and the page."""
+
+    results: Path = Path("docs/results")
+    """Folder of the files that benchmarks/paper.py writes."""
+    page: Path = Path("docs/results.md")
+    """The page."""
+    images: Path = Path("docs/images")
+    """Folder of the figures."""
+    check: bool = False
+    """Write nothing, compare."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one method in one comparison, by seed."""
+
+    rows: Mapping[str, Row]
+
+    def values(self, read: Callable[[Row], float]) -> Values:
+        """``read`` of every seed's row, by ascending seed."""
+        return np.array([read(self.rows[seed]) for seed in sorted(self.rows)])
+
+
+def percent(column: str, place: int | None = None) -> Callable[[Row], float]:
+    """Reads an accuracy in percent: ``column``, or its number ``place`` where there is one an exit."""
+    return lambda row: 100 * float(row[column].split()[0 if place is None else place])
+
+
+STATISTICS: dict[str, Callable[[Row], float]] = {
+    "mean": percent("test_mean"),
+    "first": percent("test", 0),
+    "last": percent("test", -1),
+    "area": percent("area"),
+}
+"""Test accuracies in percent: mean of the exits, the first and the last one, and the mean between the
+cheapest and the dearest setting of budgeted evaluation. With "-sd" or "-difference" after it: over seeds."""
+
+
+class Results:
+    """All runs, by what they were for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.rows = read_rows(folder / RUNS)
+        self.budgets, self.rounds = read_rows(folder / BUDGETS), read_rows(folder / ROUNDS)
+        self._cells: dict[tuple[str, str, str, str], dict[str, Row]] = {}
+        for row in self.rows:
+            key = row["network"], row["images"], row["comparison"], row["method"]
+            self._cells.setdefault(key, {})[row["seed"]] = row
+
+    def cell(self, network: str, images: str, comparison: str, method: str) -> Cell:
+        """Runs of one method. A method that takes as much in two comparisons was run once, in "epochs"."""
+        found = self._cells.get((network, images, comparison, method))
+        if found is None and comparison in COMPARISONS:
+            found = self._cells.get((network, images, "epochs", method))
+        return Cell(found or {})
+
+    def statistic(self, key: str) -> float:
+        """What a number's ``key`` stands for; KeyError if there is no such thing."""
+        network, images, comparison, method, name = key.split()
+        name, _, kind = name.partition("-")
+        cell, read = self.cell(network, images, comparison, method), STATISTICS[name]
+        if kind == "difference":
+            return float(self.differences(network, images, comparison, method, read).mean())
+        values = cell.values(read)
+        if not len(values):
+            raise KeyError(key)
+        return float(spread(values) if kind == "sd" else values.mean())
+
+    def differences(
+        self, network: str, images: str, comparison: str, method: str, read: Callable[[Row], float]
+    ) -> Values:
+        """To joint SGD, of the seeds that both have."""
+        base, cell = (self.cell(network, images, comparison, each).rows for each in ("sgd", method))
+        both = sorted(base.keys() & cell.keys())
+        return np.array([read(cell[seed]) - read(base[seed]) for seed in both])
+
+    def table(self, name: str) -> str:
+        """The table ``name``: "NETWORK IMAGES COMPARISON", or "lr NETWORK IMAGES"."""
+        if name.startswith("lr "):
+            return "".join(self._lr_table(*name.split()[1:]))
+        return "".join(self._accuracy_table(*name.split()))
+
+    def _accuracy_table(self, network: str, images: str, comparison: str) -> Iterator[str]:
+        heads = "first exit", "last exit", "mean of exits", "to joint SGD", "area", "passes", "steps", "seeds"
+        yield f"| method | {' | '.join(heads)} |\n| --- |{' ---: |' * len(heads)}\n"
+        for method, (title, _, _) in METHODS.items():
+            cell = self.cell(network, images, comparison, method)
+            if not cell.rows:
+                continue
+            shown = {key: plus_minus(cell.values(read)) for key, read in STATISTICS.items()}
+            off = self.differences(network, images, comparison, method, STATISTICS["mean"])
+            ahead = plus_minus(off, sign=True) if method != "sgd" and len(off) else ""
+            passes = cell.values(lambda row: float(row["training_passes"])).mean()
+            steps = cell.values(lambda row: float(row["steps"])).mean()
+            accuracies = shown["first"], shown["last"], shown["mean"], ahead, shown["area"]
+            cost = f"{passes:.0f} | {steps:,.0f} | {len(cell.rows)}"
+            yield f"| {title} | {' | '.join(accuracies)} | {cost} |\n"
+
+    def _lr_table(self, network: str, images: str) -> Iterator[str]:
+        trials: dict[str, dict[str, float]] = {}
+        for row in self.rows:
+            if (row["network"], row["images"], row["comparison"]) == (network, images, "lr"):
+                trials.setdefault(row["method"], {})[row["lr"]] = 100 * float(row["val_mean"])
+        rates = sorted({lr for tried in trials.values() for lr in tried}, key=float)
+        yield f"| method | {' | '.join(rates)} |\n| --- |{' ---: |' * len(rates)}\n"
+        for method, tried in trials.items():
+            best = max(tried.values())
+            cells = [f"**{tried[lr]:.1f}**" if tried[lr] == best else f"{tried[lr]:.1f}" for lr in rates]
+            yield f"| {METHODS[method][0]} | {' | '.join(cells)} |\n"
+
+
+def spread(values: Values) -> float:
+    """Standard deviation of the sample; 0 of one value."""
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
+def plus_minus(values: Values, sign: bool = False) -> str:
+    """Mean and standard deviation, with one decimal."""
+    mean = f"{values.mean():+.1f}" if sign else f"{values.mean():.1f}"
+    return f"{mean} ± {spread(values):.1f}" if len(values) > 1 else mean
+
+
+def filled(page: str, results: Results) -> str:
+    """``page`` with its tables and numbers as ``results`` has them."""
+
+    def number(match: re.Match[str]) -> str:
+        decimals = len(match[1].partition(".")[2])
+        return f"{results.statistic(match[2]):.{decimals}f}<!-- {match[2]} -->"
+
+    page = TABLE.sub(lambda match: f"<!-- table {match[1]} -->\n{results.table(match[1])}<!-- end -->", page)
+    return NUMBER.sub(number, page)
+
+
+def budget_figure(results: Results, network: str, images: str, comparison: str) -> Figure:
+    """Accuracy over average operations (paper, Fig. 2), the seeds' mean."""
+    figure = new_figure(7, 4)
+    axes = figure.add_subplot()
+    points: dict[str, list[tuple[float, float]]] = {}
+    for line in results.budgets:
+        points.setdefault(line["name"], []).append((float(line["operations"]), 100 * float(line["accuracy"])))
+    for index, (method, (title, _, _)) in enumerate(METHODS.items()):
+        cell = results.cell(network, images, comparison, method)
+        curves = [np.array(points[row["name"]]) for row in cell.rows.values() if row["name"] in points]
+        if curves:
+            x, y = np.mean(curves, axis=0).T
+            axes.plot(x / 1e6, y, label=title, **run_style(index, 100))
+    axes.set_xlabel("average operations per image (M)")
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_title(f"{SMALL[network].title}, {images} images, {COMPARISONS[comparison]}", fontsize=10)
+    plain_axes(axes)
+    legend_outside(figure, axes)
+    return figure
+
+
+def progress_figure(results: Results, network: str, images: str) -> Figure:
+    """Validation accuracy, mean of exits, over training passes and seconds, seed by seed the same colour."""
+    figure = new_figure(9, 4)
+    axes = figure.subplots(1, 2, sharey=True)
+    lines: dict[str, list[Row]] = {}
+    for line in results.rounds:
+        lines.setdefault(line["name"], []).append(line)
+    for index, (method, (title, _, _)) in enumerate(METHODS.items()):
+        cell = results.cell(network, images, "compute", method)
+        for seed, row in sorted(cell.rows.items()):
+            rounds = lines.get(row["name"], [])
+            values = [100 * np.mean([float(part) for part in each["val"].split()]) for each in rounds]
+            label = title if seed == min(cell.rows) else None
+            for each, column in zip(axes, ("training_passes", "seconds"), strict=True):
+                x = [float(line[column]) for line in rounds]
+                each.plot(x, values, label=label, **run_style(index, 100))
+    axes[0].set_xlabel("training passes")
+    axes[1].set_xlabel("seconds, one core")
+    axes[0].set_ylabel("validation accuracy (%), mean of exits")
+    for each in axes:
+        plain_axes(each)
+    legend_outside(figure, axes[0])
+    return figure
+
+
+def main(options: Options) -> None:
+    """Write, or compare."""
+    results, before = Results(options.results), options.page.read_text()
+    after = filled(before, results)
+    if options.check:
+        wrong = sum(a != b for a, b in zip(before.splitlines(), after.splitlines(), strict=False))
+        print(json.dumps({"runs": len(results.rows), "lines_that_differ": wrong}))
+        sys.exit(int(before != after))
+    options.page.write_text(after)
+    made = list(figures(results, options.images))
+    print(json.dumps({"runs": len(results.rows), "figures": made}))
+
+
+def figures(results: Results, folder: Path) -> Iterator[str]:
+    """Draw what there are results for."""
+    known = sorted(
+        {(row["network"], row["images"]) for row in results.rows if row["comparison"] == "compute"}
+    )
+    for network, images in known:
+        drawn: Sequence[tuple[str, Figure]] = [
+            ("budget", budget_figure(results, network, images, "compute")),
+            ("progress", progress_figure(results, network, images)),
+        ]
+        for kind, figure in drawn:
+            path = folder / f"results_{network}_{images}_{kind}.png"
+            figure.savefig(path)
+            yield path.name
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
