@@ -13,7 +13,6 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -110,7 +109,7 @@ class Delivery:
         left = list(self._waiting)
         try:
             kept = self._keep(left) if self._keep else ""
-        except OSError as error:
+        except (OSError, StorageError) as error:
             kept = f"and could not be kept in a file: {reason(error)}"
         if left:
             text = "; ".join(part for part in (listed(self.undelivered), kept) if part)
@@ -190,20 +189,17 @@ _METHODS = ("log_metrics", "log_params", "set_tags", "add_note")
 
 
 class Undelivered:
-    """The file of the run that ``storage`` names: in the run's folder, or ``here`` if that can't be written.
+    """The file ``NAME`` in the folder of the run that ``storage`` names."""
 
-    Args:
-        here: this process's folder.
-    """
-
-    def __init__(self, storage: StorageConfig, here: Path) -> None:
+    def __init__(self, storage: StorageConfig) -> None:
         self._storage = storage
-        self._here = here / f"{storage.name}-{NAME}"
         self._taken = False
 
     def take(self, run: MLflowRun) -> list[Parcel]:
         """What earlier processes could not send to ``run``; it stays in the file until ``keep``."""
-        lines = self._read().splitlines()
+        lines: list[str] = []
+        with suppress(OSError, StorageError, UnicodeDecodeError):
+            lines = self._folder().read(NAME).decode().splitlines()
         self._taken = bool(lines)
         found = []
         for line in lines:
@@ -224,32 +220,17 @@ class Undelivered:
                 lines.append(json.dumps(entry) + "\n")
         if lines:
             flags = f"--storage.name {self._storage.name} --storage.resume True"
-            return f"kept in {self._write(''.join(lines))}, sent when the run is resumed with: {flags}"
+            folder = self._folder()
+            folder.write(NAME, "".join(lines).encode())
+            place = without_password(folder.path(NAME))
+            return f"kept in {place}, sent when the run is resumed with: {flags}"
         if self._taken:
-            self._here.unlink(missing_ok=True)
             with suppress(OSError, StorageError):
                 self._folder().delete(NAME)
         return ""
 
     def _folder(self) -> RunFolder:
         return RunFolder(self._storage.path, self._storage.name)
-
-    def _read(self) -> str:
-        text = ""
-        with suppress(OSError, StorageError, UnicodeDecodeError):
-            text = self._folder().read(NAME).decode()
-        with suppress(OSError, UnicodeDecodeError):
-            text += self._here.read_text()
-        return text
-
-    def _write(self, text: str) -> str:
-        try:
-            folder = self._folder()
-            folder.write(NAME, text.encode())
-            return without_password(folder.path(NAME))
-        except (OSError, StorageError):
-            self._here.write_text(text)
-            return str(self._here)
 
 
 def listed(labels: Sequence[str]) -> str:

@@ -8,10 +8,8 @@ import fcntl
 import logging
 import os
 import re
-import socket
 import sqlite3
 from collections.abc import Iterator
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -150,27 +148,22 @@ def answering(uri: str) -> Iterator[None]:
 PROBE_S = 5.0
 """Seconds that a server has to answer the first request."""
 
-_DATABASE_PORTS = {"postgresql": 5432, "postgres": 5432, "mysql": 3306, "mssql": 1433}
-_OURS = "experiments"
-"""A table that every database of MLflow's has."""
 _ANOTHER = "set another --tracking.uri"
-_KNOWN_SCHEMES = ("http", "https", "sqlite", *_DATABASE_PORTS, "databricks")
-_PLUGINS = "mlflow.tracking_store"
 
 
 def check_uri(uri: str) -> None:
-    """Find out whether ``uri`` can be tracked to.
+    """Find out whether ``uri`` can be tracked to, where MLflow itself would try for minutes.
 
-    Raises TrackingError: a kind of store that MLflow does not take, a server that does not answer, or a
-    database file that can't be written or is not MLflow's.
+    Raises TrackingError: a plain folder, a server that does not answer, or a file that is no database or
+    can't be written.
     """
     try:
         parts = urlsplit(uri)
         _ = parts.port  # looked at only now
     except ValueError as error:
         raise _refuse(uri, str(error)) from None
-    scheme = uri if uri == "databricks" else parts.scheme.partition("+")[0]
-    if scheme in ("", "file"):
+    scheme = parts.scheme.partition("+")[0]
+    if scheme in ("", "file") and uri != "databricks":
         raise _refuse(
             uri,
             f"MLflow no longer tracks to plain folders; use sqlite:///{parts.path.rstrip('/')}/mlflow.db, a "
@@ -180,25 +173,10 @@ def check_uri(uri: str) -> None:
         _check_sqlite_file(uri)
     elif scheme in ("http", "https"):
         _check_server(uri, parts.hostname)
-    elif scheme in _DATABASE_PORTS and parts.hostname:
-        with _answer_from("database", uri):
-            address = parts.hostname, parts.port or _DATABASE_PORTS[scheme]
-            socket.create_connection(address, PROBE_S).close()
-    elif scheme not in (*_KNOWN_SCHEMES, *(entry.name for entry in entry_points(group=_PLUGINS))):
-        raise _refuse(uri, f"unknown kind of store; known are {', '.join(_KNOWN_SCHEMES)}")
 
 
 def _refuse(uri: str, why: str) -> TrackingError:
     return TrackingError(f"tracking.uri = {without_password(uri)!r}: {why}")
-
-
-@contextlib.contextmanager
-def _answer_from(what: str, uri: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        shown = f"no {what} answers at {without_password(uri)}: {reason(error)}"
-        raise TrackingError(f"{shown}; start it, {_ANOTHER}, or --tracking.enabled False") from error
 
 
 def _check_sqlite_file(uri: str) -> None:
@@ -211,27 +189,12 @@ def _check_sqlite_file(uri: str) -> None:
     if path.is_dir():
         raise TrackingError(f"{where}: is a folder; {_ANOTHER}")
     try:
-        tables = _tables(path)
-        if tables and _OURS not in tables:
-            with one_at_a_time(uri):  # another run may just be creating them
-                tables = _tables(path)
+        with contextlib.closing(sqlite3.connect(path, timeout=PROBE_S, isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")  # shows what file modes do not: read-only or strange disks
+            database.execute("ROLLBACK")
     except sqlite3.Error as error:
-        if "locked" in str(error):  # another run writes to it, and will be done in time
-            return
-        raise TrackingError(f"{where}: {error}; {_ANOTHER}") from error
-    if tables and _OURS not in tables:
-        raise TrackingError(
-            f"{where}: has tables ({', '.join(sorted(tables)[:3])}) that are not MLflow's; {_ANOTHER}"
-        )
-
-
-def _tables(path: Path) -> set[str]:
-    """The tables in a database that can be written; it is created if need be."""
-    with contextlib.closing(sqlite3.connect(path, timeout=PROBE_S, isolation_level=None)) as database:
-        database.execute("BEGIN IMMEDIATE")  # shows what file modes do not: read-only or strange disks
-        rows = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-        database.execute("ROLLBACK")
-    return {name for (name,) in rows if not name.startswith("sqlite_")}
+        if "locked" not in str(error):  # else another run writes to it, and will be done in time
+            raise TrackingError(f"{where}: {error}; {_ANOTHER}") from error
 
 
 def _check_server(uri: str, host: str | None) -> None:
@@ -242,6 +205,9 @@ def _check_server(uri: str, host: str | None) -> None:
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    with _answer_from("MLflow server", uri):
+    try:
         credentials = get_default_host_creds(uri)
         http_request(credentials, "/health", "GET", timeout=PROBE_S, max_retries=0, raise_on_status=False)
+    except Exception as error:
+        shown = f"no MLflow server answers at {without_password(uri)}: {reason(error)}"
+        raise TrackingError(f"{shown}; start it, {_ANOTHER}, or --tracking.enabled False") from error

@@ -6,7 +6,8 @@ The sweep's own run is the parent of its trials' runs, and shows what came out o
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from matplotlib.figure import Figure
@@ -21,28 +22,6 @@ from raygf.tracking.tracker import FAIL_S, FINISH_S, START_S, Tracker
 
 CLOSE_S = 300.0
 """Seconds that closing the runs of all trials may take at the sweep's end."""
-RETRY_S = 60.0
-"""Seconds between two tries to open a run that could not be opened."""
-
-
-@dataclass
-class _Trial:
-    """One trial's tracker, and what waits until its run could be opened."""
-
-    tracker: Tracker
-    config: RunConfig
-    name: str
-    opened: bool = False
-    started: bool = False
-    tried: float = 0.0
-    trouble: str = ""
-    waiting: list[Callable[[Tracker], None]] = field(default_factory=list)
-
-    def flush(self) -> None:
-        """Make the calls that wait."""
-        waiting, self.waiting = self.waiting, []
-        for call in waiting:
-            call(self.tracker)
 
 
 class SweepTrials:
@@ -67,44 +46,46 @@ class SweepTrials:
     ) -> None:
         self._make, self._parent, self._recipe = make, parent, recipe
         self._known, self._keep, self._notify = dict(known), keep, notify
-        self._trials: dict[str, _Trial] = {}
+        self._trackers: dict[str, Tracker] = {}
+        self._begun: set[str] = set()
         self._closer = Worker()
         self._closings: list[Future[None]] = []
         self._closer.start()
 
     def start(self, trial: str, config: RunConfig, name: str) -> None:
-        """Open the run of ``trial``, called ``name``, or open it again; nothing happens if it is open."""
-        if trial not in self._trials:
-            self._trials[trial] = state = _Trial(self._make(trial), config, name)
-            if not self._open(trial, state):
-                self._notify(f"tracking: the run of trial {name} is opened later; training goes on")
-        if trial not in self._known:  # its place among the trials, even if it could not be opened yet
-            self._remember(trial, "")
+        """Open the run of ``trial``, called ``name``, or open it again; nothing happens if it is open.
+
+        One that can't be opened is not in MLflow, unless the sweep is resumed before the trial's end.
+        """
+        if trial in self._trackers:
+            return
+        self._trackers[trial] = tracker = self._make(trial)
+        known = self._known.get(trial, "")
+        try:
+            run_id = tracker.start(
+                config, name, known or None, recipe=self._recipe, parent_run_id=self._parent
+            )
+        except TrackingError as error:
+            self._notify(f"tracking: {error}; trial {name} is not in MLflow")
+            run_id = known
+        if trial not in self._known or run_id != known:  # its place among the trials, in any case
+            self._known[trial] = run_id
+            self._keep(dict(self._known))
 
     def log_start(self, trial: str, start: RunStart) -> None:
         """Log what is known before the first round; only the first time."""
-        if not self._trials[trial].started:
-            self._trials[trial].started = True
+        if trial not in self._begun:
+            self._begun.add(trial)
             self.post(trial, lambda tracker: tracker.log_start(start))
 
     def post(self, trial: str, call: Callable[[Tracker], None]) -> None:
-        """Have ``call`` made, once the trial's run is open."""
-        state = self._trials[trial]
-        state.waiting.append(call)
-        if not state.opened and time.monotonic() - state.tried > RETRY_S:
-            self._open(trial, state)
-        if state.opened:
-            state.flush()
+        """Make ``call``; a tracker that was not opened does nothing."""
+        call(self._trackers[trial])
 
     def end(self, trial: str, call: Callable[[Tracker], None]) -> None:
-        """Have ``call`` close the run in the background; it is opened a last time if need be."""
-        state = self._trials.pop(trial, None)
-        if state is None:
-            return
-        if not state.opened and not self._open(trial, state):
-            return self._notify(f"tracking: trial {state.name} is not in MLflow")
-        state.waiting.append(call)
-        self._closings.append(self._closer.submit(state.flush))
+        """Have ``call`` close the run in the background."""
+        if tracker := self._trackers.pop(trial, None):
+            self._closings.append(self._closer.submit(partial(call, tracker)))
 
     def close(self) -> None:
         """Wait until all runs are closed that should be."""
@@ -116,27 +97,6 @@ class SweepTrials:
                 self._notify(f"tracking: runs of trials could not be closed within {CLOSE_S:.0f} s")
                 break
         self._closer.stop()
-
-    def _open(self, trial: str, state: _Trial) -> bool:
-        state.tried = time.monotonic()
-        run_id = self._known.get(trial) or None
-        try:
-            opened = state.tracker.start(
-                state.config, state.name, run_id, recipe=self._recipe, parent_run_id=self._parent
-            )
-        except TrackingError as error:
-            if str(error) != state.trouble:
-                self._notify(f"tracking: {error}")
-            state.trouble = str(error)
-            return False
-        state.opened = True
-        if opened != run_id:
-            self._remember(trial, opened)
-        return True
-
-    def _remember(self, trial: str, run_id: str) -> None:
-        self._known[trial] = run_id
-        self._keep(dict(self._known))
 
 
 def end_running(uri: str, parent: str, status: str, why: str) -> None:

@@ -48,7 +48,7 @@ def make_tracker(
     Args:
         storage: the run's folder, where what could not be delivered is kept; nowhere without it.
     """
-    undelivered = None if storage is None else Undelivered(storage, folder)
+    undelivered = None if storage is None else Undelivered(storage)
     uri = resolve_uri(config, folder) if config.enabled else ""
     return Tracker(uri, config.experiment, notify, undelivered)
 

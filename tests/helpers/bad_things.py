@@ -7,7 +7,6 @@ import io
 import json
 import pickle
 import shutil
-import sqlite3
 import struct
 import zipfile
 from dataclasses import dataclass
@@ -295,18 +294,6 @@ def object_array(bench):
 
 
 # Databases, networks, weights -------------------------------------------------------------------------------
-
-
-def database(*statements):
-    """A SQLite database ``other.db`` that is not MLflow's."""
-
-    def make(bench):
-        with sqlite3.connect(bench.folder / "other.db") as connection:
-            for statement in statements:
-                connection.execute(statement)
-        connection.close()
-
-    return make
 
 
 NETWORKS = """

@@ -294,7 +294,7 @@ def flaky(monkeypatch):
 def test_what_was_not_delivered_is_kept_and_sent_by_a_resume(store, said, flaky, tmp_path):
     (tmp_path / "runs" / "one").mkdir(parents=True)
     storage = StorageConfig(str(tmp_path / "runs"), "one")
-    first = Tracker(store, "trial", said.append, Undelivered(storage, tmp_path))
+    first = Tracker(store, "trial", said.append, Undelivered(storage))
     run_id = first.start(CONFIG, "one")
     first.log_start(START)
     first.log_round(record(1, (0.6, 0.7), "exit 1 retried in round 1: it died"))
@@ -311,7 +311,7 @@ def test_what_was_not_delivered_is_kept_and_sent_by_a_resume(store, said, flaky,
     assert len(file.read_text().splitlines()) == 5  # two rounds, a note, results, tags
     assert rounds_of(store, run_id) == [1]
 
-    second = Tracker(store, "trial", said.append, Undelivered(storage, tmp_path))
+    second = Tracker(store, "trial", said.append, Undelivered(storage))
     assert second.start(CONFIG, "one", run_id) == run_id
     second.log_start(replace(START, round=3, recent=(record(1), record(2), record(3))))
     second.finish(END)

@@ -192,7 +192,7 @@ FIGURE = Parcel("accuracy figure", lambda: None)
 @pytest.fixture
 def kept(tmp_path):
     (tmp_path / "runs" / "one").mkdir(parents=True)
-    return Undelivered(StorageConfig(str(tmp_path / "runs"), "one"), tmp_path / "here")
+    return Undelivered(StorageConfig(str(tmp_path / "runs"), "one"))
 
 
 def test_what_is_kept_can_be_sent_and_the_file_goes_when_all_has_arrived(kept, tmp_path):
@@ -208,16 +208,6 @@ def test_what_is_kept_can_be_sent_and_the_file_goes_when_all_has_arrived(kept, t
     parcel.send()
     assert run.asked == [METRICS]
     assert kept.keep("run-1", [FIGURE]) == "" and not file.exists()
-
-
-def test_without_the_runs_folder_it_lies_here(tmp_path):
-    (tmp_path / "here").mkdir()
-    kept = Undelivered(StorageConfig(str(tmp_path / "gone"), "one"), tmp_path / "here")
-    place = tmp_path / "here" / f"one-{NAME}"
-    assert kept.keep("run-1", [ROUND]).startswith(f"kept in {place}, ")
-    assert [parcel.label for parcel in kept.take(Run())] == ["round 3"]
-    kept.keep("run-1", [])
-    assert not place.exists()
 
 
 def test_strange_lines_are_passed_over(kept, tmp_path):

@@ -66,5 +66,5 @@ def test_errors_of_a_store_that_answers_are_one_line_with_its_name(tmp_path):
         raise ValueError("first\nsecond")
     with pytest.raises(TrackingError, match=r"^as it is$"), answering(uri):
         raise TrackingError("as it is")
-    with pytest.raises(TrackingError, match="unknown kind of store"), answering("gopher://host"):
+    with pytest.raises(TrackingError, match="plain folders"), answering("mlruns"):
         raise AssertionError("is not reached")

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 from raygf.config.recipes import get_recipe
 from raygf.errors import TrackingError
-from raygf.tracking import sweep as sweep_trials
 from raygf.tracking.sweep import SweepTrials
 
 RUN = get_recipe("digits")
@@ -73,33 +72,13 @@ def test_a_resumed_sweep_opens_the_runs_that_it_knows():
     assert (store.opened, store.calls, store.kept) == ([("lr=1", "old")], {"old": ["fail FAILED gone"]}, [])
 
 
-def test_what_happens_while_the_store_is_gone_is_delivered_later(monkeypatch):
-    monkeypatch.setattr(sweep_trials, "RETRY_S", 0.0)
+def test_a_trial_whose_run_can_not_be_opened_trains_without_it():
     store = Store(up=False)
     trials = store.trials()
-    trials.post("a", lambda tracker: tracker.log_round(1))
-    later = "tracking: the run of trial lr=1 is opened later; training goes on"
-    assert store.said == ["tracking: no answer", later]
+    assert store.said == ["tracking: no answer; trial lr=1 is not in MLflow"]
+    assert store.kept == [{"a": ""}]  # its place among the trials
     store.up = True
-    trials.post("a", lambda tracker: tracker.log_round(2))
-    trials.end("a", lambda tracker: tracker.finish("end"))
-    trials.close()
-    assert store.calls["run-of-lr=1"] == ["log_round 1", "log_round 2", "finish end"]
-    assert store.kept == [{"a": ""}, {"a": "run-of-lr=1"}]
-    assert len(store.said) == 2
-
-
-def test_a_store_that_is_not_tried_too_often_and_gets_a_last_chance(monkeypatch):
-    monkeypatch.setattr(sweep_trials, "RETRY_S", 1000.0)
-    store = Store(up=False)
-    trials = store.trials()
     trials.start("b", RUN, "lr=2")
-    trials.post("a", lambda tracker: tracker.log_round(1))
-    trials.end("b", lambda tracker: tracker.fail("FAILED", "gone"))
-    store.up = True
-    trials.post("a", lambda tracker: tracker.log_round(2))
-    assert store.opened == []
-    trials.end("a", lambda tracker: tracker.stop(2, "asha"))
+    trials.end("b", lambda tracker: tracker.finish("end"))
     trials.close()
-    assert store.calls == {"run-of-lr=1": ["log_round 1", "log_round 2", "stop 2 asha"]}
-    assert store.said[-1] == "tracking: trial lr=2 is not in MLflow"
+    assert store.calls == {"run-of-lr=2": ["finish end"]}
