@@ -49,15 +49,8 @@ def silent_ray() -> Iterator[None]:
 
     Else a paragraph on each goes to standard output, where a job has its result, whatever ``log_to_driver``
     is. raygf says in one line what was lost and why; Ray's logs have the rest. Ray has no setting for it.
-
-    Raises ResourceError: this version of Ray does it in another way.
     """
-    if not hasattr(worker, _PRINTING):
-        raise ResourceError(
-            f"Ray {ray.__version__} has no ray._private.worker.{_PRINTING}, which raygf needs to keep a "
-            "job's output clean: install another version of Ray"
-        )
-    before = getattr(worker, _PRINTING)
+    before = getattr(worker, _PRINTING, True)
     setattr(worker, _PRINTING, False)
     try:
         yield

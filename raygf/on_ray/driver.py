@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from time import monotonic
 from typing import Any, ClassVar
 
 import ray
@@ -23,7 +24,7 @@ from raygf.errors import DriverLost, RaygfError, ResourceError, RunFailed
 from raygf.on_ray.cluster import fetch
 from raygf.on_ray.executor import RayExecutor
 from raygf.on_ray.faults import Failure, cause_of, deadline_s, failure_of
-from raygf.on_ray.placement import START_S, Bundles, Waiting, awake_s, driver_bundle, fits, idle_nodes, size
+from raygf.on_ray.placement import START_S, Bundles, Waiting, driver_bundle, fits, idle_nodes, size
 from raygf.on_ray.pool import MakeTrainer
 from raygf.on_ray.restarts import RestartedDriver
 from raygf.records import Notify, RoundRecord, RunEnd, RunStart, ignore
@@ -166,7 +167,7 @@ class ProcessHandle(DriverHandle):
         """As ``Driver.prepare``; raises ResourceError if the processes could not start."""
         wait_s = self._resources.wait_for_resources_s
         waiting = Waiting(self._what, self.knob, wait_s, self._fits, self._notify)
-        began, start = awake_s(), None
+        began, start = monotonic(), None
         while start is None and len(self._started) < (self._resources.workers or 1):
             if late := waiting.late(began):
                 raise ResourceError(late)
@@ -210,11 +211,12 @@ class ProcessHandle(DriverHandle):
 
     def _next(self, limit: float, late: RaygfError) -> Any:
         """The next message; raises ``late`` if none comes within ``limit`` seconds."""
-        until = awake_s() + limit
-        while (left := until - awake_s()) > 0:
-            if (message := self._poll(min(left, _TICK_S))) is not None:
+        until = monotonic() + limit
+        while True:
+            if (message := self._poll(max(0.0, min(until - monotonic(), _TICK_S)))) is not None:
                 return message
-        raise late
+            if monotonic() > until:
+                raise late
 
     def _poll(self, limit: float) -> Any:
         """The next RunStart, RoundRecord or RunEnd, waited for ``limit`` seconds; None if another came."""

@@ -1,10 +1,10 @@
 """Training the exits on a pool of identical Ray actors."""
 
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from time import monotonic, perf_counter
 from typing import Any, TypeVar
 
 import ray
@@ -16,7 +16,7 @@ from raygf.data.base import Dataset
 from raygf.errors import ExitFailed, NonFiniteError, PeersLost, RunFailed
 from raygf.on_ray.cluster import fetch
 from raygf.on_ray.faults import Failure, cause_of, deadline_s, failure_of, may_retry
-from raygf.on_ray.placement import Bundles, awake_s
+from raygf.on_ray.placement import Bundles
 from raygf.on_ray.pool import ExitPool, MakeTrainer, RemoteShares, ShareLost, Worker
 from raygf.records import Notify, ignore
 from raygf.training.exit_trainer import Executor, ExitTrainer, ExitUpdate, PassTask, Trained
@@ -41,7 +41,7 @@ _KNOBS = {
 
 @dataclass(eq=False)
 class _Task:
-    """One exit's training, under way since (``awake_s``); without an ``exit``, other work of the worker.
+    """One exit's training, under way since (``monotonic``); without an ``exit``, other work of the worker.
 
     ``what``: that work, for people. ``unit``: the tasks of all replicas that share the training.
     """
@@ -120,20 +120,20 @@ class RayExecutor(Executor):
 
     def train(self, state: NetworkState, round: int, momenta: Sequence[Vector | None]) -> Trained:
         """As ``Executor.train``."""
-        started = time.perf_counter()
+        started = perf_counter()
         if self._begun is None:
             self.begin(state, round, momenta)
         assert self._begun is not None
         (work, training), self._begun = self._begun, None
         assert work.round == round
-        broadcast = time.perf_counter() - started
+        broadcast = perf_counter() - started
         training.result()
         if work.diverged:
             raise work.diverged[min(work.diverged)]
         updates = tuple(work.updates[exit] for exit in range(work.exits))
         self._lasted = {update.exit: update.seconds for update in updates}
         self._trained = work
-        waited = time.perf_counter() - started - broadcast
+        waited = perf_counter() - started - broadcast
         longest = min(waited, max(self._lasted.values()))  # it may have begun before
         return Trained(updates, broadcast, longest, waited - longest, tuple(work.notes))
 
@@ -181,13 +181,13 @@ class RayExecutor(Executor):
 
         Those that are starting are waited for, but not for long.
         """
-        wanted, now = self._resources.replicas_of(exit), awake_s()
+        wanted, now = self._resources.replicas_of(exit), monotonic()
         coming = sum(now - worker.since < _PATIENCE_S for worker in self._pool.starting().values())
         return wanted if len(self._pool.ready()) + coming >= wanted else 1
 
     def _train(self, exit: int, workers: Sequence[Worker], work: _Round) -> None:
         training = (work.state, exit, work.exits, work.round, work.momenta[exit])
-        tasks = [_Task(exit, worker, awake_s()) for worker in workers]
+        tasks = [_Task(exit, worker, monotonic()) for worker in workers]
         meeting = workers[0].actor.meet.remote() if len(workers) > 1 else None
         for rank, task in enumerate(tasks):
             task.unit = tasks
@@ -213,7 +213,7 @@ class RayExecutor(Executor):
 
     def _end_overdue(self, work: _Round) -> None:
         """Retry trainings that are past their deadline."""
-        limit, now = deadline_s(self._slowest, self._resources.exit_timeout_s), awake_s()
+        limit, now = deadline_s(self._slowest, self._resources.exit_timeout_s), monotonic()
         for ref, task in list(work.running.items()):
             if ref in work.running and now - task.since > limit:
                 del work.running[ref]
@@ -234,7 +234,7 @@ class RayExecutor(Executor):
             update = _fetch(ref)
             if update is not None:
                 work.updates[task.exit], work.handed_in[task.exit] = update, ref
-            self._slowest = max(self._slowest or 0.0, awake_s() - task.since)
+            self._slowest = max(self._slowest or 0.0, monotonic() - task.since)
         except NonFiniteError as error:
             if self._config.on_divergence == "stop":
                 raise

@@ -60,8 +60,6 @@ def deadline_s(slowest_s: float | None, limit_s: float | None) -> float:
 _WHY = re.compile(r"because (its \w+ process has died|its node has died|[^.]*)")
 _SILENT = re.compile(r"RPC error: (.*?) rpc_code")
 _DETAIL = re.compile(r"Worker exit detail: ([^.]*\.[^.]*)")
-_USED = re.compile(r"Memory on the node .*?\) was ([^(\n]+?limit)")
-_OWN = re.compile(r"pid=(\d+), actual memory used=([\d.]+ ?\w+)")
 
 
 def failure_of(error: RayError | PeersLost) -> Failure:
@@ -81,7 +79,7 @@ def cause_of(error: RayError | PeersLost, known: str = "") -> str:
     """``error`` in one line for people, with the ``known`` sizes where memory ran out and it names none."""
     text = str(error)
     if isinstance(error, OutOfMemoryError):
-        return f"OutOfMemoryError: Ray ended it because the node ran low on memory{_amounts(text)}"
+        return "OutOfMemoryError: Ray ended it because the node ran low on memory"
     if failure_of(error) is Failure.MEMORY:
         return memory_cause(error.cause if isinstance(error, RayTaskError) else error, known)
     if isinstance(error, ActorUnavailableError):
@@ -99,11 +97,3 @@ def cause_of(error: RayError | PeersLost, known: str = "") -> str:
 def _failed_to_start(error: Exception) -> bool:
     """Whether an actor's own constructor has failed, or what it is made of can't be imported."""
     return isinstance(error, RayActorError) and error.actor_init_failed
-
-
-def _amounts(text: str) -> str:
-    """``: 5.45GB used / 23.54GB limit on it, 0.81GB by pid 17411``, as far as Ray's text has the amounts."""
-    used = _USED.search(text)
-    parts = [f"{used[1]} on it"] if used else []
-    parts += [f"{size} by pid {pid}" for pid, size in _OWN.findall(text)]
-    return f": {', '.join(parts)}" if parts else ""

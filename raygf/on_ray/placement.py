@@ -1,9 +1,9 @@
 """What fits where: actors and bundles on the nodes of a cluster, and waiting for a node or a process."""
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from time import monotonic
 from types import MappingProxyType
 from typing import Any
 
@@ -155,26 +155,6 @@ class Bundles:
         return {"scheduling_strategy": strategy}
 
 
-class AwakeClock:
-    """Seconds in which this process ran; whoever waits with a limit reads it every second.
-
-    Of a longer time between two readings, in which it was suspended or did not wait, only ``most_s`` count.
-    """
-
-    def __init__(self, most_s: float = 2.0) -> None:
-        self._most_s = most_s
-        self._seconds, self._read_at = 0.0, time.monotonic()
-
-    def __call__(self) -> float:
-        now = time.monotonic()
-        self._seconds += min(now - self._read_at, self._most_s)
-        self._read_at = now
-        return self._seconds
-
-
-awake_s = AwakeClock()
-"""This process's: Ctrl-Z, a laptop's lid, a migrated machine must not make what is waited for look late."""
-
 START_S = 300.0
 """Seconds in which a process that has room starts: it imports torch, and an exit's maps the data."""
 _NOTE_AFTER_S = {True: 5.0, False: 30.0}
@@ -196,8 +176,8 @@ class Waiting:
         self._noted = False
 
     def late(self, started: float) -> str:
-        """An error; "" while there is hope for the process asked for at ``started`` (``awake_s``)."""
-        now = awake_s()
+        """An error; "" while there is hope for the process asked for at ``started`` (``monotonic``)."""
+        now = monotonic()
         self._began = now if self._began is None else self._began
         lacking = not self._fits()
         limit, since = (self._wait_s, self._began) if lacking else (START_S + self._wait_s, started)
@@ -215,5 +195,5 @@ class Waiting:
     def over(self) -> None:
         """There is one."""
         if self._noted and self._began is not None:
-            self._notify(f"there is {self._what} after {awake_s() - self._began:.0f} s")
+            self._notify(f"there is {self._what} after {monotonic() - self._began:.0f} s")
         self._began, self._noted = None, False

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from raygf.on_ray.faults import deadline_s
 from raygf.on_ray.placement import (
     Bundles,
     Waiting,
-    awake_s,
     driver_bundle,
     exit_bundle,
     fits,
@@ -94,7 +94,7 @@ class ExitActor:
 
 @dataclass
 class Worker:
-    """The ``slot``-th actor of the pool, started at ``since`` (``awake_s``); ``place``: once ready."""
+    """The ``slot``-th actor of the pool, started at ``since`` (``monotonic``); ``place``: once ready."""
 
     slot: int
     actor: Any
@@ -171,7 +171,7 @@ class ExitPool:
             num_cpus=resources.cpus_per_exit, num_gpus=resources.gpus_per_exit or 0, **placed
         )
         actor = remote.remote(self._trainer, self._config, self.dataset)
-        return Worker(slot, actor, actor.start.remote(), awake_s())
+        return Worker(slot, actor, actor.start.remote(), monotonic())
 
     def _fits(self) -> bool:
         """Whether the living nodes can hold an actor beside the driver, which runs here."""

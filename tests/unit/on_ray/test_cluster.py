@@ -2,7 +2,6 @@
 
 import pytest
 import ray
-from ray._private import worker
 from ray._private.worker import print_to_stdstream
 
 from raygf.config.run import ResourceConfig
@@ -23,12 +22,6 @@ def test_ray_is_silent_inside_and_not_after(capsys):
     report("another one did")
     printed = capsys.readouterr().out
     assert "another one did" in printed and "a worker died" not in printed
-
-
-def test_a_ray_that_prints_in_another_way_is_refused(monkeypatch):
-    monkeypatch.delattr(worker, "_worker_logs_enabled")
-    with pytest.raises(ResourceError, match=r"has no ray\._private\.worker\._work"), silent_ray():
-        pytest.fail("let in")
 
 
 def test_a_ray_that_does_not_start_is_one_line(monkeypatch):

@@ -13,7 +13,6 @@ from raygf.config.run import ResourceConfig, RunConfig
 from raygf.errors import DataError, DriverLost, RunFailed
 from raygf.on_ray import driver as module
 from raygf.on_ray.driver import Mailbox, Over, ProcessHandle, Started, drive, driver_lost
-from raygf.on_ray.placement import AwakeClock
 from raygf.records import ExitScore, RoundRecord, RunEnd, RunStart
 
 SCORE = ExitScore((1.0,), (0.5,))
@@ -177,17 +176,6 @@ def test_a_round_without_an_end_is_stuck(monkeypatch):
     with pytest.raises(DriverLost, match=r"no round ended within 0 s; raise resources\.exit_") as caught:
         list(handle.rounds("id"))
     assert caught.value.kind == "STUCK"
-
-
-def test_a_round_is_not_late_because_the_submitting_process_slept(monkeypatch):
-    """Its record lies there, behind a note."""
-    handle, now = Handle([Started(), START, "note", record(1), record(2), record(3), END]), [0.0]
-    monkeypatch.setattr("raygf.on_ray.placement.time.monotonic", lambda: now[0])
-    monkeypatch.setattr(module, "awake_s", AwakeClock())
-    handle.prepare()
-    now[0] += 1000
-    monkeypatch.setattr(ray, "wait", lambda refs, timeout: (now.__setitem__(0, now[0] + 1000), refs)[1:] * 2)
-    assert [each.round for each in handle.rounds("id")] == [1, 2, 3]
 
 
 def test_the_loss_says_what_is_known():

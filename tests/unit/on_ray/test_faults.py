@@ -18,13 +18,6 @@ from raygf.on_ray.faults import (
     may_retry,
 )
 
-KILLED_FOR_MEMORY = """1 worker(s) were killed due to the node running low on memory. Memory on the node \
-(IP: 10.0.0.7, ID: 105b28c7) was 5.45GB used / 23.54GB limit (0.231335)
-OOM kill reason: Memory usage 5780221952B exceeded threshold of 5776586240B (22.9% of 25276510208B limit)
-Considered workers: [
-Selected to kill: (Actor(8655): job ID=01000000, pid=17411, actual memory used=0.81GB, worker ID=8f4f01af),
-(Actor(99): job ID=01000000, pid=17412, actual memory used=2.9GB, worker ID=8f4f01b0)
-]"""
 NODE_DIED = """The actor died unexpectedly before finishing this task.
 \tclass_name: D
 \tip: 10.0.0.7
@@ -88,12 +81,6 @@ def test_errors_survive_the_way_between_processes(error, text):
     ("error", "failure", "cause"),
     [
         (
-            OutOfMemoryError(KILLED_FOR_MEMORY),
-            Failure.MEMORY,
-            "OutOfMemoryError: Ray ended it because the node ran low on memory: 5.45GB used / 23.54GB limit "
-            "on it, 0.81GB by pid 17411, 2.9GB by pid 17412",
-        ),
-        (
             OutOfMemoryError("in other words"),
             Failure.MEMORY,
             "OutOfMemoryError: Ray ended it because the node ran low on memory",
@@ -110,7 +97,7 @@ def test_errors_survive_the_way_between_processes(error, text):
             "RayError: the result could not be fetched",
         ),
     ],
-    ids=["memory", "memory in other words", "node", "silence", "unknown words"],
+    ids=["memory", "node", "silence", "unknown words"],
 )
 def test_errors_of_ray_are_told_in_one_line(error, failure, cause):
     assert (failure_of(error), cause_of(error)) == (failure, cause)

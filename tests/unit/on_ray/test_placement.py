@@ -12,7 +12,6 @@ from raygf.config.run import ResourceConfig
 from raygf.errors import ResourceError
 from raygf.on_ray.placement import (
     START_S,
-    AwakeClock,
     Waiting,
     actors_per_trial,
     check_fits,
@@ -120,19 +119,12 @@ def test_trials_that_could_never_run_are_refused():
     check_fits(patient, 1, 4, [])
 
 
-def test_time_in_which_the_process_was_suspended_does_not_count(monkeypatch):
-    times = iter([100.0, 101.0, 101.5, 1000.0, 1001.0])
-    monkeypatch.setattr("raygf.on_ray.placement.time.monotonic", lambda: next(times))
-    clock = AwakeClock(most_s=2.0)
-    assert [clock() for _ in range(4)] == [1.0, 1.5, 3.5, 4.5]
-
-
 class Cluster:
     """Time, room, and what was said."""
 
     def __init__(self, monkeypatch, wait_s):
         self.now, self.room, self.said = 1000.0, True, []
-        monkeypatch.setattr("raygf.on_ray.placement.awake_s", lambda: self.now)
+        monkeypatch.setattr("raygf.on_ray.placement.monotonic", lambda: self.now)
         self.waiting = Waiting(
             "the driver (1 CPUs)", "resources.x", wait_s, lambda: self.room, self.said.append
         )
