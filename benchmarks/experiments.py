@@ -17,6 +17,7 @@ from typing import Any
 from small_networks import MSDNET, VGG
 
 from raygf.config.fields import override
+from raygf.config.recipes import get_recipe
 from raygf.config.run import (
     ComputeConfig,
     DataConfig,
@@ -26,8 +27,6 @@ from raygf.config.run import (
     OptimConfig,
     ResourceConfig,
     RunConfig,
-    StorageConfig,
-    TrackingConfig,
 )
 from raygf.data.base import InputSpec
 from raygf.methods.base import JointSGD
@@ -38,30 +37,50 @@ from raygf.models.costs import measure_costs
 Row = Mapping[str, str]
 """A line of the table of results, by column."""
 
-CLASSES = 10
 TRIED = (0.05, 0.1, 0.2)
 """Learning rates of the trials."""
+PAPER_LR = 0.1
 TRIAL_SEED = 100
-SPEC = InputSpec(3, 32, 32, CLASSES)
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network, and what the paper does with its kind."""
+    """A network, what it is trained on, and what else is the paper's for its kind: a run of joint SGD."""
 
     title: str
-    model: ModelConfig
-    weight_decay: float = 5e-4
-    settings: tuple[tuple[str, Any], ...] = ()
+    run: RunConfig
+    classes: int = 10
 
 
-SMALL = {
+def _small(model: ModelConfig, loss: LossConfig, fusion: FusionConfig) -> RunConfig:
+    """On some images of CIFAR-10, in one process."""
+    return RunConfig(
+        data=DataConfig("parquet", val=1000),
+        model=model,
+        optim=OptimConfig(weight_decay=5e-4),
+        loss=loss,
+        fusion=fusion,
+        compute=ComputeConfig("cpu"),
+        resources=ResourceConfig("local"),
+    )
+
+
+NETWORKS = {
     "vgg": Network(
-        "small VGG-SDN", VGG, settings=(("loss.coefficients", "sdn"), ("fusion.segments", "channel"))
+        "small VGG-SDN", _small(VGG, LossConfig(coefficients="sdn"), FusionConfig(segments="channel"))
     ),
-    "msdnet": Network("small MSDNet", MSDNET),
+    "msdnet": Network("small MSDNet", _small(MSDNET, LossConfig(), FusionConfig())),
+    "vgg16": Network("VGG-16-SDN, CIFAR-10", get_recipe("cifar10-vgg16-sgd")),
+    "resnet56": Network("ResNet-56-SDN, CIFAR-10", get_recipe("cifar10-resnet56-sgd")),
+    "msdnet7": Network("MSDNet, CIFAR-10", get_recipe("cifar10-msdnet-sgd")),
+    "vgg16-100": Network("VGG-16-SDN, CIFAR-100", get_recipe("cifar100-vgg16-sgd"), classes=100),
+    "resnet56-100": Network("ResNet-56-SDN, CIFAR-100", get_recipe("cifar100-resnet56-sgd"), classes=100),
+    "msdnet7-100": Network("MSDNet, CIFAR-100", get_recipe("cifar100-msdnet-sgd"), classes=100),
 }
-PREFIX = {"loss.aux_exits": "none", "fusion.images": 0.1}
+SMALL, PAPER = ("vgg", "msdnet"), tuple(NETWORKS)[2:]
+"""Those that two cores can train; those of Tables 1, 3 and 4, with the paper's rounds and learning rate."""
+PART = "fusion.images"
+PREFIX = {"loss.aux_exits": "none"}
 METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "sgd": ("joint SGD", "sgd", {}),
     "metagf": ("Meta-GF", "metagf", {}),
@@ -74,9 +93,10 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mean": ("mean of the deltas", "delta-mean", {"loss.aux_exits": "none"}),
     "prefix": ("Meta-GF, parts of the network", "metagf", PREFIX),
     "metagf-kd": ("Meta-GF, distilled", "metagf", {"loss.distill": True}),
+    "tenth": ("Meta-GF, parts, a tenth of the images", "metagf", {**PREFIX, PART: 0.1}),
     "carry": ("Meta-GF, parts, momentum carried", "metagf", {**PREFIX, "optim.carry_momentum": True}),
 }
-"""By key: title, method, settings; ``fusion.images`` as a share of the training images."""
+"""By key: title, method, settings; ``PART`` as a share of the training images."""
 
 
 @dataclass(frozen=True)
@@ -99,25 +119,21 @@ class Experiment:
 
     def config(self, data: str, storage: str) -> RunConfig:
         """The whole run, on the images in the folder ``data``."""
-        network, (_, method, settings) = SMALL[self.network], METHODS[self.method]
-        config = RunConfig(
-            method=method,
-            rounds=self.rounds,
-            seed=self.seed,
-            data=DataConfig("parquet", data, val=1000, per_class=self.images // CLASSES),
-            model=network.model,
-            optim=OptimConfig(self.lr, weight_decay=network.weight_decay),
-            loss=LossConfig(),
-            fusion=FusionConfig(),
-            compute=ComputeConfig("cpu"),
-            resources=ResourceConfig("local"),
-            storage=StorageConfig(storage, self.name, keep=1),
-            tracking=TrackingConfig(enabled=False),
-        )
-        values = {**dict(network.settings), **settings}
-        if "fusion.images" in values:
-            values["fusion.images"] = round(values["fusion.images"] * self.images)
-        return override(config, values)
+        network, (_, method, settings) = NETWORKS[self.network], METHODS[self.method]
+        fixed = {
+            "method": method,
+            "rounds": self.rounds,
+            "seed": self.seed,
+            "optim.lr": self.lr,
+            "data.path": data,
+            "data.per_class": self.images // network.classes,
+            "storage.path": storage,
+            "storage.name": self.name,
+            "storage.keep": 1,
+            "tracking.enabled": False,
+        }
+        shares = {PART: round(settings.get(PART, 1) * self.images)}
+        return override(network.run, {**fixed, **settings, **(shares if PART in settings else {})})
 
     def passes(self) -> float:
         """Training passes that it takes."""
@@ -131,8 +147,9 @@ class Experiment:
 @cache
 def costs(network: str) -> tuple[int, ...]:
     """Operations up to every exit."""
-    built = build_model(SMALL[network].model, SPEC, 0)
-    return tuple(cost.operations for cost in measure_costs(built, SPEC))
+    spec = InputSpec(3, 32, 32, NETWORKS[network].classes)
+    built = build_model(NETWORKS[network].run.model, spec, 0)
+    return tuple(cost.operations for cost in measure_costs(built, spec))
 
 
 def round_cost(experiment: Experiment) -> float:
@@ -186,9 +203,11 @@ class Plan:
                 yield from self.of(network, seed, rows)
 
     def trials(self, network: str, method: str) -> list[Experiment]:
-        """The trials of learning rates."""
+        """The trials of learning rates; none for the paper's networks."""
         return [
-            Experiment(network, self.images, method, "lr", TRIAL_SEED, lr, self.trial_rounds) for lr in TRIED
+            Experiment(network, self.images, method, "lr", TRIAL_SEED, lr, self.trial_rounds)
+            for lr in TRIED
+            if network in SMALL
         ]
 
     def of(self, network: str, seed: int, rows: Sequence[Row]) -> Iterator[Experiment]:
@@ -204,7 +223,9 @@ class Plan:
                     yield chosen
 
     def best_lr(self, network: str, method: str, rows: Sequence[Row]) -> float | None:
-        """The trial with the best mean validation accuracy; None before all are done."""
+        """Of the trial with the best mean validation accuracy; None before all are done."""
+        if network in PAPER:
+            return PAPER_LR
         done = {row["name"]: row for row in rows}
         trials = self.trials(network, method)
         if any(trial.name not in done for trial in trials):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from experiments import METHODS, SMALL
+from experiments import METHODS, NETWORKS
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from paper import BUDGETS, ROUNDS, RUNS, read_rows
@@ -187,7 +187,7 @@ def budget_figure(results: Results, network: str, images: str, comparison: str) 
             axes.plot(x / 1e6, y, label=title, **run_style(index, 100))
     axes.set_xlabel("average operations per image (M)")
     axes.set_ylabel("test accuracy (%)")
-    axes.set_title(f"{SMALL[network].title}, {images} images, {COMPARISONS[comparison]}", fontsize=10)
+    axes.set_title(f"{NETWORKS[network].title}, {images} images, {COMPARISONS[comparison]}", fontsize=10)
     plain_axes(axes)
     legend_outside(figure, axes)
     return figure
