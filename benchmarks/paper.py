@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -245,6 +246,7 @@ class Children:
 def run_all(options: Options, console: Console) -> None:
     """Train what is left."""
     plan, children = options.plan(), Children(options)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the runs end, too
     try:
         while True:
             for lines in children.ended():
