@@ -88,7 +88,7 @@ class RunStart:
     ``operations`` are cumulative up to each exit, shallow to deep. ``tensors``: names, shallow to deep.
     ``recent``: the records of the last rounds done already, as far as the checkpoint has them. ``data``: the
     data set's name; ``digests``: of the images of every split. ``software``: versions, and the device's name.
-    ``history``: the number and scores of all rounds done already, as in the checkpoint's entries.
+    ``history``: the entries of all rounds done already, as ``read_history`` has them.
     """
 
     round: int
@@ -167,6 +167,13 @@ def from_json(entry: Mapping[str, Any]) -> RoundRecord:
         values = entry[name]
         parts[name] = values and kind(**{key: _restored(key, value) for key, value in values.items()})
     return RoundRecord(**{**entry, **parts})
+
+
+def from_history(entry: Mapping[str, Any]) -> RoundRecord:
+    """The record of a shortened ``entry``, with NaN or nothing for what it lacks."""
+    lacking = {"rounds": entry["round"], "notes": (), "checkpoint": "", "lr": math.nan, "fusion_lr": math.nan}
+    fusion = entry["fusion"] and {"weights": [], **entry["fusion"]}
+    return from_json({**lacking, **entry, "fusion": fusion})
 
 
 def shortened(entry: Entry) -> Entry:

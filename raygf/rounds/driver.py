@@ -213,7 +213,7 @@ class Driver(DriverHandle):
             data=dataset.name,
             digests={split: dataset.digest(split) for split in SPLITS if dataset.count(split)},
             software=software(compute.device),
-            history=tuple({name: entry[name] for name in ("round", "train", "val")} for entry in entries),
+            history=tuple(entries),
         )
 
     @property

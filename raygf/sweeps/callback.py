@@ -1,6 +1,7 @@
 """Ray Tune's news about trials, passed to MLflow and to the terminal by the sweep's own process."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from raygf.records import RoundRecord, RunEnd
 from raygf.sweeps.plan import Plan, SweepFolder, name_of, shown_score
 from raygf.sweeps.trial import END, FAILURE, NAME, RECORD, START, VALUES, cause_of
 from raygf.tracking.sweep import SweepTrials
-from raygf.tracking.tracker import Tracker, make_tracker
+from raygf.tracking.tracker import make_tracker
 
 _FOLDER_KEY = "checkpoint_dir_name"
 """Where Tune puts the name of a checkpoint's folder into a result."""
@@ -35,7 +36,8 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         self._folder = SweepFolder(self._storage)
         self._plan = plan = self._folder.read_plan()
         known, keep = self._folder.read_trials(), self._folder.write_trials
-        self._runs = SweepTrials(self._tracker, plan.parent, plan.recipe, known, keep, notify)
+        make = partial(make_tracker, plan.run.tracking, Path.cwd(), notify)
+        self._runs = SweepTrials(make, plan.parent, plan.recipe, known, keep, notify)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Open the trial's run before it trains: its checkpoints hold the run's id."""
@@ -88,11 +90,6 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Tune has ended."""
         self._runs.close()
-
-    def _tracker(self, trial: str) -> Tracker:
-        """What it can't deliver is kept in the trial's folder."""
-        storage = StorageConfig(self._folder.path, trial)
-        return make_tracker(self._plan.run.tracking, Path.cwd(), notify, storage)
 
     def _record(self, trial: Trial, result: dict[str, Any]) -> RoundRecord:
         """The round's record, with its checkpoint where Tune keeps it, if it got one."""

@@ -1,45 +1,26 @@
-"""Delivery in the background: in order, tried again, one note per cause, never waited for too long.
-
-What a store did not take until the run's end is kept in a file, and sent first when the run is resumed.
-"""
+"""Delivery in the background: in order, tried again, one note per cause, never waited for too long."""
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from queue import SimpleQueue
-from typing import Any
 
-from raygf.config.run import StorageConfig
-from raygf.errors import StorageError, TrackingError, without_password
+from raygf.errors import TrackingError, without_password
 from raygf.records import Notify
-from raygf.storage.folder import RunFolder
-from raygf.tracking.mlflow_run import MLflowRun
 from raygf.tracking.store import answering, check_uri, reason
 
 
 @dataclass(frozen=True, eq=False)
 class Parcel:
-    """Something to deliver. ``label``: what a person would call it; ``send``: delivers it, or raises.
-
-    ``later``: how another process can send it, as a method of ``MLflowRun`` and its arguments as JSON values;
-    None if that makes no sense or can't be written down.
-    """
+    """Something to deliver. ``label``: what a person would call it; ``send``: delivers it, or raises."""
 
     label: str
     send: Callable[[], None]
-    later: tuple[str, dict[str, Any]] | None = None
-
-    @classmethod
-    def call(cls, label: str, run: MLflowRun, method: str, arguments: dict[str, Any]) -> Parcel:
-        """A call of ``method`` of ``run``, now or later."""
-        return cls(label, lambda: getattr(run, method)(**arguments), (method, arguments))
 
 
 class Delivery:
@@ -47,14 +28,12 @@ class Delivery:
 
     Args:
         notify: Called with one line when something could not be delivered; maybe from another thread.
-        keep: Called at the end with what was not delivered; returns where it was kept, for people.
+        hint: How to have sent later what was not delivered at the end, for people.
     """
 
-    def __init__(
-        self, uri: str, notify: Notify, keep: Callable[[Sequence[Parcel]], str] | None = None
-    ) -> None:
+    def __init__(self, uri: str, notify: Notify, hint: str = "") -> None:
         self._uri, self._store = uri, without_password(uri)
-        self._notify, self._keep = notify, keep
+        self._notify, self._hint = notify, hint
         self._worker: Worker
         self._open = False
         # Two threads change this list, by single operations in place, which need no lock.
@@ -106,13 +85,8 @@ class Delivery:
         except TimeoutError:
             cause = f"no answer within {limit_s:.0f} s"
         self._worker.stop()
-        left = list(self._waiting)
-        try:
-            kept = self._keep(left) if self._keep else ""
-        except (OSError, StorageError) as error:
-            kept = f"and could not be kept in a file: {reason(error)}"
-        if left:
-            text = "; ".join(part for part in (listed(self.undelivered), kept) if part)
+        if self._waiting:
+            text = listed(self.undelivered) + (f"; {self._hint}" if self._hint else "")
             self._notify(f"tracking: not delivered to {self._store} ({cause}): {text}")
 
     def _deliver(self) -> None:
@@ -181,56 +155,6 @@ class Worker(threading.Thread):
                 future.set_result(call())
             except BaseException as error:
                 future.set_exception(error)
-
-
-NAME = "undelivered.jsonl"
-_METHODS = ("log_metrics", "log_params", "set_tags", "add_note")
-"""All that is called from the file."""
-
-
-class Undelivered:
-    """The file ``NAME`` in the folder of the run that ``storage`` names."""
-
-    def __init__(self, storage: StorageConfig) -> None:
-        self._storage = storage
-        self._taken = False
-
-    def take(self, run: MLflowRun) -> list[Parcel]:
-        """What earlier processes could not send to ``run``; it stays in the file until ``keep``."""
-        lines: list[str] = []
-        with suppress(OSError, StorageError, UnicodeDecodeError):
-            lines = self._folder().read(NAME).decode().splitlines()
-        self._taken = bool(lines)
-        found = []
-        for line in lines:
-            with suppress(ValueError, KeyError, TypeError):
-                entry = json.loads(line)
-                if entry["run_id"] == run.id and entry["method"] in _METHODS:
-                    arguments = dict(entry["arguments"])
-                    found.append(Parcel.call(str(entry["label"]), run, entry["method"], arguments))
-        return found
-
-    def keep(self, run_id: str, parcels: Sequence[Parcel]) -> str:
-        """Keep those that can be sent later, and nothing else; returns where, and how to have them sent."""
-        lines = []
-        for parcel in parcels:
-            if parcel.later is not None:
-                method, arguments = parcel.later
-                entry = {"run_id": run_id, "label": parcel.label, "method": method, "arguments": arguments}
-                lines.append(json.dumps(entry) + "\n")
-        if lines:
-            flags = f"--storage.name {self._storage.name} --storage.resume True"
-            folder = self._folder()
-            folder.write(NAME, "".join(lines).encode())
-            place = without_password(folder.path(NAME))
-            return f"kept in {place}, sent when the run is resumed with: {flags}"
-        if self._taken:
-            with suppress(OSError, StorageError):
-                self._folder().delete(NAME)
-        return ""
-
-    def _folder(self) -> RunFolder:
-        return RunFolder(self._storage.path, self._storage.name)
 
 
 def listed(labels: Sequence[str]) -> str:

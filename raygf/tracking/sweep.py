@@ -37,7 +37,7 @@ class SweepTrials:
 
     def __init__(
         self,
-        make: Callable[[str], Tracker],
+        make: Callable[[], Tracker],
         parent: str,
         recipe: str,
         known: Mapping[str, str],
@@ -59,7 +59,7 @@ class SweepTrials:
         """
         if trial in self._trackers:
             return
-        self._trackers[trial] = tracker = self._make(trial)
+        self._trackers[trial] = tracker = self._make()
         known = self._known.get(trial, "")
         try:
             run_id = tracker.start(

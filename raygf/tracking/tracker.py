@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +17,9 @@ from raygf.errors import TrackingError, without_password, without_passwords
 from raygf.evaluation.results import RunResults
 from raygf.evaluation.tables import ResultColumn, ResultTable, passes_text, to_csv, to_markdown
 from raygf.methods.registry import method_title
-from raygf.records import Notify, RoundRecord, RunEnd, RunStart
+from raygf.records import Notify, RoundRecord, RunEnd, RunStart, from_history
 from raygf.storage.run_storage import recipe_of
-from raygf.tracking.delivery import Delivery, Parcel, Undelivered
+from raygf.tracking.delivery import Delivery, Parcel
 from raygf.tracking.mlflow_run import (
     FAILURE_TAG,
     STOPPED_BY_TAG,
@@ -46,11 +47,12 @@ def make_tracker(
     """The tracker that ``config`` asks for; ``folder`` holds the default database, ``notify`` gets warnings.
 
     Args:
-        storage: the run's folder, where what could not be delivered is kept; nowhere without it.
+        storage: of a run that can be resumed by itself.
     """
-    undelivered = None if storage is None else Undelivered(storage)
+    flags = "" if storage is None else f"--storage.name {storage.name} --storage.resume True"
+    hint = flags and f"sent when the run is resumed: {flags}"
     uri = resolve_uri(config, folder) if config.enabled else ""
-    return Tracker(uri, config.experiment, notify, undelivered)
+    return Tracker(uri, config.experiment, notify, hint)
 
 
 class Tracker:
@@ -58,17 +60,13 @@ class Tracker:
 
     Call ``start``, logs, then ``finish``, ``stop`` or ``fail``. Only ``start`` raises. What is logged before
     it or after the end is dropped. Everything happens on one background thread, in order, which is waited for
-    only at the start and at the end, with a limit. ``undelivered`` keeps what did not arrive.
+    only at the start and at the end, with a limit. ``hint``: see ``Delivery``.
     """
 
-    def __init__(
-        self, uri: str, experiment: str, notify: Notify, undelivered: Undelivered | None = None
-    ) -> None:
+    def __init__(self, uri: str, experiment: str, notify: Notify, hint: str = "") -> None:
         self._uri, self._experiment = uri, experiment
         self._run = MLflowRun(uri)
-        self._undelivered = undelivered
-        keep = None if undelivered is None else lambda left: undelivered.keep(self._run.id, left)
-        self._delivery = Delivery(uri, notify, keep)
+        self._delivery = Delivery(uri, notify, hint)
         self._config: RunConfig
         self._start: RunStart | None = None
         self._records: list[RoundRecord] = []
@@ -100,9 +98,6 @@ class Tracker:
         tags = {"method": config.method, "model": config.model.name, "data": config.data.source}
         tags |= {name: value for name, value in known.items() if value}
         self._delivery.open(lambda: self._open(run_name, run_id, tags), START_S)
-        if run_id and self._undelivered is not None:
-            for parcel in self._undelivered.take(self._run):
-                self._delivery.post(parcel)
         return self._run.id
 
     def log_start(self, start: RunStart) -> None:
@@ -110,8 +105,8 @@ class Tracker:
         self._start = start
         self._post("sizes of the run", "log_params", params=start_params(start))
         self._delivery.post(Parcel("data set", lambda: self._run.log_data(start, self._config.data)))
-        if start.recent and self._run.resumed:
-            self._delivery.post(Parcel("rounds before", lambda: self._log_missing(start.recent)))
+        if start.round and self._run.resumed:
+            self._delivery.post(Parcel("rounds before", lambda: self._log_missing(start)))
 
     def log_round(self, record: RoundRecord) -> None:
         """Log one round; returns at once."""
@@ -132,7 +127,7 @@ class Tracker:
         if not end.finished:
             tags[STOPPED_TAG] = str(end.rounds)
         values = _stamped(end_metrics(end), end.rounds)
-        self._finish([Parcel.call("results", self._run, "log_metrics", values)], end, tags)
+        self._finish([Parcel("results", lambda: self._run.log_metrics(**values))], end, tags)
 
     def stop(self, last: RoundRecord, reason: str) -> None:
         """Deliver what is waiting, then figures, and close the run as FINISHED after the round ``last``.
@@ -154,7 +149,8 @@ class Tracker:
 
     def _finish(self, parcels: list[Parcel], at: RoundRecord | RunEnd, tags: dict[str, str]) -> None:
         passes = passes_text(at.training_passes)
-        parcels.append(self._tags({**tags, "checkpoint": at.checkpoint, "raygf.training_passes": passes}))
+        known = {**tags, "checkpoint": at.checkpoint, "raygf.training_passes": passes}
+        parcels.append(Parcel("tags", lambda: self._run.set_tags(known)))
         if (start := self._start) is not None:
             if isinstance(at, RunEnd):
                 parcels.append(Parcel("result table", lambda: self._log_table(start, at)))
@@ -179,15 +175,14 @@ class Tracker:
             raise
 
     def _post(self, label: str, method: str, **arguments: Any) -> None:
-        self._delivery.post(Parcel.call(label, self._run, method, arguments))
+        self._delivery.post(Parcel(label, partial(getattr(self._run, method), **arguments)))
 
-    def _tags(self, tags: Mapping[str, str]) -> Parcel:
-        return Parcel.call("tags", self._run, "set_tags", {"tags": dict(tags)})
-
-    def _log_missing(self, records: Sequence[RoundRecord]) -> None:
+    def _log_missing(self, start: RunStart) -> None:
+        """The rounds that MLflow lacks, as far as the checkpoint has them."""
         known = self._run.history("seconds/round")
-        for record in records:
-            if record.round not in known:
+        records = {entry["round"]: from_history(entry) for entry in start.history}
+        for round, record in {**records, **{each.round: each for each in start.recent}}.items():
+            if round not in known:
                 self._run.log_metrics(**_round_values(record))
 
     def _log_table(self, start: RunStart, end: RunEnd) -> None:

@@ -15,7 +15,7 @@ from raygf.config.fields import from_dict
 from raygf.config.recipes import get_recipe
 from raygf.config.run import OptimConfig, RunConfig, StorageConfig, TrackingConfig
 from raygf.errors import TrackingError
-from raygf.tracking.delivery import NAME, Undelivered
+from raygf.records import shortened, to_json
 from raygf.tracking.tracker import Tracker, make_tracker
 
 
@@ -127,7 +127,7 @@ def test_a_stopped_run_is_resumed_in_place(store, said):
     resumed = client.get_run(run_id)
     assert resumed.info.status == "RUNNING"
     assert "raygf.stopped_at_round" not in resumed.data.tags
-    history = ({"round": 1, "train": {"accuracy": [0.0, 0.0]}, "val": {"accuracy": [0.1, 0.2]}},)
+    history = (shortened(to_json(rounds[0])),)
     tracker.log_start(replace(START, round=1, setting="cuda", history=history))
     tracker.log_round(record(2, (0.5, 0.6)))  # the checkpoint was a round behind
     tracker.log_round(record(3, (0.7, 0.8)))
@@ -152,16 +152,6 @@ def test_the_description_keeps_what_people_wrote_and_replaces_the_old_results(st
     assert description.startswith("A trial with half the images.\n\n### raygf results: 85.00 % test ")
     assert "Meta-GF, msdnet on made up, 3 rounds, 9 training passes\n\n| Exit " in description
     assert description.count("raygf results") == description.count("| Exit ") == 1
-
-
-def test_a_round_that_was_stored_but_not_logged_is_logged_by_a_resume(store, said):
-    """The job was killed between the two."""
-    run_id = track(store, said, record(1), end=replace(END, rounds=1, finished=False))
-    recent = replace(START, round=2, recent=(record(1), record(2)))
-    track(store, said, record(3), run_id=run_id, start=recent)
-    assert said == []
-    assert rounds_of(store, run_id, "seconds/round") == [1, 2, 3]
-    assert rounds_of(store, run_id, "accuracy_by_passes/average") == [3, 6, 9]
 
 
 def test_joint_sgd_has_no_settings_of_the_fusion_and_load_is_shown_if_asked(store, said, monkeypatch):
@@ -291,37 +281,30 @@ def flaky(monkeypatch):
     return made
 
 
-def test_what_was_not_delivered_is_kept_and_sent_by_a_resume(store, said, flaky, tmp_path):
-    (tmp_path / "runs" / "one").mkdir(parents=True)
-    storage = StorageConfig(str(tmp_path / "runs"), "one")
-    first = Tracker(store, "trial", said.append, Undelivered(storage))
+def test_what_was_not_delivered_is_sent_by_a_resume(store, said, flaky, tmp_path):
+    """From the checkpoint: of the newest rounds all, of those before what its history has of them."""
+    config = TrackingConfig(uri=store, experiment="trial")
+    first = make_tracker(config, tmp_path, said.append, StorageConfig("runs", "one"))
     run_id = first.start(CONFIG, "one")
     first.log_start(START)
-    first.log_round(record(1, (0.6, 0.7), "exit 1 retried in round 1: it died"))
+    first.log_round(record(1))
     wait_until(lambda: not first._delivery.undelivered)
     flaky[0].broken = True
-    first.log_round(record(2, (0.6, 0.7), "took a break"))
+    first.log_round(record(2))
     first.log_round(record(3))
     first.finish(END)
-    file = tmp_path / "runs" / "one" / NAME
-    assert said[-1].startswith(
-        f"tracking: not delivered to {store} (Connection refused): rounds 2-3, a note, "
+    assert said[-1] == (
+        f"tracking: not delivered to {store} (Connection refused): rounds 2-3, results, tags, result table, "
+        "accuracy figure, fusion weight figure, final status; sent when the run is resumed: "
+        "--storage.name one --storage.resume True"
     )
-    assert f"; kept in {file}, sent when the run is resumed with: --storage.name one" in said[-1]
-    assert len(file.read_text().splitlines()) == 5  # two rounds, a note, results, tags
     assert rounds_of(store, run_id) == [1]
 
-    second = Tracker(store, "trial", said.append, Undelivered(storage))
-    assert second.start(CONFIG, "one", run_id) == run_id
-    second.log_start(replace(START, round=3, recent=(record(1), record(2), record(3))))
-    second.finish(END)
-    assert rounds_of(store, run_id) == rounds_of(store, run_id, "train_loss/average") == [1, 2, 3]
+    history = tuple(shortened(to_json(record(number))) for number in (1, 2, 3))
+    track(store, said, run_id=run_id, start=replace(START, round=3, history=history, recent=(record(3),)))
+    assert rounds_of(store, run_id, "val_accuracy/exit_2") == [1, 2, 3]
+    assert rounds_of(store, run_id) == [1, 3]  # a shortened entry has no learning rate
     assert rounds_of(store, run_id, "accuracy_by_passes/exit_1") == [3, 6, 9]
     run = client_of(store).get_run(run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.tags["raygf.remarks"].splitlines() == [
-        "exit 1 retried in round 1: it died",
-        "round 2: took a break",
-    ]
     assert run.data.tags["weights_sha256"] == END.weights_sha256
-    assert not file.exists()

@@ -1,7 +1,6 @@
 """Tune's news passed to trackers, without MLflow."""
 
 import pickle
-from collections import defaultdict
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -29,15 +28,18 @@ def trial_named(name, status=Trial.RUNNING, last_result=None, error=None):
 def trackers(monkeypatch):
     """The trackers of trials, by name; their runs are called after them."""
 
-    def tracker():
-        made = Mock()
-        made.start.side_effect = lambda config, name, run_id, **rest: (
-            run_id or f"run-of-{config.storage.name}"
-        )
-        return made
+    made: dict[str, Mock] = {}
 
-    made: defaultdict[str, Mock] = defaultdict(tracker)
-    monkeypatch.setattr(module, "make_tracker", lambda config, folder, notify, storage: made[storage.name])
+    def tracker(*_):
+        def start(config, name, run_id, **rest):
+            made[config.storage.name] = new
+            return run_id or f"run-of-{config.storage.name}"
+
+        new = Mock()
+        new.start.side_effect = start
+        return new
+
+    monkeypatch.setattr(module, "make_tracker", tracker)
     return made
 
 

@@ -1,15 +1,12 @@
-"""Order, second tries, notes and time limits, without a store; the file of what could not be sent."""
+"""Order, second tries, notes and time limits, without a store."""
 
-import json
 import threading
 import time
-from typing import Any
 
 import pytest
 
-from raygf.config.run import StorageConfig
 from raygf.errors import TrackingError
-from raygf.tracking.delivery import NAME, Delivery, Parcel, Undelivered, listed
+from raygf.tracking.delivery import Delivery, Parcel, listed
 
 
 class Store:
@@ -170,67 +167,3 @@ def test_an_opening_that_fails_or_takes_too_long_is_an_error(store):
 )
 def test_rounds_are_drawn_together(labels, text):
     assert listed(labels) == text
-
-
-class Run:
-    """Stands in for MLflowRun: remembers what it is asked."""
-
-    id = "run-1"
-
-    def __init__(self):
-        self.asked: list[dict[str, Any]] = []
-
-    def log_metrics(self, **arguments):
-        self.asked.append(arguments)
-
-
-METRICS = {"metrics": {"lr": 0.1, "odd": float("inf")}, "step": 3, "stamp_ms": 17}
-ROUND = Parcel.call("round 3", Run(), "log_metrics", METRICS)
-FIGURE = Parcel("accuracy figure", lambda: None)
-
-
-@pytest.fixture
-def kept(tmp_path):
-    (tmp_path / "runs" / "one").mkdir(parents=True)
-    return Undelivered(StorageConfig(str(tmp_path / "runs"), "one"))
-
-
-def test_what_is_kept_can_be_sent_and_the_file_goes_when_all_has_arrived(kept, tmp_path):
-    file = tmp_path / "runs" / "one" / NAME
-    flags = "--storage.name one --storage.resume True"
-    said = kept.keep("run-1", [ROUND, FIGURE])
-    assert said == f"kept in {file}, sent when the run is resumed with: {flags}"
-    assert kept.keep("run-1", []) == "" and file.exists()  # it was not taken
-    run = Run()
-    (parcel,) = kept.take(run)
-    assert file.exists()  # nothing has been sent yet
-    assert (parcel.label, parcel.later) == ("round 3", ("log_metrics", METRICS))
-    parcel.send()
-    assert run.asked == [METRICS]
-    assert kept.keep("run-1", [FIGURE]) == "" and not file.exists()
-
-
-def test_strange_lines_are_passed_over(kept, tmp_path):
-    kept.keep("run-1", [ROUND])
-    file = tmp_path / "runs" / "one" / NAME
-    whole = {"run_id": "run-1", "label": "x", "method": "log_metrics", "arguments": {}}
-    changes = [{"method": "terminate"}, {"method": "__init__"}, {"arguments": 3}, {"run_id": "run-2"}]
-    lines = ["", "no json", "[]", "{}", *(json.dumps(whole | change) for change in changes)]
-    file.write_text("\n".join([*lines, file.read_text()]))
-    assert [parcel.label for parcel in kept.take(Run())] == ["round 3"]
-    file.write_bytes(b"\xff\xfe\x00")
-    assert kept.take(Run()) == []
-
-
-def test_what_can_not_be_kept_is_told_too(store):
-    def full(left):
-        raise OSError(28, "No space left on device")
-
-    delivery = Delivery("http://x", store.said.append, full)
-    delivery.open(lambda: None, 20)
-    store.up = False
-    delivery.close([ROUND], 20)
-    assert store.said == [
-        "tracking: not delivered to http://x (the store is gone): round 3; "
-        "and could not be kept in a file: No space left on device"
-    ]

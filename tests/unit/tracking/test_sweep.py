@@ -22,7 +22,7 @@ class Store:
     def trials(self, **known):
         """With trial ``a`` started."""
         notes = self.kept.append, self.said.append
-        trials = SweepTrials(lambda trial: FakeTracker(self), "parent", "digits", known, *notes)
+        trials = SweepTrials(lambda: FakeTracker(self), "parent", "digits", known, *notes)
         trials.start("a", RUN, "lr=1")
         return trials
 
