@@ -19,7 +19,6 @@ with loading():
     from raygf.config.recipes import get_recipe
     from raygf.config.run import ResourceConfig
     from raygf.console import print_table
-    from raygf.data.in_memory import ImageSet
     from raygf.evaluation.loading import LoadedRun
     from raygf.evaluation.tables import count_unit, terminal_table
     from raygf.launch import run
@@ -32,7 +31,7 @@ Where to look next:
 
   make ui                              the run in MLflow: curves, fusion weights, figures
   raygf train --help                   every setting of such a run (in .venv/bin)
-  docs/tutorial.md                     the same from Python, step by step
+  docs/tutorial.ipynb                     the same from Python, step by step
   docs/method.md                       what happens in a round, equation by equation
 """
 DESCRIPTION = "A network with three exits, trained on Ray on handwritten digits, that stops early."
@@ -58,7 +57,6 @@ def demo(argv: Sequence[str]) -> dict[str, Any]:
 
 def budget_table(trained: LoadedRun) -> Table:
     """What the network gets right on the test images, spends, and where images leave, for some budgets."""
-    assert isinstance(trained.dataset, ImageSet)  # the digits are held in memory
     fast, test = AdaptiveClassifier.from_run(trained), trained.dataset.test
     whole, unit = fast.operations[-1], count_unit(fast.operations)
     budgets = {fast.operations[0], fast.default_budget, whole, *(share * whole for share in BUDGETS)}

@@ -61,6 +61,10 @@ class Images(Protocol):
     """Images in memory or on disk."""
 
     @property
+    def images(self) -> NDArray[np.uint8]:
+        """Pixels (N, C, H, W), 0 black to 255. Raises DataError: they stay on disk."""
+
+    @property
     def labels(self) -> NDArray[np.int64]:
         """Class of every image (N,)."""
 

@@ -33,8 +33,8 @@ class Part:
     """Some images of a store."""
 
     store: FolderStore | ShardStore
-    images: NDArray[np.int64]
-    """Indices in the store (N,)."""
+    indices: NDArray[np.int64]
+    """Their places in the store (N,)."""
 
     @classmethod
     def of(cls, store: FolderStore | ShardStore) -> Part:
@@ -42,28 +42,34 @@ class Part:
         return cls(store, np.arange(len(store.labels)))
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.indices)
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """Raises DataError: they stay on disk."""
+        advice = "read them batch by batch, as run.loaded.batches.evaluate('test') does"
+        raise DataError(f"the {len(self)} images of this split stay on disk; {advice}")
 
     @property
     def labels(self) -> NDArray[np.int64]:
         """The label of every image (N,)."""
-        return self.store.labels[self.images]
+        return self.store.labels[self.indices]
 
     @property
     def units(self) -> NDArray[np.int64] | None:
         """The unit of every image (N,), where the store is read by units."""
-        return None if self.store.units is None else self.store.units[self.images]
+        return None if self.store.units is None else self.store.units[self.indices]
 
     @property
     def digest(self) -> str:
         """Of the files' names, or the sizes of shards, and of labels: pixels are not read for it."""
         store = self.store
         known = store.files if isinstance(store, FolderStore) else np.append(store.unit_rows, store.size)
-        return digest_of(known, self.images, self.labels)
+        return digest_of(known, self.indices, self.labels)
 
     def take(self, indices: NDArray[np.int64]) -> Part:
         """The images at ``indices`` (K,)."""
-        return Part(self.store, self.images[indices])
+        return Part(self.store, self.indices[indices])
 
     def files(self) -> Iterator[tuple[str, NDArray[np.uint8] | None]]:
         """Where each image is, and its file as ``ShardReader.read`` gives it; one unit is kept at a time.
@@ -71,8 +77,8 @@ class Part:
         Raises DataError: files are gone or damaged.
         """
         reader, last = self.store.open(), -1
-        units = self.units if self.units is not None else np.zeros_like(self.images)
-        for image, unit in zip(self.images.tolist(), units.tolist(), strict=True):
+        units = self.units if self.units is not None else np.zeros_like(self.indices)
+        for image, unit in zip(self.indices.tolist(), units.tolist(), strict=True):
             if unit != last:
                 reader.leave([last])
                 last = unit

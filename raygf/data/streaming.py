@@ -82,7 +82,7 @@ class StreamedBatches:
         """
         part = self._data.train
         count = min(len(part), images or len(part))
-        whole = shuffled(part.images, part.units, _window(part), generator(seed, *key))
+        whole = shuffled(part.indices, part.units, _window(part), generator(seed, *key))
         order = Order(whole.images[:count], whole.visits[:count])
         return self._run(Pass("train", order, batch_edges(count, self._batch_size), (seed, *key)))
 
@@ -95,7 +95,7 @@ class StreamedBatches:
         """
         part, size = self._data.splits[split], self._eval_batch_size
         edges = [(start, min(start + size, len(part))) for start in range(0, len(part), size)]
-        return self._run(Pass(split, in_order(part.images, part.units), edges, None))
+        return self._run(Pass(split, in_order(part.indices, part.units), edges, None))
 
     def _run(self, whole: Pass) -> Iterator[Batch]:
         if not whole.edges:
@@ -124,6 +124,6 @@ def _window(part: Part) -> int:
     """Images of ``part`` among ``BUFFER_BYTES`` of its row groups; all where there are none."""
     if isinstance(part.store, FolderStore):
         return len(part)
-    touched = int(np.isin(part.store.units, part.store.units[part.images]).sum())
+    touched = int(np.isin(part.store.units, part.store.units[part.indices]).sum())
     share = BUFFER_BYTES / max(1.0, touched * part.store.bytes_per_image)
     return max(1, int(min(1.0, share) * len(part)))

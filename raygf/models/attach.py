@@ -222,68 +222,26 @@ def _keep_features(network: nn.Module, traces: Traces, cuts: Sequence[str]) -> N
             setattr(module, "inplace", False)  # noqa: B010 (for mypy)
 
 
-def build_attached(name: str, spec: InputSpec, weights: str | None = None) -> AttachedNetwork:
-    """The network that ``name`` describes: library, ":", the library's name, "@", the exits with commas.
-
-    An exit is a share of the network's operations or the name of a node (see ``attach_exits``).
+def build_attached(
+    library: str, name: str, at: Sequence[float | str], spec: InputSpec, weights: str
+) -> AttachedNetwork:
+    """The network ``name`` of ``library`` ("torchvision" or "timm") with exits; ``at``: see ``attach_exits``.
 
     Args:
-        name: As in "torchvision:vit_b_16@0.5,encoder.layers.encoder_layer_8" or "timm:convnext_atto@0.5".
         spec: The images (torchvision: of three channels) and the number of classes.
-        weights: A file with the network's state dict, without or with exits; by default weights are drawn.
+        weights: A file with the network's state dict, without or with exits; "": weights are drawn.
 
-    Raises ConfigError: there is no such network or place, or the network can't be built for ``spec``.
+    Raises ConfigError: there is no such place, or the network can't be built for ``spec``.
     """
-    library, network_name, at = read_name(name)
-    try:
-        network = _make(library, network_name, spec)
-        state = read_weights(weights) if weights else {}
-        with_exits = any(key.startswith("stages.0.") for key in state)
-        if weights and not with_exits:
-            load_weights(network, weights, spec.classes, state)
-        attached = attach_exits(network, spec, at)
-        if weights and with_exits:
-            load_weights(attached, weights, spec.classes, state)
-        return attached
-    except ConfigError as error:
-        raise ConfigError(f"model.name = {name!r}: {error}") from error
-
-
-def read_name(name: str) -> tuple[str, str, list[float | str]]:
-    """The library, its network and the exits' places in ``name``.
-
-    Raises ConfigError: a part is missing, or the library has no such network.
-    """
-    library, _, rest = name.partition(":")
-    network, _, places = rest.partition("@")
-    at = [_place(text.strip()) for text in places.split(",") if text.strip()]
-    known, says = _names(library), ""
-    if network.partition("." if library == "timm" else "@")[0] not in known:
-        says = f"{library} has no classification network {network}{checks.did_you_mean(network, known)}"
-    elif not at:
-        says = f'exits must follow "@", as in {library}:resnet18@0.3,0.6'
-    if says:
-        raise ConfigError(f"model.name = {name!r}: {says}")
-    return library, network, at
-
-
-def _place(text: str) -> float | str:
-    """A share if it reads like a number, else a name."""
-    try:
-        return float(text) if text[0] in "0123456789.-+" else text
-    except ValueError:
-        return text
-
-
-def _names(library: str) -> list[str]:
-    """The networks that ``library`` has."""
-    if library == "torchvision":
-        return list(torchvision.models.list_models(module=torchvision.models))
-    try:
-        import timm
-    except ImportError as error:
-        raise ConfigError(f"timm can't be imported (pip install timm): {one_line(error)}") from error
-    return list(timm.list_models())
+    network = _make(library, name, spec)
+    state = read_weights(weights) if weights else {}
+    with_exits = any(key.startswith("stages.0.") for key in state)
+    if weights and not with_exits:
+        load_weights(network, weights, spec.classes, state)
+    attached = attach_exits(network, spec, at)
+    if weights and with_exits:
+        load_weights(attached, weights, spec.classes, state)
+    return attached
 
 
 def _make(library: str, name: str, spec: InputSpec) -> nn.Module:

@@ -1,6 +1,10 @@
 """The network of a configuration, with weights drawn from the run's seed."""
 
+import re
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +79,8 @@ _BUILDERS: dict[str, Builder] = {
     "mobilenet-sdn": lambda config, spec: MobileNetSDN(spec),
 }
 _LIBRARIES = ("torchvision:", "timm:")
+_REGISTERED = re.compile(r"^@register_model\b.*\n(?:[@ \t)].*\n)*def (\w+)", re.MULTILINE)
+"""A function in torchvision's or timm's source that makes a network."""
 
 
 def model_names() -> tuple[str, ...]:
@@ -123,11 +129,17 @@ def find_builder(name: str) -> Builder:
     if name in _BUILDERS:
         return _BUILDERS[name]
     if name.startswith(_LIBRARIES):
-        # With torchvision, which takes long, and few runs need.
-        from raygf.models.attach import build_attached, read_name
+        library, network_name, at = _read_name(name)
 
-        read_name(name)
-        return lambda config, spec: build_attached(config.name, spec, config.weights or None)
+        def attach(config: ModelConfig, spec: InputSpec) -> nn.Module:
+            from raygf.models.attach import build_attached  # with torchvision, which takes long
+
+            try:
+                return build_attached(library, network_name, at, spec, config.weights)
+            except ConfigError as error:
+                raise ConfigError(f"model.name = {name!r}: {error}") from error
+
+        return attach
     if ":" not in name:
         allowed = ", ".join([*_BUILDERS, *(f'"{library}network@exits"' for library in _LIBRARIES)])
         raise checks.refuse(
@@ -145,3 +157,42 @@ def find_builder(name: str) -> Builder:
         return network
 
     return build
+
+
+def _read_name(name: str) -> tuple[str, str, list[float | str]]:
+    """Library, network and exits of a name such as "torchvision:vit_b_16@0.5,encoder.layers.encoder_layer_8".
+
+    An exit is a share of the network's operations or the name of a node (see ``raygf.attach_exits``).
+
+    Raises ConfigError: a part is missing, or the library has no such network.
+    """
+    library, _, rest = name.partition(":")
+    network, _, places = rest.partition("@")
+    at = [_place(text.strip()) for text in places.split(",") if text.strip()]
+    known, says = _names(library), ""
+    if network.partition("." if library == "timm" else "@")[0] not in known:
+        says = f"{library} has no classification network {network}{checks.did_you_mean(network, known)}"
+    elif not at:
+        says = f'exits must follow "@", as in {library}:resnet18@0.3,0.6'
+    if says:
+        raise ConfigError(f"model.name = {name!r}: {says}")
+    return library, network, at
+
+
+def _place(text: str) -> float | str:
+    """A share if it reads like a number, else a name."""
+    try:
+        return float(text) if text[0] in "0123456789.-+" else text
+    except ValueError:
+        return text
+
+
+def _names(library: str) -> list[str]:
+    """The networks of ``library``, read off its source: to import it takes longer than to refuse a name."""
+    spec = find_spec(library)
+    if spec is None or spec.origin is None:
+        raise ConfigError(f"{library} can't be imported (pip install {library})")
+    files = Path(spec.origin).parent.glob("models/*.py")
+    names = [name for file in files for name in _REGISTERED.findall(file.read_text(encoding="utf-8"))]
+    loaded = sys.modules.get("timm") if library == "timm" else None  # it may have learnt others since
+    return names if loaded is None else [*names, *loaded.list_models()]

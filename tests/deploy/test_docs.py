@@ -1,6 +1,8 @@
 """The commands on the pages are understood by their programs, the examples run, figures and links hold."""
 
+import ast
 import importlib
+import json
 import re
 import sys
 from dataclasses import replace
@@ -26,8 +28,17 @@ from raygf.sweeps.command import check_flags, check_space, parse_sweep
 from raygf.sweeps.space import draw_trials, known_spaces, load_space, read_axes
 from raygf.training.network import BoundNetwork
 
-FILES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-PAGES = {path.stem: path.read_text() for path in FILES}
+NOTEBOOK = REPOSITORY / "docs" / "tutorial.ipynb"
+CELLS = json.loads(NOTEBOOK.read_text())["cells"]
+FILES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")), NOTEBOOK]
+
+
+def page_text(path):
+    """Of a notebook, the text of its cells."""
+    return "\n\n".join("".join(cell["source"]) for cell in CELLS) if path == NOTEBOOK else path.read_text()
+
+
+PAGES = {path.stem: page_text(path) for path in FILES}
 CLUSTER = PAGES["cluster"]
 SCRIPT = r"^```(?:bash)?\n((?:python|raygf?|export|pip|docker) .*?)^```$"
 COMMANDS = {
@@ -104,28 +115,28 @@ def without_code(text):
 
 def anchors(page):
     """What its headings are called in an address, by GitHub as by MkDocs."""
-    titles = re.findall(r"^#+ (.*)", without_code(page.read_text()), re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)", without_code(page_text(page)), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_links_and_figures_of_a_page_hold_and_it_says_what_is_next(path):
-    links = re.findall(r"\]\(((?!https?:)[^)]+)\)", without_code(path.read_text()))
+    links = re.findall(r"\]\(((?!https?:)[^)]+)\)", without_code(page_text(path)))
     for link in links:
         place, _, anchor = link.partition("#")
         target = (path.parent / place).resolve() if place else path
         assert target.exists(), link
         assert path.parent == REPOSITORY or target.is_relative_to(path.parent), f"{link}: not on the site"
         assert not anchor or anchor in anchors(target), link
-    last = path.read_text().rstrip().rpartition("\n\n")[2]
-    assert path.stem == "README" or re.match(r"Next: .*\]\(\w+\.md", last, re.DOTALL), last
+    last = page_text(path).rstrip().rpartition("\n\n")[2]
+    assert path.stem == "README" or re.match(r"Next: .*\]\(\w+\.(md|ipynb)", last, re.DOTALL), last
 
 
 def test_every_page_has_a_place_on_the_site_and_in_the_readme():
     site = (REPOSITORY / "docs" / "site" / "mkdocs.yml").read_text().partition("\nnav:")[2]
     pages = PAGES.keys() - {"README"}
     assert {*re.findall(r"(\w+)\.md", site)} == pages
-    assert {*re.findall(r"docs/(\w+)\.md", PAGES["README"])} == pages - {"index", "pairs"}
+    assert {*re.findall(r"docs/(\w+)\.(?:md|ipynb)", PAGES["README"])} == pages - {"index", "pairs"}
     names = (name.rpartition(".") for name in re.findall(r"^::: (\S+)", PAGES["api"], re.MULTILINE))
     shown = [getattr(importlib.import_module(module), name) for module, _, name in names]
     assert all(getattr(raygf, name) in shown for name in raygf.__all__)
@@ -157,27 +168,46 @@ def test_bytes_of_a_round_follow_from_the_network(recipe, spec, title):
 
 
 def without_numbers(text):
-    """The kinds of its lines."""
-    return {re.sub(r"[-:]{2,}|\d[\d.]*", "#", re.sub(" +", " ", line)) for line in text.splitlines()}
+    """The kinds of its lines, but for those that tell the time."""
+    lines = (line for line in text.splitlines() if not line.startswith("| Wall time"))
+    return {re.sub(r"[-:]{2,}|\d[\d.]*", "#", re.sub(" +", " ", line)) for line in lines}
 
 
-@pytest.mark.parametrize("page", ["README", "tutorial"])
-def test_the_program_of_a_page_runs_and_prints_what_is_there(page, tmp_path, monkeypatch, capsys):
-    """With two rounds in place of twenty, so that the numbers are others."""
+def run_short(block, names):
+    """As a cell, which shows the value of its last line; with two rounds in place of twenty."""
+    *lines, last = ast.parse(block.replace("rounds=20", "rounds=2, train_limit=96")).body
+    exec(compile(ast.Module(lines, []), "a page", "exec"), names)
+    exec(compile(ast.Interactive([last]), "a page", "single"), names)
+
+
+def test_the_program_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    blocks, found = re.findall(r"```(python|text)\n(.*?)```", PAGES[page], re.DOTALL), {}
-    assert sum("rounds=20" in block for _, block in blocks) == 1
-    for kind, block in blocks:
-        if kind == "python":
-            exec(block.replace("rounds=20", "rounds=2, train_limit=96"), found)
-            printed = capsys.readouterr().out
-        else:
-            assert without_numbers(printed) == without_numbers(block)
+    run_short(python_block("README"), found := {})
     assert found["run"].result.rounds == 2 and (tmp_path / "model" / "model.json").exists()
+    capsys.readouterr()
     print_table(budget_table(found["run"].loaded))
     title, _, head, *_, whole, _ = capsys.readouterr().out.splitlines()
     assert title.strip() in PAGES["README"] and head.strip() in PAGES["README"]
     assert re.search(r"^  4.33 +4.33 +100% .* 0% +0% +100% *$", whole) and whole[:30] in PAGES["README"]
+
+
+def test_the_notebook_runs_and_its_cells_print_what_they_show(tmp_path, monkeypatch, capsys):
+    """A line of progress for every round goes to standard error, which is all that a notebook needs."""
+    monkeypatch.chdir(tmp_path)
+    found, errors, pictures = {}, "", 0
+    for cell in CELLS:
+        if cell["cell_type"] == "code":
+            run_short("".join(cell["source"]), found)
+            printed, progress = capsys.readouterr()
+            errors += progress
+            for output in cell["outputs"]:
+                shown = output.get("data") or {"text/plain": output["text"]}
+                pictures += "image/png" in shown
+                if "text/plain" in shown:
+                    assert without_numbers(printed) == without_numbers("".join(shown["text/plain"]))
+    assert pictures == 2 and found["run"].result.rounds == 2 and found["answer"].label.shape == (3,)
+    assert re.findall(r"^round (\d)/2  .* %", errors, re.MULTILINE) == ["1", "2"] and "\r" not in errors
+    assert not re.search(r'"name": "stderr"|[ "\']/\w+/', NOTEBOOK.read_text())  # nothing of one machine
 
 
 def python_block(page):

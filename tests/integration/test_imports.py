@@ -38,7 +38,9 @@ def test_only_the_edges_load_ray_and_nothing_loads_mlflow_before_a_run_is_tracke
 
 
 def test_a_run_starts_without_what_only_some_runs_need():
-    start = "import sys, raygf.launch, raygf.on_ray.driver, raygf.tracking.tracker; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, timeout=60)
+    start = "import sys, raygf.launch, raygf.on_ray.driver, raygf.tracking.tracker"
+    names = ("torchvision:resnet18@0.5", "timm:test_vit@0.5")
+    program = f"{start}; [*map(raygf.launch.find_builder, {names})]; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     loaded = {"torch", "torchvision", "torch._dynamo", "matplotlib"}.intersection(done.stdout.split())
     assert loaded == {"torch"}, done.stderr

@@ -22,6 +22,7 @@ from raygf.config.run import DataConfig
 from raygf.data.base import InputSpec, channel_statistics
 from raygf.data.in_memory import ImageSet
 from raygf.data.load import load_data
+from raygf.errors import DataError
 
 layouts = pytest.mark.parametrize("source", sorted(WRITE))
 PIXELS = random_pixels(7)
@@ -75,11 +76,13 @@ def test_a_streamed_set_as_it_comes_and_divided_as_one_in_memory(tmp_path, sourc
     assert data.test.store is not data.train.store
     whole = WRITE[source](tmp_path / "whole", test=0)
     data = load_streamed(whole, source=source, val=6, test=5)
-    parts = [set(part.images.tolist()) for part in data.splits.values()]
+    parts = [set(part.indices.tolist()) for part in data.splits.values()]
     assert [len(part) for part in parts] == [19, 6, 5] and set.union(*parts) == set(range(30))
     few = load_streamed(whole, source=source, val=6, test=5, per_class=3, train_limit=8)
     assert len(few.train) == 8 and np.bincount(few.train.labels).max() <= 3
-    assert set(few.train.images) <= parts[0] and np.array_equal(few.test.images, data.test.images)
+    assert set(few.train.indices) <= parts[0] and np.array_equal(few.test.indices, data.test.indices)
+    with pytest.raises(DataError, match="the 8 images of this split stay on disk; read them batch"):
+        _ = few.train.images
 
 
 @layouts

@@ -1,6 +1,7 @@
 """Exits attached to networks: the network stays what it was; heads, weights from files, torchvision."""
 
 import itertools
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torchvision
 from attached_networks import IMAGES, SPEC, Blocks, Functional, PlainRow, Skips, Tokens, refusal
 from torch import nn
 from torchvision.models import (
@@ -26,7 +28,7 @@ from torchvision.models.feature_extraction import get_graph_node_names
 from raygf.config.run import ModelConfig
 from raygf.data.base import InputSpec
 from raygf.models.attach import AttachedNetwork, attach_exits, describe_features
-from raygf.models.build import build_model
+from raygf.models.build import _names, build_model
 from raygf.models.costs import measure_costs
 from raygf.models.graph_cut import trace_modes
 from raygf.models.sdn import MixedPool
@@ -253,6 +255,13 @@ def test_as_many_tokens_as_a_map_has_places_are_without_a_class_token(tokens):
     network = SimpleNamespace(cls_token=torch.zeros(1, 1, 32))
     features = describe_features(network, torch.Size((2, tokens, 32)), torch.Size((2, 3, 64, 64)))
     assert features.class_token == (tokens > 16)
+
+
+def test_the_networks_of_a_library_are_known_without_loading_it(monkeypatch):
+    assert sorted(_names("torchvision")) == torchvision.models.list_models(torchvision.models)
+    expected = timm.list_models()
+    monkeypatch.delitem(sys.modules, "timm")
+    assert sorted(_names("timm")) == sorted(expected)
 
 
 @pytest.mark.parametrize(
