@@ -354,6 +354,7 @@ def evaluate_job(argv: Sequence[str]) -> dict[str, Any]:
 def _evaluate(config: EvaluateConfig, runs: Sequence[Run | str]) -> tuple[list[ResultTable], dict[str, Any]]:
     """The tables of ``runs``, and the last line of the job."""
     from raygf.evaluation import report  # with matplotlib
+    from raygf.tracking.tracker import log_evaluation
 
     started = time.perf_counter()
     groups = group_runs([_measure(run, config) for run in runs], config.labels)
@@ -365,7 +366,7 @@ def _evaluate(config: EvaluateConfig, runs: Sequence[Run | str]) -> tuple[list[R
         for line in report.what_is_missing(run):
             notify(f"{folder}: {line}")
         if config.log_to_mlflow:
-            _log(run, folder, partial(_log_files, run, [*together, *own]))
+            _log(run, folder, partial(log_evaluation, run, Path.cwd(), [*together, *own]))
     by_label = {
         group.label: {
             "seeds": list(group.seeds),
@@ -396,12 +397,6 @@ def _log(run: RunResults, name: str, log: Callable[[], str]) -> None:
         notify(f"{name}: {log() if run.run_id else 'was not tracked, nothing logged'}")
     except RaygfError as error:
         notify(f"{name}: not logged to MLflow: {error}")
-
-
-def _log_files(run: RunResults, files: Sequence[Path]) -> str:
-    from raygf.tracking.tracker import log_evaluation
-
-    return f"logged to run {run.run_id} in {log_evaluation(run, Path.cwd(), files)}"
 
 
 def _log_model(run: LoadedRun, results: RunResults) -> str:

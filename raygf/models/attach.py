@@ -251,7 +251,13 @@ def _make(library: str, name: str, spec: InputSpec) -> nn.Module:
     network: nn.Module
     try:
         if library == "torchvision":
-            options = _options(name, spec)
+            options: dict[str, Any] = {}  # what a network must be told besides the number of classes
+            if name.startswith("vit_"):
+                options = {"image_size": spec.height}
+            elif name.startswith("maxvit"):
+                options = {"input_size": (spec.height, spec.width)}
+            elif name in ("googlenet", "inception_v3"):
+                options = {"aux_logits": False, "init_weights": True}
             network = torchvision.models.get_model(name, weights=None, num_classes=spec.classes, **options)
         else:
             import timm
@@ -262,14 +268,3 @@ def _make(library: str, name: str, spec: InputSpec) -> nn.Module:
     except Exception as error:  # the libraries assert, or raise ValueError, for what does not fit
         raise ConfigError(f"can't be built: {one_line(error)}") from error
     return network
-
-
-def _options(name: str, spec: InputSpec) -> dict[str, Any]:
-    """What a network must be told besides the number of classes."""
-    if name.startswith("vit_"):
-        return {"image_size": spec.height}
-    if name.startswith("maxvit"):
-        return {"input_size": (spec.height, spec.width)}
-    if name in ("googlenet", "inception_v3"):
-        return {"aux_logits": False, "init_weights": True}
-    return {}

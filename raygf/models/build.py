@@ -81,6 +81,7 @@ _BUILDERS: dict[str, Builder] = {
 _LIBRARIES = ("torchvision:", "timm:")
 _REGISTERED = re.compile(r"^@register_model\b.*\n(?:[@ \t)].*\n)*def (\w+)", re.MULTILINE)
 """A function in torchvision's or timm's source that makes a network."""
+_SHARE = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?")
 
 
 def model_names() -> tuple[str, ...]:
@@ -168,7 +169,8 @@ def _read_name(name: str) -> tuple[str, str, list[float | str]]:
     """
     library, _, rest = name.partition(":")
     network, _, places = rest.partition("@")
-    at = [_place(text.strip()) for text in places.split(",") if text.strip()]
+    texts = [text.strip() for text in places.split(",") if text.strip()]
+    at = [float(text) if _SHARE.fullmatch(text) else text for text in texts]
     known, says = _names(library), ""
     if network.partition("." if library == "timm" else "@")[0] not in known:
         says = f"{library} has no classification network {network}{checks.did_you_mean(network, known)}"
@@ -177,14 +179,6 @@ def _read_name(name: str) -> tuple[str, str, list[float | str]]:
     if says:
         raise ConfigError(f"model.name = {name!r}: {says}")
     return library, network, at
-
-
-def _place(text: str) -> float | str:
-    """A share if it reads like a number, else a name."""
-    try:
-        return float(text) if text[0] in "0123456789.-+" else text
-    except ValueError:
-        return text
 
 
 def _names(library: str) -> list[str]:

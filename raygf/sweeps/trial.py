@@ -7,7 +7,7 @@ name: after a crash Tune may use a checkpoint's folder again, and there must not
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +30,8 @@ from raygf.errors import (
 from raygf.on_ray.driver import RemoteDriver
 from raygf.on_ray.placement import Bundles, trial_bundles
 from raygf.records import RoundRecord
-from raygf.storage.checkpoint import CheckpointStore, read_archive
+from raygf.storage.checkpoint import MODEL, WEIGHTS, CheckpointStore, read_archive
+from raygf.storage.run_storage import CONFIG, METRICS, SUMMARY
 from raygf.sweeps.plan import Plan, SweepFolder
 from raygf.tracking.mlflow_run import round_metrics
 
@@ -101,17 +102,21 @@ def _report(driver: RemoteDriver, run_id: str) -> None:
 
 @contextmanager
 def handed_over(path: str) -> Iterator[tune.Checkpoint | None]:
-    """The checkpoint file ``path`` as Tune wants it: alone in a folder.
+    """The checkpoint file ``path`` alone in a folder, as Tune wants it, with the files for people beside it.
 
     None if it is gone: records that a lost driver could not hand out come after newer checkpoints.
     """
-    with TemporaryDirectory(dir=Path(path).parent, prefix="to-tune-", ignore_cleanup_errors=True) as folder:
+    source = Path(path)
+    with TemporaryDirectory(dir=source.parent, prefix="to-tune-", ignore_cleanup_errors=True) as folder:
         try:
-            shutil.copyfile(path, Path(folder, NAME))
+            shutil.copyfile(source, Path(folder, NAME))
         except FileNotFoundError:
             yield None
-        else:
-            yield tune.Checkpoint.from_directory(folder)
+            return
+        for name in (CONFIG, METRICS, SUMMARY, WEIGHTS, MODEL):
+            with suppress(FileNotFoundError):  # some come at the end, and none is worth a trial
+                shutil.copyfile(source.with_name(name), Path(folder, name))
+        yield tune.Checkpoint.from_directory(folder)
 
 
 def take_over(given: tune.Checkpoint, run: RunConfig) -> None:

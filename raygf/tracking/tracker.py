@@ -242,7 +242,7 @@ def log_evaluation(run: RunResults, folder: Path, files: Sequence[Path]) -> str:
     Top-5 test accuracies become metrics. A store without a URI is looked for in ``folder``.
 
     Returns:
-        The address of the run's page or, without a server, the store's URI, fit to be shown.
+        A note with the address of the run's page or, without a server, the store's URI.
 
     Raises TrackingError: the store can't be reached, or does not have the run.
     """
@@ -257,4 +257,5 @@ def log_evaluation(run: RunResults, folder: Path, files: Sequence[Path]) -> str:
             tracked.log_metrics(**_stamped(with_average("test_top5_accuracy", run.top5), run.round))
         for file in files:
             tracked.log_file("evaluation", file)
-    return tracked.where if uri.startswith("http") else without_password(uri)
+    where = tracked.where if uri.startswith("http") else without_password(uri)
+    return f"logged to run {run.run_id} in {where}"

@@ -1,6 +1,7 @@
 """Sweeps from start to end: interrupted, killed and resumed; with trials that crash and fail."""
 
 import gc
+import json
 import os
 import signal
 import threading
@@ -142,6 +143,8 @@ def assert_all_agree(result, uri):
     assert names == {"best_config.yaml", "config.yaml", "results.csv", "figures"}
     assert [file.path for file in client.list_artifacts(parent.id, "figures")] == ["figures/objective.png"]
     assert {run.name for run in trials.values()} == {line["name"] for line in lines.values()}
+    summary = json.loads(Path(best["checkpoint"]).with_name("summary.json").read_text())
+    assert summary["weights_sha256"] == trials[result["best_trial"]].tags["weights_sha256"]
     sweep = Path(result["results"]).parents[1]
     assert {len(list(sweep.glob(f"{name}/checkpoint_*"))) for name in lines} == {2}  # --storage.keep
     stored = yaml.safe_load((sweep / "raygf" / "best_config.yaml").read_text())

@@ -39,7 +39,7 @@ def raygf(wheel, tmp_path_factory):
 
     def call(*words):
         command = [str(python.with_name("raygf")), *words]
-        done = subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -63,10 +63,14 @@ def test_the_wheel_holds_raygf_alone_with_its_spaces_and_says_what_it_is(wheel):
         assert line in metadata
 
 
-def test_a_run_of_what_is_installed_and_its_spaces(raygf):
+def test_a_run_and_a_sweep_of_what_is_installed(raygf):
     call, folder = raygf
-    local = ("--resources.executor", "local", "--tracking.enabled", "False", "--storage.name", "one")
-    result = json.loads(call("train", "digits", "--rounds", "2", *local).splitlines()[-1])
+    quiet = ("--data.train-limit", "48", "--tracking.enabled", "False", "--storage.name")
+    local = ("--rounds", "2", "--resources.executor", "local")
+    result = json.loads(call("train", "digits", *local, *quiet, "one").splitlines()[-1])
     assert result["rounds"] == 2 and len(result["test_accuracy"]) == 3
     assert checkpoints_left(folder / "runs" / "one") == ["round-000001.npz", "round-000002.npz"]
-    assert "fusion_lr  " in call("sweep", "--help")  # the spaces that came along
+    few = ("--trials", "2", "--rounds", "1", "--resources.address", "local", "--resources.actors", "1")
+    found = json.loads(call("sweep", "fusion_lr", "digits", *few, *quiet, "two").splitlines()[-1])
+    assert (found["trials"], found["failed"], len(found["best_config"])) == (2, 0, 3)
+    assert found["results"] == str(folder / "runs" / "two" / "raygf" / "results.csv")

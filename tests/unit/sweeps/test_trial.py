@@ -43,12 +43,14 @@ def run(tmp_path):
     return replace(RUN, storage=StorageConfig(str(tmp_path / "scratch"), "trial", resume=True))
 
 
-def test_a_checkpoint_is_handed_over_alone_and_outlives_the_drivers_file(tmp_path):
+def test_a_checkpoint_is_handed_over_with_the_files_for_people_and_outlives_the_drivers(tmp_path):
     path = tmp_path / "round-000003.npz"
-    path.write_bytes(b"as the driver wrote it")
+    for name in (path.name, "round-000002.npz", "lock", "metrics.csv", "summary.json"):
+        (tmp_path / name).write_text(name)
     with handed_over(str(path)) as given:
         path.unlink()
-        assert [file.name for file in Path(given.path).iterdir()] == [NAME]
+        found = {file.name: file.read_text() for file in Path(given.path).iterdir()}
+        assert found == {NAME: path.name, "metrics.csv": "metrics.csv", "summary.json": "summary.json"}
     assert not Path(given.path).exists()
     with handed_over(str(path)) as given:
         assert given is None
