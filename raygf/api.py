@@ -153,8 +153,7 @@ class Run:
             known = json.loads(RunFolder(*above("folder", self.folder)).read(SUMMARY))
         except (OSError, ValueError):
             raise CheckpointError(f"{self.folder}: no {SUMMARY}: the run has not come to its end") from None
-        values = {field.name: known[field.name] for field in fields(Result)}
-        return from_dict(Result, values)
+        return from_dict(Result, {field.name: known[field.name] for field in fields(Result)})
 
     @property
     def accuracies(self) -> tuple[float, ...]:

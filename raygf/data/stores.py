@@ -47,8 +47,7 @@ class Part:
     @property
     def images(self) -> NDArray[np.uint8]:
         """Raises DataError: they stay on disk."""
-        advice = "read them batch by batch, as run.loaded.batches.evaluate('test') does"
-        raise DataError(f"the {len(self)} images of this split stay on disk; {advice}")
+        raise DataError(f"the {len(self)} images of this split stay on disk; run.loaded.batches reads them")
 
     @property
     def labels(self) -> NDArray[np.int64]:

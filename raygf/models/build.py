@@ -161,9 +161,7 @@ def find_builder(name: str) -> Builder:
 
 
 def _read_name(name: str) -> tuple[str, str, list[float | str]]:
-    """Library, network and exits of a name such as "torchvision:vit_b_16@0.5,encoder.layers.encoder_layer_8".
-
-    An exit is a share of the network's operations or the name of a node (see ``raygf.attach_exits``).
+    """Library, network and exits (see ``raygf.attach_exits``) of "timm:convnext_atto@0.3,stages.1".
 
     Raises ConfigError: a part is missing, or the library has no such network.
     """

@@ -20,6 +20,7 @@ from raygf.tracking.mlflow_run import FAILURE_TAG, MLflowRun
 from raygf.tracking.store import answering, connect
 from raygf.tracking.tracker import FAIL_S, FINISH_S, START_S, Tracker
 
+Values = Mapping[str, Any]
 CLOSE_S = 300.0
 """Seconds that closing the runs of all trials may take at the sweep's end."""
 
@@ -140,14 +141,7 @@ class SweepRun:
         self._run = MLflowRun(uri)
         self._delivery = Delivery(uri, notify)
 
-    def start(
-        self,
-        name: str,
-        run_id: str,
-        config: Mapping[str, Any],
-        params: Mapping[str, Any],
-        tags: Mapping[str, str],
-    ) -> str:
+    def start(self, name: str, run_id: str, config: Values, params: Values, tags: Mapping[str, str]) -> str:
         """Create the run, or reopen ``run_id`` of a sweep that is resumed; returns its id.
 
         ``config``: what trials have in common; ``params``: of the sweep itself.

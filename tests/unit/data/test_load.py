@@ -81,7 +81,7 @@ def test_a_streamed_set_as_it_comes_and_divided_as_one_in_memory(tmp_path, sourc
     few = load_streamed(whole, source=source, val=6, test=5, per_class=3, train_limit=8)
     assert len(few.train) == 8 and np.bincount(few.train.labels).max() <= 3
     assert set(few.train.indices) <= parts[0] and np.array_equal(few.test.indices, data.test.indices)
-    with pytest.raises(DataError, match="the 8 images of this split stay on disk; read them batch"):
+    with pytest.raises(DataError, match="the 8 images of this split stay on disk"):
         _ = few.train.images
 
 
