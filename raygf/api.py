@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,7 +39,7 @@ from raygf.evaluation.results import RunResults, evaluate_run, group_runs
 from raygf.evaluation.tables import ResultTable, count_unit, terminal_table, to_rich
 from raygf.launch import Result, named
 from raygf.launch import run as run_to_end
-from raygf.methods.registry import method_title
+from raygf.methods.registry import is_step_method, method_title
 from raygf.models.build import build_model
 from raygf.records import History, read_history
 from raygf.serving.adaptive import AdaptiveClassifier
@@ -50,6 +50,8 @@ from raygf.storage.run_storage import SUMMARY
 
 Network = str | nn.Module | Callable[[InputSpec], nn.Module]
 _MOST_VAL = 5000
+_MANY = 10_000
+"""With more training images than this, two epochs of every exit are worth a warning."""
 
 
 def train(run: str | RunConfig, *, network: Network | None = None, data: Any = None, **settings: Any) -> Run:
@@ -303,14 +305,14 @@ def evaluate(
 
     >>> import raygf
     >>> run = raygf.train("digits", rounds=1)
-    >>> (table,) = raygf.evaluate([run], out="figures", importance=False)
+    >>> (table,) = raygf.evaluate([run], out="figures", importance=False, noise=False)
     >>> [column.title for column in table.columns]
     ['Meta-GF']
 
     Args:
         runs: runs, their folders, or checkpoint files. Those that differ in their seed alone are one column.
-        options: ``labels``, a name for each run; ``data_path``; ``importance``, which takes passes
-            over the images; ``log_to_mlflow``, ``log_model``.
+        options: ``labels``, a name for each run; ``data_path``; ``importance`` and ``noise``, which take
+            passes over the images; ``log_to_mlflow``, ``log_model``.
 
     Returns:
         Test accuracy of every exit, a table for every network.
@@ -334,6 +336,8 @@ class EvaluateConfig(Section):
     """Where the data set is now; by default where the runs found it."""
     importance: bool = True
     """Prune what is important to each exit and measure (2 passes over the test images an exit)."""
+    noise: bool = True
+    """Train each exit in two orders of the images: how much conflict is noise (2 training passes an exit)."""
     log_to_mlflow: bool = True
     """Add the results to the runs' pages in MLflow."""
     log_model: bool = False
@@ -373,6 +377,7 @@ def _evaluate(config: EvaluateConfig, runs: Sequence[Run | str]) -> tuple[list[R
             "training_passes": group.runs[0].training_passes,
             "training_operations": group.runs[0].training_operations,
             "test_accuracy": [list(run.top1) for run in group.runs],
+            "negative_cosines": [run.noise and asdict(run.noise) for run in group.runs],
         }
         for group in groups
     }
@@ -384,7 +389,9 @@ def _evaluate(config: EvaluateConfig, runs: Sequence[Run | str]) -> tuple[list[R
 def _measure(given: Run | str, config: EvaluateConfig) -> RunResults:
     moved = {} if config.data_path is None else {"data.path": config.data_path}
     run = (given if isinstance(given, Run) else load(given, **moved)).loaded
-    results = evaluate_run(run, config.importance)
+    if config.noise and run.dataset.count("train") > _MANY and not is_step_method(run.config.method):
+        notify("training every exit for two epochs, for the noise in conflict; --noise False leaves it out")
+    results = evaluate_run(run, config.importance, config.noise)
     if config.log_model:
         _log(results, run.config.storage.name, partial(_log_model, run, results))
     return results

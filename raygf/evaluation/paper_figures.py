@@ -25,6 +25,7 @@ from raygf.evaluation.figures import (
     whole_numbers,
 )
 from raygf.evaluation.importance import Importance
+from raygf.evaluation.noise import OrderNoise
 from raygf.evaluation.outputs import Calibration
 from raygf.evaluation.tables import count_unit, csv_text
 from raygf.records import Entry, History, Matrix
@@ -242,8 +243,11 @@ def conflict_curves(history: History, tensors: Sequence[str]) -> ConflictCurves 
     return ConflictCurves(rounds, cosine.T, before, after, tuple(tensors))
 
 
-def conflict_figure(curves: ConflictCurves) -> Figure:
-    """Mean cosine per shared tensor (rows) and round (columns); below, the two shares over the rounds."""
+def conflict_figure(curves: ConflictCurves, noise: OrderNoise | None = None) -> Figure:
+    """Mean cosine per shared tensor (rows) and round (columns); below, the two shares over the rounds.
+
+    Beside them stands what the order of the images alone does, as far as it was measured.
+    """
     shared = np.flatnonzero(~np.isnan(curves.cosine).all(axis=1))
     count, named = len(shared), len(shared) <= NAMED_TENSORS
     figure = new_figure(9, (4.4 + 0.11 * count) if named else 7.5)
@@ -261,6 +265,10 @@ def conflict_figure(curves: ConflictCurves) -> Figure:
     labels = ("before fusion: pairs of exits", "after fusion: exits against the update")
     for index, (label, shares) in enumerate(zip(labels, (curves.before, curves.after), strict=True)):
         below.plot(curves.rounds, 100 * shares, label=label, **run_style(index, len(curves.rounds)))
+    if noise is not None:
+        for index, (label, share) in enumerate(noise.shares().items(), start=2):
+            style = run_style(index) | {"linestyle": "none", "markersize": 7, "clip_on": False}
+            below.plot([noise.round], [100 * share], label=label, **style)
     below.set_xlabel("round")
     below.set_ylabel("negative cosines (%)")
     below.set_ylim(bottom=0)
@@ -280,6 +288,12 @@ def share_csv(curves: ConflictCurves) -> str:
     """The numbers of the lines: one line a round, shares 0–1, empty where unknown."""
     rows = zip(curves.rounds.tolist(), curves.before.tolist(), curves.after.tolist(), strict=True)
     return csv_text([["round", "negative_share_before_fusion", "negative_share_after_fusion"], *rows])
+
+
+def noise_csv(noise: OrderNoise) -> str:
+    """The numbers of the single marks: one line each, shares 0–1."""
+    rows = ([noise.round, label, share] for label, share in noise.shares().items())
+    return csv_text([["round", "deltas_of", "negative_share"], *rows])
 
 
 def importance_figure(importance: Importance) -> Figure:

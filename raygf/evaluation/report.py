@@ -23,6 +23,7 @@ from raygf.evaluation.paper_figures import (
     cosine_csv,
     importance_csv,
     importance_figure,
+    noise_csv,
     share_csv,
     validation,
 )
@@ -89,9 +90,11 @@ def run_files(run: RunResults) -> Files:
         files["accuracy.png"] = accuracy_figure(run.history)
         files["accuracy.csv"] = accuracy_csv(run.history)
     if (conflict := conflict_curves(run.history, run.tensors)) is not None:
-        files["conflict.png"] = conflict_figure(conflict)
+        files["conflict.png"] = conflict_figure(conflict, run.noise)
         files["conflict_cosines.csv"] = cosine_csv(conflict)
         files["conflict_shares.csv"] = share_csv(conflict)
+    if run.noise is not None:
+        files["conflict_noise.csv"] = noise_csv(run.noise)
     if run.learned is not None:
         files["fusion_weights.png"] = fusion_heatmap(run.learned.per_tensor, run.tensors)
         files["fusion_weights.csv"] = fusion_csv(run.learned.per_tensor, run.tensors)

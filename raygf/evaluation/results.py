@@ -18,6 +18,7 @@ from raygf.errors import ConfigError
 from raygf.evaluation.budgeted import RESAMPLES, BudgetCurve, budgeted_curve
 from raygf.evaluation.importance import Importance, LearnedWeights, importance_of, learned_weights
 from raygf.evaluation.loading import BATCHES, LoadedRun
+from raygf.evaluation.noise import OrderNoise, measure_noise
 from raygf.evaluation.outputs import TOP, Calibration, fit_temperatures
 from raygf.methods.base import JointSGD
 from raygf.methods.registry import method_title, operations_per_round
@@ -33,7 +34,7 @@ class RunResults:
     parameter tensors, shallow to deep. ``operations``, ``parameters`` (n,): cumulative up to each exit.
     ``top1``, ``top5`` (n,): test accuracies, 0–1; ``top5`` None with five classes or fewer. ``curve``: None
     without validation images to read thresholds off. ``learned``, ``importance``: None for methods without
-    fusion weights.
+    fusion weights. ``noise``: None for methods that train no exit by itself, or if it was not to be measured.
     ``training_passes``, ``training_operations``: see ``RoundRecord``. ``policies``: a curve for every way to
     leave, ``calibration``: empty and None without validation images. ``latency``: see ``ResultTable``;
     ``where``: it was measured, a sentence.
@@ -51,6 +52,7 @@ class RunResults:
     curve: BudgetCurve | None
     learned: LearnedWeights | None
     importance: Importance | None
+    noise: OrderNoise | None
     training_passes: float
     training_operations: int
     policies: Mapping[Policy, BudgetCurve] = field(default_factory=dict)
@@ -64,8 +66,8 @@ class RunResults:
         return wall_time(self.history) if len(self.history) == self.round else math.nan
 
 
-def evaluate_run(run: LoadedRun, with_importance: bool = True) -> RunResults:
-    """Measure ``run`` on its test images.
+def evaluate_run(run: LoadedRun, with_importance: bool = True, with_noise: bool = True) -> RunResults:
+    """Measure ``run`` on its test images, and with noise by training on from its checkpoint.
 
     Raises RaygfError: the data set lacks test images, or the checkpoint does not fit the network.
     """
@@ -99,6 +101,7 @@ def evaluate_run(run: LoadedRun, with_importance: bool = True) -> RunResults:
         curve=policies.get("confidence"),
         learned=learned,
         importance=importance_of(run, learned) if learned is not None and with_importance else None,
+        noise=measure_noise(run) if with_noise else None,
         training_passes=spent / unit,
         training_operations=spent,
         policies=policies,

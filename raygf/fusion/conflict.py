@@ -87,6 +87,23 @@ def share_before(grams: Tensor, owned: Tensor) -> float:
     return _negative_share(_pair_cosines(grams, owned))
 
 
+def share_of_repeats(grams: Tensor, owned: Tensor) -> float:
+    """``share_before`` where both deltas of every pair are of one exit, trained twice: its noise floor.
+
+    An exit's cosine counts in a tensor as often as the exit has others there to be paired with, so that both
+    shares are over the same pairs and tensors.
+
+    Args:
+        grams: (T, 2n, 2n) of the n exits' deltas, then of their second ones.
+    """
+    exits = len(owned)
+    dot = grams[:, :exits, exits:].diagonal(dim1=1, dim2=2).T  # (n, T)
+    square = grams.diagonal(dim1=1, dim2=2).T  # (2n, T)
+    known = (square[:exits] > 0) & (square[exits:] > 0)
+    pairs = (owned * (owned.sum(dim=0) - 1) * known).double()
+    return float((pairs * (dot < 0)).sum() / pairs.sum())
+
+
 def share_after(grams: Tensor, alpha: Tensor, segments: Segments, owned: Tensor) -> float:
     """Share of (exit, tensor) whose delta has a negative cosine with the fused update (0–1); NaN if none.
 

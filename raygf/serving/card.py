@@ -39,7 +39,7 @@ def card_files(run: LoadedRun, classifier: AdaptiveClassifier) -> Files:
 
     Raises DataError: the run has no test images.
     """
-    results = evaluate_run(run, with_importance=False)
+    results = evaluate_run(run, with_importance=False, with_noise=False)
     groups = group_runs([results])
     drawn = {**comparison_files(groups), **run_files(results)}
     shown = {name: title for name, title in _FIGURES.items() if name in drawn}

@@ -78,6 +78,7 @@ def results(method="sgd", seed=0, top1=(0.5, 0.75), rounds=2, name="run", **chan
         curve=curve(),
         learned=None,
         importance=None,
+        noise=None,
         training_passes=3 * rounds if method == "metagf" else rounds,
         training_operations=7_500_000 * rounds,
     )

@@ -46,7 +46,7 @@ def test_all_tables_and_figures(past, run_job, tmp_path):
         *(f"{name}.{kind}" for name in ("budgeted", "convergence", "validation") for kind in ("png", "csv")),
         *(f"Meta-GF-seed-{seed}/{name}.png" for seed in (0, 1) for name in PER_RUN),
         *(f"Meta-GF-seed-{seed}/{name}.csv" for seed in (0, 1) for name in PER_RUN - {"conflict"}),
-        *(f"Meta-GF-seed-{s}/conflict_{what}.csv" for s in (0, 1) for what in ("cosines", "shares")),
+        *(f"Meta-GF-seed-{s}/conflict_{what}.csv" for s in (0, 1) for what in ("cosines", "shares", "noise")),
         *(f"joint-SGD/{name}.{kind}" for name in ("accuracy", *EXITS) for kind in ("png", "csv")),
         *(f"{run}/policies.md" for run in ("joint-SGD", "Meta-GF-seed-0", "Meta-GF-seed-1")),
     }
@@ -63,6 +63,8 @@ def assert_numbers(outcome, accuracy, out):
     assert (ours["seeds"], ours["rounds"], ours["training_passes"]) == ([0, 1], 2, 6)
     assert ours["test_accuracy"] == [accuracy["ours-0"], accuracy["ours-1"]]
     assert outcome.result["runs"]["joint SGD"]["training_passes"] == 6
+    assert outcome.result["runs"]["joint SGD"]["negative_cosines"] == [None]
+    assert all(0 < noise["same_exit"] < 1 for noise in ours["negative_cosines"])
     with (out / "anytime.csv").open() as file:
         rows = list(csv.DictReader(file))
     mean = (accuracy["ours-0"][0] + accuracy["ours-1"][0]) / 2
@@ -105,7 +107,7 @@ def test_results_go_to_the_runs_page(tracked, run_job, tracking_uri):
     client = MlflowClient(tracking_uri)
     logged = {item.path for item in client.list_artifacts(run_id, "evaluation")}
     names = [Path(path).name for path in outcome.result["files"]]
-    assert logged == {f"evaluation/{name}" for name in names} and len(names) == 22
+    assert logged == {f"evaluation/{name}" for name in names} and len(names) == 23
     text = Path(client.download_artifacts(run_id, "evaluation/anytime.md")).read_text()
     assert text == Path("out/anytime.md").read_text()
     run = client.get_run(run_id)
@@ -122,11 +124,11 @@ def test_untracked_runs_are_noted_and_nothing_is_logged_if_not_wanted(tracked, p
         "note: joint: was not tracked, nothing logged",
         "note: joint-SGD: was not tracked, nothing logged",
     ]
-    quiet = ("--log-to-mlflow", "False", "--importance", "False")
+    quiet = ("--log-to-mlflow", "False", "--importance", "False", "--noise", "False")
     outcome = run_job("evaluate", "--checkpoint", tracked[1], *quiet)
     assert (outcome.code, outcome.notes) == (0, [])
     assert MlflowClient(tracking_uri).list_artifacts(tracked[0], "evaluation") == []
-    assert not list(Path("results").rglob("importance.*"))
+    assert not list(Path("results").rglob("importance.*")) + list(Path("results").rglob("*noise*"))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,7 @@ def test_untracked_runs_are_noted_and_nothing_is_logged_if_not_wanted(tracked, p
 )
 def test_a_store_that_lacks_the_run_costs_a_line(tracked, run_job, empty_tracking, tmp_path, damage, says):
     damage(tmp_path / "mlflow.db", empty_tracking)
-    quick = ("--importance", "False")
+    quick = ("--importance", "False", "--noise", "False")
     outcome = run_job("evaluate", "--checkpoint", tracked[1], *quick)
     (line,) = outcome.notes
     assert line.startswith("note: Meta-GF: not logged to MLflow: ") and says in line

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from past_runs import IMPORTANCE, curve, entry
 
+from raygf.evaluation.noise import OrderNoise
 from raygf.evaluation.paper_figures import (
     Budgeted,
     budgeted_csv,
@@ -19,6 +20,7 @@ from raygf.evaluation.paper_figures import (
     cosine_csv,
     importance_csv,
     importance_figure,
+    noise_csv,
     share_csv,
     validation,
 )
@@ -137,7 +139,8 @@ def test_there_is_no_figure_where_there_is_nothing_to_show():
 
 def test_conflict_figure_shows_shared_tensors_and_both_shares():
     history = [entry(1, 0.5, 0.5), entry(2, 0.5, 0.5, conflict_before=0.25, conflict_after=0.0)]
-    figure = conflict_figure(conflict_curves(history, TENSORS))
+    noise = OrderNoise(3, 0.375, 0.25, 0.125)
+    figure = conflict_figure(conflict_curves(history, TENSORS), noise)
     above, below = figure.axes[:2]
     (image,) = above.images
     assert image.get_array().tolist() == [[0.5, 0.5], [-0.25, -0.25]]
@@ -147,9 +150,12 @@ def test_conflict_figure_shows_shared_tensors_and_both_shares():
     lines = lines_of(below)
     assert lines["before fusion: pairs of exits"] == ([1, 2], [50, 25])
     assert lines["after fusion: exits against the update"] == ([1, 2], [25, 0])
+    assert lines["noise floor: one exit, two orders of images"] == ([3], [37.5])
+    assert lines["different exits, one order of images"] == ([3], [12.5])
+    assert rows(noise_csv(noise))[2] == ["3", "different exits, as trained", "0.25"]
     assert below.get_xlabel() == "round" and below.get_ylabel() == "negative cosines (%)"
     assert "cosine" in figure.axes[2].get_ylabel()
-    assert len(assert_legend_outside(figure)) == 2
+    assert len(assert_legend_outside(figure)) == 5
 
 
 def test_a_cosine_of_zero_is_white_whatever_the_others():

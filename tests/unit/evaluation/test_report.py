@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from past_runs import IMPORTANCE, curve, entry, results
 
 from raygf.errors import StorageError
+from raygf.evaluation.noise import OrderNoise
 from raygf.evaluation.outputs import BINS, Calibration
 from raygf.evaluation.report import (
     anytime_tables,
@@ -47,10 +48,10 @@ def test_files_of_a_comparison():
 
 def test_files_of_a_run_are_those_of_what_it_has():
     fused = [entry(1, 0.5, 0.5), entry(2, 0.5, 0.75)]
-    full = results("metagf", importance=IMPORTANCE, history=fused)
+    full = results("metagf", importance=IMPORTANCE, noise=OrderNoise(2, 0.5, 0.5, 0.25), history=fused)
     assert set(run_files(full)) == {
         *("accuracy.png", "accuracy.csv", "conflict.png", "conflict_cosines.csv", "conflict_shares.csv"),
-        *("importance.png", "importance.csv"),
+        *("conflict_noise.csv", "importance.png", "importance.csv"),
     }
     calibration = Calibration((2.0, 1.0), np.full((2, 2, BINS, 3), 1 / BINS))
     leaving = results(policies={"confidence": curve(), "margin": curve(0.25)}, calibration=calibration)

@@ -26,15 +26,15 @@ def test_everything_measured_on_a_run(fused_checkpoint):
     assert found.operations == tuple(cost.operations for cost in run.costs())
     assert found.curve.accuracy.shape == (39,)
     assert found.importance.baseline == pytest.approx(found.top1)
-    assert found.curve.resampled.shape == (RESAMPLES, 39)
-    bare = evaluate_run(run, with_importance=False)
-    assert bare.importance is None
+    assert found.noise.round == 2 and found.curve.resampled.shape == (RESAMPLES, 39)
+    bare = evaluate_run(run, with_importance=False, with_noise=False)
+    assert bare.importance is None and bare.noise is None
 
 
 def test_joint_training_has_no_importance_and_no_validation_no_curve(tmp_path):
     end = train(run_config(path=str(tmp_path), method="sgd", data=DIGITS, rounds=1))
     found = evaluate_run(load_run(end.checkpoint))
-    assert found.importance is found.learned is found.curve is None
+    assert found.importance is found.learned is found.curve is found.noise is None
     assert (found.training_passes, found.training_operations) == (1, 40 * 3 * found.operations[-1])
 
 

@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from order_noise import share_of_repeats
 from tiny_network import CPU, bind, dataset, owners_of, random_vectors, run_config, space_of
 from torch.testing import assert_close
 
@@ -13,6 +12,7 @@ from raygf.fusion.conflict import (
     segment_gramians,
     share_after,
     share_before,
+    share_of_repeats,
     shared_cosine,
     slot_gramians,
     tensor_cosines,
