@@ -70,7 +70,7 @@ def main(options: Options) -> None:
             "benchmark",
         )
 
-    def run(make: Callable[[], Learner]) -> Passed:
+    def run(make: Callable[[], Learner], base: torch.Tensor | None = None) -> Passed:
         shares = SharesHere(config, bound, data, state, deltas, ones, [0])
         return run_pass(shares, make, task.where)
 

@@ -89,10 +89,10 @@ class Bench:
         return DeltaRound(config, self._bound, self._batches, executor, self._owned)
 
     def _executor(self, config: RunConfig) -> Executor:
-        """Trains exits, the same way for all methods except for distillation."""
+        """Trains exits, the same way for all methods except for distillation; Fisher's hands on the most."""
         key = config.loss.distill
         if key not in self._executors:
-            executor = LocalExecutor(replace(config, method="on deltas"), self._data)
+            executor = LocalExecutor(replace(config, method="delta-fisher"), self._data)
             self._executors[key] = FirstRoundOnce(executor)
         return self._executors[key]
 

@@ -1,4 +1,4 @@
-"""Meta-GF's fusion: what gets a weight, how weights are normalised, BatchNorm's statistics (12 trials)."""
+"""Meta-GF's fusion: what gets a weight, how weights are normalised, BatchNorm's statistics."""
 
 from ray import tune
 

@@ -60,7 +60,7 @@ Cpus = Annotated[float, Limits(0, 10_000), _countable]
 Gpus = Annotated[float, Limits(0, 10_000), _countable, _share_or_whole]
 Name = Annotated[str, not_empty]
 
-Segmentation = Literal["tensor", "channel", "network"]
+Segmentation = Literal["tensor", "channel", "block", "network"]
 Normalisation = Literal["softmax", "sigmoid"]
 AuxExits = Literal["all", "shallower", "none"]
 BatchNormStatistics = Literal["recalibrated", "weighted"]
@@ -228,6 +228,10 @@ class MethodConfig(Section, name="methods"):
     """CAGrad: radius around the mean gradient, relative to its length."""
     dfs_beta: Share = 0.5
     """Deep Feature Surgery: share β of the channels at an exit's branch that train for deeper exits."""
+    ties_keep: PositiveShare = 0.2
+    """delta-ties: share of every exit's delta that is kept, the largest by magnitude."""
+    dare_keep: PositiveShare = 0.5
+    """delta-dare: probability that an element of a delta is kept."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +239,8 @@ class FusionConfig(Section, name="fusion"):
     """Meta-GF's learned fusion weights."""
 
     segments: Segmentation = "tensor"
-    """What gets one weight per exit: a parameter tensor, an output channel, or the whole network."""
+    """What gets one weight per exit: a parameter tensor, an output channel, a block (what lies between two
+    exits, and each head; in a network of your own that has no stages its top modules), or all of it."""
     normalise: Normalisation = "softmax"
     """softmax as in the paper; sigmoid divides each exit's sigmoid by their sum."""
     lr: NotNegative = 0.1
@@ -359,8 +364,9 @@ class RunConfig(Section):
     """
 
     method: Name = "metagf"
-    """Training method. On expected gradients: metagf, delta-mean, delta-pcgrad and so on. Within a step: sgd,
-    ge, boostnet, dfs, pcgrad, cagrad, mgda, upgrad, imtlg, alignedmtl, nashmtl, fairgrad, gradvac, config."""
+    """Training method. On expected gradients: metagf; delta-mean, -ties, -dare, -fisher, -iso, -pcgrad and so
+    on; fusion:package.module:function of your own. Within a step: sgd, ge, boostnet, dfs, pcgrad, cagrad,
+    mgda, upgrad, imtlg, alignedmtl, nashmtl, fairgrad, gradvac, config."""
     rounds: Count = 40
     """Rounds of training. A round is one epoch: of every exit plus the fusion pass (metagf), or joint."""
     batch_size: Annotated[int, Limits(2, 1000 * MILLION)] = 64

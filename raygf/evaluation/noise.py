@@ -7,10 +7,9 @@ cosine because the exits want different things, or because their orders differ; 
 from dataclasses import dataclass
 
 from raygf.evaluation.loading import LoadedRun
-from raygf.fusion.conflict import segment_gramians, share_before, share_of_repeats
+from raygf.fusion.conflict import share_before, share_of_repeats, tensor_gramians
 from raygf.methods.registry import is_step_method
 from raygf.training.exit_trainer import ExitTrainer
-from raygf.training.space import Segments
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def measure_noise(run: LoadedRun) -> OrderNoise | None:
             momentum = start.method.get(f"momentum_{exit}")
             update = trainer.train(start.network, exit, exits, round, momentum, order)
             deltas.append(trainer.whole(update))
-    grams = segment_gramians(deltas, Segments("tensor", run.bound.space))
+    grams = tensor_gramians(deltas, run.bound.space)
     own, common = grams[:, :exits, :exits], grams[:, exits:, exits:]
     return OrderNoise(
         round, share_of_repeats(grams, owned), share_before(own, owned), share_before(common, owned)

@@ -1,8 +1,7 @@
 """What a round reports of its fusion: weights, and how far the exits' expected gradients pull apart.
 
-Cosines between the deltas, and with the update that fuses them. Throughout: n exits, T tensors, S segments;
-Gramians per tensor (T, n, n) or segment (S, n, n), float64 on the CPU; ``owned`` (n, T), bool: which exit
-depends on which tensor.
+Cosines between the deltas, and with the update that fuses them. Throughout: n exits, T tensors; Gramians
+(T, n, n), float64 on the CPU; ``owned`` (n, T), bool: which exit depends on which tensor.
 """
 
 from collections.abc import Sequence
@@ -11,23 +10,19 @@ from operator import mul
 import torch
 from torch import Tensor
 
-from raygf.fusion.fuse import Fused
+from raygf.fusion.fuse import Fused, FusionTask
 from raygf.records import FusionReport
-from raygf.training.space import Block, Segments
+from raygf.training.space import FlatSpace, Segments
 
 
 def fusion_report(
-    deltas: Sequence[Tensor], fused: Fused, segments: Segments, owned: Tensor, coefficients: Sequence[float]
+    task: FusionTask, fused: Fused, segments: Segments, owned: Tensor, coefficients: Sequence[float]
 ) -> FusionReport:
-    """The report on ``fused``, made of ``deltas``, n vectors (P,); ``coefficients`` (n,): c in F."""
-    # The conflict is measured on never more than one tensor at a time.
-    fine = segments if segments.kind == "channel" else Segments("tensor", segments.space)
-    alpha = fused.alpha.detach().double()
-    fine_alpha = alpha if alpha.shape[1] == fine.count else alpha.expand(-1, fine.count)
-    per_tensor = segments.slot_means(alpha).masked_fill(~owned, torch.nan)
+    """The report on what was ``fused`` in ``task``; ``coefficients`` (n,): c in F."""
+    per_tensor = segments.slot_means(fused.alpha.detach().double()).masked_fill(~owned, torch.nan)
     shared = owned & (owned.sum(dim=0) > 1)
-    fine_grams = segment_gramians(deltas, fine)
-    grams = slot_gramians(fine_grams, fine)
+    with_update = tensor_gramians([*task.deltas, fused.vector - task.base], segments.space)
+    grams = with_update[:, :-1, :-1]
     return FusionReport(
         weights=per_tensor.numpy(),
         mean_weight=tuple(per_tensor.masked_fill(~shared, torch.nan).nanmean(dim=1).tolist()),
@@ -37,15 +32,16 @@ def fusion_report(
         accuracy=fused.score.accuracy,
         tensor_cosine=tensor_cosines(grams, owned).numpy(),
         conflict_before=share_before(grams, owned),
-        conflict_after=share_after(fine_grams, fine_alpha, fine, owned),
+        conflict_after=share_after(with_update, owned),
     )
 
 
-def segment_gramians(deltas: Sequence[Tensor], segments: Segments) -> Tensor:
-    """``⟨Δ_i, Δ_j⟩`` within every segment (S, n, n) for n vectors Δ_i (P,)."""
-    grams = torch.zeros(segments.count, len(deltas), len(deltas), dtype=torch.float64)
-    for block in segments.blocks:
-        grams[block.first : block.last] += _block_gramians(deltas, block).double().cpu()
+def tensor_gramians(vectors: Sequence[Tensor], space: FlatSpace) -> Tensor:
+    """``⟨v_i, v_j⟩`` within every tensor (T, n, n) of n vectors (P,); no more is copied at a time."""
+    grams = torch.zeros(len(space.slots), len(vectors), len(vectors), dtype=torch.float64)
+    for block in Segments("tensor", space).blocks:
+        rows = torch.stack([vector[block.start : block.stop] for vector in vectors])
+        grams[block.first] += (rows @ rows.T).double().cpu()
     return grams
 
 
@@ -104,31 +100,17 @@ def share_of_repeats(grams: Tensor, owned: Tensor) -> float:
     return float((pairs * (dot < 0)).sum() / pairs.sum())
 
 
-def share_after(grams: Tensor, alpha: Tensor, segments: Segments, owned: Tensor) -> float:
+def share_after(grams: Tensor, owned: Tensor) -> float:
     """Share of (exit, tensor) whose delta has a negative cosine with the fused update (0–1); NaN if none.
 
     Counted are the tensors that at least two exits own: where one is alone, the update is its own delta.
-    ``⟨Δ_i, Σ_j α_j Δ_j⟩ = Σ_j α_j ⟨Δ_i, Δ_j⟩`` segment by segment, so no vector of length P is needed.
-    ``grams`` are those of the segments, none of which reaches over several tensors; ``alpha`` (n, S).
+
+    Args:
+        grams: (T, n + 1, n + 1) of the deltas, and last of the update.
     """
-    dot = _slot_sums(torch.einsum("js,sij->is", alpha.to(grams.dtype), grams), segments)
-    square = _slot_sums(grams.diagonal(dim1=1, dim2=2).T, segments)
+    dot, square = grams[:, :-1, -1].T, grams.diagonal(dim1=1, dim2=2).T[:-1]
     counted = owned & (owned.sum(dim=0) > 1) & (square > 0)
     return _negative_share(dot.masked_fill(~counted, torch.nan))
-
-
-def slot_gramians(grams: Tensor, segments: Segments) -> Tensor:
-    """Gramians per segment (S, n, n) → per tensor (T, n, n)."""
-    return torch.stack([grams[part].sum(dim=0) for part in segments.of_slots])
-
-
-def _block_gramians(deltas: Sequence[Tensor], block: Block) -> Tensor:
-    """The Gramians of one block's parts (parts, n, n)."""
-    rows = torch.stack([delta[block.start : block.stop] for delta in deltas])
-    if block.parts == 1:
-        return (rows @ rows.T).unsqueeze(0)
-    cube = rows.view(len(deltas), block.parts, -1).transpose(0, 1)
-    return torch.bmm(cube, cube.transpose(1, 2))
 
 
 def _pair_cosines(grams: Tensor, owned: Tensor) -> Tensor:
@@ -138,11 +120,6 @@ def _pair_cosines(grams: Tensor, owned: Tensor) -> Tensor:
     cosine = grams[:, first, second] / (square[:, first] * square[:, second]).sqrt()
     both = (owned[first] & owned[second]).T
     return cosine.masked_fill(~both, torch.nan)
-
-
-def _slot_sums(values: Tensor, segments: Segments) -> Tensor:
-    """Values per segment (n, S) → their sum over each tensor's segments (n, T)."""
-    return torch.stack([values[:, part].sum(dim=1) for part in segments.of_slots], dim=1)
 
 
 def _negative_share(values: Tensor) -> float:

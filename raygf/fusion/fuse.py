@@ -8,18 +8,16 @@ delta is read once); CUDA walks exit by exit (few kernels, whatever the number o
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raygf.config.run import RunConfig
+from raygf.config.run import Normalisation, RunConfig
 from raygf.records import ExitScore
 from raygf.training.network import Arrays
 from raygf.training.space import Block, Segments
-
-Normalisation = Literal["softmax", "sigmoid"]
 
 
 def fusion_weights(eta: Tensor, owned: Tensor, normalise: Normalisation = "softmax") -> Tensor:
@@ -145,15 +143,18 @@ def _cube(rows: Sequence[Tensor], parts: int) -> Tensor:
 
 @dataclass(frozen=True)
 class FusionTask:
-    """What a rule fuses in one round: ``deltas``, n vectors (P,), into ``base`` W (P,).
+    """What a rule fuses in one ``round`` (from 1): ``deltas``, n vectors (P,), into ``base`` W (P,).
 
-    ``lr``: learning rate of what the rule learns. ``where``: names the pass in errors.
+    ``lr``: learning rate of what the rule learns. ``where``: names the pass in errors. ``fisher``: n vectors
+    (P,) as in ``ExitUpdate``, for the rule that needs them.
     """
 
     base: Tensor
     deltas: Sequence[Tensor]
     lr: float
     where: str
+    round: int = 1
+    fisher: Sequence[Tensor] = ()
 
 
 class Learner:
@@ -186,13 +187,15 @@ class Passed:
     buffers: dict[str, Tensor]
 
 
-RunPass = Callable[[Callable[[], Learner]], Passed]
-"""Runs one shuffled, augmented pass over the training set with a learner that the argument makes.
+class RunPass(Protocol):
+    """Runs one shuffled, augmented pass over the training set with a learner that ``make`` makes.
 
-The network is in train mode, so that BatchNorm's statistics are gathered.
+    The network is in train mode, so that BatchNorm's statistics are gathered. ``base`` (P,): in place of W.
 
-Raises NonFiniteError: a loss or weight is not finite.
-"""
+    Raises NonFiniteError: a loss or weight is not finite.
+    """
+
+    def __call__(self, make: Callable[[], Learner], base: Tensor | None = None) -> Passed: ...
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,8 @@ class Fused:
     """The outcome of a rule.
 
     ``alpha`` (n, S): the fusion weights. ``vector`` (P,): W + ε Σ_i α_i Δ_i. ``buffers``: with BatchNorm
-    statistics gathered in the pass in train mode; ``score``: of the network in that pass.
+    statistics gathered in the pass in train mode; ``score``: of the network in that pass. Where a rule adds
+    another sum, α has the exits' shares in it.
     """
 
     alpha: Tensor

@@ -64,7 +64,7 @@ class SharesHere:
         self._segments = Segments(config.fusion.segments, bound.space)
         self._losses = make_losses(config.loss)
         self._coefficients = torch.tensor(task.coefficients, device=bound.compute.device)
-        self._base, self._deltas = bound.tensor(state.vector), deltas
+        self._base, self._deltas = bound.tensor(state.vector if task.base is None else task.base), deltas
         bound.load(state)
         bound.network.train()
         self._ranks = ranks

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from raygf.config.run import RunConfig
 from raygf.errors import NonFiniteError
-from raygf.fusion.conflict import segment_gramians, shared_gramian
+from raygf.fusion.conflict import shared_gramian, tensor_gramians
 from raygf.fusion.fuse import Fused, FusionRule, FusionTask, Learner, RunPass
 from raygf.methods.base import Weighting, weigh
 from raygf.training.space import Segments
@@ -16,8 +16,7 @@ class WeighedFusion(FusionRule):
 
     ``w`` comes from a weighting of the Gramian of the deltas over the tensors that exits share. Dividing by
     the owners' sum makes the step a mean of deltas, as in Meta-GF: equal deltas give that delta, whatever
-    the weighting's own scale. Where the owners' weights add up to nothing positive, their plain mean is
-    taken.
+    the weighting's own scale. Where the owners' weights add up to nothing positive, it is their mean.
     """
 
     def __init__(
@@ -29,7 +28,7 @@ class WeighedFusion(FusionRule):
 
     def fuse(self, task: FusionTask, run: RunPass) -> Fused:
         """Weigh and merge; the pass over the training set only gathers BatchNorm statistics."""
-        grams = segment_gramians(task.deltas, Segments("tensor", self._segments.space))
+        grams = tensor_gramians(task.deltas, self._segments.space)
         try:
             weights = weigh(self._weighting, shared_gramian(grams, self._tensor_owners).float())
         except NonFiniteError as error:

@@ -1,6 +1,7 @@
 """The training methods by name, those of the user's own included."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,11 +41,18 @@ METHODS: dict[str, Make] = {
 }
 DELTA = "delta-"
 """Before the name of a weighting: it weighs the deltas of a round, not the gradients of a step."""
+OWN = "fusion:"
+"""Before the name of a function of the user's own: it merges the deltas of a round."""
 STEP_METHODS = tuple(METHODS)
-ROUND_METHODS = ("metagf", f"{DELTA}mean", *(DELTA + name for name in WEIGHTINGS))
+MERGED = tuple(DELTA + name for name in ("ties", "dare", "fisher", "iso"))  # in raygf.fusion.merged
+ROUND_METHODS = ("metagf", f"{DELTA}mean", *MERGED, *(DELTA + name for name in WEIGHTINGS))
 _TITLES = {
     **PAPERS,
     f"{DELTA}mean": "mean of the deltas",
+    f"{DELTA}ties": "TIES-Merging",
+    f"{DELTA}dare": "DARE",
+    f"{DELTA}fisher": "Fisher merging",
+    f"{DELTA}iso": "isotropic merging",
     "boostnet": "BoostNet",
     "dfs": "Deep Feature Surgery",
     "mgda": "MGDA",
@@ -76,12 +84,18 @@ def check_method(name: str) -> None:
         allowed = f'one of {", ".join(method_names())}, or "package.module:function" of your own'
         raise refuse("method", name, allowed, method_names())
     if ":" in name:
-        import_function("method", name.removeprefix(DELTA) if name.startswith(DELTA) else name)
+        own_function(name)
+
+
+def own_function(name: str) -> Callable[..., Any]:
+    """The user's function that the method ``name`` stands for; ConfigError if it can't be imported."""
+    prefix = next((prefix for prefix in (DELTA, OWN) if name.startswith(prefix)), "")
+    return import_function("method", name.removeprefix(prefix) if prefix else name)
 
 
 def is_step_method(name: str) -> bool:
     """Whether ``name`` works within a step, and not on the deltas of a round."""
-    return name not in ROUND_METHODS and not name.startswith(DELTA)
+    return name not in ROUND_METHODS and not name.startswith((DELTA, OWN))
 
 
 def operations_per_round(config: RunConfig, costs: Sequence[int], images: int = 0) -> int:
@@ -128,7 +142,7 @@ _SOLVERS = "pip install 'torchjd[cagrad,fairgrad,quadprog-projector]'"
 
 def _make(name: str, setting: Setting) -> StepMethod | Weighting:
     """The method ``name``, fresh; a weighting is tried once on a harmless Gramian."""
-    make = _own(name) if ":" in name else METHODS[name]
+    make = partial(_own, name) if ":" in name else METHODS[name]
     try:
         made = make(setting)
         if isinstance(made, StepMethod):
@@ -139,24 +153,17 @@ def _make(name: str, setting: Setting) -> StepMethod | Weighting:
         raise ConfigError(f"method = {name!r} needs solvers that are not installed: {_SOLVERS}") from None
 
 
-def _own(name: str) -> Make:
-    """The user's function ``name``; errors of it, and of the weighting that it returns, name it."""
+def _own(name: str, setting: Setting) -> StepMethod | Weighting:
+    """What the user's function ``name`` makes; errors of it, and of a weighting that it returns, name it."""
+    made = call_own("method", name, setting)
+    if isinstance(made, StepMethod):
+        return made
+    if not callable(made):
+        kinds = "a weighting, itself a function, or a StepMethod"
+        raise ConfigError(f"method = {name!r}: the function must return {kinds}, not {type(made).__name__}")
 
-    def make(setting: Setting) -> StepMethod | Weighting:
-        made = call_own("method", name, setting)
-        if not callable(made) and not isinstance(made, StepMethod):
-            raise ConfigError(
-                f"method = {name!r}: the function must return a weighting, itself a function, or a "
-                f"StepMethod, not {type(made).__name__}"
-            )
-        return made if isinstance(made, StepMethod) else _checked(name, made)
-
-    return make
-
-
-def _checked(name: str, weighting: Callable[[Tensor], Any]) -> Weighting:
     def weigh(gramian: Tensor) -> Tensor:
-        weights = call_own("method", name, gramian, function=weighting, failed="the weighting failed")
+        weights = call_own("method", name, gramian, function=made, failed="the weighting failed")
         if not isinstance(weights, Tensor) or weights.shape != gramian.shape[:1]:
             given = f"a tensor {tuple(weights.shape)}" if isinstance(weights, Tensor) else f"{weights!r:.40}"
             raise ConfigError(

@@ -15,9 +15,10 @@ from raygf.fusion.conflict import fusion_report
 from raygf.fusion.fuse import Fused, FusionRule, FusionTask, Learner, Passed
 from raygf.fusion.fusion_pass import SharesHere, pass_batches, run_pass
 from raygf.fusion.learned import LearnedFusion
+from raygf.fusion.merged import MergedFusion
 from raygf.fusion.weighed import WeighedFusion
 from raygf.methods.base import Setting
-from raygf.methods.registry import DELTA, make_weighting, operations_per_round
+from raygf.methods.registry import DELTA, MERGED, OWN, make_weighting, operations_per_round
 from raygf.records import ExitScore
 from raygf.rounds.base import RoundMethod, RoundOutcome
 from raygf.training.exit_trainer import Executor, PassTask, Trained
@@ -66,16 +67,17 @@ class DeltaRound(RoundMethod):
             ExitFailed: an exit could not be trained; nothing was merged.
             NonFiniteError: a loss, a delta or a fusion weight is not finite; nothing was merged.
         """
-        trained = self._executor.train(state, round, self._momenta)
+        config, trained = self._config, self._executor.train(state, round, self._momenta)
         started = time.perf_counter()
-        deltas = [
-            part.unpack(self._bound.tensor(update.delta))
-            for part, update in zip(self._parts, trained.updates, strict=True)
-        ]
-        coefficients = loss_coefficients(round, self._config.rounds, len(deltas), self._config.loss)
-        fused, notes = self._fuse(state, deltas, coefficients, round)
+        deltas = self._whole([update.delta for update in trained.updates])
+        fisher = self._whole([update.fisher for update in trained.updates if update.fisher is not None])
+        coefficients = loss_coefficients(round, config.rounds, len(deltas), config.loss)
+        lr = config.fusion.lr * decay_factor(round, config.rounds, config.optim)
+        where = f"{config.method}, fusion pass, round {round}"
+        task = FusionTask(self._bound.tensor(state.vector), deltas, lr, where, round, fisher)
+        fused, notes = self._fuse(task, state, coefficients)
         merged = NetworkState(fused.vector.cpu().numpy(), self._merged_buffers(state, trained, fused))
-        report = fusion_report(deltas, fused, self._segments, self._owned, coefficients)
+        report = fusion_report(task, fused, self._segments, self._owned, coefficients)
         self._momenta = [update.momentum for update in trained.updates]
         seconds = {
             "broadcast": trained.broadcast_s,
@@ -101,38 +103,42 @@ class DeltaRound(RoundMethod):
     def close(self) -> None:
         self._executor.close()
 
+    def _whole(self, packed: Sequence[Vector]) -> list[Tensor]:
+        """What the exits hand back of the flat vector, as vectors (P,)."""
+        return [p.unpack(self._bound.tensor(v)) for p, v in zip(self._parts, packed, strict=False)]
+
     def _make_rule(self) -> FusionRule:
         """The rule that the configured method fuses deltas by: Meta-GF's, or a weighting."""
         config, bound, segments, owned = self._config, self._bound, self._segments, self._owned
         device = bound.compute.device
         if config.method == "metagf":
             return LearnedFusion(config, segments, owned, device)
+        if config.method in MERGED or config.method.startswith(OWN):
+            return MergedFusion(config, segments, owned, device)
         setting = Setting(config.methods, bound.network, owned, bound.space)
         weighting = make_weighting(config.method.removeprefix(DELTA), setting)
         return WeighedFusion(config, segments, owned, device, weighting)
 
     def _fuse(
-        self, state: NetworkState, deltas: Sequence[Tensor], coefficients: Sequence[float], round: int
+        self, task: FusionTask, state: NetworkState, coefficients: Sequence[float]
     ) -> tuple[Fused, tuple[str, ...]]:
         """What the rule makes of the deltas, and what went wrong on the way."""
-        config, bound, where = self._config, self._bound, f"{self._config.method}, fusion pass, round {round}"
-        task, notes = PassTask(round, coefficients), list[str]()
+        config, round, notes = self._config, task.round, list[str]()
 
-        def run(make: Callable[[], Learner]) -> Passed:
+        def run(make: Callable[[], Learner], base: Tensor | None = None) -> Passed:
+            what = PassTask(round, coefficients, None if base is None else to_numpy(base))
             if config.fusion.shards > 1:
-                others = self._executor.fuse(task, lambda shares: run_pass(shares, make, where))
+                others = self._executor.fuse(what, lambda shares: run_pass(shares, make, task.where))
                 if others is not None:
                     notes.extend(others[1])
                     return others[0]
             ranks = range(config.fusion.shards)
             batches = pass_batches(config, self._batches, round)
-            shares = SharesHere(config, bound, batches, state, deltas, task, ranks)
-            return run_pass(shares, make, where)
+            shares = SharesHere(config, self._bound, batches, state, task.deltas, what, ranks)
+            return run_pass(shares, make, task.where)
 
         with seeded_globals(config.seed, "fuse", round):
-            lr = config.fusion.lr * decay_factor(round, config.rounds, config.optim)
-            fused = self._rule.fuse(FusionTask(bound.tensor(state.vector), deltas, lr, where), run)
-        return fused, tuple(notes)
+            return self._rule.fuse(task, run), tuple(notes)
 
     def _merged_buffers(self, state: NetworkState, trained: Trained, fused: Fused) -> Arrays:
         if self._config.fusion.batchnorm == "recalibrated":

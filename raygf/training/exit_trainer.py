@@ -41,7 +41,8 @@ class ExitUpdate:
 
     ``delta``: W_i − W, the expected gradient (paper, Eq. 13), of the tensors that the exit owns, or (P,).
     ``buffers``: those that have changed, as they are after it. ``momentum`` (P,): only if it is carried.
-    ``loss`` and ``accuracy``: of this exit, in train mode.
+    ``loss`` and ``accuracy``: of this exit, in train mode. ``fisher``: with delta-fisher, of every element of
+    ``delta`` the squares of its batches' gradients, added up.
     """
 
     exit: int
@@ -51,6 +52,7 @@ class ExitUpdate:
     accuracy: float
     seconds: float
     momentum: Vector | None = None
+    fisher: Vector | None = None
 
 
 class ExitTrainer:
@@ -106,6 +108,7 @@ class ExitTrainer:
             bound.load(state)
             turns = Turns(bound, peers.ranks, peers.count, config.seed, *key)
             optimizer = FlatSGD(bound, config.optim, lr, start, part.trained)
+            squares = torch.zeros_like(bound.grad) if config.method == "delta-fisher" else None
             score = train_epoch(
                 bound,
                 optimizer,
@@ -115,6 +118,7 @@ class ExitTrainer:
                 losses_of=self._losses,
                 part=part,
                 turns=turns,
+                squares=squares,
             )
             turns.combine(peers)
             delta = part.owned.pack(bound.vector) - part.owned.pack(bound.tensor(state.vector))
@@ -127,6 +131,7 @@ class ExitTrainer:
             score.accuracy[part.exits.index(exit)],
             time.perf_counter() - started,
             None if carried is None else to_numpy(carried),
+            None if squares is None else to_numpy(part.owned.pack(squares)),
         )
 
     def _loss_weights(self, exit: int, exits: int, round: int, part: Part) -> Tensor:
@@ -169,10 +174,11 @@ class Trained:
 
 @dataclass(frozen=True)
 class PassTask:
-    """The fusion pass of ``round``, on ``F = Σ_i c_i CE_i`` with ``coefficients`` c (n,)."""
+    """The fusion pass of ``round``, on ``F = Σ_i c_i CE_i`` (``coefficients`` c), from ``base`` (P,) or W."""
 
     round: int
     coefficients: Sequence[float]
+    base: Vector | None = None
 
 
 class Executor(ABC):

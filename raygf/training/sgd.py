@@ -37,6 +37,7 @@ def train_epoch(
     losses_of: ExitLosses = exit_losses,
     part: Part | None = None,
     turns: Turns | None = None,
+    squares: Tensor | None = None,
 ) -> ExitScore:
     """Run ``batches`` through the network in train mode, one update each; return the exits' mean scores.
 
@@ -50,6 +51,7 @@ def train_epoch(
         losses_of: what the exits train on.
         part: what of the network is run; losses and scores are then those of its exits.
         turns: keeps the shares that this worker runs apart; needed if there are several.
+        squares: (P,) gets the squares of every batch's gradient added.
 
     Raises NonFiniteError: a loss, a gradient or the final vector is not finite; names the step.
     """
@@ -68,6 +70,8 @@ def train_epoch(
                     raise NonFiniteError(f"{where}, step {len(tally) + 1}: {error}; lower optim.lr") from None
             hits = exit_hits(logits, share.labels) * (share.weight > 0)
             scores.append((torch.stack(losses).detach(), hits))
+        if squares is not None:
+            squares.addcmul_(bound.grad, bound.grad)
         optimizer.step()
         tally.add_shares(scores, len(batch[1]))
     return tally.finite_score(where, not_finite(bound.space, bound.vector))

@@ -6,15 +6,17 @@ depends on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Literal
+from operator import ne
 
 import torch
 from torch import Tensor, nn
 
+from raygf.config.run import Segmentation
 from raygf.models.multi_exit import evaluating, trainable_parameters
 
 
@@ -108,8 +110,7 @@ class Stretches:
         return vector
 
 
-SegmentKind = Literal["tensor", "channel", "network"]
-
+_MODULE = re.compile(r"(?:stages|heads)\.\d+|[^.]+")  # a stage or head; in other networks the top module
 _BLOCK = 1 << 17  # elements: the running sum of a block stays in the CPU's cache
 
 
@@ -135,15 +136,16 @@ class Block:
 class Segments:
     """All segments of a flat space (``count`` = S), those of each tensor, and the blocks that cover it."""
 
-    def __init__(self, kind: SegmentKind, space: FlatSpace) -> None:
+    def __init__(self, kind: Segmentation, space: FlatSpace) -> None:
         self.kind = kind
         self.space = space
-        self._per_slot = [slot.shape[0] if kind == "channel" and slot.shape else 1 for slot in space.slots]
-        ends = list(accumulate(self._per_slot))
-        self.of_slots = [slice(end - parts, end) for end, parts in zip(ends, self._per_slot, strict=True)]
+        parts = [slot.shape[0] if kind == "channel" and slot.shape else 1 for slot in space.slots]
+        ends = list(accumulate(parts))
+        if kind in ("block", "network"):
+            blocks = [_MODULE.findall(name)[0] if kind == "block" else "" for name in space.names]
+            ends = list(accumulate(map(ne, blocks, blocks[1:]), initial=1))  # neighbours share a segment
+        self.of_slots = [slice(end - count, end) for end, count in zip(ends, parts, strict=True)]
         self.count = ends[-1]
-        if kind == "network":
-            self.of_slots, self.count = [slice(0, 1)] * len(space.slots), 1
         self.blocks = tuple(self._cut())
         self._moved: dict[torch.device, Tensor] = {}
 
@@ -171,9 +173,10 @@ class Segments:
 
     def spread(self, per_slot: Tensor) -> Tensor:
         """Masks per tensor (n, T) → per segment (n, S): a segment is true where any of its tensors is."""
-        if self.kind == "network":
-            return per_slot.any(dim=1, keepdim=True)
-        return per_slot.repeat_interleave(torch.tensor(self._per_slot), dim=1)
+        spread = per_slot.new_zeros(len(per_slot), self.count)
+        for column, part in zip(per_slot.T, self.of_slots, strict=True):
+            spread[:, part] |= column[:, None]
+        return spread
 
     def name(self, segment: int) -> str:
         """The parameter tensor that ``segment`` is in (of the whole network: the first)."""

@@ -261,7 +261,8 @@ def test_the_search_space_of_the_page_can_be_swept(tmp_path, monkeypatch):
     assert all(0.01 <= trial["optim.lr"] <= 0.1 for trial in trials)
     table = PAGES["sweeps"].partition("**Equal compute")[0]
     named = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
-    assert named == known_spaces().keys() - {"small_batches"} == {"fusion_lr", "method", "fusion", "joint"}
+    assert named == known_spaces().keys() - {"small_batches"}
+    assert named == {"fusion_lr", "method", "fusion", "joint", "rules"}
 
 
 def test_the_tracker_of_the_page_follows_a_run(tmp_path, monkeypatch):

@@ -166,9 +166,9 @@ def run_config(model="three_exits", path="unused", **changes):
 
 def pass_over(batches, config, bound, state, deltas, coefficients=(1.0, 1.0, 1.0)):
     """Runs fusion passes over ``batches``, in this process."""
-    task = PassTask(3, tuple(float(c) for c in coefficients))
 
-    def run(make):
+    def run(make, base=None):
+        task = PassTask(3, tuple(float(c) for c in coefficients), None if base is None else base.numpy())
         ranks = range(config.fusion.shards)
         shares = SharesHere(config, bound, batches, state, deltas, task, ranks)
         return run_pass(shares, make, "fusion pass, round 3")

@@ -9,25 +9,20 @@ from torch.testing import assert_close
 from raygf.config.run import FusionConfig
 from raygf.fusion.conflict import (
     delta_norms,
-    segment_gramians,
     share_after,
     share_before,
     share_of_repeats,
     shared_cosine,
-    slot_gramians,
     tensor_cosines,
+    tensor_gramians,
 )
 from raygf.rounds.delta import DeltaRound
 from raygf.training import space as segments
 from raygf.training.exit_trainer import ExitTrainer, LocalExecutor
-from raygf.training.space import Segments
 
 SPACE = space_of((2, 3), (4,), (5,))
+SMALL = space_of((2,), (1,), (1,))
 ALL = torch.ones(2, 3, dtype=torch.bool)
-
-
-def tensor_gramians(deltas, space):
-    return segment_gramians(deltas, Segments("tensor", space))
 
 
 @pytest.mark.parametrize("block", [3, 1 << 16])
@@ -70,21 +65,20 @@ def test_shares_by_hand():
     In tensor 1 the cosines are −1 (exits 1, 2), 0 (1, 3), 0 (2, 3); in tensor 2: −1 (1, 2), exit 3 has zero.
     With α = 1/3 the update is (−1/3, 5/3) in tensor 1 and −2/3 in tensor 2, so exit 1 loses in both.
     """
-    tensors = Segments("tensor", space_of((2,), (1,), (1,)))
     deltas = [torch.tensor(row) for row in ([1.0, 0, 1, 9], [-2.0, 0, -3, 9], [0.0, 5, 0, 9])]
     owned = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 1, 1]], dtype=torch.bool)
-    grams = segment_gramians(deltas, tensors)
+    grams = tensor_gramians(deltas, SMALL)
     cosines = tensor_cosines(grams, owned)
     assert cosines[:2].tolist() == [pytest.approx(-1 / 3), -1.0]  # the zero delta is left out
     assert cosines[2].isnan()  # one owner
     assert share_before(grams, owned) == pytest.approx(2 / 4)
-    share = share_after(grams, torch.full((3, 3), 1 / 3), tensors, owned)
-    assert share == pytest.approx(2 / 5)  # five deltas count: exit 3 has none in tensor 2
-    only_third = torch.tensor([[0.0, 0, 0], [0, 0, 0], [1, 1, 1]])
-    assert share_after(grams, only_third, tensors, owned) == 0  # all are orthogonal
+    mean = tensor_gramians([*deltas, torch.stack(deltas).mean(dim=0)], SMALL)
+    assert share_after(mean, owned) == pytest.approx(2 / 5)  # five deltas count: exit 3 has none in tensor 2
+    only_third = tensor_gramians([*deltas, deltas[2]], SMALL)
+    assert share_after(only_third, owned) == 0  # all are orthogonal
     alone = torch.eye(3, dtype=torch.bool)  # nothing is shared
     assert math.isnan(share_before(grams, alone))
-    assert math.isnan(share_after(grams, torch.eye(3), tensors, alone))
+    assert math.isnan(share_after(mean, alone))
     assert tensor_cosines(grams, alone).isnan().all()
 
 
@@ -102,37 +96,15 @@ def test_the_noise_floor_counts_an_exit_as_often_as_it_is_paired():
     assert share_of_repeats(tensor_gramians([*first, *first], space_of((1,), (1,), (1,))), owned) == 0
 
 
-@pytest.mark.parametrize("block", [3, 1 << 16])
-def test_channel_gramians_add_up_to_those_of_the_tensors(block, monkeypatch):
-    monkeypatch.setattr(segments, "_BLOCK", block)
-    deltas, channels = random_vectors(3, SPACE.size), Segments("channel", SPACE)
-    grams = segment_gramians(deltas, channels)
-    rows = torch.stack(deltas).double()
-    assert grams.shape == (channels.count, 3, 3)
-    assert_close(grams[1], rows[:, 3:6] @ rows[:, 3:6].T, atol=1e-5, rtol=1e-5)  # second row of the (2, 3)
-    assert_close(slot_gramians(grams, channels), tensor_gramians(deltas, SPACE), atol=1e-5, rtol=1e-5)
-
-
-def test_weights_per_channel_are_each_taken_for_their_own_channel():
-    """One tensor of two channels, in both of which the exits are opposite; each follows another exit."""
-    space = space_of((2, 1))
-    deltas = [torch.tensor([1.0, 3.0]), torch.tensor([-1.0, -3.0])]
-    owned, channels = torch.ones(2, 1, dtype=torch.bool), Segments("channel", space)
-    grams = segment_gramians(deltas, channels)
-    alpha = torch.tensor([[1.0, 0.0], [0.0, 1.0]])  # update (1, −3): with exit 2, against exit 1
-    assert share_after(grams, alpha, channels, owned) == 0.5
-    mean = torch.full((2, 2), 0.5)  # the update is zero: against nobody
-    assert share_after(grams, mean, channels, owned) == 0
-
-
 def cosine_of(one, two):
     return float(one @ two / (np.linalg.norm(one) * np.linalg.norm(two)))
 
 
-@pytest.mark.parametrize("kind", ["tensor", "channel", "network"])
-def test_reported_conflict_is_the_naive_one(kind):
+@pytest.mark.parametrize("kind", ["tensor", "channel", "block", "network"])
+@pytest.mark.parametrize("method", ["metagf", "delta-iso"])
+def test_reported_conflict_is_the_naive_one(kind, method):
     """The fused update is what the merge really added."""
-    config = run_config(fusion=FusionConfig(segments=kind, epsilon=0.5))
+    config = run_config(method=method, fusion=FusionConfig(segments=kind, epsilon=0.5))
     data, bound = dataset(), bind()
     state, space, trainer = bound.state(), bound.space, ExitTrainer(config, data)
     step = DeltaRound(config, bound, data.open(CPU, 4, 5), LocalExecutor(config, data), owners_of(bound))

@@ -24,6 +24,7 @@ from raygf.methods import registry
 from raygf.methods.base import JointSGD, weigh
 from raygf.methods.registry import (
     DELTA,
+    OWN,
     ROUND_METHODS,
     STEP_METHODS,
     WEIGHTINGS,
@@ -50,12 +51,12 @@ def test_the_table_knows_all_methods_and_names_them_to_who_asks_for_another():
     for name in method_names():
         check_method(name)
         assert is_step_method(name) is (name in STEP_METHODS)
-    assert is_step_method("mine:by_length") and not is_step_method("delta-mine:by_length")
+    assert [is_step_method(prefix + "mine:f") for prefix in ("", "delta-", "fusion:")] == [True, False, False]
     with pytest.raises(ConfigError, match=r"method = 'sgdd': must be one of .*metagf.*sgd"):
         check_method("sgdd")
 
 
-@pytest.mark.parametrize("name", [*method_names(), MINE, DELTA + MINE])
+@pytest.mark.parametrize("name", [*method_names(), MINE, DELTA + MINE, OWN + MINE])
 def test_a_rounds_operations_by_hand(name):
     """Backward counts twice, from exit i through what is below; fusing without learning only goes forward."""
     costs, joint, gramian = (10, 30, 60), 60 + 2 * 60, 60 + 2 * (10 + 30 + 60)
@@ -90,9 +91,9 @@ def step_round(bound, **changes):
 def test_every_method_has_a_title_of_its_own():
     titles = [method_title(name) for name in method_names()]
     assert len(set(titles)) == len(titles) and not set(titles) & set(method_names())
-    names = ("metagf", "sgd", "delta-mean", "delta-pcgrad", "mine:rule", "delta-mine:rule")
+    names = ("metagf", "sgd", "delta-mean", "delta-ties", "delta-pcgrad", "mine:rule", "delta-mine:rule")
     assert [method_title(name) for name in names] == [
-        *("Meta-GF", "joint SGD", "mean of the deltas", "PCGrad on deltas"),
+        *("Meta-GF", "joint SGD", "mean of the deltas", "TIES-Merging", "PCGrad on deltas"),
         *("mine:rule", "mine:rule on deltas"),
     ]
 

@@ -39,7 +39,7 @@ def make(config, build=three_exits):
     return DeltaRound(config, bound, batches, LocalExecutor(config, DATA), owners_of(bound))
 
 
-@pytest.mark.parametrize("kind", ["tensor", "channel", "network"])
+@pytest.mark.parametrize("kind", ["tensor", "channel", "block", "network"])
 @pytest.mark.parametrize("normalise", ["softmax", "sigmoid"])
 def test_one_exit_alone_is_plain_training(kind, normalise):
     config = run_config("one_exit", fusion=FusionConfig(segments=kind, normalise=normalise))
@@ -112,6 +112,22 @@ def test_parts_are_merged_as_whole_vectors_are(aux_exits, batchnorm):
             mine = whole[int(owners.nonzero())][slot.start : slot.stop]
             assert_close(as_tensor(merged.vector - STATE.vector)[slot.start : slot.stop], mine)
     assert merged.buffers.keys() == STATE.buffers.keys()
+
+
+@pytest.mark.parametrize("aux_exits", ["all", "none"])
+def test_fisher_merging_is_that_of_the_exits_own_gradients(aux_exits):
+    config = run_config(method="delta-fisher", loss=LossConfig(aux_exits=aux_exits))
+    step = make(config)
+    updates = step._executor.train(STATE, 1, [None] * 3).updates
+    deltas, fishers = (step._whole([getattr(u, name) for u in updates]) for name in ("delta", "fisher"))
+    owned = owners_of(bound := bind())
+    lengths = torch.tensor([slot.stop - slot.start for slot in bound.space.slots])
+    mine = torch.stack(fishers) * owned.repeat_interleave(lengths, dim=1) + 1e-30
+    expected = (mine * torch.stack(deltas)).sum(dim=0) / mine.sum(dim=0)
+    found = as_tensor(step.run(STATE, 1).state.vector - STATE.vector)
+    known = torch.stack(fishers).sum(dim=0) > 1e-20
+    assert known.float().mean() > 0.9
+    assert_close(found[known], expected[known], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("carry", [False, True])
@@ -191,7 +207,7 @@ def test_report():
     assert np.diag(report.cosine) == pytest.approx(np.ones(3))
 
 
-@pytest.mark.parametrize("method", ["metagf", "delta-pcgrad"])
+@pytest.mark.parametrize("method", ["metagf", "delta-pcgrad", "delta-iso"])
 def test_shares_of_the_fusion_pass_agree_with_the_whole_where_nothing_is_normalised(method):
     """The last batch of 22 images has two, too few to be divided."""
     data = dataset(train=22)

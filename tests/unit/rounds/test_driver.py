@@ -80,6 +80,7 @@ def test_a_whole_run(tmp_path):
         *((name, "recalibrated") for name in method_names()),
         ("metagf", "weighted"),
         ("delta-mean", "weighted"),
+        ("delta-ties", "weighted"),
     ],
 )
 def test_every_method_learns_and_equal_runs_give_equal_bits(tmp_path, method, batchnorm):

@@ -10,7 +10,7 @@ from ray import tune
 
 from raygf.config.recipes import get_recipe
 from raygf.errors import ConfigError
-from raygf.methods.registry import ROUND_METHODS, STEP_METHODS, method_names
+from raygf.methods.registry import MERGED, ROUND_METHODS, STEP_METHODS, method_names
 from raygf.sweeps import Space
 from raygf.sweeps.command import check_flags, check_space, parse_sweep
 from raygf.sweeps.space import (
@@ -28,7 +28,7 @@ from raygf.sweeps.space import (
 )
 
 RUN = get_recipe("digits")
-SHIPPED = ("fusion_lr", "method", "fusion", "joint")
+SHIPPED = ("fusion_lr", "method", "fusion", "joint", "rules")
 DOMAINS = [
     tune.uniform(-2.0, 3.0),
     tune.loguniform(1e-4, 10.0),
@@ -197,7 +197,7 @@ def test_listing_does_not_run_the_files(here):
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("nope", None, "'nope': there is none; choose from fusion, fusion_lr, joint, method, or"),
+        ("nope", None, "'nope': there is none; choose from fusion, fusion_lr, joint, method, rules, or"),
         ("nope.py", None, "space = 'nope.py': there is none"),
         ("no_such_module:f", None, "space = 'no_such_module:f': can't be imported: ModuleNotFoundError"),
         ("bad", "raise ValueError('oh\\nno')", "space = 'bad': its code failed: ValueError: oh"),
@@ -235,6 +235,11 @@ def test_method_covers_the_registry_each_at_settings_of_its_own():
     assert {trial["method"] for trial in trials if "methods.cagrad_c" in trial} == {"cagrad", "delta-cagrad"}
     rates = sorted({trial["optim.lr"] for trial in trials})
     assert rates == pytest.approx([0.3 * RUN.optim.lr, RUN.optim.lr])
+
+
+def test_rules_covers_all_that_merge_without_learning():
+    trials = grid(axes_of("rules"), 3)
+    assert len(trials) == 13 and {trial["method"] for trial in trials} == {"delta-mean", *MERGED}
 
 
 def test_the_fusion_is_swept_only_where_there_is_one():

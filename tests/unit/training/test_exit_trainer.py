@@ -69,6 +69,18 @@ def test_delta_is_trained_minus_start():
     assert update.exit == 1 and update.momentum is None
 
 
+@pytest.mark.parametrize("replicas", [(1,), (2,)])
+def test_fisher_is_the_square_of_the_batches_gradients(replicas):
+    """One batch of four, whole or in two shares; the step is the gradient times the learning rate."""
+    resources = ResourceConfig(executor="local", replicas=replicas)
+    one = trainer(data=dataset(train=4), optim=STEP, method="delta-fisher", resources=resources)
+    update = one.train(STATE, 1, 3, 1)
+    assert_close(
+        torch.from_numpy(update.fisher), torch.from_numpy(update.delta / 0.1).square(), atol=1e-8, rtol=1e-3
+    )
+    assert trainer().train(STATE, 1, 3, 1).fisher is None
+
+
 def test_arguments_are_only_read_and_the_update_owns_its_memory():
     state, momentum = bind(seed=4).state(), np.ones(393, np.float32)
     before = state.sha256()

@@ -1,3 +1,5 @@
+from collections import OrderedDict
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from torch import nn
 from raygf.training import space as module
 from raygf.training.space import FlatSpace, Segments, find_ownership
 
-KINDS = ("tensor", "channel", "network")
+KINDS = ("tensor", "channel", "block", "network")
 SHAPES = st.lists(st.lists(st.integers(1, 6), max_size=3).map(tuple), min_size=1, max_size=6)
 EXAMPLE = torch.zeros(2, SPEC.channels, SPEC.height, SPEC.width)
 
@@ -107,6 +109,25 @@ def test_spread_repeats_a_tensors_mask_over_its_channels():
         [0, 0, 0, 0, 0],
     ]
     assert Segments("network", space).spread(mask).tolist() == [[True], [True], [False]]
+
+
+def test_a_block_is_what_lies_between_two_exits_or_a_head_or_a_top_module():
+    """Ownership by block: a stage belongs to all exits from its own on, a head to its exit."""
+    space = FlatSpace.of(three_exits())
+    blocks = Segments("block", space)
+    assert blocks.count == 6 and blocks.of_slots == [
+        slice(s, s + 1) for s in [0] * 3 + [1] * 3 + [2] * 3 + [3, 3, 4, 4, 5, 5]
+    ]
+    assert blocks.lengths.tolist() == [36 + 8, 144 + 8, 144 + 8, 15, 15, 15]
+    mask = blocks.spread(find_ownership(three_exits(), torch.zeros(2, 1, 4, 4), space))
+    assert mask.int().tolist() == [[1, 0, 0, 1, 0, 0], [1, 1, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1]]
+    means = torch.arange(6.0)[None]
+    assert blocks.slot_means(means).tolist() == [[0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 4, 4, 5, 5]]
+    own = nn.Sequential(
+        OrderedDict(stem=nn.Linear(3, 2), body=nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+    )
+    assert Segments("block", FlatSpace.of(own)).of_slots == [slice(0, 1)] * 2 + [slice(1, 2)] * 4
+    assert Segments("block", FlatSpace.of(own)).name(1) == "body.0.weight"
 
 
 def test_slot_means():
