@@ -1,4 +1,4 @@
-"""Rules without learning that merge deltas weight by weight: TIES, DARE, Fisher, isotropic, the user's own.
+"""Rules without learning that merge deltas by elements: TIES, DARE, Fisher, isotropic, the user's own.
 
 A rule gets the tensors that several exits own. One that a single exit owns, such as its head, takes that
 exit's delta as it is: nothing disagrees with it, and to trim, drop or level it would only damage it.
@@ -33,7 +33,7 @@ class Shared:
 
 
 Merge = Callable[[Shared, Tensor], tuple[Tensor, Tensor]]
-"""From a tensor and its owners' deltas (k, *shape) to the merged one (shape), and their elements' weights."""
+"""From a tensor and its owners' deltas (k, *shape) to the merged one (shape), and their elements' factors."""
 
 
 def weighed(rows: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -145,7 +145,7 @@ RULES = {"delta-ties": ties, "delta-dare": dare, "delta-fisher": fisher, "delta-
 
 
 class MergedFusion(FusionRule):
-    """``W + ε Δ``, Δ merged weight by weight; α is an exit's share in all weights of a segment's elements."""
+    """``W + ε Δ``, Δ merged by elements; α is each exit's share in the factors of a segment's elements."""
 
     def __init__(self, config: RunConfig, segments: Segments, owned: Tensor, device: str) -> None:
         """Raises ConfigError: the user's function fails when it is tried on random numbers."""

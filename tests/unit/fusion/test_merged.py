@@ -1,4 +1,4 @@
-"""Deltas merged weight by weight: every rule by hand, and what all of them must do."""
+"""Deltas merged by elements: every rule by hand, and what all of them must do."""
 
 import sys
 
