@@ -120,23 +120,10 @@ def accuracy_figure(history: History) -> Figure:
     axes.set_xlabel("round")
     axes.set_ylabel(f"{split} accuracy (%)")
     axes.set_xlim(rounds[0] - 0.5, rounds[-1] + 0.5)
-    _leave_out_the_climb(axes, 100 * accuracy)
     whole_numbers(axes)
     plain_axes(axes)
     legend_outside(figure, axes)
     return figure
-
-
-def _leave_out_the_climb(axes: Axes, percent: Matrix) -> None:
-    """Start the y axis at the lowest of ``percent`` (R, n) after a quarter of the rounds."""
-    first, known = len(percent) // 4, ~np.isnan(percent)
-    top = float(np.max(percent, initial=0.0, where=known))
-    low = float(np.min(percent[first:], initial=top, where=known[first:]))
-    margin = 0.05 * (top - low) or 1.0
-    axes.set_ylim(low - margin, top + margin)
-    start = float(np.min(percent, initial=top, where=known))
-    if start < low - margin:
-        axes.set_title(f"the first rounds, from {start:.0f} % on, are below", loc="left", fontsize=9)
 
 
 def accuracy_csv(history: History) -> str:

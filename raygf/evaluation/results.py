@@ -84,10 +84,7 @@ def evaluate_run(run: LoadedRun, with_importance: bool = True, with_noise: bool 
     images, history = run.dataset.count("train"), read_history(run.checkpoint.meta)
     unit = images * JointSGD.operations(operations)
     per_round = images * operations_per_round(run.config, operations, images)
-    spent = run.checkpoint.round * per_round
-    for entry in history:  # earlier versions counted passes over the training images
-        spent = entry.get("training_operations") or entry["round"] * per_round
-        entry |= {"training_operations": spent, "training_passes": spent / unit}
+    spent = history[-1]["training_operations"] if history else run.checkpoint.round * per_round
     return RunResults(
         config=run.config,
         round=run.checkpoint.round,

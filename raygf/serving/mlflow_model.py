@@ -30,7 +30,12 @@ from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec  # 
 NAME = "early-exit-classifier"
 EXAMPLES = 2
 _COLUMNS = {"label": "string", "probability": "double", "exit": "long", "operations": "long"}
-_DEFINITION = Path(__file__).with_name("definition.py")
+_DEFINITION = f"""from mlflow.models import set_model
+from {__name__} import EarlyExitModel
+
+set_model(EarlyExitModel())
+"""
+"""What MLflow stores and runs in place of a pickled model."""
 _PACKAGES = {"mlflow", "numpy", "pandas", "pillow", "pyarrow", "safetensors", "torch", "torchvision"}
 """What raygf's own code needs to load a classifier."""
 _INSTALLED = {"site-packages", "dist-packages"}
@@ -87,6 +92,8 @@ def log_model(run: LoadedRun, classifier: AdaptiveClassifier, uri: str, run_id: 
         with answering(uri), tempfile.TemporaryDirectory() as folder:
             files, code = Path(folder) / "model", Path(folder) / "code"
             write_files(files, model_files(run, classifier.table))
+            definition = Path(folder) / "definition.py"
+            definition.write_text(_DEFINITION)
             packages = _PACKAGES | copy_code(run.config.model.name, code)
             client = connect(uri)
             tracked = client.get_run(run_id)
@@ -106,7 +113,7 @@ def log_model(run: LoadedRun, classifier: AdaptiveClassifier, uri: str, run_id: 
                 run_id=run_id,
                 model_id=model.model_id,
                 step=run.checkpoint.round,  # so that the model gets the run's metrics of that round
-                python_model=str(_DEFINITION),
+                python_model=str(definition),
                 artifacts={"model": str(files)},
                 signature=model_signature(classifier),
                 input_example=np.ascontiguousarray(pixels.cpu().numpy()),

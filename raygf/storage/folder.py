@@ -153,10 +153,6 @@ class RunFolder:
         """Delete the file."""
         self._fs.delete_file(self._path(name))
 
-    def delete_folder(self, name: str) -> None:
-        """Delete the folder ``name`` and what is in it."""
-        self._fs.delete_dir(self._path(name))
-
     def delete_if_empty(self) -> None:
         """Delete the folder itself, if it is a local one with nothing in it."""
         if self.local:

@@ -1,5 +1,7 @@
 """Ray Tune's news about trials, passed to MLflow and to the terminal by the sweep's own process."""
 
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,13 +12,16 @@ from ray.tune.experiment import Trial
 
 from raygf.config.run import StorageConfig
 from raygf.console import notify
+from raygf.errors import TrackingError
 from raygf.evaluation.tables import passes_text
 from raygf.records import RoundRecord, RunEnd
 from raygf.sweeps.plan import Plan, SweepFolder, name_of, shown_score
 from raygf.sweeps.trial import END, FAILURE, NAME, RECORD, START, VALUES, cause_of
-from raygf.tracking.sweep import SweepTrials
-from raygf.tracking.tracker import make_tracker
+from raygf.tracking.delivery import Worker
+from raygf.tracking.tracker import Tracker, make_tracker
 
+CLOSE_S = 300.0
+"""Seconds that closing the runs of all trials may take at the sweep's end."""
 _FOLDER_KEY = "checkpoint_dir_name"
 """Where Tune puts the name of a checkpoint's folder into a result."""
 
@@ -29,20 +34,37 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         self._storage = storage
         self._plan: Plan
         self._folder: SweepFolder
-        self._runs: SweepTrials
+        self._known: dict[str, str]
+        self._trackers: dict[str, Tracker] = {}
+        self._begun: set[str] = set()
 
     def setup(self, *args: Any, **info: Any) -> None:
         """Tune starts, with a new sweep or an old one."""
         self._folder = SweepFolder(self._storage)
-        self._plan = plan = self._folder.read_plan()
-        known, keep = self._folder.read_trials(), self._folder.write_trials
-        make = partial(make_tracker, plan.run.tracking, Path.cwd(), notify)
-        self._runs = SweepTrials(make, plan.parent, plan.recipe, known, keep, notify)
+        self._plan = self._folder.read_plan()
+        self._known = self._folder.read_trials()
+        # Opening a run is waited for, within the tracker's limits; closing it happens in the background.
+        self._closer, self._closings = Worker(), list[Future[None]]()
+        self._closer.start()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Open the trial's run before it trains: its checkpoints hold the run's id."""
-        run = self._plan.trial_run(trial.trial_id, trial.config[VALUES])
-        self._runs.start(trial.trial_id, run, _name(trial))
+        """Open the trial's run before it trains, or open it again: its checkpoints hold the run's id.
+
+        Trouble with the store costs a note; the trial is not in MLflow then, unless the sweep is resumed.
+        """
+        plan, key, name = self._plan, trial.trial_id, _name(trial)
+        if key in self._trackers:  # it crashed, and is tried again
+            return
+        self._trackers[key] = tracker = make_tracker(plan.run.tracking, Path.cwd(), notify)
+        run, before = plan.trial_run(key, trial.config[VALUES]), self._known.get(key, "")
+        try:
+            run_id = tracker.start(run, name, before or None, recipe=plan.recipe, parent_run_id=plan.parent)
+        except TrackingError as error:
+            notify(f"tracking: {error}; trial {name} is not in MLflow")
+            run_id = before
+        if key not in self._known or run_id != before:  # its place among the trials, in any case
+            self._known[key] = run_id
+            self._folder.write_trials(self._known)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -51,9 +73,11 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         if RECORD not in result:
             return
         record, start = self._record(trial, result), result.get(START)
-        if start is not None:
-            self._runs.log_start(trial.trial_id, start)
-        self._runs.post(trial.trial_id, lambda tracker: tracker.log_round(record))
+        tracker = self._trackers[trial.trial_id]
+        if start is not None and trial.trial_id not in self._begun:
+            self._begun.add(trial.trial_id)
+            tracker.log_start(start)
+        tracker.log_round(record)
         for note in (*(start.notes if start else ()), *record.notes):
             notify(f"trial {_name(trial)}: {note}")
 
@@ -71,10 +95,10 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         end: RunEnd | None = result.get(END)
         if end is not None:
             whole = replace(end, checkpoint=record.checkpoint)
-            self._runs.end(trial.trial_id, lambda tracker: tracker.finish(whole))
+            self._close(trial, lambda tracker: tracker.finish(whole))
         else:
             scheduler = self._plan.options.scheduler
-            self._runs.end(trial.trial_id, lambda tracker: tracker.stop(record, scheduler))
+            self._close(trial, lambda tracker: tracker.stop(record, scheduler))
         notify(
             f"trial {_name(trial)} {'stopped early' if end is None else 'finished'}: {metric} "
             f"{shown_score(metric, result[metric])} after {passes_text(record.training_passes)} training "
@@ -84,12 +108,20 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial failed for good."""
         cause = (trial.last_result or {}).get(FAILURE) or cause_of(_error(trial))
-        self._runs.end(trial.trial_id, lambda tracker: tracker.fail("FAILED", cause))
+        self._close(trial, lambda tracker: tracker.fail("FAILED", cause))
         notify(f"trial {_name(trial)} failed: {cause}")
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """Tune has ended."""
-        self._runs.close()
+        """Tune has ended: wait until all runs are closed that should be."""
+        _, late = wait(self._closings, CLOSE_S)
+        if late:
+            notify(f"tracking: runs of trials could not be closed within {CLOSE_S:.0f} s")
+        self._closer.stop()
+
+    def _close(self, trial: Trial, call: Callable[[Tracker], None]) -> None:
+        """Have ``call`` close the trial's run in the background."""
+        if tracker := self._trackers.pop(trial.trial_id, None):
+            self._closings.append(self._closer.submit(partial(call, tracker)))
 
     def _record(self, trial: Trial, result: dict[str, Any]) -> RoundRecord:
         """The round's record, with its checkpoint where Tune keeps it, if it got one."""

@@ -4,7 +4,6 @@ Its own settings and those of the runs in it are one list of flags. What can't b
 then data, network and methods are tried on the cluster, before the first trial.
 """
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +29,7 @@ from raygf.rounds.delta import DeltaRound
 from raygf.rounds.step import StepRound
 from raygf.sweeps.plan import Plan, SweepOptions, check_metric, flag_of
 from raygf.sweeps.space import Axes, Space, describe_spaces, ends, ranges_of, read_axes
-from raygf.sweeps.tuner import make_scheduler, make_search, make_tuner
+from raygf.sweeps.tuner import draw, make_scheduler, make_tuner
 from raygf.training.exit_trainer import LocalExecutor
 from raygf.training.losses import loss_coefficients
 from raygf.training.network import BoundNetwork
@@ -161,7 +160,6 @@ def check_space(space: Space, command: Command) -> None:
     for axes in alternatives:
         for run in end_runs(axes, command):
             check_method(run.method)
-    search_name(command.options, space)
 
 
 def end_runs(axes: Axes, command: Command) -> list[RunConfig]:
@@ -169,16 +167,10 @@ def end_runs(axes: Axes, command: Command) -> list[RunConfig]:
     return [override(command.run, values) for values in ends(axes)]
 
 
-def search_name(options: SweepOptions, space: Space) -> Literal["random", "grid", "optuna"]:
-    """How trials are chosen; a number of trials turns a space's own grid into draws from it.
-
-    Raises ConfigError: it needs a package that is not installed.
-    """
+def search_name(options: SweepOptions, space: Space) -> Literal["random", "grid"]:
+    """How trials are chosen; a number of trials turns a space's own grid into draws from it."""
     drawn = space.search == "grid" and options.trials is not None
-    name = options.search or ("random" if drawn else space.search)
-    if name == "optuna" and importlib.util.find_spec("optuna") is None:
-        raise ConfigError("search = 'optuna': Optuna is not installed: pip install 'optuna>=4'")
-    return name
+    return options.search or ("random" if drawn else space.search)
 
 
 Probed = tuple[tuple[int, ...], int, dict[str, int], list[str]]
@@ -229,11 +221,10 @@ def prepare(
     )
     for axes in alternatives:
         plan.trial_run("", ends(axes)[0])  # there must be passes for a round
-    configurations, searcher, trials = make_search(plan, alternatives)
-    scheduler = make_scheduler(plan, alternatives)
-    make = partial(make_tuner, space=configurations, searcher=searcher, scheduler=scheduler)
+    trials, scheduler = draw(plan, alternatives), make_scheduler(plan, alternatives)
+    make = partial(make_tuner, trials=trials, scheduler=scheduler)
     left_out = [f"left out: {problem}" for problem in dropped]
-    return replace(plan, trials=trials), make, [*left_out, *filter(None, [few])]
+    return replace(plan, trials=len(trials)), make, [*left_out, *filter(None, [few])]
 
 
 def probe_remotely(run: RunConfig, alternatives: Sequence[Sequence[RunConfig]]) -> Probed:

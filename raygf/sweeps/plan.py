@@ -8,7 +8,7 @@ names that MLflow shows.
 import re
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
@@ -29,7 +29,6 @@ PASSES = "training_passes"
 
 _LONGEST = 200
 """Characters of a trial's name; MLflow takes 250."""
-_CHECKPOINT = "checkpoint_"
 _PLAN = "sweep.yaml"
 _TRIALS = "trials.yaml"
 _TUNE = "experiment_state-"
@@ -44,9 +43,9 @@ class SweepOptions(Section):
     """Search space: one of those listed above, a Python file, or package.module:function of your own."""
     trials: Count | None = None
     """Trials; by default 8, or all points of a grid."""
-    search: Literal["random", "grid", "optuna"] | None = None
-    """How they are chosen: drawn at random, every point of a grid, or by Optuna's TPE from those before
-    (pip install 'optuna>=4'). By default as the space says, mostly random."""
+    search: Literal["random", "grid"] | None = None
+    """How they are chosen: drawn at random, or every point of a grid. By default as the space says, mostly
+    random."""
     points: Annotated[int, Limits(2, MILLION)] = 3
     """grid: values taken of every range, its ends included."""
     scheduler: Literal["asha", "none"] = "none"
@@ -195,14 +194,6 @@ class SweepFolder:
         with self._errors("write to"):
             self._files.write(name, content)
         return self._files.path(name)
-
-    def prune(self, trial: str, keep: int) -> None:
-        """Delete the checkpoints of ``trial`` but for the newest ``keep``, as far as that works."""
-        with suppress(OSError):
-            folder = RunFolder(self.path, trial)
-            names = sorted(name for name in folder.names() if name.startswith(_CHECKPOINT))
-            for name in names[:-keep]:
-                folder.delete_folder(name)
 
     def _read(self, name: str) -> dict[str, Any]:
         """The values in the file ``name``; none if it is not there."""

@@ -124,8 +124,6 @@ def _tune(plan: Plan, make: Callable[[Plan], tune.Tuner], folder: SweepFolder) -
         rows = read_rows(list(results), plan, folder)
         best = best_row(rows, plan.mode)
         path = write_report(folder, rows, plan, best)
-        for row in rows:
-            folder.prune(row.trial, plan.run.storage.keep)
         print_table(terminal_table(*trials_table(rows, plan), "Trials, the best first"), sys.stderr)
         if warning := few_finished(rows):
             notify(warning)

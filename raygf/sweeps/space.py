@@ -61,7 +61,7 @@ class Space:
     variants: Sequence[Mapping[str, Any]] = ({},)
     metric: str = "val_accuracy/average"
     mode: Literal["max", "min"] = "max"
-    search: Literal["random", "grid", "optuna"] = "random"
+    search: Literal["random", "grid"] = "random"
 
     @property
     def alternatives(self) -> tuple[Values, ...]:

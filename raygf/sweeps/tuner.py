@@ -15,12 +15,11 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from raygf.compute import derive_seed
 from raygf.errors import ConfigError
 from raygf.evaluation.tables import passes_text
 from raygf.sweeps.callback import SweepCallback
 from raygf.sweeps.plan import PASSES, Plan, SweepFolder
-from raygf.sweeps.space import Axes, Axis, Choice, draw_trials, grid
+from raygf.sweeps.space import Axes, Values, draw_trials, grid
 from raygf.sweeps.trial import VALUES, placement, run_trial
 
 KEEP_BEST = 3.0
@@ -61,53 +60,20 @@ _ENVIRONMENT = {
 _SNAPSHOT_S = "0.2"
 """Seconds between two snapshots of the sweep on a local disk; elsewhere Tune chooses, at least 10."""
 _UNDER_WAY = 5
-"""Newest checkpoints kept at least until the sweep's end: the one that its snapshot names must be there when
+"""Newest checkpoints of a trial that are kept at least: the one that its snapshot names must be there when
 it is killed. With rounds of 0.1 s on a busy machine the snapshot was up to 4 rounds behind."""
 
 
-def make_search(plan: Plan, alternatives: list[Axes]) -> tuple[dict[str, Any], Any, int]:
-    """The search of the axes in ``alternatives`` that the plan's options name.
-
-    Returns:
-        The configurations' space; who searches it, None for Tune itself; how many trials there are.
-    """
-    options, seed, wanted = plan.options, plan.run.seed, plan.options.trials or TRIALS
-    if options.search == "optuna":
-        from ray.tune.search.optuna import OptunaSearch
-
-        asked = partial(suggest, alternatives=alternatives)
-        stream = derive_seed(seed, "sweep", "optuna") % 2**32
-        return {}, OptunaSearch(asked, plan.metric, plan.mode, seed=stream), wanted
+def draw(plan: Plan, alternatives: list[Axes]) -> list[Values]:
+    """The trials of the axes in ``alternatives``, chosen as the plan's options say."""
+    options = plan.options
     if options.search == "grid":
-        listed = grid(alternatives, options.points)
-    else:
-        listed = draw_trials(alternatives, wanted, seed)
-    return {VALUES: tune.grid_search(listed)}, None, len(listed)
+        return grid(alternatives, options.points)
+    return draw_trials(alternatives, options.trials or TRIALS, plan.run.seed)
 
 
-def suggest(trial: Any, alternatives: list[Axes]) -> dict[str, Any]:
-    """A space as Optuna reads it: ask its ``trial`` for one value after the other.
-
-    Names have Tune's prefix, which makes them a part of the configuration.
-    """
-    number = 0
-    if len(alternatives) > 1:
-        number = trial.suggest_categorical("alternative", list(range(len(alternatives))))
-    axes = alternatives[number]
-    return {VALUES: {name: _suggest_value(trial, f"{number}:{name}", axis) for name, axis in axes.items()}}
-
-
-def _suggest_value(trial: Any, name: str, axis: Axis) -> Any:
-    """A value of ``axis``; choices are asked for by their number, for Optuna takes plain values alone."""
-    if isinstance(axis, Choice):
-        return axis.ends[trial.suggest_categorical(name, list(range(len(axis.ends))))]
-    if axis.whole:
-        return trial.suggest_int(name, int(axis.low), int(axis.high), log=axis.log)
-    return axis.cut(trial.suggest_float(name, axis.low, axis.high, log=axis.log))
-
-
-def make_tuner(plan: Plan, space: dict[str, Any], searcher: Any, scheduler: TrialScheduler) -> tune.Tuner:
-    """A new sweep; ``space`` and ``searcher`` are from ``make_search``."""
+def make_tuner(plan: Plan, trials: list[Values], scheduler: TrialScheduler) -> tune.Tuner:
+    """A new sweep of these ``trials``."""
     options, storage = plan.options, plan.run.storage
     table = tune.CLIReporter(
         metric_columns={plan.metric: plan.metric, PASSES: "passes"},
@@ -119,13 +85,11 @@ def make_tuner(plan: Plan, space: dict[str, Any], searcher: Any, scheduler: Tria
     )
     return tune.Tuner(
         _trainable(plan),
-        param_space=space,
+        param_space={VALUES: tune.grid_search(trials)},
         tune_config=tune.TuneConfig(
             metric=plan.metric,
             mode=plan.mode,
             scheduler=scheduler,
-            search_alg=searcher,
-            num_samples=plan.trials if searcher else 1,
             max_concurrent_trials=options.concurrent,
             reuse_actors=False,
             trial_name_creator=lambda trial: str(trial.trial_id),

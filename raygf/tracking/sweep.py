@@ -1,103 +1,19 @@
-"""The MLflow runs of a sweep: its own, and one for each trial, whatever happens to the trial.
-
-The sweep's own run is the parent of its trials' runs, and shows what came out of them.
-"""
+"""A sweep's own run in MLflow: the parent of its trials' runs, which shows what came out of them."""
 
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
-from raygf.config.run import RunConfig
-from raygf.errors import TrackingError
-from raygf.records import Notify, RunStart
-from raygf.tracking.delivery import Delivery, Parcel, Worker
+from raygf.records import Notify
+from raygf.tracking.delivery import Delivery, Parcel
 from raygf.tracking.mlflow_run import FAILURE_TAG, MLflowRun
 from raygf.tracking.store import answering, connect
-from raygf.tracking.tracker import FAIL_S, FINISH_S, START_S, Tracker
+from raygf.tracking.tracker import FAIL_S, FINISH_S, START_S
 
 Values = Mapping[str, Any]
-CLOSE_S = 300.0
-"""Seconds that closing the runs of all trials may take at the sweep's end."""
-
-
-class SweepTrials:
-    """Feeds one tracker a trial. No trouble with the store is raised: it costs one note a trial.
-
-    Opening a run is waited for, within the tracker's limits; closing it happens in the background.
-
-    Args:
-        make: makes a trial's tracker.
-        parent: the sweep's run; ``recipe``: that all trials come from.
-        known: the runs of trials that were started before, by trial; ``keep`` is called after it has grown.
-    """
-
-    def __init__(
-        self,
-        make: Callable[[], Tracker],
-        parent: str,
-        recipe: str,
-        known: Mapping[str, str],
-        keep: Callable[[dict[str, str]], None],
-        notify: Notify,
-    ) -> None:
-        self._make, self._parent, self._recipe = make, parent, recipe
-        self._known, self._keep, self._notify = dict(known), keep, notify
-        self._trackers: dict[str, Tracker] = {}
-        self._begun: set[str] = set()
-        self._closer = Worker()
-        self._closings: list[Future[None]] = []
-        self._closer.start()
-
-    def start(self, trial: str, config: RunConfig, name: str) -> None:
-        """Open the run of ``trial``, called ``name``, or open it again; nothing happens if it is open.
-
-        One that can't be opened is not in MLflow, unless the sweep is resumed before the trial's end.
-        """
-        if trial in self._trackers:
-            return
-        self._trackers[trial] = tracker = self._make()
-        known = self._known.get(trial, "")
-        try:
-            run_id = tracker.start(
-                config, name, known or None, recipe=self._recipe, parent_run_id=self._parent
-            )
-        except TrackingError as error:
-            self._notify(f"tracking: {error}; trial {name} is not in MLflow")
-            run_id = known
-        if trial not in self._known or run_id != known:  # its place among the trials, in any case
-            self._known[trial] = run_id
-            self._keep(dict(self._known))
-
-    def log_start(self, trial: str, start: RunStart) -> None:
-        """Log what is known before the first round; only the first time."""
-        if trial not in self._begun:
-            self._begun.add(trial)
-            self.post(trial, lambda tracker: tracker.log_start(start))
-
-    def post(self, trial: str, call: Callable[[Tracker], None]) -> None:
-        """Make ``call``; a tracker that was not opened does nothing."""
-        call(self._trackers[trial])
-
-    def end(self, trial: str, call: Callable[[Tracker], None]) -> None:
-        """Have ``call`` close the run in the background."""
-        if tracker := self._trackers.pop(trial, None):
-            self._closings.append(self._closer.submit(partial(call, tracker)))
-
-    def close(self) -> None:
-        """Wait until all runs are closed that should be."""
-        limit = time.monotonic() + CLOSE_S
-        for closing in self._closings:
-            try:
-                closing.result(max(0.0, limit - time.monotonic()))
-            except TimeoutError:
-                self._notify(f"tracking: runs of trials could not be closed within {CLOSE_S:.0f} s")
-                break
-        self._closer.stop()
 
 
 def end_running(uri: str, parent: str, status: str, why: str) -> None:

@@ -1,13 +1,13 @@
 """Simulated clusters of several nodes: one that loses a node, and one that two runs share.
 
 A process can only be in one cluster, so this is a program of its own: ``nodes.py lost FOLDER`` or
-``nodes.py three FOLDER``. Its last line on standard output is JSON.
+``nodes.py shared FOLDER``. Its last line on standard output is JSON.
 
 ``lost``: a whole run and a pool of exit actors are on a node that is lost with all that runs on it, and comes
 back. The head has no CPUs; the other node is dropped in the middle of a round, which Ray is made to notice
 within a second or two.
 
-``three``: two runs at the same time on three nodes, each in a placement group of its own.
+``shared``: two runs at the same time on two nodes, each in a placement group of its own.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ def main(program, folder):
     head = {"num_cpus": 0, "_system_config": _NOTICED_SOON}
     cluster = Cluster(True, head_node_args=head) if program == "lost" else Cluster()
     try:
-        return {"lost": lose_a_node, "three": share_three_nodes}[program](cluster, folder)
+        return {"lost": lose_a_node, "shared": share_two_nodes}[program](cluster, folder)
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -84,7 +84,7 @@ def lose_a_node(cluster, folder):
     run.add("stick exit 1 in round 2")
     pool.add("; ".join(f"stick exit {exit} in round 2" for exit in range(1, EXITS + 1)))
     said: dict[str, list[str]] = {"run": [], "pool": []}
-    cpus = EXITS + 1 + EXITS
+    cpus = 2 + EXITS
     (node,) = joined(cluster, 1, cpus)
     with ThreadPoolExecutor(2) as threads:
         made = [
@@ -100,8 +100,8 @@ def lose_a_node(cluster, folder):
 
 
 def whole_run(config, faults, notify):
-    """All rounds, by a driver and exit actors on the node that is dropped."""
-    driver = RemoteDriver(config, notify=notify, parts=faults.parts())
+    """All rounds, by a driver and an exit actor on the node that is dropped."""
+    driver = RemoteDriver(with_resources(config, actors=1), notify=notify, parts=faults.parts())
     try:
         driver.prepare()
         records = list(driver.rounds(""))
@@ -136,7 +136,7 @@ def hashes(trained):
     return [hashlib.sha256(update.delta.tobytes()).hexdigest() for update in trained.updates]
 
 
-# Two runs on three nodes ------------------------------------------------------------------------------------
+# Two runs on two nodes --------------------------------------------------------------------------------------
 
 
 def shared_config(folder, name, seed):
@@ -144,10 +144,10 @@ def shared_config(folder, name, seed):
     return replace(tiny_run(2, 2, StorageConfig(str(folder), name)), seed=seed)
 
 
-def share_three_nodes(cluster, folder):
+def share_two_nodes(cluster, folder):
     """Place both runs, let them meet after their first round, and see where they are."""
-    nodes = joined(cluster, 3, 4)
-    groups = {name: placement_group([{"CPU": 1}] * 3, strategy) for name, strategy in STRATEGIES.items()}
+    nodes = joined(cluster, 2, 4)
+    groups = {name: placement_group([{"CPU": 1}] * 2, strategy) for name, strategy in STRATEGIES.items()}
     assert all(group.wait(WAIT_S) for group in groups.values())
     expected = asked(groups)
 
@@ -167,7 +167,7 @@ def share_three_nodes(cluster, folder):
 
 def train(config, group, meet):
     """A run in ``group``; it goes on after its first round once the others are there too."""
-    driver = RemoteDriver(config, Bundles(group, 0, (1, 2)))
+    driver = RemoteDriver(config, Bundles(group, 0, (1,)))
     try:
         driver.prepare()
         for record in driver.rounds(""):
@@ -179,7 +179,7 @@ def train(config, group, meet):
 
 
 def asked(groups):
-    """Where Ray has put the bundles of the driver (0) and of the exits (1, 2)."""
+    """Where Ray has put the bundles of the driver (0) and of the exits' actor (1)."""
     places: Placement = {kind: Counter() for kind in KINDS}
     for group in groups.values():
         by_bundle = placement_group_table(group)["bundles_to_node_id"]

@@ -12,7 +12,7 @@ def test_the_second_job_is_refused_and_the_first_can_be_resumed_after_its_death(
 ):
     flags = ("--rounds", "12", "--data.train-limit", "96", *SMALL[2:])
     mine = (*flags, *UNTRACKED, "--storage.path", "runs", "--storage.name", "one")
-    first = start_job("digits", *mine, "--resources.actors", "2", "--resources.address", cluster)
+    first = start_job("digits", *mine, "--resources.actors", "1", "--resources.address", cluster)
     assert first.stderr is not None
     for line in first.stderr:
         if line.startswith("round 1/12"):

@@ -1,10 +1,11 @@
-"""Clusters of several nodes: one of them is lost, and two runs share three of them."""
+"""Clusters of several nodes: one of them is lost, and two runs share them."""
 
 import json
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import nodes
 import pytest
@@ -65,14 +66,15 @@ def test_people_are_told_what_is_waited_for_and_that_it_came(lost):
 
 def test_two_runs_that_share_a_cluster_are_where_they_were_placed_and_keep_their_bits(tmp_path):
     """Neither goes on before the other has trained a round and both hold their actors where they should."""
-    shared = program("three", tmp_path / "three")
+    shared = program("shared", tmp_path / "shared")
     exits, drivers = shared["running"]["ExitActor"], shared["running"]["DriverActor"]
-    assert sorted(exits.values()) in ([1, 1, 2], [1, 3])  # one run on three nodes, the other on one of them
-    assert sum(drivers.values()) == 2
-    assert len(exits.keys() | drivers.keys()) == 3
+    # One run on both nodes, the other on one of them.
+    assert sum(exits.values()) == sum(drivers.values()) == 2
+    together = Counter(exits) + Counter(drivers)
+    assert sorted(together.values()) == [1, 3]
     for seed, name in enumerate(nodes.STRATEGIES):
         records, end = run_here(nodes.shared_config(tmp_path, name, seed))
         rounds = [record.round for record in records]
-        assert rounds == CheckpointStore(str(tmp_path / "three"), name, 2).rounds() == [1, 2]
+        assert rounds == CheckpointStore(str(tmp_path / "shared"), name, 2).rounds() == [1, 2]
         assert shared["weights_sha256"][name] == end.weights_sha256
     assert len(set(shared["weights_sha256"].values())) == 2

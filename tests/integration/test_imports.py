@@ -4,10 +4,7 @@ import json
 import subprocess
 import sys
 
-MAY_LOAD = (
-    *("raygf.on_ray", "raygf.tracking", "raygf.sweeps", "raygf.serving.mlflow_model"),
-    "raygf.serving.definition",  # MLflow runs it
-)
+MAY_LOAD = ("raygf.on_ray", "raygf.tracking", "raygf.sweeps", "raygf.serving.mlflow_model")
 SOME = {"raygf.launch", "raygf.cli", "raygf.rounds.driver", "raygf.fusion.learned", "raygf.serving.adaptive"}
 
 WALK = f"""

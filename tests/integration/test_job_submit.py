@@ -33,7 +33,7 @@ def test_stopped_job_can_be_resumed_to_the_bits_of_a_local_run(
     head, refused, straight_hash, tracking_uri, tmp_path
 ):
     storage = ("--storage.path", str(tmp_path / "runs"), "--storage.name", "one")
-    command = ("jobs/digits.py", "--rounds", "16", *SMALL, "--resources.actors", "2", *storage)
+    command = ("jobs/digits.py", "--rounds", "16", *SMALL, "--resources.actors", "1", *storage)
     variables = {"MLFLOW_TRACKING_URI": tracking_uri, "RAYGF_COMMIT": "0123abc"}  # without a flag of the job
     environment = json.dumps({"env_vars": variables})
     tracked = ("--runtime-env-json", environment)
@@ -72,11 +72,20 @@ def test_stopped_job_can_be_resumed_to_the_bits_of_a_local_run(
     assert head.actors_left() == []
 
 
+SPACE = '''"""Two methods without exit actors: three processes less to wait for."""
+from raygf.sweeps import Space
+
+
+def two(run):
+    return Space(variants=[{"method": "sgd"}, {"method": "ge"}])
+'''
+
+
 def test_submitted_sweep_tracks_every_trial(head, tracking_uri, tmp_path):
+    (tmp_path / "two.py").write_text(SPACE)
     start(
-        *(head, "sweep", "jobs/sweep.py", "--space", "method", "--trials", "2", "--rounds", "4"),
-        *("--concurrent", "2", "--resources.cpus-per-exit", "0.5", "--resources.driver-cpus", "0.5"),
-        *("--resources.actors", "1", *SMALL, "--tracking.uri", tracking_uri),
+        *(head, "sweep", "jobs/sweep.py", "--space", str(tmp_path / "two.py"), "--rounds", "2"),
+        *("--trials", "2", "--concurrent", "2", *SMALL, "--tracking.uri", tracking_uri),
         *("--storage.path", str(tmp_path / "runs"), "--storage.name", "sweep"),
     )
     results = tmp_path / "runs" / "sweep" / "raygf" / "results.csv"
@@ -97,7 +106,7 @@ def test_submitted_sweep_tracks_every_trial(head, tracking_uri, tmp_path):
         assert float(row["val_accuracy/average"]) <= result["best_score"]
         assert any(row["name"] in text and row["status"] in text for text in logs.splitlines())
     best = lines[result["best_trial"]]
-    assert f"--method {best['method']} --optim.lr {best['optim.lr']}" in logs
+    assert f"--method {best['method']}" in logs
     assert head.actors_left() == []
 
 

@@ -233,7 +233,7 @@ def test_what_would_happen_again_is_named_and_not_retried(pool, bench, shared_fa
 
 def test_more_failures_than_allowed_name_the_last_one(new_pool, bench):
     """Every process that was lost is another one, and so is a failure of its own."""
-    pool, faults = new_pool(actors=2, max_failures=1)
+    pool, faults = new_pool(actors=1, max_failures=1)
     faults.add("kill exit 2 in round 3 at step 3, 2 times")
     with pytest.raises(ExitFailed) as caught:
         pool.train(bench.state, 3, NONE)
@@ -310,21 +310,17 @@ def test_actors_lost_in_a_shared_fusion_pass_are_replaced_and_the_bits_are_the_s
     assert second.startswith("fusion pass retried in round 2: GetTimeoutError: no answer within 4 s")
 
 
-def test_closing_ends_the_processes(new_pool):
-    """Those that train and those that are still starting."""
+def test_actor_that_dies_while_it_starts_is_replaced_and_closing_ends_those_that_start(new_pool, bench):
+    """The first of the pool, which is waited for, like any other."""
     wait_until(lambda: not raygf_actors("ExitActor"))
-    pool, _ = new_pool(actors=2)
+    pool, faults = new_pool(doomed=1, actors=2)
+    assert len(faults.logged("made")) >= 2
     (running, *_) = pids(pool)
     assert running in {process.pid for process in raygf_actors("ExitActor")}
+    assert_same_bits(pool.train(bench.state, 1, NONE), bench.local(1))
+    pool._pool.replace(pool._pool.workers[0])  # starts
     pool.close()
     wait_until(lambda: not raygf_actors("ExitActor"), 15, "the end of all actors, also of those that start,")
-
-
-def test_actor_that_dies_while_it_starts_is_replaced(new_pool, bench):
-    """The first of the pool, which is waited for, like any other."""
-    pool, faults = new_pool(doomed=1, actors=1)
-    assert len(faults.logged("made")) == 2
-    assert_same_bits(pool.train(bench.state, 1, NONE), bench.local(1))
 
 
 def test_actor_that_can_not_start_is_an_error_for_people(cluster, bench, tmp_path):

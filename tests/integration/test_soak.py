@@ -17,9 +17,9 @@ def test_a_few_rounds(cluster, tmp_path):
     """Open files and threads stay as they are but for a connection that Ray may open, the object store is
     given back in the end (in between Ray frees it when it gets round to it)."""
     before = settled_objects()
-    curves = soak.soak(soak.tiny_run(ROUNDS, 3, StorageConfig(str(tmp_path), "soak")), 3)
+    curves = soak.soak(soak.tiny_run(ROUNDS, 2, StorageConfig(str(tmp_path), "soak")), 2)
     trainers = [name for name in curves.processes if name not in ("job", *soak.NO_BAR)]
-    assert trainers == ["driver", "exit actor 1", "exit actor 2", "exit actor 3"]
+    assert trainers == ["driver", "exit actor 1", "exit actor 2"]
     for name in trainers:
         files, threads = (curves.series(name, what) for what in ("files", "threads"))
         assert len(files) == ROUNDS

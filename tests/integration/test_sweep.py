@@ -59,7 +59,7 @@ def test_interrupted_and_killed_sweep_is_resumed_to_its_end(
     cluster, start_job, run_job, straight_hash, sweep_of, tracking_uri, tmp_path
 ):
     rounds = ("--method", "sgd", "--rounds", str(ROUNDS))
-    flags = sweep_of("rates", *rounds, "--trials", "2", "--search", "optuna", "--scheduler", "none")
+    flags = sweep_of("rates", *rounds, "--trials", "2", "--scheduler", "none")
     flags += ("--concurrent", "1", "--resources.address", cluster)
     sweep = tmp_path / "runs" / "sweep"
     first = interrupted(run_job, sweep, flags)
@@ -146,7 +146,7 @@ def assert_all_agree(result, uri):
     summary = json.loads(Path(best["checkpoint"]).with_name("summary.json").read_text())
     assert summary["weights_sha256"] == trials[result["best_trial"]].tags["weights_sha256"]
     sweep = Path(result["results"]).parents[1]
-    assert {len(list(sweep.glob(f"{name}/checkpoint_*"))) for name in lines} == {2}  # --storage.keep
+    assert {len(list(sweep.glob(f"{name}/checkpoint_*"))) for name in lines} == {5}
     stored = yaml.safe_load((sweep / "raygf" / "best_config.yaml").read_text())
     assert stored["optim"]["lr"] == result["best_config"]["optim.lr"]
 

@@ -53,19 +53,6 @@ def test_without_a_validation_of_every_round_the_training_is_shown_and_named():
     assert accuracy_csv(history).splitlines()[1:] == ["1,0.0,0.2", "2,0.0,0.4", "3,,"]
 
 
-def test_the_axis_starts_where_the_curves_are_and_not_where_they_came_from():
-    climb = [entry(1, 0.0)] + [
-        entry(1, 0.0) | {"round": r, "val": {"accuracy": [0.9, 1.0]}} for r in range(2, 9)
-    ]
-    (axes,) = accuracy_figure(climb).axes
-    assert axes.get_ylim() == pytest.approx((89.5, 100.5))
-    assert axes.get_title(loc="left") == "the first rounds, from 25 % on, are below"
-    (few,) = accuracy_figure(climb[:3]).axes
-    assert few.get_ylim() == pytest.approx((21.25, 103.75)) and few.get_title(loc="left") == ""
-    skipped = [climb[0] | {"val": None, "train": {"accuracy": [math.nan, math.nan]}}]
-    assert accuracy_figure(skipped).axes[0].get_ylim() == (-1, 1)
-
-
 def test_runs_differ_in_colour_line_and_marker():
     styles = [run_style(index) for index in range(6)]
     assert len({style["color"] for style in styles}) == 6

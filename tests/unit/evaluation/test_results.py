@@ -38,20 +38,6 @@ def test_joint_training_has_no_importance_and_no_validation_no_curve(tmp_path):
     assert (found.training_passes, found.training_operations) == (1, 40 * 3 * found.operations[-1])
 
 
-def test_compute_that_an_earlier_version_counted_as_passes_is_counted_anew(fused_checkpoint):
-    """A checkpoint of PCGrad, with whole numbers of passes, and one without a history."""
-    run = load_run(fused_checkpoint)
-    run = replace(run, config=replace(run.config, method="pcgrad"))
-    costs = [cost.operations for cost in run.costs()]
-    cost = (costs[-1] + 2 * sum(costs)) / (3 * costs[-1])
-    for history in ([entry(1, 0.5), entry(2, 0.5)], []):
-        old = replace(run.checkpoint, meta={"history": history})
-        found = evaluate_run(replace(run, checkpoint=old), with_importance=False)
-        assert found.training_passes == pytest.approx(2 * cost)
-        known = [each["training_passes"] for each in found.history]
-        assert known == pytest.approx([cost, 2 * cost][: len(history)])
-
-
 def test_wall_time_is_unknown_where_rounds_are():
     assert math.isnan(results(history=[entry(2, 0.5)]).seconds)
     assert results().seconds == 5.0

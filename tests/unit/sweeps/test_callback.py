@@ -9,6 +9,7 @@ from ray.tune.experiment import Trial
 from sweep_parts import end, plan, record
 
 from raygf.config.run import TrackingConfig
+from raygf.errors import TrackingError
 from raygf.records import RunStart
 from raygf.sweeps import callback as module
 from raygf.sweeps.callback import SweepCallback
@@ -132,3 +133,32 @@ def test_trials_that_fail(started, trackers, capsys, tmp_path):
     lines = capsys.readouterr().err.splitlines()
     assert "note: trial fusion.lr=0.3 crashed, trying again (1 of 2): the driver was lost" in lines
     assert lines[-1] == "note: trial fusion.lr=0.3 failed: the driver was lost"
+
+
+def test_a_trial_whose_run_can_not_be_opened_trains_without_it(started, monkeypatch, capsys, tmp_path):
+    def fail(*_, **__):
+        raise TrackingError("no answer")
+
+    monkeypatch.setattr(module, "make_tracker", lambda *_: Mock(start=fail))
+    callback, trial = begun(started(), "a")
+    report(callback, trial, result(1))
+    callback.on_experiment_end([])
+    assert "tracking: no answer; trial fusion.lr=0.3 is not in MLflow" in capsys.readouterr().err
+    folder = SweepFolder(plan(path=str(tmp_path)).run.storage)
+    assert folder.read_trials() == {"a": ""}  # its place among the trials
+
+
+def test_a_resumed_sweep_opens_the_runs_that_it_knows_and_a_trial_that_is_tried_again_keeps_its_own(
+    started, trackers
+):
+    callback, trial = begun(started(a="old"), "a")
+    start = RunStart(0, 10, 48, 50, 497, (1, 2), (1, 2), ("a",), "cpu")
+    for _ in range(2):
+        callback.on_trial_start(0, [trial], trial)
+        report(callback, trial, result(1, **{START: start}))
+    callback.on_trial_complete(0, [trial], trial)
+    callback.on_trial_complete(0, [trial], trial)
+    callback.on_experiment_end([trial])
+    trackers["a"].start.assert_called_once()
+    assert trackers["a"].start.call_args.args[2] == "old"
+    assert calls(trackers["a"]) == ["log_start", "log_round", "log_round", "stop"]

@@ -93,7 +93,7 @@ def test_fields_are_set_by_their_dotted_names_and_nothing_else_changes():
         ("fusion", 0.1, "fusion: a run has no such field"),
         ("fusion.lr.high", 0.1, "fusion.lr.high: a run has no such field"),
         ("fusion.lr", -1.0, "fusion.lr = -1.0: must be a finite number at least 0"),
-        ("fusion.segments", "galaxy", "fusion.segments = 'galaxy': must be one of tensor, channel, network"),
+        ("fusion.segments", "galaxy", "fusion.segments = 'galaxy': must be one of tensor, channel, block"),
     ],
 )
 def test_unknown_fields_and_refused_values(name, value, says):
@@ -115,17 +115,6 @@ def test_a_trial_is_called_what_it_sets():
     assert name_of(values) == "fusion.lr=0.083 fusion.ema=0.95 optim.milestones=0.5,0.75 method=sgd"
     assert name_of({"optim.lr": 0.1}) == "optim.lr=0.1"
     assert len(name_of({"model.name": 300 * "x"})) == 200
-
-
-def test_only_the_newest_checkpoints_of_a_trial_are_kept(tmp_path, folder):
-    for number in range(4):
-        (tmp_path / "sweep" / "a" / f"checkpoint_{number:06d}").mkdir(parents=True)
-    (tmp_path / "sweep" / "a" / "result.json").touch()
-    for _ in range(2):
-        folder.prune("a", 2)
-    left = sorted(path.name for path in (tmp_path / "sweep" / "a").iterdir())
-    assert left == ["checkpoint_000002", "checkpoint_000003", "result.json"]
-    folder.prune("never started", 2)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Schedulers count in passes; which trials there are; and Ray Tune set up for them."""
 
 import os
-import pickle
 import sys
 from dataclasses import replace
 from unittest.mock import Mock
@@ -15,11 +14,10 @@ from raygf.errors import ConfigError
 from raygf.sweeps import Space
 from raygf.sweeps.plan import SweepOptions
 from raygf.sweeps.space import draw_trials, grid, read_axes
-from raygf.sweeps.trial import VALUES
 from raygf.sweeps.tuner import (
+    draw,
     grace_passes,
     make_scheduler,
-    make_search,
     tune_as_wanted,
 )
 
@@ -87,46 +85,13 @@ SPACE = Space(
 ALTERNATIVES = read_axes(SPACE)
 
 
-def searched(**options):
-    """What ``make_search`` gives for such options."""
-    return make_search(plan(options=SweepOptions(**options)), ALTERNATIVES)
-
-
 def test_random_and_grid_are_drawn_before_the_start():
-    assert searched(trials=5) == ({VALUES: tune.grid_search(draw_trials(ALTERNATIVES, 5, 0))}, None, 5)
-    every = grid(ALTERNATIVES, 3)
-    assert searched(search="grid") == ({VALUES: tune.grid_search(every)}, None, len(every))
-    assert searched()[2] == 8
+    def drawn(**options):
+        return draw(plan(options=SweepOptions(**options)), ALTERNATIVES)
 
-
-def test_optuna_suggests_what_the_space_has():
-    space, searcher, trials = searched(search="optuna", trials=20)
-    assert (space, trials) == ({}, 20)
-    searcher.set_search_properties("val_accuracy/average", "max", {})
-    values = [searcher.suggest(f"trial-{number}")[VALUES] for number in range(20)]
-    assert {value["method"] for value in values} == {"metagf", "sgd"}
-    for value in values:
-        axes = ALTERNATIVES[0] if value["method"] == "metagf" else ALTERNATIVES[1]
-        assert value.keys() == axes.keys()
-        assert 0.01 <= value["fusion.lr"] <= 1.0 and value["batch_size"] in range(4, 9)
-    assert {value.get("optim.milestones") for value in values} == {None, (0.5, 0.75), (0.3, 0.6)}
-
-
-def test_optuna_learns_repeats_and_can_be_stored():
-    def drawn():
-        axes = read_axes(Space({"fusion.lr": tune.loguniform(0.01, 1.0)}))
-        _, searcher, _ = make_search(plan(options=SweepOptions(search="optuna")), axes)
-        searcher.set_search_properties("val_accuracy/average", "max", {})
-        searcher, values = pickle.loads(pickle.dumps(searcher)), []
-        for number in range(30):
-            values.append(searcher.suggest(f"trial-{number}")[VALUES]["fusion.lr"])
-            score = {"val_accuracy/average": -abs(values[-1] - 0.3)}
-            searcher.on_trial_complete(f"trial-{number}", score)
-        return values
-
-    one = drawn()
-    assert one == drawn()
-    assert sum(abs(value - 0.3) for value in one[-10:]) < sum(abs(value - 0.3) for value in one[:10])
+    assert drawn(trials=5) == draw_trials(ALTERNATIVES, 5, 0)
+    assert drawn(search="grid") == grid(ALTERNATIVES, 3)
+    assert len(drawn()) == 8
 
 
 def test_the_environment_of_tune_ends_with_the_sweep(monkeypatch):
