@@ -1,9 +1,9 @@
 """The table of experiments behind docs/results.md: network x data x method x comparison x seed.
 
-Three comparisons, never mixed. All methods at equal *epochs* (rounds, as the paper has it); at equal
-*compute*, that of Meta-GF's rounds in operations; at equal *steps* in sequence, which is what n devices take
-the same time for. A method's learning rate is the one of three that gave the best validation accuracy in
-shorter trials.
+Comparisons are never mixed: all methods at equal *epochs* (rounds, as the paper has it); at equal *compute*,
+that of Meta-GF's rounds in operations; at equal *steps* in sequence, which is what n devices take the same
+time for; and *long* training, until joint SGD gains little from more. A method's learning rate is the one of
+three that gave the best validation accuracy in shorter trials.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 from small_networks import MSDNET, VGG
 
@@ -40,7 +41,9 @@ Row = Mapping[str, str]
 TRIED = (0.05, 0.1, 0.2)
 """Learning rates of the trials."""
 PAPER_LR = 0.1
-TRIAL_SEED = 100
+TRIAL_SEED, TRIAL_ROUNDS = 100, 10
+LONG = 7
+"""Times the usual rounds: what is long training."""
 
 
 @dataclass(frozen=True)
@@ -79,34 +82,63 @@ NETWORKS = {
 }
 SMALL, PAPER = ("vgg", "msdnet"), tuple(NETWORKS)[2:]
 """Those that two cores can train; those of Tables 1, 3 and 4, with the paper's rounds and learning rate."""
+ROUNDS = {1500: 30, 5000: 20}
+"""Rounds at equal epochs, by training images; the paper's networks have the paper's."""
+
+
+class Method(NamedTuple):
+    """What is compared; ``lr_of``: the method whose learning rate it takes, by default its own trials'."""
+
+    title: str
+    name: str
+    settings: Mapping[str, Any] = {}
+    lr_of: str = ""
+
+
 PART = "fusion.images"
 PREFIX = {"loss.aux_exits": "none"}
-METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "sgd": ("joint SGD", "sgd", {}),
-    "metagf": ("Meta-GF", "metagf", {}),
-    "ge": ("Gradient Equilibrium", "ge", {}),
-    "pcgrad": ("PCGrad", "pcgrad", {}),
-    "cagrad": ("CAGrad", "cagrad", {}),
-    "upgrad": ("UPGrad", "upgrad", {}),
-    "dfs": ("Deep Feature Surgery", "dfs", {}),
-    "kd": ("joint SGD, distilled", "sgd", {"loss.distill": True}),
-    "mean": ("mean of the deltas", "delta-mean", {"loss.aux_exits": "none"}),
-    "prefix": ("Meta-GF, parts of the network", "metagf", PREFIX),
-    "metagf-kd": ("Meta-GF, distilled", "metagf", {"loss.distill": True}),
-    "tenth": ("Meta-GF, parts, a tenth of the images", "metagf", {**PREFIX, PART: 0.1}),
-    "carry": ("Meta-GF, parts, momentum carried", "metagf", {**PREFIX, "optim.carry_momentum": True}),
+METHODS = {
+    "sgd": Method("joint SGD", "sgd"),
+    "ge": Method("Gradient Equilibrium", "ge"),
+    "pcgrad": Method("PCGrad", "pcgrad"),
+    "cagrad": Method("CAGrad", "cagrad"),
+    "upgrad": Method("UPGrad", "upgrad"),
+    "dfs": Method("Deep Feature Surgery", "dfs"),
+    "kd": Method("joint SGD, distilled", "sgd", {"loss.distill": True}),
+    "mean": Method("mean of the deltas", "delta-mean", PREFIX),
+    "metagf": Method("Meta-GF", "metagf"),
+    "prefix": Method("Meta-GF, parts of the network", "metagf", PREFIX),
+    "metagf-kd": Method("Meta-GF, distilled", "metagf", {"loss.distill": True}),
+    "carry": Method("Meta-GF, parts, momentum carried", "metagf", {**PREFIX, "optim.carry_momentum": True}),
 }
-"""By key: title, method, settings; ``PART`` as a share of the training images."""
+"""The methods of the tables, by key; ``PART`` as a share of the training images."""
+ABLATIONS = {
+    "segments-tensor": Method("a weight per tensor", "metagf", {"fusion.segments": "tensor"}, "metagf"),
+    "segments-network": Method("one weight", "metagf", {"fusion.segments": "network"}, "metagf"),
+    "aux-shallower": Method(
+        "trains with shallower exits", "metagf", {"loss.aux_exits": "shallower"}, "metagf"
+    ),
+    "bn-weighted": Method("BatchNorm averaged", "metagf", {"fusion.batchnorm": "weighted"}, "metagf"),
+    "tenth": Method("a tenth of the images in the pass", "metagf", {PART: 0.1}, "metagf"),
+}
+"""One setting each that differs from "metagf"."""
+ALL = {**METHODS, **ABLATIONS}
+COMPARISONS = {
+    "epochs": "equal epochs",
+    "compute": "equal compute",
+    "steps": "equal steps in sequence",
+    "long": "long training",
+    "longer": "twice as long",
+}
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One run of the table; ``images``: to train on; ``comparison``: why it has so many ``rounds``."""
+    """One run; ``images``: to train on."""
 
     network: str
     images: int
     method: str
-    comparison: str
     seed: int
     lr: float
     rounds: int
@@ -114,12 +146,12 @@ class Experiment:
     @property
     def name(self) -> str:
         """Of its run, and of its line."""
-        parts = (self.network, self.images, self.method, self.comparison, f"lr{self.lr:g}", f"s{self.seed}")
+        parts = (self.network, self.images, self.method, f"r{self.rounds}", f"lr{self.lr:g}", f"s{self.seed}")
         return "-".join(map(str, parts))
 
     def config(self, data: str, storage: str) -> RunConfig:
         """The whole run, on the images in the folder ``data``."""
-        network, (_, method, settings) = NETWORKS[self.network], METHODS[self.method]
+        network, (_, method, settings, _) = NETWORKS[self.network], ALL[self.method]
         fixed = {
             "method": method,
             "rounds": self.rounds,
@@ -170,15 +202,18 @@ def round_steps(experiment: Experiment) -> int:
 
 
 def at(experiment: Experiment, comparison: str) -> Experiment:
-    """``experiment``, which has the rounds of the comparison "epochs", as the other one has it."""
-    paper = replace(experiment, method="metagf", comparison="epochs")
-    if comparison == "compute":
-        rounds = paper.passes() / round_cost(experiment)
-    elif comparison == "steps":
-        rounds = paper.steps() / round_steps(experiment)
-    else:
-        rounds = experiment.rounds
-    return replace(experiment, comparison=comparison, rounds=max(1, round(rounds)))
+    """``experiment`` with the rounds that it has in ``comparison``."""
+    network, images = experiment.network, experiment.images
+    usual = NETWORKS[network].run.rounds if network in PAPER else ROUNDS[images]
+    paper = replace(experiment, method="metagf", rounds=usual)
+    rounds = {
+        "epochs": usual,
+        "compute": paper.passes() / round_cost(experiment),
+        "steps": paper.steps() / round_steps(experiment),
+        "long": LONG * usual,
+        "longer": 2 * LONG * usual,
+    }[comparison]
+    return replace(experiment, rounds=max(1, round(rounds)))
 
 
 @dataclass(frozen=True)
@@ -186,41 +221,35 @@ class Plan:
     """What is to be run, in an order that makes a whole table of one seed first."""
 
     images: int
-    rounds: int
-    trial_rounds: int
     networks: tuple[str, ...]
     methods: tuple[str, ...]
     comparisons: tuple[str, ...]
     seeds: tuple[int, ...]
 
     def experiments(self, rows: Sequence[Row]) -> Iterator[Experiment]:
-        """All whose learning rate is known; ``rows``: what has been run."""
+        """All whose learning rate is known, each once; ``rows``: what has been run."""
+        yield from dict.fromkeys(self._in_order(rows))
+
+    def _in_order(self, rows: Sequence[Row]) -> Iterator[Experiment]:
         for network in self.networks:
             yield from (trial for method in self.methods for trial in self.trials(network, method))
-            yield from self.of(network, self.seeds[0], rows)
+            yield from self._of(network, self.seeds[0], rows)
         for seed in self.seeds[1:]:
             for network in self.networks:
-                yield from self.of(network, seed, rows)
+                yield from self._of(network, seed, rows)
 
     def trials(self, network: str, method: str) -> list[Experiment]:
         """The trials of learning rates; none for the paper's networks."""
-        return [
-            Experiment(network, self.images, method, "lr", TRIAL_SEED, lr, self.trial_rounds)
-            for lr in TRIED
-            if network in SMALL
-        ]
+        key = ALL[method].lr_of or method
+        rates = TRIED if network in SMALL else ()
+        return [Experiment(network, self.images, key, TRIAL_SEED, lr, TRIAL_ROUNDS) for lr in rates]
 
-    def of(self, network: str, seed: int, rows: Sequence[Row]) -> Iterator[Experiment]:
+    def _of(self, network: str, seed: int, rows: Sequence[Row]) -> Iterator[Experiment]:
         """All methods and comparisons of one network and seed."""
-        for comparison in self.comparisons:
-            for method in self.methods:
-                lr = self.best_lr(network, method, rows)
-                if lr is None:
-                    continue
-                first = Experiment(network, self.images, method, "epochs", seed, lr, self.rounds)
-                chosen = at(first, comparison)
-                if comparison == "epochs" or chosen.rounds != first.rounds:
-                    yield chosen
+        for comparison, method in product(self.comparisons, self.methods):
+            lr = self.best_lr(network, method, rows)
+            if lr is not None:
+                yield at(Experiment(network, self.images, method, seed, lr, rounds=1), comparison)
 
     def best_lr(self, network: str, method: str, rows: Sequence[Row]) -> float | None:
         """Of the trial with the best mean validation accuracy; None before all are done."""

@@ -2,7 +2,7 @@
 
     python benchmarks/paper.py --data /data/cifar10                      # the next one, until all are done
     python benchmarks/paper.py --data /data/cifar10 --at-once 2          # one core each
-    python benchmarks/paper.py --data /data/cifar10 --only vgg-1500-metagf-epochs-lr0.1-s0   # one, again
+    python benchmarks/paper.py --data /data/cifar10 --only vgg-1500-metagf-r30-lr0.1-s0   # one, again
     python benchmarks/paper.py --list                                    # what is left, and for how long
 
 ``--data`` holds CIFAR-10 as train*.parquet and test*.parquet. Every finished run adds a line to runs.csv in
@@ -54,17 +54,13 @@ class Options:
     """Folder of the runs."""
     images: int = 1500
     """Training images, equally many of every class."""
-    rounds: int = 30
-    """Rounds at equal epochs."""
-    trial_rounds: int = 10
-    """Rounds of a trial of a learning rate."""
     networks: tuple[str, ...] = SMALL
     """Networks: vgg and msdnet are small; vgg16, resnet56, msdnet7 and the same with -100 are the paper's,
-    which take --images 45000 --rounds 100 (MSDNet 300) and GPUs."""
+    which take --images 45000 and GPUs."""
     methods: tuple[str, ...] = tuple(METHODS)
-    """Methods."""
+    """Methods; also ablations, see benchmarks/experiments.py."""
     comparisons: tuple[str, ...] = ("epochs", "compute", "steps")
-    """What is equal."""
+    """What is equal; also long, longer."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; of weights, order, augmentation and which images are held out."""
     at_once: int = 1
@@ -76,15 +72,7 @@ class Options:
 
     def plan(self) -> Plan:
         """The experiments."""
-        return Plan(
-            self.images,
-            self.rounds,
-            self.trial_rounds,
-            self.networks,
-            self.methods,
-            self.comparisons,
-            self.seeds,
-        )
+        return Plan(self.images, self.networks, self.methods, self.comparisons, self.seeds)
 
 
 def train(experiment: Experiment, options: Options) -> dict[str, list[Line]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from experiments import METHODS, NETWORKS
+from experiments import ABLATIONS, ALL, COMPARISONS, METHODS, NETWORKS, TRIAL_SEED, Experiment, Method, at
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from paper import BUDGETS, ROUNDS, RUNS, read_rows
@@ -30,11 +30,6 @@ Row = Mapping[str, str]
 Values = NDArray[np.float64]
 TABLE = re.compile(r"<!-- table ([^>]+?) -->\n(.*?)<!-- end -->", re.S)
 NUMBER = re.compile(r"(-?[0-9][0-9.,]*)<!-- ([^>]+?) -->")
-COMPARISONS = {
-    "epochs": "equal epochs",
-    "compute": "equal compute",
-    "steps": "equal steps in sequence",
-}
 
 
 @dataclass(frozen=True)
@@ -83,17 +78,13 @@ class Results:
     def __init__(self, folder: Path) -> None:
         self.rows = read_rows(folder / RUNS)
         self.budgets, self.rounds = read_rows(folder / BUDGETS), read_rows(folder / ROUNDS)
-        self._cells: dict[tuple[str, str, str, str], dict[str, Row]] = {}
-        for row in self.rows:
-            key = row["network"], row["images"], row["comparison"], row["method"]
-            self._cells.setdefault(key, {})[row["seed"]] = row
 
     def cell(self, network: str, images: str, comparison: str, method: str) -> Cell:
-        """Runs of one method. A method that takes as much in two comparisons was run once, in "epochs"."""
-        found = self._cells.get((network, images, comparison, method))
-        if found is None and comparison in COMPARISONS:
-            found = self._cells.get((network, images, "epochs", method))
-        return Cell(found or {})
+        """The runs of one method, none of them a trial."""
+        wanted = at(Experiment(network, int(images), method, 0, 0.0, 1), comparison).rounds
+        asked = {"network": network, "images": images, "method": method, "rounds": str(wanted)}
+        found = (row for row in self.rows if asked.items() <= row.items() and row["seed"] != str(TRIAL_SEED))
+        return Cell({row["seed"]: row for row in found})
 
     def statistic(self, key: str) -> float:
         """What a number's ``key`` stands for; KeyError if there is no such thing."""
@@ -116,15 +107,20 @@ class Results:
         return np.array([read(cell[seed]) - read(base[seed]) for seed in both])
 
     def table(self, name: str) -> str:
-        """The table ``name``: "NETWORK IMAGES COMPARISON", or "lr NETWORK IMAGES"."""
-        if name.startswith("lr "):
-            return "".join(self._lr_table(*name.split()[1:]))
-        return "".join(self._accuracy_table(*name.split()))
+        """The table ``name``: "NETWORK IMAGES COMPARISON", "ablations" before it, or "lr NETWORK IMAGES"."""
+        kind, *rest = name.split()
+        if kind == "lr":
+            return "".join(self._lr_table(*rest))
+        if kind == "ablations":
+            return "".join(self._accuracy_table({"metagf": METHODS["metagf"], **ABLATIONS}, *rest))
+        return "".join(self._accuracy_table(METHODS, *name.split()))
 
-    def _accuracy_table(self, network: str, images: str, comparison: str) -> Iterator[str]:
+    def _accuracy_table(
+        self, methods: Mapping[str, Method], network: str, images: str, comparison: str
+    ) -> Iterator[str]:
         heads = "first exit", "last exit", "mean of exits", "to joint SGD", "area", "passes", "steps", "seeds"
         yield f"| method | {' | '.join(heads)} |\n| --- |{' ---: |' * len(heads)}\n"
-        for method, (title, _, _) in METHODS.items():
+        for method, (title, *_) in methods.items():
             cell = self.cell(network, images, comparison, method)
             if not cell.rows:
                 continue
@@ -140,14 +136,14 @@ class Results:
     def _lr_table(self, network: str, images: str) -> Iterator[str]:
         trials: dict[str, dict[str, float]] = {}
         for row in self.rows:
-            if (row["network"], row["images"], row["comparison"]) == (network, images, "lr"):
+            if (row["network"], row["images"], row["seed"]) == (network, images, str(TRIAL_SEED)):
                 trials.setdefault(row["method"], {})[row["lr"]] = 100 * float(row["val_mean"])
         rates = sorted({lr for tried in trials.values() for lr in tried}, key=float)
         yield f"| method | {' | '.join(rates)} |\n| --- |{' ---: |' * len(rates)}\n"
         for method, tried in trials.items():
             best = max(tried.values())
             cells = [f"**{tried[lr]:.1f}**" if tried[lr] == best else f"{tried[lr]:.1f}" for lr in rates]
-            yield f"| {METHODS[method][0]} | {' | '.join(cells)} |\n"
+            yield f"| {ALL[method].title} | {' | '.join(cells)} |\n"
 
 
 def spread(values: Values) -> float:
@@ -179,7 +175,7 @@ def budget_figure(results: Results, network: str, images: str, comparison: str) 
     points: dict[str, list[tuple[float, float]]] = {}
     for line in results.budgets:
         points.setdefault(line["name"], []).append((float(line["operations"]), 100 * float(line["accuracy"])))
-    for index, (method, (title, _, _)) in enumerate(METHODS.items()):
+    for index, (method, (title, *_)) in enumerate(METHODS.items()):
         cell = results.cell(network, images, comparison, method)
         curves = [np.array(points[row["name"]]) for row in cell.rows.values() if row["name"] in points]
         if curves:
@@ -200,7 +196,7 @@ def progress_figure(results: Results, network: str, images: str) -> Figure:
     lines: dict[str, list[Row]] = {}
     for line in results.rounds:
         lines.setdefault(line["name"], []).append(line)
-    for index, (method, (title, _, _)) in enumerate(METHODS.items()):
+    for index, (method, (title, *_)) in enumerate(METHODS.items()):
         cell = results.cell(network, images, "compute", method)
         for seed, row in sorted(cell.rows.items()):
             rounds = lines.get(row["name"], [])
