@@ -27,7 +27,7 @@ demo: $(READY)  ## Train 3 exits on handwritten digits on Ray, and let them stop
 
 ui: $(READY)  ## Open the MLflow UI on what has been trained here
 	@echo "The runs are at http://127.0.0.1:$(or $(PORT),5000)/#/experiments/1/runs?workflowType=machine_learning"
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --port $(or $(PORT),5000)
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --port $(or $(PORT),5000)
 
 test: $(READY)  ## Run the tests, in TEST_PROCESSES=3 processes
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder

@@ -248,7 +248,7 @@ def sweep_report(rows: Sequence[TrialRow], plan: Plan, best: TrialRow) -> SweepR
     if (test := best.test_score(plan.judged)) is not None:
         metrics[f"test_accuracy/{plan.judged}"] = test
     markdown = (
-        f"Best: trial {best.name}, `{flags_for(best.values)}`\n\n"
+        f"At best {shown_score(plan.metric, best.score or 0)} {plan.metric}: `{flags_for(best.values)}`\n\n"
         f"{few_finished(rows)}\n\n{markdown_table(header, finished)}\n"
         f"{left and 'Not trained to their end, so not ranked:'}\n\n{left}\n"
         f"All trials: `{RESULTS}`. The figure of the objective: `figures/{FIGURE}`.\n"
