@@ -162,6 +162,11 @@ class FaultyBatches:
     inner: BatchSource
     faults: Faults
 
+    @property
+    def dataset(self) -> Dataset:
+        """See ``BatchSource``."""
+        return self.inner.dataset
+
     def train(self, seed: int, *key: str | int, images: int | None = None) -> Iterator[Batch]:
         """See ``BatchSource``; ``key`` is ("exit", round, exit), the exit from 0, or ("fuse", round)."""
         target = {"exit": "exit", "fuse": "share"}[str(key[0])]

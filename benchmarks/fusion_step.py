@@ -23,7 +23,7 @@ from raygf.fusion.fuse import FusionTask, Learner, Passed
 from raygf.fusion.fusion_pass import SharesHere, run_pass
 from raygf.fusion.learned import LearnedFusion
 from raygf.training.exit_trainer import PassTask
-from raygf.training.sgd import FlatSGD, train_epoch
+from raygf.training.sgd import FlatOptimizer, train_epoch
 from raygf.training.space import Segments, find_ownership
 
 
@@ -59,7 +59,7 @@ def main(options: Options) -> None:
     rule = LearnedFusion(config, segments, owned, compute.device)
     task = FusionTask(bound.tensor(state.vector), deltas, 0.1, "benchmark")
     ones = PassTask(1, (1.0,) * exits)
-    optimizer = FlatSGD(bound, OptimConfig(), lr=1e-3)
+    optimizer = FlatOptimizer(bound, OptimConfig(), lr=1e-3)
 
     def train() -> None:
         train_epoch(

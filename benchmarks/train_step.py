@@ -36,7 +36,7 @@ from raygf.launch import run
 from raygf.methods.base import Setting
 from raygf.methods.registry import make_step_method
 from raygf.training.losses import exit_loss_weights
-from raygf.training.sgd import FlatSGD, train_epoch
+from raygf.training.sgd import FlatOptimizer, train_epoch
 from raygf.training.space import find_ownership
 
 
@@ -90,7 +90,7 @@ def main(options: Options) -> None:
 
 def _epoch(compute: Compute, options: Options) -> Callable[[], None]:
     data, bound = batches(compute, options.batch, options.steps), bind(compute)
-    optimizer = FlatSGD(bound, OptimConfig(), lr=1e-3)
+    optimizer = FlatOptimizer(bound, OptimConfig(), lr=1e-3)
     weights = torch.tensor(exit_loss_weights(3, (1.0,) * 7, 0.1), device=compute.device)
 
     def epoch() -> None:
@@ -117,7 +117,7 @@ def _method_epoch(name: str, compute: Compute, options: Options) -> Callable[[],
     data, bound = batches(compute, options.batch, options.steps), bind(compute)
     owned = find_ownership(bound.network, data[0][0][:2], bound.space)
     setting = Setting(MethodConfig(), bound.network, owned, bound.space)
-    optimizer = FlatSGD(bound, OptimConfig(), lr=1e-4)
+    optimizer = FlatOptimizer(bound, OptimConfig(), lr=1e-4)
 
     def epoch() -> None:
         with closing(make_step_method(name, setting)) as method:

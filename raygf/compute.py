@@ -184,7 +184,8 @@ def seeded_globals(seed: int, *key: str | int) -> Iterator[None]:
 
     For code that can't be handed a generator: layer constructors and dropout.
     """
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    forked = torch.utils.data.get_worker_info() is not None  # such a process can't touch a GPU
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and not forked else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive_seed(seed, *key))
         yield

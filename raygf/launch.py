@@ -22,7 +22,7 @@ import yaml
 
 from raygf.cli import command_with, interruptible, parse, take
 from raygf.config.fields import storage_path, to_dict
-from raygf.config.run import RunConfig
+from raygf.config.run import OPTIMIZERS, SCHEDULES, RunConfig
 from raygf.console import Progress, print_table
 from raygf.data.load import check_source
 from raygf.errors import ConfigError, import_function, without_password
@@ -181,7 +181,7 @@ def _check_names(config: RunConfig) -> None:
     own = {"data.transform": config.data.transform, "loss.criterion": loss.criterion}
     own |= {"optim.schedule": optim.schedule, "optim.optimizer": optim.optimizer}
     for field, name in own.items():
-        if name:
+        if name and name not in (*OPTIMIZERS, *SCHEDULES):
             import_function(field, name)
     elsewhere = config.resources.address or os.environ.get("RAY_ADDRESS", "local")
     check_source(config.data, files=config.resources.executor == "local" or elsewhere == "local")

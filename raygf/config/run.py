@@ -4,6 +4,7 @@ A recipe (``raygf.config.recipes``) returns a complete ``RunConfig``; the comman
 fields. The texts under the fields are what ``--help`` shows.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
@@ -38,10 +39,15 @@ def _folder_name(field: str, value: str) -> None:
 SOURCES = ("digits", "cifar10", "cifar100", "parquet", "imagefolder", "shards")
 
 
-def _source(field: str, value: str) -> None:
-    if value not in SOURCES and not value.partition(":")[2]:
-        allowed = f'one of {", ".join(SOURCES)}, "hf:NAME", or "package.module:function" of your own'
-        raise refuse(field, value, allowed, SOURCES)
+def _or_own(*names: str) -> Callable[[str, str], None]:
+    """Annotation of a text that is one of ``names``, or names a function of the user's own."""
+
+    def check(field: str, value: str) -> None:
+        if value not in names and not value.partition(":")[2]:
+            allowed = f'one of {", ".join(names)}, or "package.module:function" of your own'
+            raise refuse(field, value, allowed, names)
+
+    return check
 
 
 # Every number has an upper end: what exceeds it is a slip of the finger, and would fail late and obscurely.
@@ -69,13 +75,15 @@ NORMALISATIONS: tuple[str, ...] = get_args(Normalisation)
 BATCHNORM: tuple[str, ...] = get_args(BatchNormStatistics)
 Policy = Literal["confidence", "margin", "entropy", "patience"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
+OPTIMIZERS = ("sgd", "adamw", "muon")
+SCHEDULES = ("steps", "cosine")
 
 
 @dataclass(frozen=True)
 class DataConfig(Section, name="data"):
     """Images and labels, and how they are split and augmented."""
 
-    source: Annotated[str, _source] = "digits"
+    source: Annotated[str, _or_own(*SOURCES, "hf:NAME")] = "digits"
     """digits (needs no files), cifar10, cifar100, parquet (a Hugging Face style set of small images, held in
     memory). Streamed from disk: imagefolder (ImageNet's layout, train/CLASS/*.JPEG and val/CLASS/*.JPEG) and
     shards (Hugging Face style Parquet files of any size). Held in memory: hf:NAME, a set of the Hugging Face
@@ -98,9 +106,19 @@ class DataConfig(Section, name="data"):
     """Random crop: zero-pad the image by this many pixels on each side, then crop back. 0: no crop."""
     flip: bool = True
     """Flip half of the training images left to right."""
+    augment: Literal["none", "randaugment", "trivialaugment"] = "none"
+    """After crop and flip: torchvision's RandAugment (two operations of strength 9 of 30) or TrivialAugment
+    (one of any strength), drawn for every training image."""
+    erasing: Share = 0.0
+    """Probability that a rectangle of a training image, 2 to 33 % of it, is erased after that."""
+    mixup: NotNegative = 0.0
+    """MixUp's α: every training batch is mixed with itself by a share from Beta(α, α). 0: it is not."""
+    cutmix: NotNegative = 0.0
+    """CutMix's α: the same with a rectangle of the images. With both, one is drawn for every batch."""
     transform: str = ""
     """package.module:function of your own that changes a batch of training images, uint8 (B, C, H, W), after
-    crop and flip. What it draws from torch's global generator is seeded by run, round, exit and batch."""
+    all of these but mixup and cutmix. What it draws from torch's global generator is seeded by run, round,
+    exit and batch."""
     crop: Pixels = 224
     """imagefolder, shards: pixels a side of what the network sees: a random part of the image, scaled, while
     training; the centre in evaluation."""
@@ -159,31 +177,43 @@ class ModelConfig(Section, name="model"):
 
 @dataclass(frozen=True)
 class OptimConfig(Section, name="optim"):
-    """SGD on the network's weights."""
+    """What the network's weights are trained with."""
 
     lr: Positive = 0.1
-    """Learning rate at the start."""
+    """Learning rate at the start; after warm-up, if there is any."""
     momentum: Share = 0.9
-    """Momentum."""
+    """Momentum; AdamW's β1."""
     weight_decay: NotNegative = 1e-4
-    """L2 weight decay."""
+    """Weight decay: L2 with sgd, decoupled with adamw and muon (0.05 is usual there)."""
     milestones: tuple[Share, ...] = (0.5, 0.75)
-    """Shares of all rounds after which both learning rates (weights and fusion) are multiplied by decay."""
+    """steps: shares of all rounds after which both learning rates (weights and fusion) fall."""
     decay: PositiveShare = 0.1
-    """Factor at each milestone."""
+    """steps: their factor at each milestone."""
     carry_momentum: bool = False
     """Meta-GF: carry every exit's momentum from round to round instead of starting from zero."""
-    schedule: str = ""
-    """In place of milestones and decay: package.module:function of your own, from the round (from 1) and the
-    number of rounds to the factor of both learning rates."""
-    optimizer: str = ""
-    """In place of SGD with its momentum and weight decay: package.module:function of your own, from a list of
-    flat tensors and the learning rate to a torch.optim.Optimizer; made anew in every round."""
+    schedule: Annotated[str, _or_own(*SCHEDULES)] = "steps"
+    """steps at the milestones, or cosine, towards zero; or package.module:function of your own, from the
+    round (from 1) and the number of rounds to the factor of both learning rates."""
+    optimizer: Annotated[str, _or_own(*OPTIMIZERS)] = "sgd"
+    """sgd, adamw, or muon (matrices and kernels by Muon, the rest by AdamW); or package.module:function of
+    your own, from a list of flat tensors and the learning rate to a torch.optim.Optimizer, made every round.
+    Exits' trainings start each of them anew."""
+    warmup: Natural = 0
+    """Rounds of linear warm-up, w, to the full learning rates: they have 1/(w + 1), 2/(w + 1) … of them."""
+    decay_norms: bool = True
+    """False: no weight decay on what is neither matrix nor kernel, as biases and BatchNorm's scales."""
+    ema: NotNegative = 0.0
+    """Horizon, in rounds, of an exponential moving average of the weights, which is evaluated, exported and
+    loaded in their place; training goes on from the weights themselves. 0: none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.carry_momentum and self.optimizer:
-            raise refuse("optim.carry_momentum", True, "False with optim.optimizer, which has its own state")
+        if self.carry_momentum and self.optimizer != "sgd":
+            raise refuse("optim.carry_momentum", True, f"False with optim.optimizer = {self.optimizer}")
+        if self.momentum == 1 and self.optimizer in ("adamw", "muon"):
+            raise refuse("optim.momentum", 1, f"below 1 with optim.optimizer = {self.optimizer}")
+        if not self.decay_norms and self.optimizer not in OPTIMIZERS:
+            raise refuse("optim.decay_norms", False, "True with an optimizer of your own, which has its own")
 
 
 @dataclass(frozen=True)
@@ -210,12 +240,16 @@ class LossConfig(Section, name="loss"):
     ones') depends on, and a round costs less."""
     criterion: str = ""
     """In place of cross-entropy while training: package.module:function of your own, from an exit's logits
-    (B, classes), float32, and labels (B,) to its loss, a scalar."""
+    (B, classes), float32, and labels (B,), or with MixUp and CutMix (B, classes), to its loss, a scalar."""
+    smoothing: Share = 0.0
+    """Label smoothing: share of a label's probability that is spread over all classes while training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.distill and self.criterion:
             raise refuse("loss.criterion", self.criterion, "empty with loss.distill, which has its own")
+        if self.smoothing and self.criterion:
+            raise refuse("loss.smoothing", self.smoothing, "0 with a loss.criterion of your own")
         if self.distill and self.aux_exits != "all":
             raise refuse("loss.aux_exits", self.aux_exits, "all with loss.distill: the deepest exit teaches")
 
@@ -395,3 +429,8 @@ class RunConfig(Section):
     resources: ResourceConfig = field(default_factory=ResourceConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.optim.warmup >= self.rounds:
+            raise refuse("optim.warmup", self.optim.warmup, f"less than rounds = {self.rounds}")

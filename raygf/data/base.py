@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raygf.compute import Compute, call_own, seeded_globals
-from raygf.errors import ConfigError
+from raygf.compute import Compute
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 Indices = NDArray[np.int64]
@@ -38,6 +37,10 @@ class InputSpec:
 
 class BatchSource(Protocol):
     """Batches of one data set on one device: images float32 (B, C, H, W), normalised; labels int64 (B,)."""
+
+    @property
+    def dataset(self) -> Dataset:
+        """What they are of."""
 
     def train(self, seed: int, *key: str | int, images: int | None = None) -> Iterator[Batch]:
         """One epoch, shuffled and augmented by the random stream ``key`` of run ``seed``.
@@ -138,20 +141,6 @@ def channel_statistics(images: NDArray[np.uint8]) -> ChannelStatistics:
     flat = (counts > 0).sum(axis=1) == 1
     std = np.where(flat, 1.0, np.sqrt(variance))
     return ChannelStatistics(tuple(mean.tolist()), tuple(std.tolist()))
-
-
-def transform_batch(name: str, images: torch.Tensor, key: tuple[str | int, ...]) -> torch.Tensor:
-    """Training ``images`` uint8 (B, C, H, W) as the user's function ``data.transform`` changes them.
-
-    Torch's global draws in it are those of the stream ``key``, whose first part is the run's seed.
-
-    Raises ConfigError: it can't be imported, fails, or returns other than uint8 images of the same size.
-    """
-    with seeded_globals(int(key[0]), *key[1:], "transform"):
-        changed = call_own("data.transform", name, images)
-    if not isinstance(changed, torch.Tensor) or changed.dtype != torch.uint8 or changed.shape != images.shape:
-        raise ConfigError(f"data.transform = {name!r}: must return a batch uint8 {tuple(images.shape)}")
-    return changed
 
 
 class Normaliser:

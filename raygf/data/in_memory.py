@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional
 
 from raygf.compute import Compute, generator
-from raygf.data.base import Batch, Dataset, Normaliser, SplitName, transform_batch
+from raygf.data.augment import Augmentation
+from raygf.data.base import Batch, Dataset, Normaliser, SplitName
 from raygf.data.splits import Split
 from raygf.errors import DataError
 
@@ -29,8 +30,8 @@ class ImageSet(Dataset):
     """Pixels of zero-padding on each side before the random crop of training images; 0: no crop."""
     flip: bool
     """Whether half of the training images are flipped left to right."""
-    transform: str = ""
-    """The user's function that changes batches of training images after that; see ``transform_batch``."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """What else is done to training images."""
 
     def open(self, compute: Compute, batch_size: int, eval_batch_size: int) -> DeviceBatches:
         """The data set's batches on ``compute.device``."""
@@ -45,7 +46,7 @@ class DeviceBatches:
     """
 
     def __init__(self, data: ImageSet, compute: Compute, batch_size: int, eval_batch_size: int) -> None:
-        self._data = data
+        self._data = self.dataset = data
         self._device = compute.device
         self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
         self._on_device: dict[SplitName, Batch] = {}
@@ -72,8 +73,8 @@ class DeviceBatches:
                 images = crop(images, draws.corners[start:stop], self._data.pad)
             if draws.flips is not None:
                 images = mirror(images, draws.flips[start:stop])
-            if self._data.transform:
-                images = transform_batch(self._data.transform, images, (*key, start))
+            images = self._data.augmentation.each(images, *key, start)
+            images = self._data.augmentation.batch(images, *key, start)
             yield self._normalise(images), labels
 
     def evaluate(self, split: SplitName) -> Iterator[Batch]:

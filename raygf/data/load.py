@@ -5,6 +5,7 @@ from typing import Any
 
 from raygf.config.fields import local_path
 from raygf.config.run import DataConfig
+from raygf.data.augment import Augmentation
 from raygf.data.base import Dataset, InputSpec, channel_statistics
 from raygf.data.in_memory import ImageSet
 from raygf.data.small_sets import HUB, decode_parts, load_cifar, load_digits, load_own, require_hub
@@ -63,7 +64,7 @@ def _load_streamed(config: DataConfig, seed: int) -> StreamedSet:
         crop=config.crop,
         resize=config.resize,
         flip=config.flip,
-        transform=config.transform,
+        augmentation=Augmentation(config.augment, config.erasing, config.transform),
         workers=config.workers,
     )
 
@@ -77,6 +78,8 @@ def _hold(source: Source[Any], splits: tuple[Split, Split, Split], config: DataC
             f"data.pad = {config.pad}: of images of {width}x{height} pixels a crop could show nothing; lower "
             "--data.pad or set --data.image-size"
         )
+    if channels not in (1, 3) and config.augment != "none":
+        raise DataError(f"data.augment = {config.augment!r}: for images of 1 or 3 channels, not {channels}")
     return ImageSet(
         source.name,
         InputSpec(channels, height, width, len(source.class_names)),
@@ -85,7 +88,7 @@ def _hold(source: Source[Any], splits: tuple[Split, Split, Split], config: DataC
         source.statistics or channel_statistics(images),
         pad=config.pad,
         flip=config.flip,
-        transform=config.transform,
+        augmentation=Augmentation(config.augment, config.erasing, config.transform),
     )
 
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
 from raygf.compute import Compute, derive_seed, generator, torch_threads
+from raygf.data.augment import Augmentation
 from raygf.data.base import (
     Batch,
     ChannelStatistics,
@@ -31,7 +32,6 @@ from raygf.data.base import (
     Normaliser,
     SplitName,
     permutation,
-    transform_batch,
 )
 from raygf.data.in_memory import batch_edges
 from raygf.data.pixels import decode_tensor, evaluation_view, training_view
@@ -69,8 +69,8 @@ class StreamedSet(Dataset):
     """Pixels of the shorter side before the centre is cut out."""
     flip: bool
     """Whether half of the training images are mirrored."""
-    transform: str
-    """The user's function that changes batches of training images after that; see ``transform_batch``."""
+    augmentation: Augmentation
+    """What else is done to training images."""
     workers: int
     """Processes that read and decode, for each that opens the set."""
 
@@ -89,14 +89,15 @@ class StreamedSet(Dataset):
         seed, *names = key
         # Of its own for every image: nothing depends on who does which image in which order.
         stream = random.Random(derive_seed(int(seed), *names, "image", index))
-        return training_view(image, self.crop, self.flip, stream)
+        view = training_view(image, self.crop, self.flip, stream)
+        return self.augmentation.each(view[None], *key, "image", index)[0]
 
 
 class StreamedBatches:
     """The batches of a ``StreamedSet``, made by worker processes. A ``raygf.data.base.BatchSource``."""
 
     def __init__(self, data: StreamedSet, compute: Compute, batch_size: int, eval_batch_size: int) -> None:
-        self._data = data
+        self._data = self.dataset = data
         self._compute = compute
         self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
         self._normalise = Normaliser(data.statistics, compute)
@@ -136,8 +137,8 @@ class StreamedBatches:
             all_labels = data.splits[whole.split].store.labels
             for (start, stop), images in zip(whole.edges, pool.batches(whole), strict=True):
                 labels = torch.from_numpy(all_labels[whole.order.images[start:stop]])
-                if whole.key is not None and data.transform:
-                    images = transform_batch(data.transform, images, (*whole.key, start))
+                if whole.key is not None:
+                    images = data.augmentation.batch(images, *whole.key, start)
                 yield self._normalise(images.to(device)), labels.to(device)
         except BaseException:
             pool.close()  # its workers are in the midst of a pass

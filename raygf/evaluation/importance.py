@@ -112,7 +112,7 @@ def measure_importance(vector: Vector, important: Tensor, segments: Segments, me
 
 def importance_of(run: LoadedRun, learned: LearnedWeights) -> Importance:
     """``measure_importance`` of a past run, on its test images; its network is left as it was."""
-    state = run.checkpoint.network
+    state = run.checkpoint.evaluated
 
     def measure(vector: Vector) -> Sequence[float]:
         run.bound.load(NetworkState(vector, state.buffers))

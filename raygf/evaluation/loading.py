@@ -179,10 +179,10 @@ def restore_network(
             "it belongs to another network"
         )
     try:
-        bound.check_restored(checkpoint.network)
+        bound.check_restored(checkpoint.evaluated)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    bound.load(checkpoint.network)
+    bound.load(checkpoint.evaluated)
     bound.network.eval()
     return bound
 
@@ -203,7 +203,7 @@ class ImageTask:
 
 def model_files(run: LoadedRun, table: ThresholdTable | None) -> dict[str, bytes]:
     """The two files of the network of ``run``, by name; ``table``: its thresholds by cost."""
-    config, dataset, state, costs = run.config, run.dataset, run.checkpoint.network, run.costs()
+    config, dataset, state, costs = run.config, run.dataset, run.checkpoint.evaluated, run.costs()
     # What this machine calls its files is of no use elsewhere, and the two files may be published.
     config = replace(config, data=replace(config.data, path=""), model=replace(config.model, weights=""))
     settings = {name: value for name, value in to_dict(config).items() if name not in _ELSEWHERE}

@@ -92,7 +92,7 @@ class _Fit(Learner):
 
     @torch.no_grad()
     def update(self, gradient: Tensor) -> None:
-        """One step of the function behind ``torch.optim.Adam``, for the reason that ``FlatSGD`` gives."""
+        """One step of the function behind ``torch.optim.Adam``, as in ``FlatOptimizer``."""
         adam(
             [self.eta],
             [*torch.autograd.grad(self._weights, self.eta, gradient)],

@@ -79,10 +79,12 @@ def _of_checkpoint(file: str) -> dict[str, Tensor]:
         meta = json.loads(archive["meta"].item())
         if "shapes" not in meta:
             raise ValueError("it is of an earlier version; take its run's model.safetensors")
-        parts = np.split(archive["vector"], np.cumsum([math.prod(shape) for shape in meta["shapes"]])[:-1])
-        buffers = {name: torch.from_numpy(archive[name]) for name in archive.files if "buffer/" in name}
+        average = "method/average" in archive.files  # of the weights, which a run hands on in their place
+        vector, begin = ("method/average", "method/average/") if average else ("vector", "buffer/")
+        parts = np.split(archive[vector], np.cumsum([math.prod(shape) for shape in meta["shapes"]])[:-1])
+        buffers = {name: torch.from_numpy(archive[name]) for name in archive.files if name.startswith(begin)}
     named = zip(meta["tensors"], parts, meta["shapes"], strict=True)
     return {
         **{name: torch.from_numpy(part.reshape(shape)) for name, part, shape in named},
-        **{name.removeprefix("buffer/"): tensor for name, tensor in buffers.items()},
+        **{name.removeprefix(begin): tensor for name, tensor in buffers.items()},
     }

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from raygf.records import ExitScore, FusionReport
-from raygf.training.network import Arrays, NetworkState
+from raygf.training.network import Arrays, Average, NetworkState, averaged
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class RoundOutcome:
 class RoundMethod(ABC):
     """One round of training; may keep arrays (fusion weights, momentum) that belong to the checkpoint."""
 
+    average: Average
+    """Of the network, over steps or rounds: ``optim.ema``."""
     operations: Callable[[Sequence[int], int], int]
     """What a round takes for every training image: from the operations up to each exit (n,), and how many
     images there are."""
@@ -39,6 +41,10 @@ class RoundMethod(ABC):
 
     def begin(self, state: NetworkState, round: int) -> None:  # noqa: B027 - not every method can
         """Let others start on what ``run`` will be called with next, and return at once."""
+
+    def evaluated(self, state: NetworkState) -> NetworkState:
+        """What is evaluated and handed on of ``state``, a round's outcome: the average, if there is one."""
+        return averaged(self.average.arrays(), state)
 
     @abstractmethod
     def arrays(self) -> Arrays:

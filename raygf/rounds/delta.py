@@ -23,7 +23,7 @@ from raygf.records import ExitScore
 from raygf.rounds.base import RoundMethod, RoundOutcome
 from raygf.training.exit_trainer import Executor, PassTask, Trained
 from raygf.training.losses import decay_factor, loss_coefficients
-from raygf.training.network import Arrays, BoundNetwork, NetworkState, Vector, as_tensor, to_numpy
+from raygf.training.network import Arrays, Average, BoundNetwork, NetworkState, Vector, as_tensor, to_numpy
 from raygf.training.prefix import handed_back
 from raygf.training.shares import check_shares
 from raygf.training.space import Segments
@@ -59,6 +59,7 @@ class DeltaRound(RoundMethod):
             scaled_layers(bound.network, bound.space.names)  # refuses early what can't be merged
         self.operations = partial(operations_per_round, config)
         self._momenta: list[Vector | None] = [None] * len(owned)
+        self.average = Average(config.optim.ema)
 
     def run(self, state: NetworkState, round: int) -> RoundOutcome:
         """Train all exits from ``state``, fuse their deltas, merge.
@@ -77,6 +78,8 @@ class DeltaRound(RoundMethod):
         task = FusionTask(self._bound.tensor(state.vector), deltas, lr, where, round, fisher)
         fused, notes = self._fuse(task, state, coefficients)
         merged = NetworkState(fused.vector.cpu().numpy(), self._merged_buffers(state, trained, fused))
+        buffers = {name: as_tensor(array) for name, array in merged.buffers.items()}
+        self.average.update(as_tensor(merged.vector), buffers)
         report = fusion_report(task, fused, self._segments, self._owned, coefficients)
         self._momenta = [update.momentum for update in trained.updates]
         seconds = {
@@ -92,13 +95,14 @@ class DeltaRound(RoundMethod):
         self._executor.begin(state, round, self._momenta)
 
     def arrays(self) -> Arrays:
-        """The rule's arrays and carried momenta."""
+        """The rule's arrays, carried momenta, and the average."""
         carried = {f"momentum_{i}": m for i, m in enumerate(self._momenta) if m is not None}
-        return {**self._rule.arrays(), **carried}
+        return {**self._rule.arrays(), **carried, **self.average.arrays()}
 
     def restore(self, arrays: Arrays) -> None:
         self._rule.restore(arrays)
         self._momenta = [arrays.get(f"momentum_{i}") for i in range(len(self._momenta))]
+        self.average.restore(arrays)
 
     def close(self) -> None:
         self._executor.close()

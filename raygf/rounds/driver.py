@@ -42,6 +42,7 @@ from raygf.training.exit_trainer import Executor
 from raygf.training.losses import decay_factor, loss_coefficients
 from raygf.training.network import BoundNetwork, NetworkState, as_tensor, not_finite
 from raygf.training.peers import ALONE, Peers
+from raygf.training.sgd import check_optimizer
 from raygf.training.space import find_ownership
 
 MakeExecutor = Callable[[RunConfig, Dataset, int], Executor]
@@ -143,14 +144,14 @@ class Driver(DriverHandle):
     def end(self) -> RunEnd:
         """Evaluate the test images with the network as it is now, and write it and the results."""
         with self._working("while it tested"):
-            self._bound.load(self._state)
+            state = self._method.evaluated(self._state)
+            self._bound.load(state)
             test = evaluate(self._bound, self._batches.evaluate("test"))
-            self._write_model()
+            self._write_model(state)
         passes, operations = self._spent(self._round)
         finished = self._round >= self._config.rounds
         seconds = self._history.seconds - self._writing_s
-        sha256 = self._state.sha256()
-        end = RunEnd(self._round, passes, test, sha256, self._path, finished, seconds, operations)
+        end = RunEnd(self._round, passes, test, state.sha256(), self._path, finished, seconds, operations)
         self._storage.write(SUMMARY, f"{json.dumps(plain(self._summary(end)), indent=1)}\n".encode())
         return end
 
@@ -168,6 +169,7 @@ class Driver(DriverHandle):
 
     def _make_method(self) -> RoundMethod:
         config, bound = self._config, self._bound
+        check_optimizer(config.optim)
         example = self._dataset.spec.blank(2, bound.compute.device)
         owned = find_ownership(bound.network, example, bound.space)
         self._exits = len(owned)
@@ -227,7 +229,7 @@ class Driver(DriverHandle):
         started = time.perf_counter()
         val = None
         if self._peers.first and self._dataset.count("val"):
-            self._bound.load(outcome.state)
+            self._bound.load(self._method.evaluated(outcome.state))
             val = evaluate(self._bound, self._batches.evaluate("val"))
         evaluated = time.perf_counter()
         record = self._record(round, outcome, val, evaluated - started)
@@ -311,10 +313,10 @@ class Driver(DriverHandle):
         }
         return self._storage.save(Checkpoint(record.round, state, self._method.arrays(), meta))
 
-    def _write_model(self) -> None:
+    def _write_model(self, state: NetworkState) -> None:
         """The network's two files, with thresholds read off the validation images if there are any."""
-        state = Checkpoint(self._round, self._state, {}, {})
-        run = LoadedRun(self._config, self._dataset, self._bound, self._batches, state)
+        checkpoint = Checkpoint(self._round, state, {}, {})
+        run = LoadedRun(self._config, self._dataset, self._bound, self._batches, checkpoint)
         table = None
         try:
             if self._dataset.count("val"):

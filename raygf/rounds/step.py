@@ -7,19 +7,20 @@ from torch import Tensor
 
 from raygf.compute import seeded_globals
 from raygf.config.run import RunConfig
+from raygf.data.augment import mixed
 from raygf.data.base import BatchSource
 from raygf.errors import RunFailed
 from raygf.methods.base import Setting
 from raygf.methods.registry import make_step_method
 from raygf.rounds.base import RoundMethod, RoundOutcome
 from raygf.training.losses import decay_factor, loss_coefficients, make_losses
-from raygf.training.network import Arrays, BoundNetwork, NetworkState, to_numpy
-from raygf.training.sgd import FlatSGD, train_epoch
+from raygf.training.network import Arrays, Average, BoundNetwork, NetworkState, to_numpy
+from raygf.training.sgd import STATE, FlatOptimizer, train_epoch
 from raygf.training.shares import average_buffers
 
 
 class StepRound(RoundMethod):
-    """Trains with the configured method, momentum running on from round to round as in ordinary SGD.
+    """Trains with the configured method; what the optimiser keeps runs on from round to round, as usual.
 
     Where ``bound`` has peers, every worker makes a round of its own share of each batch, with the same
     update. BatchNorm normalises each share by itself, as in PyTorch's DistributedDataParallel; its running
@@ -39,7 +40,8 @@ class StepRound(RoundMethod):
         method = make_step_method(config.method, self._setting)  # refuses early what can't be used
         method.close()
         self.operations = lambda costs, images: method.operations(costs)
-        self._momentum: Tensor | None = None
+        self._kept: dict[str, Tensor] = {}
+        self.average = Average(config.optim.ema, bound.compute.device)
 
     def run(self, state: NetworkState, round: int) -> RoundOutcome:
         """Train one epoch from ``state``.
@@ -53,23 +55,26 @@ class StepRound(RoundMethod):
         coefficients = loss_coefficients(round, config.rounds, exits, config.loss)
         lr = config.optim.lr * decay_factor(round, config.rounds, config.optim)
         method = make_step_method(config.method, self._setting)
+        images = self._batches.dataset.count("train") if config.optim.ema else 0
         rank = bound.peers.ranks[0]  # for dropout: the first worker's stream is that of a run without others
         stream = ("step", round) if rank == 0 else ("step", round, "worker", rank)
         with seeded_globals(config.seed, *stream), closing(method):
             bound.load(state)
-            optimizer = FlatSGD(bound, config.optim, lr, self._momentum)
+            optimizer = FlatOptimizer(bound, config.optim, lr, self._kept)
             score = train_epoch(
                 bound,
                 optimizer,
-                self._batches.train(config.seed, "step", round),
+                mixed(self._batches, config.data, config.seed, "step", round),
                 lambda losses: method.backward(
                     [c * loss for c, loss in zip(coefficients, losses, strict=True)], bound
                 ),
                 where=f"{config.method}, round {round}",
                 losses_of=self._losses,
+                after=lambda: self.average.update(bound.vector, bound.buffers, images / config.batch_size),
             )
-        self._momentum = optimizer.momentum
-        average_buffers(list(bound.network.buffers()), bound.peers)
+        self._kept = optimizer.state
+        for tensors in (bound.network.buffers(), self.average.tensors.values()):
+            average_buffers([*tensors], bound.peers)
         if not bound.peers.same(bound.vector):
             raise RunFailed(
                 f"{config.method}, round {round}: the workers' weights have come apart: run them on machines "
@@ -79,9 +84,9 @@ class StepRound(RoundMethod):
         return RoundOutcome(bound.state(), score, {"train": time.perf_counter() - started})
 
     def arrays(self) -> Arrays:
-        """The momentum (P,)."""
-        return {} if self._momentum is None else {"momentum": to_numpy(self._momentum)}
+        """What the optimiser keeps, such as the momentum (P,), and the average."""
+        return {**{name: to_numpy(kept) for name, kept in self._kept.items()}, **self.average.arrays()}
 
     def restore(self, arrays: Arrays) -> None:
-        momentum = arrays.get("momentum")
-        self._momentum = None if momentum is None else self._bound.tensor(momentum)
+        self._kept = {name: self._bound.tensor(arrays[name]) for name in STATE if name in arrays}
+        self.average.restore(arrays)

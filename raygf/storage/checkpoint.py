@@ -22,7 +22,7 @@ from raygf.config.fields import storage_path
 from raygf.errors import CheckpointError, StorageError, StorageLost, one_line, within, without_password
 from raygf.records import JsonText
 from raygf.storage.folder import ANSWER_S, OpenFolder, RunFolder, above, brief, file_system
-from raygf.training.network import Arrays, NetworkState
+from raygf.training.network import Arrays, NetworkState, averaged
 
 WEIGHTS, MODEL = "model.safetensors", "model.json"
 """A trained network in two files that need no raygf to be read; see ``raygf.evaluation.loading``."""
@@ -38,6 +38,11 @@ class Checkpoint:
     network: NetworkState
     method: Arrays
     meta: dict[str, Any]
+
+    @property
+    def evaluated(self) -> NetworkState:
+        """The network to evaluate and to hand on: the average where ``optim.ema`` keeps one."""
+        return averaged(self.method, self.network)
 
 
 class CheckpointStore:

@@ -23,13 +23,14 @@ from raygf.compute import (
     torch_threads,
 )
 from raygf.config.run import RunConfig
+from raygf.data.augment import mixed
 from raygf.data.base import Dataset
 from raygf.models.build import build_model
 from raygf.training.losses import decay_factor, exit_loss_weights, loss_coefficients, make_losses
 from raygf.training.network import Arrays, BoundNetwork, NetworkState, Vector, as_tensor, to_numpy
 from raygf.training.peers import Peers
 from raygf.training.prefix import Part, parts_of, whole
-from raygf.training.sgd import FlatSGD, train_epoch
+from raygf.training.sgd import FlatOptimizer, train_epoch
 from raygf.training.shares import FusionShares, Turns
 
 T = TypeVar("T")
@@ -102,17 +103,17 @@ class ExitTrainer:
         part = self._parts[exit] if self._parts else whole(bound, exits)
         weights = self._loss_weights(exit, exits, round, part)
         lr = config.optim.lr * decay_factor(round, config.rounds, config.optim)
-        start = None if momentum is None else bound.tensor(momentum)
+        start = None if momentum is None else {"momentum": bound.tensor(momentum)}
         key = ("exit", round, exit if order is None else order)
         with torch_threads(config.resources.cpus_per_exit), seeded_globals(config.seed, *key):
             bound.load(state)
             turns = Turns(bound, peers.ranks, peers.count, config.seed, *key)
-            optimizer = FlatSGD(bound, config.optim, lr, start, part.trained)
+            optimizer = FlatOptimizer(bound, config.optim, lr, start, part.trained)
             squares = torch.zeros_like(bound.grad) if config.method == "delta-fisher" else None
             score = train_epoch(
                 bound,
                 optimizer,
-                self.batches.train(config.seed, *key),
+                mixed(self.batches, config.data, config.seed, *key),
                 partial(_backward, weights, bound),
                 where=f"{config.method}, exit {exit + 1}, round {round}",
                 losses_of=self._losses,
@@ -122,7 +123,7 @@ class ExitTrainer:
             )
             turns.combine(peers)
             delta = part.owned.pack(bound.vector) - part.owned.pack(bound.tensor(state.vector))
-        carried = optimizer.momentum if config.optim.carry_momentum else None
+        carried = optimizer.state.get("momentum") if config.optim.carry_momentum else None
         return ExitUpdate(
             exit,
             delta.cpu().numpy(),

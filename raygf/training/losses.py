@@ -1,5 +1,6 @@
 """The exits' losses, their coefficients over the rounds, and the scores of a pass. Rounds count from 1."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -15,20 +16,22 @@ from raygf.records import ExitScore
 from raygf.training.peers import ALONE, Peers
 
 ExitLosses = Callable[[Sequence[Tensor], Tensor], list[Tensor]]
-"""From n logits (B, classes) and labels (B,) to the n exits' losses, each a scalar.
+"""From n logits (B, classes) and labels, (B,) or (B, classes), to the n exits' losses, each a scalar.
 
 They are separate, for the backward pass of one element of a tensor (n,) would send zeros through the others.
 """
 
 
-def exit_losses(logits: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
+def exit_losses(logits: Sequence[Tensor], labels: Tensor, smoothing: float = 0.0) -> list[Tensor]:
     """Mean cross-entropy of every exit, in float32.
 
     Args:
         logits: n tensors (B, classes), shallow to deep.
-        labels: (B,), int64.
+        labels: (B,), int64; or probabilities (B, classes), where images are mixed.
+        smoothing: share of the labels that is spread over all classes (Szegedy et al., CVPR 2016).
     """
-    return [F.cross_entropy(output.float(), labels, reduction="none").mean() for output in logits]
+    loss = partial(F.cross_entropy, reduction="none", label_smoothing=smoothing)
+    return [loss(output.float(), labels).mean() for output in logits]
 
 
 def distilled_losses(logits: Sequence[Tensor], labels: Tensor, config: LossConfig) -> list[Tensor]:
@@ -39,8 +42,8 @@ def distilled_losses(logits: Sequence[Tensor], labels: Tensor, config: LossConfi
 
     Args:
         logits: n tensors (B, classes), shallow to deep.
-        labels: (B,), int64.
-        config: γ, T, and whether KL is a mean over the images (Hinton's form) or over the classes, too.
+        labels: as for ``exit_losses``.
+        config: γ, T, smoothing; whether KL is a mean over the images (Hinton's form) or over classes, too.
     """
     gamma, temperature = config.gamma, config.temperature
     teacher = (logits[-1].detach().float() / temperature).log_softmax(dim=-1)
@@ -51,7 +54,7 @@ def distilled_losses(logits: Sequence[Tensor], labels: Tensor, config: LossConfi
         of_images = divergence.sum(dim=1) if config.kd_reduction == "batchmean" else divergence.mean(dim=1)
         return of_images.mean() * temperature**2
 
-    *plain, last = exit_losses(logits, labels)
+    *plain, last = exit_losses(logits, labels, config.smoothing)
     students = zip(plain, logits[:-1], strict=True)
     return [*((1 - gamma) * hard + gamma * soft(output) for hard, output in students), last]
 
@@ -69,13 +72,15 @@ def make_losses(config: LossConfig) -> ExitLosses:
     """The losses that exits train on."""
     if config.criterion:
         return partial(own_losses, name=config.criterion)
-    if not config.distill:
-        return exit_losses
-    return partial(distilled_losses, config=config)
+    if config.distill:
+        return partial(distilled_losses, config=config)
+    return partial(exit_losses, smoothing=config.smoothing) if config.smoothing else exit_losses
 
 
 def exit_hits(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """Number of images that each exit classifies rightly (n,), int64."""
+    """Number of images that each exit classifies rightly (n,), int64; of a mixture, its larger part."""
+    if labels.ndim == 2:
+        labels = labels.argmax(dim=1)
     return (torch.stack(list(logits)).argmax(dim=2) == labels).sum(dim=1)
 
 
@@ -117,17 +122,24 @@ def exit_loss_weights(exit: int, coefficients: tuple[float, ...], aux: float) ->
 
 
 def decay_factor(round: int, rounds: int, optim: OptimConfig) -> float:
-    """The factor of both learning rates in ``round``: ``decay`` once for every milestone passed.
+    """The factor of both learning rates in ``round``, by ``optim.schedule`` and ``optim.warmup``.
+
+    steps: ``decay`` once for every milestone passed. cosine: ``(1 + cos(π t)) / 2`` (Loshchilov, Hutter,
+    ICLR 2017), t the share of the rounds after warm-up that are done. Warm-up is linear (Goyal et al., 2017).
 
     Raises ConfigError: the user's function ``optim.schedule`` fails, or returns no factor.
     """
-    if optim.schedule:
-        factor = call_own("optim.schedule", optim.schedule, round, rounds)
-        check("optim.schedule's factor", factor, NotNegative)
-        return float(factor)
+    warming = min(1.0, round / (optim.warmup + 1))
     done = round - 1 + 1e-9  # 0.55 * 100 is a little more than 55
-    passed = sum(done >= share * rounds for share in optim.milestones)
-    return float(optim.decay**passed)
+    if optim.schedule == "steps":
+        passed = sum(done >= share * rounds for share in optim.milestones)
+        return warming * float(optim.decay**passed)
+    if optim.schedule == "cosine":
+        share = max(0, round - 1 - optim.warmup) / max(1, rounds - optim.warmup)
+        return warming * (1 + math.cos(math.pi * share)) / 2
+    factor = call_own("optim.schedule", optim.schedule, round, rounds)
+    check("optim.schedule's factor", factor, NotNegative)
+    return warming * float(factor)
 
 
 class Tally:

@@ -132,6 +132,44 @@ class BoundNetwork:
         return as_tensor(vector).to(self.compute.device)
 
 
+class Average:
+    """An exponential moving average of a network: ``ā ← d ā + (1 − d) a``, beginning as the first ``a``.
+
+    ``d = max(0, 1 − 1 / (horizon · updates a round))``. Floating-point buffers are averaged alike, others are
+    the last network's. Polyak, Juditsky 1992; evaluated as in Tarvainen, Valpola, NeurIPS 2017.
+    """
+
+    def __init__(self, horizon: float, device: str = "cpu") -> None:
+        """``horizon``: in rounds; 0: nothing is averaged."""
+        self._horizon, self._device = horizon, device
+        self.tensors: dict[str, Tensor] = {}
+
+    def update(self, vector: Tensor, buffers: Mapping[str, Tensor], updates: float = 1) -> None:
+        """Take in a network's ``vector`` (P,) and ``buffers``; ``updates``: how many a round has."""
+        named = {"average": vector, **{f"average/{name}": tensor for name, tensor in buffers.items()}}
+        for name, new in named.items() if self._horizon else ():
+            mine = self.tensors.get(name)
+            if mine is None or not new.is_floating_point():
+                self.tensors[name] = new.clone()
+            else:
+                mine.lerp_(new, min(1.0, 1 / (self._horizon * updates)))
+
+    def arrays(self) -> Arrays:
+        """What must be stored of it."""
+        return {name: to_numpy(tensor) for name, tensor in self.tensors.items()}
+
+    def restore(self, arrays: Arrays) -> None:
+        """Take back what ``arrays`` gave, among others."""
+        mine = {name: as_tensor(array) for name, array in arrays.items() if name.startswith("average")}
+        self.tensors = {name: tensor.to(self._device, copy=True) for name, tensor in mine.items()}
+
+
+def averaged(arrays: Arrays, state: NetworkState) -> NetworkState:
+    """The average among a method's ``arrays``; ``state`` if there is none."""
+    buffers = {name: arrays.get(f"average/{name}", array) for name, array in state.buffers.items()}
+    return NetworkState(arrays.get("average", state.vector), buffers)
+
+
 def _kind(values: Tensor | np.ndarray) -> str:
     """The number format, by the same name for tensors and arrays."""
     return str(values.dtype).removeprefix("torch.")

@@ -29,6 +29,10 @@ class Slot:
     start: int
     stop: int
 
+    def matrix(self, vector: Tensor) -> Tensor:
+        """Its part of ``vector`` (P,) as a matrix (rows, the rest), which shares the memory."""
+        return vector[self.start : self.stop].view(self.shape[0], -1)
+
 
 class FlatSpace:
     """Bookkeeping between named parameter tensors and the flat vector of length ``size`` (P).
@@ -74,7 +78,7 @@ class Stretches:
     """Some tensors of a flat space as stretches of the flat vector; ``size``: their elements in all."""
 
     def __init__(self, space: FlatSpace, spans: Sequence[slice]) -> None:
-        self._whole = space.size
+        self._space = space
         self.spans = spans
         self.size = sum(span.stop - span.start for span in spans)
 
@@ -91,19 +95,29 @@ class Stretches:
                 spans.append(slice(slot.start, slot.stop))
         return cls(space, spans)
 
+    @property
+    def slots(self) -> list[Slot]:
+        """Its tensors."""
+        return [slot for slot in self._space.slots if any(s.start <= slot.start < s.stop for s in self.spans)]
+
+    def among(self, matrices: bool) -> Stretches:
+        """Those of its tensors that have two dimensions or more, as kernels, or those that have not."""
+        starts = {slot.start for slot in self.slots if (len(slot.shape) > 1) is matrices}
+        return Stretches.of(self._space, [slot.start in starts for slot in self._space.slots])
+
     def cut(self, vector: Tensor) -> list[Tensor]:
         """``vector`` (P,) as its stretches, which share its memory."""
         return [vector[span] for span in self.spans]
 
     def pack(self, vector: Tensor) -> Tensor:
         """The stretches of ``vector`` (P,) in one (``size``,), which is ``vector`` if that is all of it."""
-        return vector if self.size == self._whole else torch.cat(self.cut(vector))
+        return vector if self.size == self._space.size else torch.cat(self.cut(vector))
 
     def unpack(self, packed: Tensor) -> Tensor:
         """``packed`` (``size``,) as a vector (P,) that is 0 elsewhere."""
-        if self.size == self._whole:
+        if self.size == self._space.size:
             return packed
-        vector, start = packed.new_zeros(self._whole), 0
+        vector, start = packed.new_zeros(self._space.size), 0
         for part in self.cut(vector):
             part.copy_(packed[start : start + len(part)])
             start += len(part)

@@ -12,7 +12,7 @@ from runs import LOCAL, UNTRACKED
 
 import raygf
 from raygf.__main__ import as_flags
-from raygf.data.base import transform_batch
+from raygf.data.augment import Augmentation
 from raygf.errors import ConfigError
 from raygf.launch import train_job
 
@@ -83,10 +83,11 @@ def test_sgd_of_ones_own_does_what_raygfs_does():
 
 def test_a_transform_is_seeded_by_its_key_and_checked():
     images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
-    first, again, other = (transform_batch("mine:darker", images, (0, "exit", 1, n, 0)) for n in (0, 0, 1))
+    darker = Augmentation(transform="mine:darker")
+    first, again, other = (darker.batch(images, 0, "exit", 1, n, 0) for n in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
     with pytest.raises(ConfigError, match=r"must return a batch uint8 \(4, 1, 8, 8\)"):
-        transform_batch("torch:squeeze", images, (0,))
+        Augmentation(transform="torch:squeeze").batch(images, 0)
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,32 @@ def test_every_number_has_an_upper_end(section, name):
     assert "at most " in text and len(text) < 250
 
 
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (
+            lambda: OptimConfig(optimizer="adam"),
+            "optim.optimizer = 'adam': must be one of sgd, adamw, muon, or ",
+        ),
+        (
+            lambda: OptimConfig(optimizer="adamw", carry_momentum=True),
+            "must be False with optim.optimizer = adamw",
+        ),
+        (lambda: OptimConfig(optimizer="muon", momentum=1), "optim.momentum = 1: must be below 1 with"),
+        (
+            lambda: OptimConfig(optimizer="mine:own", decay_norms=False),
+            "optim.decay_norms = False: must be True",
+        ),
+        (lambda: LossConfig(criterion="mine:own", smoothing=0.1), "loss.smoothing = 0.1: must be 0 with"),
+        (lambda: RunConfig(rounds=5, optim=OptimConfig(warmup=5)), "must be less than rounds = 5"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(make, says):
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_ends_of_ranges_are_allowed():
     OptimConfig(momentum=0, weight_decay=0, milestones=(0, 1), decay=1)
     FusionConfig(lr=0, ema=0)
@@ -130,8 +156,10 @@ OTHERS = {  # what a field allows beyond what its type says
     "data.crop": st.integers(4, 64),
     "loss.aux_exits": st.just("all"),
     "loss.criterion": st.just(""),
-    "optim.optimizer": st.just(""),
-    "optim.schedule": st.just("") | NAMES,
+    "optim.optimizer": st.just("sgd"),
+    "optim.schedule": st.sampled_from(["steps", "cosine", "mine:factor"]),
+    "optim.warmup": st.just(0),
+    "loss.smoothing": st.just(0.0) | st.floats(1e-4, 1),
     "data.transform": st.just("") | NAMES,
     "data.resize": st.integers(64, 999),
     "resources.gpus_per_exit": st.none() | st.sampled_from([0.0, 0.25, 1.0, 2.0]),

@@ -15,7 +15,7 @@ from raygf.models.build import build_model
 from raygf.models.sdn import MobileNetSDN
 from raygf.models.weights import load_weights, read_weights
 from raygf.training.network import BoundNetwork
-from raygf.training.sgd import FlatSGD, train_epoch
+from raygf.training.sgd import FlatOptimizer, train_epoch
 
 IMAGES = torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
@@ -72,7 +72,7 @@ def test_only_the_exits_of_a_frozen_backbone_learn():
     bound = BoundNetwork(network, CPU)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     assert all(name.startswith("heads.") for name in bound.space.names)
-    optimizer = FlatSGD(bound, OptimConfig(weight_decay=0), 0.1, None)
+    optimizer = FlatOptimizer(bound, OptimConfig(weight_decay=0), 0.1, None)
     train_epoch(bound, optimizer, [(IMAGES, LABELS)], lambda losses: sum(losses).backward(), where="here")
     changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == set(bound.space.names)

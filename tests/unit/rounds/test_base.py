@@ -19,7 +19,7 @@ ROUNDS = 5
 
 def config(path, method="metagf", carry=False, **changes):
     base = run_config(path=str(path), method=method, rounds=ROUNDS, on_divergence="skip-round")
-    optim = OptimConfig(carry_momentum=carry)
+    optim = OptimConfig(carry_momentum=carry, ema=1.5)
     return replace(base, data=replace(base.data, val=8), optim=optim, **changes)
 
 

@@ -111,6 +111,40 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path, undisturbed, method,
     assert end == half or stop < ROUNDS  # a finished run does nothing and says the same
 
 
+@pytest.mark.parametrize(
+    ("method", "optim"),
+    [("sgd", OptimConfig(0.01, optimizer="adamw", ema=1.5)), ("metagf", OptimConfig(ema=2.0))],
+)
+def test_the_average_is_evaluated_and_handed_on_and_training_goes_on_without_it(tmp_path, method, optim):
+    plain = drive(config(tmp_path / "a", method, optim=replace(optim, ema=0.0)))[2]
+    run = config(tmp_path / "b", method, optim=optim)
+    whole = drive(run)[2]
+    part = config(tmp_path / "c", method, optim=optim)
+    drive(replace(part, stop_after=1))
+    _, records, end = drive(resumed(part))
+    stored = load_checkpoint(end.checkpoint)
+    assert end.weights_sha256 == whole.weights_sha256 == stored.evaluated.sha256()
+    assert stored.network.sha256() == plain.weights_sha256 != end.weights_sha256
+    bound, batches = bind(), dataset().open(bind().compute, 4, 5)
+    bound.load(stored.evaluated)
+    assert end.test == evaluate(bound, batches.evaluate("test"))
+    assert records[-1].val == evaluate(bound, batches.evaluate("val"))
+    for path in (end.checkpoint, f"{tmp_path}/c/run/model.safetensors"):
+        network = build_model(replace(run.model, weights=path), dataset().spec, seed=7)
+        assert BoundNetwork(network, bound.compute).state().sha256() == end.weights_sha256
+
+
+@pytest.mark.parametrize("method", ["sgd", "pcgrad", "metagf"])
+def test_mixed_images_go_with_every_kind_of_method_with_shares_and_with_distillation(tmp_path, method):
+    def trained(name, **changes):
+        run = config(tmp_path / name, method, loss=LossConfig(distill=True, smoothing=0.1), **changes)
+        resources = replace(run.resources, replicas=(2,))
+        data = replace(run.data, mixup=0.3, cutmix=1.0)
+        return drive(replace(run, data=data, resources=resources, fusion=FusionConfig(shards=2)))[2]
+
+    assert trained("a").weights_sha256 == trained("b").weights_sha256 != trained("c", seed=1).weights_sha256
+
+
 @pytest.mark.parametrize("path", ["run", "run/round-000003.npz", "run/model.safetensors"])
 def test_another_run_starts_from_the_weights_of_a_run(tmp_path, path):
     run = config(tmp_path, "sgd")

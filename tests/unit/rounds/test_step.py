@@ -78,6 +78,21 @@ def test_arrays_and_restore_continue_the_run():
     assert make().run(middle, 2).state.sha256() != expected
 
 
+def test_the_average_takes_in_every_step_and_its_buffers():
+    """Five steps a round and a horizon of two steps: d = 1/2."""
+    network, average = seeded(three_exits), None
+    sgd = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=1e-3)
+    for batch in DATA.open(CPU, 4, 5).train(0, "step", 1):
+        torch_epoch(network, [batch], sgd)
+        now = torch.cat([vector_of(network), network.stages[1][1].running_mean])
+        average = now if average is None else (average + now) / 2
+    step = make(optim=OptimConfig(weight_decay=1e-3, ema=0.4))
+    found = step.evaluated(step.run(STATE, 1).state)
+    mean = found.buffers["stages.1.1.running_mean"]
+    assert_close(torch.from_numpy(np.concatenate([found.vector, mean])), average)
+    assert found.buffers["stages.1.1.num_batches_tracked"] == 5
+
+
 def test_without_momentum_there_is_nothing_to_store():
     step = make(optim=OptimConfig(momentum=0.0))
     assert step.arrays() == {}

@@ -66,6 +66,20 @@ def test_distilled_losses_by_hand():
     assert shallow.grad.any() and deep.grad is None  # the teacher learns nothing from it
 
 
+def test_smoothed_and_mixed_labels_by_hand():
+    """Of four classes the right one has 1 − 0.2 + 0.2/4 of the probability, each other one 0.2/4."""
+    logits, labels = torch.randn(2, 4), torch.tensor([1, 3])
+    target = torch.full((2, 4), 0.05)
+    target[[0, 1], labels] = 0.85
+    expected = -(target * logits.log_softmax(1)).sum(1).mean()
+    assert_close(make_losses(LossConfig(smoothing=0.2))([logits], labels), [expected])
+    assert_close(exit_losses([logits], target), [expected])
+    student = make_losses(LossConfig(smoothing=0.2, distill=True, gamma=0.0))([logits, logits], labels)
+    assert_close(student, [expected] * 2)
+    mixture = torch.tensor([[0.6, 0.4, 0, 0], [0, 0.3, 0, 0.7]])
+    assert exit_hits([torch.eye(4)[:2]], mixture).tolist() == [1]  # 0 is right, 1 is not 3
+
+
 def test_the_configuration_chooses_the_losses():
     logits = [torch.randn(5, 4) for _ in range(3)]
     plain = exit_losses(logits, LABELS)
@@ -91,6 +105,16 @@ def test_rates_decay_at_the_first_round_that_starts_after_a_milestone(rounds):
     factors = [decay_factor(round, rounds, OptimConfig()) for round in range(1, rounds + 1)]
     assert factors[: math.ceil(rounds / 2)] == [1.0] * math.ceil(rounds / 2)
     assert factors[-1] == pytest.approx(0.01)
+
+
+def test_cosine_and_warm_up_by_hand():
+    """Two rounds of warm-up, then a quarter, a half and three quarters of half a turn."""
+    cosine = OptimConfig(schedule="cosine", warmup=2)
+    expected = [1 / 3, 2 / 3, 1.0, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2]
+    assert [decay_factor(round, 6, cosine) for round in range(1, 7)] == pytest.approx(expected)
+    assert [decay_factor(round, 2, OptimConfig(schedule="cosine")) for round in (1, 2)] == [1.0, 0.5]
+    steps = OptimConfig(warmup=1, milestones=(0.5,))
+    assert [decay_factor(round, 4, steps) for round in range(1, 5)] == pytest.approx([0.5, 1, 0.1, 0.1])
 
 
 @given(st.integers(1, 100), st.integers(1, 7))
