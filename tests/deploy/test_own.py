@@ -71,16 +71,6 @@ def test_functions_change_what_they_are_for():
     assert run.history[0]["train"] != run.history[1]["train"]
 
 
-def test_sgd_of_ones_own_does_what_raygfs_does():
-    own = small(optimizer=lambda tensors, lr: torch.optim.SGD(tensors, lr), schedule=lambda *_: 1.0)
-    plain = small(momentum=0.0, weight_decay=0.0, schedule=lambda *_: 1.0)
-    assert own.accuracies == pytest.approx(plain.accuracies, abs=0.02)
-    with pytest.raises(
-        ConfigError, match=r"optim\.carry_momentum = True: must be False with optim\.optimizer"
-    ):
-        small(optimizer=torch.optim.Adam, carry_momentum=True)
-
-
 def test_a_transform_is_seeded_by_its_key_and_checked():
     images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
     darker = Augmentation(transform="mine:darker")

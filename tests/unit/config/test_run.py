@@ -96,29 +96,19 @@ def test_every_number_has_an_upper_end(section, name):
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("cls", "fields", "says"),
     [
-        (
-            lambda: OptimConfig(optimizer="adam"),
-            "optim.optimizer = 'adam': must be one of sgd, adamw, muon, or ",
-        ),
-        (
-            lambda: OptimConfig(optimizer="adamw", carry_momentum=True),
-            "must be False with optim.optimizer = adamw",
-        ),
-        (lambda: OptimConfig(optimizer="muon", momentum=1), "optim.momentum = 1: must be below 1 with"),
-        (
-            lambda: OptimConfig(optimizer="mine:own", decay_norms=False),
-            "optim.decay_norms = False: must be True",
-        ),
-        (lambda: LossConfig(criterion="mine:own", smoothing=0.1), "loss.smoothing = 0.1: must be 0 with"),
-        (lambda: RunConfig(rounds=5, optim=OptimConfig(warmup=5)), "must be less than rounds = 5"),
+        (OptimConfig, {"optimizer": "adam"}, "optim.optimizer = 'adam': must be one of sgd, adamw, muon, or"),
+        (OptimConfig, {"optimizer": "adamw", "carry_momentum": True}, "False with optim.optimizer = adamw"),
+        (OptimConfig, {"optimizer": "muon", "momentum": 1}, "optim.momentum = 1: must be below 1 with"),
+        (OptimConfig, {"optimizer": "m:o", "decay_norms": False}, "optim.decay_norms = False: must be True"),
+        (LossConfig, {"criterion": "m:own", "smoothing": 0.1}, "loss.smoothing = 0.1: must be 0 with"),
+        (RunConfig, {"rounds": 5, "optim": OptimConfig(warmup=5)}, "must be less than rounds = 5"),
     ],
 )
-def test_what_does_not_go_together_is_refused(make, says):
-    with pytest.raises(ConfigError) as caught:
-        make()
-    assert says in str(caught.value) and "\n" not in str(caught.value)
+def test_what_does_not_go_together_is_refused(cls, fields, says):
+    with pytest.raises(ConfigError, match=says):
+        cls(**fields)
 
 
 def test_ends_of_ranges_are_allowed():

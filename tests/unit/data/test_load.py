@@ -22,7 +22,7 @@ from raygf.config.run import DataConfig
 from raygf.data.base import InputSpec, channel_statistics
 from raygf.data.in_memory import ImageSet
 from raygf.data.load import load_data
-from raygf.errors import DataError
+from raygf.errors import DataError, Named
 
 layouts = pytest.mark.parametrize("source", sorted(WRITE))
 PIXELS = random_pixels(7)
@@ -149,6 +149,9 @@ def test_sizes_that_do_not_fit_the_set(tmp_path):
         load(pad=8)
     with refused("data.image_size = 32: not for shards; set --data.crop, --data.resize"):
         load_streamed(write_shards(tmp_path), image_size=32)
+    odd = Named("mine:odd", lambda config: ([(np.zeros((6, 6, 2), np.uint8), 0)] * 9,) * 2)
+    with refused("data.augment = 'randaugment': for images of 1 or 3 channels, not 2"):
+        load_data(DataConfig(odd, augment="randaugment"), 0)
 
 
 @layouts

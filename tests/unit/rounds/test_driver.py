@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import tiny_network
 import torch
-from tiny_network import bind, dataset, run_config
+from tiny_network import CPU, bind, dataset, run_config
 
 from raygf.cli import parse
 from raygf.compute import resolve_compute
@@ -92,12 +92,6 @@ def test_every_method_learns_and_equal_runs_give_equal_bits(tmp_path, method, ba
     assert one.weights_sha256 == two.weights_sha256
 
 
-@pytest.mark.parametrize("method", ["metagf", "sgd"])
-def test_another_seed_gives_another_network(tmp_path, method):
-    hashes = {drive(config(tmp_path / f"{seed}", method, seed=seed))[2].weights_sha256 for seed in (0, 1)}
-    assert len(hashes) == 2
-
-
 @pytest.mark.parametrize(("method", "carry"), [("metagf", False), ("metagf", True), ("sgd", False)])
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path, undisturbed, method, carry, stop):
@@ -111,38 +105,32 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path, undisturbed, method,
     assert end == half or stop < ROUNDS  # a finished run does nothing and says the same
 
 
-@pytest.mark.parametrize(
-    ("method", "optim"),
-    [("sgd", OptimConfig(0.01, optimizer="adamw", ema=1.5)), ("metagf", OptimConfig(ema=2.0))],
-)
-def test_the_average_is_evaluated_and_handed_on_and_training_goes_on_without_it(tmp_path, method, optim):
-    plain = drive(config(tmp_path / "a", method, optim=replace(optim, ema=0.0)))[2]
-    run = config(tmp_path / "b", method, optim=optim)
-    whole = drive(run)[2]
-    part = config(tmp_path / "c", method, optim=optim)
-    drive(replace(part, stop_after=1))
-    _, records, end = drive(resumed(part))
-    stored = load_checkpoint(end.checkpoint)
-    assert end.weights_sha256 == whole.weights_sha256 == stored.evaluated.sha256()
-    assert stored.network.sha256() == plain.weights_sha256 != end.weights_sha256
-    bound, batches = bind(), dataset().open(bind().compute, 4, 5)
+@pytest.mark.parametrize(("method", "optimizer"), [("sgd", "adamw"), ("metagf", "sgd")])
+def test_the_average_is_evaluated_and_handed_on_and_training_goes_on_without_it(tmp_path, method, optimizer):
+    optim = OptimConfig(0.01, optimizer=optimizer, ema=1.5)
+    run = config(tmp_path / "a", method, optim=optim)
+    drive(replace(run, stop_after=1))
+    _, records, end = drive(resumed(run))
+    stored, (bound, batches) = load_checkpoint(end.checkpoint), (bind(), dataset().open(CPU, 4, 5))
+    assert end.weights_sha256 == stored.evaluated.sha256() != stored.network.sha256()
+    assert end.weights_sha256 == drive(storage(run, path=str(tmp_path / "b")))[2].weights_sha256
+    without = config(tmp_path / "c", method, optim=replace(optim, ema=0.0))
+    assert drive(without)[2].weights_sha256 == stored.network.sha256()
     bound.load(stored.evaluated)
     assert end.test == evaluate(bound, batches.evaluate("test"))
     assert records[-1].val == evaluate(bound, batches.evaluate("val"))
-    for path in (end.checkpoint, f"{tmp_path}/c/run/model.safetensors"):
+    for path in (end.checkpoint, f"{tmp_path}/a/run/model.safetensors"):
         network = build_model(replace(run.model, weights=path), dataset().spec, seed=7)
-        assert BoundNetwork(network, bound.compute).state().sha256() == end.weights_sha256
+        assert BoundNetwork(network, CPU).state().sha256() == end.weights_sha256
 
 
 @pytest.mark.parametrize("method", ["sgd", "pcgrad", "metagf"])
 def test_mixed_images_go_with_every_kind_of_method_with_shares_and_with_distillation(tmp_path, method):
-    def trained(name, **changes):
-        run = config(tmp_path / name, method, loss=LossConfig(distill=True, smoothing=0.1), **changes)
-        resources = replace(run.resources, replicas=(2,))
-        data = replace(run.data, mixup=0.3, cutmix=1.0)
-        return drive(replace(run, data=data, resources=resources, fusion=FusionConfig(shards=2)))[2]
-
-    assert trained("a").weights_sha256 == trained("b").weights_sha256 != trained("c", seed=1).weights_sha256
+    run = config(tmp_path / "a", method, stop_after=1, loss=LossConfig(distill=True, smoothing=0.1))
+    run = replace(run, resources=replace(run.resources, replicas=(2,)), fusion=FusionConfig(shards=2))
+    run = replace(run, data=replace(run.data, mixup=0.3, cutmix=1.0))
+    again = storage(run, path=str(tmp_path / "b"))
+    assert drive(run)[2].weights_sha256 == drive(again)[2].weights_sha256
 
 
 @pytest.mark.parametrize("path", ["run", "run/round-000003.npz", "run/model.safetensors"])

@@ -1,6 +1,7 @@
 import copy
 
 import numpy as np
+import pytest
 import torch
 from tiny_network import (
     CPU,
@@ -17,6 +18,7 @@ from torch.testing import assert_close
 
 from raygf.config.run import LossConfig, OptimConfig
 from raygf.rounds.step import StepRound
+from raygf.training.network import Average, NetworkState, averaged
 
 DATA = dataset()
 STATE = bind().state()
@@ -93,9 +95,11 @@ def test_the_average_takes_in_every_step_and_its_buffers():
     assert found.buffers["stages.1.1.num_batches_tracked"] == 5
 
 
-def test_without_momentum_there_is_nothing_to_store():
-    step = make(optim=OptimConfig(momentum=0.0))
-    assert step.arrays() == {}
-    step.run(STATE, 1)
-    assert step.arrays() == {}
-    step.restore({})
+@pytest.mark.parametrize(("horizon", "value"), [(2.0, 5.25), (0.1, 0.0)])
+def test_an_average_by_hand(horizon, value):
+    """Of 8, 4, 0 with two updates a round: d = 3/4 gives 8, 7, 5.25; less than one update the last."""
+    average = Average(horizon)
+    for count, number in enumerate((8.0, 4.0, 0.0)):
+        average.update(torch.tensor([number]), {"n": torch.tensor(count)}, updates=2)
+    found = averaged(average.arrays(), NetworkState(np.zeros(1), {"n": np.array(2)}))
+    assert (found.vector, found.buffers["n"]) == (value, 2)

@@ -74,10 +74,9 @@ def test_smoothed_and_mixed_labels_by_hand():
     expected = -(target * logits.log_softmax(1)).sum(1).mean()
     assert_close(make_losses(LossConfig(smoothing=0.2))([logits], labels), [expected])
     assert_close(exit_losses([logits], target), [expected])
-    student = make_losses(LossConfig(smoothing=0.2, distill=True, gamma=0.0))([logits, logits], labels)
-    assert_close(student, [expected] * 2)
-    mixture = torch.tensor([[0.6, 0.4, 0, 0], [0, 0.3, 0, 0.7]])
-    assert exit_hits([torch.eye(4)[:2]], mixture).tolist() == [1]  # 0 is right, 1 is not 3
+    distilled = make_losses(LossConfig(smoothing=0.2, distill=True, gamma=0.0))
+    assert_close(distilled([logits, logits], labels), [expected] * 2)
+    assert exit_hits([torch.eye(4)[:2]], torch.tensor([[0.6, 0.4, 0, 0], [0, 0.3, 0, 0.7]])).tolist() == [1]
 
 
 def test_the_configuration_chooses_the_losses():

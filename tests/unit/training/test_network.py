@@ -13,15 +13,7 @@ from torch.testing import assert_close
 
 from raygf.errors import CheckpointError
 from raygf.training.losses import exit_losses
-from raygf.training.network import (
-    Average,
-    BoundNetwork,
-    NetworkState,
-    as_tensor,
-    averaged,
-    not_finite,
-    to_numpy,
-)
+from raygf.training.network import BoundNetwork, NetworkState, as_tensor, not_finite, to_numpy
 
 SHAPES = st.lists(array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4), min_size=1, max_size=6)
 
@@ -57,26 +49,6 @@ def test_binding_leaves_the_network_as_it_was():
     images = random_batches(1)[0][0]
     assert all(torch.equal(a, b) for a, b in zip(plain(images), bound.network(images), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(plain(images), bound.forward(images), strict=True))
-
-
-def test_an_average_by_hand():
-    """Horizon 2, two updates a round: d = 3/4. Counters are the last ones; so is all below one update."""
-    seen = [(torch.tensor([value, 0.0]), {"mean": torch.tensor(value), "n": torch.tensor(i)})
-            for i, value in enumerate((8.0, 4.0, 0.0))]  # fmt: skip
-    average, short = Average(2.0), Average(0.1)
-    for vector, buffers in seen:
-        average.update(vector, buffers, updates=2)
-        short.update(vector, buffers, updates=2)
-    outcome = NetworkState(np.zeros(2, np.float32), {"mean": np.array(0.0), "n": np.array(2)})
-    found = averaged(average.arrays(), outcome)
-    assert found.vector.tolist() == [5.25, 0.0]  # 8, 7, 5.25
-    assert (found.buffers["mean"], found.buffers["n"]) == (5.25, 2)
-    assert averaged(short.arrays(), outcome).vector.tolist() == [0.0, 0.0]
-    again = Average(2.0)
-    again.restore({"eta": np.ones(3), **average.arrays()})
-    again.update(*seen[0], updates=2)
-    assert averaged(again.arrays(), outcome).vector[0] == 0.75 * 5.25 + 2
-    assert average.arrays()["average"][0] == 5.25 and Average(0.0).arrays() == {}
 
 
 def test_buffers_are_exchanged_and_put_back():
