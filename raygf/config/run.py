@@ -180,7 +180,7 @@ class OptimConfig(Section, name="optim"):
     """What the network's weights are trained with."""
 
     lr: Positive = 0.1
-    """Learning rate at the start; after warm-up, if there is any."""
+    """Learning rate at the start."""
     momentum: Share = 0.9
     """Momentum; AdamW's β1."""
     weight_decay: NotNegative = 1e-4
