@@ -232,10 +232,7 @@ def stages_and_heads(network: nn.Module) -> tuple[nn.ModuleList, nn.ModuleList]:
 
 
 def keep_rows(state: Any, stays: Tensor, undecided: Tensor) -> tuple[Any, Tensor]:
-    """State and numbers of the images that stay; ``state`` and ``undecided`` are used up.
-
-    The images that stay are moved together at the front, in place: only as many are copied as have left, and
-    nothing is allocated. So their order changes, and the numbers with it.
+    """State and numbers of the images that stay, in their order.
 
     Args:
         state: Tensors with a row per image, in tuples, lists or dicts.
@@ -244,11 +241,8 @@ def keep_rows(state: Any, stays: Tensor, undecided: Tensor) -> tuple[Any, Tensor
 
     Raises ConfigError: there is something in the state that does not have a row per image.
     """
-    count = int(stays.sum())
-    holes = (~stays[:count]).nonzero().squeeze(1)
-    movers = count + stays[count:].nonzero().squeeze(1)
 
-    def compact(rows: Any) -> Tensor:
+    def kept(rows: Any) -> Tensor:
         if not isinstance(rows, Tensor) or not rows.dim() or len(rows) != len(stays):
             what = f"a tensor {tuple(rows.shape)}" if isinstance(rows, Tensor) else f"a {type(rows).__name__}"
             raise ConfigError(
@@ -256,11 +250,7 @@ def keep_rows(state: Any, stays: Tensor, undecided: Tensor) -> tuple[Any, Tensor
                 "allowed are tensors with a row per image, in tuples, lists or dicts"
             )
         channels_last = rows.dim() == 4 and rows.is_contiguous(memory_format=torch.channels_last)
-        if not rows.is_contiguous() and not channels_last:  # rows may share memory, as expanded ones do
-            rows = rows.clone()
-        if len(holes):
-            rows[holes] = rows[movers]
-        kept: Tensor = rows[:count]
-        return kept
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        return rows[stays].contiguous(memory_format=layout)
 
-    return pytree.tree_map(compact, state), compact(undecided)
+    return pytree.tree_map(kept, state), undecided[stays]

@@ -4,7 +4,6 @@ Spaces are found by name: files in ``tune_spaces``, a file anywhere, or a functi
 a random or grid search are drawn before the first one starts.
 """
 
-import ast
 import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -243,9 +242,11 @@ def known_spaces() -> dict[str, Path]:
 
 def describe_spaces() -> str:
     """One line for each known space: its name and the first line of its file's text."""
-    names = known_spaces()
-    width = max(map(len, names), default=0)
-    return "\n".join(f"  {name:<{width}}  {_first_line(file)}" for name, file in names.items())
+    files = known_spaces()
+    width = max(map(len, files), default=0)
+    first = (file.read_text(errors="replace").partition("\n")[0] for file in files.values())
+    lines = zip(files, first, strict=True)
+    return "\n".join(f"  {name:<{width}}  {line.strip(chr(34))}" for name, line in lines)
 
 
 def load_space(name: str, run: RunConfig) -> Space:
@@ -281,15 +282,6 @@ def _function(name: str) -> Callable[[RunConfig], Space]:
     if not callable(function):
         raise ConfigError(f"space = {name!r}: {file.name} must have a function {file.stem}(run)")
     return function  # type: ignore[no-any-return]
-
-
-def _first_line(file: Path) -> str:
-    """The file's description, read without running it."""
-    try:
-        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
-    except (OSError, SyntaxError, ValueError) as error:
-        return f"(can't be read: {type(error).__name__})"
-    return (text or "(has no description)").splitlines()[0]
 
 
 def settings_of_methods(run: RunConfig) -> list[Values]:

@@ -186,12 +186,9 @@ def test_spaces_are_found_here_before_the_shipped_ones_in_files_and_in_modules(h
 
 def test_listing_does_not_run_the_files(here):
     (here / "tune_spaces" / "a.py").write_text('"""Fails when run."""\nraise SystemExit(9)\n')
-    (here / "tune_spaces" / "b.py").write_text("x = 1\n")
-    (here / "tune_spaces" / "c.py").write_text("not python at all")
     lines = dict(line.split(None, 1) for line in describe_spaces().splitlines())
     assert lines.keys() == known_spaces().keys()
-    texts = ["Fails when run.", "(has no description)", "(can't be read: SyntaxError)"]
-    assert [lines[name] for name in "abc"] == texts
+    assert lines["a"] == "Fails when run."
 
 
 @pytest.mark.parametrize(
