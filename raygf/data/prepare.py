@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import os
@@ -91,11 +90,11 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     digests = [digest_of(np.array(source.class_names)), *(part.digest for part in parts.values())]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with _claimed(out, config, digests):
-            place = data if data.is_dir() else out / "unfinished"
-            place.mkdir(exist_ok=True)
-            left_out = _write(shards, place, source.class_names, config)
-            place.rename(data)
+        _claim(out, config, digests)
+        place = data if data.is_dir() else out / "unfinished"
+        place.mkdir(exist_ok=True)
+        left_out = _write(shards, place, source.class_names, config)
+        place.rename(data)
     except (OSError, pa.ArrowException) as error:
         cause = one_line(error, kind=False)
         raise StorageError(f"{out}: can't be written ({cause}); finished shards are kept") from error
@@ -106,28 +105,16 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     return {"folder": str(out), "images": images, "left_out": left_out, "seconds": seconds}
 
 
-@contextmanager
-def _claimed(out: Path, config: PrepareConfig, digests: list[str]) -> Iterator[None]:
-    """Inside, no other process prepares images in ``out``, where a file names the settings.
-
-    Raises DataError: one does, or ``out`` was begun with other settings or images, or is not empty.
-    """
+def _claim(out: Path, config: PrepareConfig, digests: list[str]) -> None:
+    """Have a file in ``out`` name the settings; DataError if it was begun with others, or is not empty."""
     settings = {name: getattr(config, name) for name in ("short_side", "quality", "shard_images")}
     text, path = json.dumps({**settings, "digests": digests}), out / "prepare.json"
     if not path.exists() and any(out.iterdir()):
         raise DataError(f"{out}: is not empty, and not of this job; choose another --out")
-    with path.open("a+", errors="replace") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{out}: another process is preparing images there") from None
-        file.seek(0)
-        begun = file.read()
-        if begun not in ("", text):
-            raise DataError(f"{out}: was begun with {begun}, not {text}; give the same, or another --out")
-        file.write(text[len(begun) :])
-        file.flush()
-        yield
+    begun = path.read_text(errors="replace") if path.exists() else ""
+    if begun not in ("", text):
+        raise DataError(f"{out}: was begun with {begun}, not {text}; give the same, or another --out")
+    path.write_text(text)
 
 
 def plan(parts: Mapping[str, Part], images: int) -> dict[str, Part]:

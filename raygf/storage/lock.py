@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass
 
 import psutil
 
-from raygf.errors import RunFailed, StorageError, without_password
+from raygf.config.fields import from_dict
+from raygf.errors import ConfigError, RunFailed, StorageError, without_password
 from raygf.storage.folder import RunFolder, brief
 
 NAME = "lock.json"
@@ -92,10 +93,8 @@ class Held:
 def read_lock(folder: RunFolder) -> Held | None:
     """Who holds ``folder``; None if there is no file, or one that can't be understood."""
     try:
-        values = json.loads(folder.read(NAME))
-        owner = Owner(values["owner"]["token"], Process(**values["owner"]["job"]))
-        return Held(values["id"], owner, Process(**values["driver"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return from_dict(Held, json.loads(folder.read(NAME)))
+    except (FileNotFoundError, ValueError, AttributeError, TypeError, ConfigError):
         return None
 
 

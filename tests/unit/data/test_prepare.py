@@ -130,12 +130,6 @@ def test_what_a_user_may_do_wrong_is_one_line_and_exit_code_2(tmp_path, capsys, 
         assert main(prepare_job, flags.split()) == 2
         error = capsys.readouterr().err
         assert text in error and error.count("\n") == 1
-    (tmp_path / "held").mkdir()
-    with (
-        module._claimed(tmp_path / "held", PrepareConfig("set", "held"), []),
-        refused("another process is preparing images there"),
-    ):
-        run("set", "held")
 
 
 def test_ctrl_c_ends_at_once_keeps_finished_shards_and_names_the_command(tmp_path, monkeypatch, capsys):
