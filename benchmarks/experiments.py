@@ -31,7 +31,7 @@ from raygf.config.run import (
 )
 from raygf.data.base import InputSpec
 from raygf.methods.base import JointSGD
-from raygf.methods.registry import is_step_method, operations_per_round
+from raygf.methods.registry import is_step_method, training_operations
 from raygf.models.build import build_model
 from raygf.models.costs import measure_costs
 
@@ -187,8 +187,8 @@ def costs(network: str) -> tuple[int, ...]:
 def round_cost(experiment: Experiment) -> float:
     """Training passes of one round."""
     forward = costs(experiment.network)
-    spent = operations_per_round(experiment.config("", "runs"), forward, experiment.images)
-    return spent / JointSGD.operations(forward)
+    spent = training_operations(experiment.config("", "runs"), forward, {"train": experiment.images})
+    return spent / (experiment.images * JointSGD.operations(forward))
 
 
 def round_steps(experiment: Experiment) -> int:

@@ -26,7 +26,7 @@ from fault_plan import Fault, parse
 
 from raygf.compute import Compute
 from raygf.config.run import RunConfig
-from raygf.data.base import Batch, BatchSource, Dataset, SplitName
+from raygf.data.base import ALL, Batch, BatchSource, Dataset, Portion, SplitName
 from raygf.on_ray.driver import Parts
 from raygf.storage.folder import RunFolder
 from raygf.training.exit_trainer import ExitTrainer, ExitUpdate
@@ -167,16 +167,20 @@ class FaultyBatches:
         """See ``BatchSource``."""
         return self.inner.dataset
 
-    def train(self, seed: int, *key: str | int, images: int | None = None) -> Iterator[Batch]:
+    def train(self, seed: int, *key: str | int, part: Portion = ALL) -> Iterator[Batch]:
         """See ``BatchSource``; ``key`` is ("exit", round, exit), the exit from 0, or ("fuse", round)."""
         target = {"exit": "exit", "fuse": "share"}[str(key[0])]
         like = {"target": target, "round": key[1], "exit": int(key[2]) + 1 if key[2:] else 0}
-        for step, (pixels, labels) in enumerate(self.inner.train(seed, *key, images=images), start=1):
+        for step, (pixels, labels) in enumerate(self.inner.train(seed, *key, part=part), start=1):
             fault = self.faults.due(**like, step=step)
             if fault is not None:
                 suffer(fault.verb)
             bad = fault is not None and fault.verb == "nan"
             yield (pixels * float("nan") if bad else pixels), labels
+
+    def steps(self, split: SplitName) -> int:
+        """See ``BatchSource``."""
+        return self.inner.steps(split)
 
     def evaluate(self, split: SplitName) -> Iterator[Batch]:
         """See ``BatchSource``."""

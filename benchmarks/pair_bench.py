@@ -29,7 +29,13 @@ ROUNDS = 2
 KD = "+kd"
 """After a method's name: with distillation."""
 NETWORKS = (*model_names(), "torchvision:resnet18@0.3,0.6")
-METHODS = (*method_names(), *(name + KD for name in ("metagf", "delta-mean", "sgd", "cagrad")))
+OUTER = "+outer"
+"""With an outer step, and free weights that are fitted to the outputs' entropy."""
+METHODS = (
+    *method_names(),
+    *(name + KD for name in ("metagf", "delta-mean", "sgd", "cagrad")),
+    f"metagf{OUTER}",
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,10 @@ class Bench:
         return tuple(losses)
 
     def _method(self, method: str) -> RoundMethod:
-        config = self._config(method.removesuffix(KD), method.endswith(KD))
+        config = self._config(method.removesuffix(KD).removesuffix(OUTER), method.endswith(KD))
+        if method.endswith(OUTER):
+            more = replace(config.fusion, outer="nesterov", normalise="free", objective="entropy")
+            config = replace(config, fusion=more)
         if is_step_method(config.method):
             return StepRound(config, self._bound, self._batches, self._owned)
         executor = self._executor(config)

@@ -32,8 +32,8 @@ class FusionReport:
     ``weights`` (n, T): mean fusion weight of each exit in each tensor, NaN where the exit does not own it.
     ``mean_weight`` (n,): each exit's mean over the tensors that it shares with others.
     ``cosine`` (n, n): between the exits' deltas, over what both own. ``delta_norm`` (n,): L2 norms.
-    ``loss``: mean of ``F = Σ_i c_i CE_i`` over the fusion pass; ``accuracy`` (n,): of the fused network in
-    it, 0–1.
+    ``loss``: mean of ``F = Σ_i c_i CE_i``, or of what ``fusion.objective`` has in its place, over the fusion
+    pass; ``accuracy`` (n,): of the fused network in it, 0–1.
     ``tensor_cosine`` (T,): mean cosine of all pairs of exits, NaN where fewer than two own the tensor.
     ``conflict_before``: share (0–1) of negative cosines over pairs and tensors that both own.
     ``conflict_after``: share (0–1) of (exit, shared tensor) whose delta has a negative cosine with the fused

@@ -2,7 +2,7 @@
 
 from ray import tune
 
-from raygf.config.run import BATCHNORM, NORMALISATIONS, SEGMENTS, RunConfig
+from raygf.config.run import BATCHNORM, SEGMENTS, RunConfig
 from raygf.sweeps import Space, require_learned_fusion
 
 
@@ -12,7 +12,7 @@ def fusion(run: RunConfig) -> Space:
     return Space(
         {
             "fusion.segments": tune.choice(SEGMENTS),
-            "fusion.normalise": tune.choice(NORMALISATIONS),
+            "fusion.normalise": tune.choice(["softmax", "sigmoid"]),
             "fusion.batchnorm": tune.choice(BATCHNORM),
         },
         metric="val_accuracy/average",

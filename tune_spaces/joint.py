@@ -2,7 +2,7 @@
 
 from ray import tune
 
-from raygf.config.run import BATCHNORM, NORMALISATIONS, SEGMENTS, RunConfig
+from raygf.config.run import BATCHNORM, SEGMENTS, RunConfig
 from raygf.methods.registry import is_step_method
 from raygf.sweeps import Space, settings_of_methods
 
@@ -11,7 +11,7 @@ FUSION = {
     "fusion.lr": tune.loguniform(0.01, 1.0),
     "fusion.ema": tune.uniform(0.5, 0.99),
     "fusion.segments": tune.choice(SEGMENTS),
-    "fusion.normalise": tune.choice(NORMALISATIONS),
+    "fusion.normalise": tune.choice(["softmax", "sigmoid"]),
     "fusion.batchnorm": tune.choice(BATCHNORM),
 }
 

@@ -65,7 +65,7 @@ def at_equal_compute(config: RunConfig, passes: float) -> RunConfig:
 
     ``passes``: ``training_passes`` of the run's result, or n + 1 a round of Meta-GF with n exits.
     """
-    return replace(config, method="sgd", rounds=max(1, round(passes)))
+    return replace(config, method="sgd", rounds=max(1, round(passes)), round_steps=None)
 
 
 def _digits() -> RunConfig:

@@ -67,11 +67,12 @@ Gpus = Annotated[float, Limits(0, 10_000), _countable, _share_or_whole]
 Name = Annotated[str, not_empty]
 
 Segmentation = Literal["tensor", "channel", "block", "network"]
-Normalisation = Literal["softmax", "sigmoid"]
+Normalisation = Literal["softmax", "sigmoid", "free"]
+Objective = Literal["train", "val", "entropy"]
+Outer = Literal["none", "momentum", "nesterov", "adam"]
 AuxExits = Literal["all", "shallower", "none"]
 BatchNormStatistics = Literal["recalibrated", "weighted"]
 SEGMENTS: tuple[str, ...] = get_args(Segmentation)
-NORMALISATIONS: tuple[str, ...] = get_args(Normalisation)
 BATCHNORM: tuple[str, ...] = get_args(BatchNormStatistics)
 Policy = Literal["confidence", "margin", "entropy", "patience"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
@@ -276,7 +277,8 @@ class FusionConfig(Section, name="fusion"):
     """What gets one weight per exit: a parameter tensor, an output channel, a block (what lies between two
     exits, and each head; in a network of your own that has no stages its top modules), or all of it."""
     normalise: Normalisation = "softmax"
-    """softmax as in the paper; sigmoid divides each exit's sigmoid by their sum."""
+    """softmax as in the paper; sigmoid divides each exit's sigmoid by their sum; free: the weights themselves
+    are fitted, from the plain mean on, whatever they add up to (as AdaMerging's, whose lr is 0.001)."""
     lr: NotNegative = 0.1
     """Adam's learning rate on the fusion weights at the start."""
     ema: Share = 0.9
@@ -286,11 +288,35 @@ class FusionConfig(Section, name="fusion"):
     batchnorm: BatchNormStatistics = "recalibrated"
     """BatchNorm statistics: gathered during the fusion pass, or the exits' own averaged by fusion weight."""
     images: Annotated[int, Limits(2, 1000 * MILLION)] | None = None
-    """Training images of the fusion pass, drawn anew in every round; by default all."""
+    """Images of the fusion pass, drawn anew in every round; by default all, or round_steps batches."""
     shards: Processes = 1
     """Divide every batch of the fusion pass among this many exit actors, so that they don't wait for the
     driver. Their number changes results by rounding only, but for BatchNorm, which normalises each share by
     itself; how many actors there are changes nothing."""
+    objective: Objective = "train"
+    """What the fusion pass runs over and minimises. train: the exits' losses, on training images; val: on
+    validation images as they are, which then don't tell any more how good the network is on others; entropy:
+    the entropy of the outputs on training images, without labels (AdaMerging)."""
+    outer: Outer = "none"
+    """What is made of the merged delta. none: it is added. momentum (FedAvgM), nesterov (DiLoCo), adam
+    (FedAdam): one step of this optimiser along it, which keeps its moments from round to round; the images of
+    the pass then go forward once more, for BatchNorm's statistics at the new weights."""
+    outer_lr: Positive | None = None
+    """Its learning rate, the same in all rounds; by default 1 (momentum), 0.7 (nesterov) or 0.01 (adam)."""
+    outer_momentum: Annotated[float, Limits(0, 0.9999)] = 0.9
+    """Its momentum; β₁ of adam."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batchnorm == "weighted" and self.normalise == "free":
+            raise refuse("fusion.batchnorm", "weighted", "recalibrated with normalise = 'free': no averages")
+        if self.batchnorm == "weighted" and self.outer != "none":
+            raise refuse("fusion.batchnorm", "weighted", "recalibrated with outer: the exits were elsewhere")
+
+    @property
+    def split(self) -> Literal["train", "val"]:
+        """The images that the fusion pass runs over."""
+        return "val" if self.objective == "val" else "train"
 
 
 @dataclass(frozen=True)
@@ -403,6 +429,9 @@ class RunConfig(Section):
     mgda, upgrad, imtlg, alignedmtl, nashmtl, fairgrad, gradvac, config."""
     rounds: Count = 40
     """Rounds of training. A round is one epoch: of every exit plus the fusion pass (metagf), or joint."""
+    round_steps: Count | None = None
+    """Steps of a round, of every exit and of the fusion pass; by default an epoch. With fewer, exits merge
+    more often. A round goes on in the epoch where the last one stopped, and may be longer than one."""
     batch_size: Annotated[int, Limits(2, 1000 * MILLION)] = 64
     """Images a training step."""
     eval_batch_size: Images = 256

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 
 from raygf.compute import call_own, seeded_globals
-from raygf.config.run import DataConfig
-from raygf.data.base import Batch, BatchSource
+from raygf.config.run import RunConfig
+from raygf.data.base import Batch, BatchSource, round_batches
 from raygf.errors import ConfigError
 
 
@@ -54,21 +54,24 @@ class Augmentation(NamedTuple):
         return changed
 
 
-def mixed(source: BatchSource, config: DataConfig, seed: int, *key: str | int) -> Iterator[Batch]:
-    """An epoch of ``source``, its batches mixed as ``data.mixup`` and ``data.cutmix`` say.
+def mixed(
+    source: BatchSource, config: RunConfig, purpose: str, round: int, *key: str | int
+) -> Iterator[Batch]:
+    """``round_batches`` of ``source`` mixed as ``data.mixup`` and ``data.cutmix`` say.
 
     Labels become probabilities (B, classes), float32. A batch is mixed as a whole, before it is divided into
     shares, by draws that depend on its number: all who take part in a training get the same.
     """
-    batches = source.train(seed, *key)
-    if not config.mixup and not config.cutmix:
+    batches = round_batches(source, config.round_steps, config.seed, purpose, round, *key)
+    mixup, cutmix = config.data.mixup, config.data.cutmix
+    if not mixup and not cutmix:
         yield from batches
         return
     from torchvision.transforms import v2
 
-    kinds, classes = ((v2.MixUp, config.mixup), (v2.CutMix, config.cutmix)), source.dataset.spec.classes
+    kinds, classes = ((v2.MixUp, mixup), (v2.CutMix, cutmix)), source.dataset.spec.classes
     mix = v2.RandomChoice([kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds if alpha])
     for number, batch in enumerate(batches):
-        with seeded_globals(seed, *key, "mix", number):
+        with seeded_globals(config.seed, purpose, round, *key, "mix", number):
             images, labels = mix(*batch)
         yield images, labels

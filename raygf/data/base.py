@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from raygf.compute import Compute
+from raygf.errors import DataError
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 Indices = NDArray[np.int64]
@@ -35,6 +36,22 @@ class InputSpec:
         return torch.zeros(count, self.channels, self.height, self.width, device=device)
 
 
+@dataclass(frozen=True)
+class Portion:
+    """What is made of an epoch over ``split``.
+
+    ``images``: it ends after so many, which its order draws. ``start``, ``stop``: of its batches, from 0.
+    """
+
+    split: SplitName = "train"
+    images: int | None = None
+    start: int = 0
+    stop: int | None = None
+
+
+ALL = Portion()
+
+
 class BatchSource(Protocol):
     """Batches of one data set on one device: images float32 (B, C, H, W), normalised; labels int64 (B,)."""
 
@@ -42,11 +59,14 @@ class BatchSource(Protocol):
     def dataset(self) -> Dataset:
         """What they are of."""
 
-    def train(self, seed: int, *key: str | int, images: int | None = None) -> Iterator[Batch]:
-        """One epoch, shuffled and augmented by the random stream ``key`` of run ``seed``.
+    def train(self, seed: int, *key: str | int, part: Portion = ALL) -> Iterator[Batch]:
+        """``part`` of an epoch shuffled by the random stream ``key`` of run ``seed``.
 
-        ``images``: end it after so many, which the order draws.
+        Training images are augmented by it, too.
         """
+
+    def steps(self, split: SplitName) -> int:
+        """Batches of an epoch; DataError if the split has fewer than two images."""
 
     def evaluate(self, split: SplitName) -> Iterator[Batch]:
         """One pass over a split in its own order, without augmentation."""
@@ -100,6 +120,10 @@ class Dataset:
         """Images in a split."""
         return len(self.splits[split])
 
+    def counts(self) -> dict[str, int]:
+        """Images in every split."""
+        return {split: len(images) for split, images in self.splits.items()}
+
     def digest(self, split: SplitName) -> str:
         """16 hexadecimal digits that are equal for equal images and labels of a split."""
         return str(self.splits[split].digest)
@@ -107,6 +131,50 @@ class Dataset:
     def open(self, compute: Compute, batch_size: int, eval_batch_size: int) -> BatchSource:
         """The data set's batches on ``compute.device``."""
         raise NotImplementedError
+
+
+def batch_edges(count: int, batch_size: int, split: SplitName = "train") -> list[tuple[int, int]]:
+    """(start, stop) of each batch of an epoch; a last batch of one image joins the one before it.
+
+    Raises DataError: there are fewer than two images.
+    """
+    if count < 2:
+        name = {"train": "training", "val": "validation"}.get(split, split)
+        raise DataError(f"the {name} split has {count} images: at least 2 are needed to train")
+    starts = list(range(0, count, batch_size))
+    if count - starts[-1] == 1 and len(starts) > 1:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], count], strict=True))
+
+
+def round_batches(
+    source: BatchSource,
+    steps: int | None,
+    seed: int,
+    purpose: str,
+    round: int,
+    *key: str | int,
+    split: SplitName = "train",
+) -> Iterator[Batch]:
+    """The batches of ``round`` (from 1): the next ``steps`` of epochs that follow each other, by default one.
+
+    Epoch e has the random stream (purpose, e, *key), whatever the rounds: one of as many steps as an epoch is
+    that epoch.
+    """
+    epoch = source.steps(split)
+    start, stop = ((round - number) * (steps or epoch) for number in (1, 0))
+    for done in range(start // epoch, -(-stop // epoch)):
+        part = Portion(split, None, max(0, start - done * epoch), stop - done * epoch)
+        yield from source.train(seed, purpose, done + 1, *key, part=part)
+
+
+def images_of_rounds(steps: int | None, rounds: int, count: int, batch_size: int) -> int:
+    """Images in the first ``rounds`` of ``round_batches``, of a split of ``count`` images."""
+    if steps is None:
+        return rounds * count
+    edges = batch_edges(count, batch_size)
+    epochs, more = divmod(rounds * steps, len(edges))
+    return epochs * count + edges[more][0]
 
 
 def permutation(count: int, stream: torch.Generator) -> Indices:

@@ -11,9 +11,8 @@ from torch.nn import functional
 
 from raygf.compute import Compute, generator
 from raygf.data.augment import Augmentation
-from raygf.data.base import Batch, Dataset, Normaliser, SplitName
+from raygf.data.base import ALL, Batch, Dataset, Normaliser, Portion, SplitName, batch_edges
 from raygf.data.splits import Split
-from raygf.errors import DataError
 
 
 @dataclass(eq=False)
@@ -52,29 +51,36 @@ class DeviceBatches:
         self._on_device: dict[SplitName, Batch] = {}
         self._normalise = Normaliser(data.statistics, compute)
 
-    def train(self, seed: int, *key: str | int, images: int | None = None) -> Iterator[Batch]:
+    def train(self, seed: int, *key: str | int, part: Portion = ALL) -> Iterator[Batch]:
         """See ``BatchSource``; every image comes exactly once.
 
         A last batch of a single image joins the one before it, because BatchNorm can't normalise one value.
 
-        Raises DataError: there are fewer than two training images.
+        Raises DataError: there are fewer than two images.
         """
-        count = self._data.count("train")
-        edges = batch_edges(min(count, images or count), self._batch_size)
-        draws = draw_epoch(count, self._data.pad, self._data.flip, generator(seed, *key))
-        return self._train(edges, draws.to(self._device), (seed, *key))
+        data, count, augment = self._data, self._data.count(part.split), part.split == "train"
+        edges = batch_edges(min(count, part.images or count), self._batch_size, part.split)[
+            part.start : part.stop
+        ]
+        draws = draw_epoch(count, augment * data.pad, augment and data.flip, generator(seed, *key))
+        return self._train(part.split, edges, draws.to(self._device), (seed, *key))
+
+    def steps(self, split: SplitName) -> int:
+        """See ``BatchSource``."""
+        return len(batch_edges(self._data.count(split), self._batch_size, split))
 
     def _train(
-        self, edges: list[tuple[int, int]], draws: EpochDraws, key: tuple[str | int, ...]
+        self, split: SplitName, edges: list[tuple[int, int]], draws: EpochDraws, key: tuple[str | int, ...]
     ) -> Iterator[Batch]:
         for start, stop in edges:
-            images, labels = self._take("train", draws.order[start:stop])
+            images, labels = self._take(split, draws.order[start:stop])
             if draws.corners is not None:
                 images = crop(images, draws.corners[start:stop], self._data.pad)
             if draws.flips is not None:
                 images = mirror(images, draws.flips[start:stop])
-            images = self._data.augmentation.each(images, *key, start)
-            images = self._data.augmentation.batch(images, *key, start)
+            if split == "train":
+                images = self._data.augmentation.each(images, *key, start)
+                images = self._data.augmentation.batch(images, *key, start)
             yield self._normalise(images), labels
 
     def evaluate(self, split: SplitName) -> Iterator[Batch]:
@@ -97,19 +103,6 @@ class DeviceBatches:
             self._on_device[split] = images, labels
         images, labels = self._on_device[split]
         return images[indices], labels[indices]
-
-
-def batch_edges(count: int, batch_size: int) -> list[tuple[int, int]]:
-    """(start, stop) of each batch of an epoch; a last batch of one image joins the one before it.
-
-    Raises DataError: there are fewer than two training images.
-    """
-    if count < 2:
-        raise DataError(f"the training split has {count} images: at least 2 are needed to train")
-    starts = list(range(0, count, batch_size))
-    if count - starts[-1] == 1 and len(starts) > 1:
-        starts.pop()
-    return list(zip(starts, [*starts[1:], count], strict=True))
 
 
 class EpochDraws(NamedTuple):

@@ -25,15 +25,17 @@ from torch.utils.data import DataLoader, Sampler
 from raygf.compute import Compute, derive_seed, generator, torch_threads
 from raygf.data.augment import Augmentation
 from raygf.data.base import (
+    ALL,
     Batch,
     ChannelStatistics,
     Dataset,
     Indices,
     Normaliser,
+    Portion,
     SplitName,
+    batch_edges,
     permutation,
 )
-from raygf.data.in_memory import batch_edges
 from raygf.data.pixels import decode_tensor, evaluation_view, training_view
 from raygf.data.stores import FolderStore, Part, ShardReader
 from raygf.errors import DataError, RunFailed
@@ -103,18 +105,22 @@ class StreamedBatches:
         self._normalise = Normaliser(data.statistics, compute)
         self._idle: list[WorkerPool] = []
 
-    def train(self, seed: int, *key: str | int, images: int | None = None) -> Iterator[Batch]:
+    def train(self, seed: int, *key: str | int, part: Portion = ALL) -> Iterator[Batch]:
         """See ``BatchSource``. Every image comes exactly once, and the same bits with any number of workers.
 
         A last batch of a single image joins the one before it.
 
-        Raises DataError: there are fewer than two training images; and while it runs, see ``evaluate``.
+        Raises DataError: there are fewer than two images; and while it runs, see ``evaluate``.
         """
-        part = self._data.train
-        count = min(len(part), images or len(part))
-        whole = shuffled(part.indices, part.units, _window(part), generator(seed, *key))
-        order = Order(whole.images[:count], whole.visits[:count])
-        return self._run(Pass("train", order, batch_edges(count, self._batch_size), (seed, *key)))
+        split, there = part.split, self._data.splits[part.split]
+        edges = batch_edges(min(len(there), part.images or len(there)), self._batch_size, split)
+        order = shuffled(there.indices, there.units, _window(there), generator(seed, *key))
+        augmented = (seed, *key) if split == "train" else None
+        return self._run(Pass(split, order, edges[part.start : part.stop], augmented))
+
+    def steps(self, split: SplitName) -> int:
+        """See ``BatchSource``."""
+        return len(batch_edges(self._data.count(split), self._batch_size, split))
 
     def evaluate(self, split: SplitName) -> Iterator[Batch]:
         """See ``BatchSource``; nothing if the split is empty.
@@ -241,7 +247,8 @@ def cut(whole: Pass, workers: int, slots: int, ahead: int) -> Iterator[Task]:
     ``slots``: memory slots, which the batches use in turn. ``ahead``: batches that are under way at a time.
     """
     images, visits = whole.order
-    together = len(np.unique(visits[: whole.edges[: ahead + 1][-1][1]]))  # units in use at a time
+    first, last = whole.edges[0][0], whole.edges[: ahead + 1][-1][1]
+    together = len(np.unique(visits[first:last]))  # units in use at a time
     parts = math.ceil(SPREAD * workers / together)
     lanes = (visits // 2 * parts + np.arange(len(visits)) % parts) % workers  # who does every image
     over = _ending(whole)
@@ -256,7 +263,8 @@ def _ending(whole: Pass) -> list[Indices]:
     """The visits that end with every batch."""
     batches = len(whole.edges)
     batch = np.repeat(np.arange(batches), [stop - start for start, stop in whole.edges])
-    names, place = np.unique(whole.order.visits, return_inverse=True)
+    made = slice(whole.edges[0][0], whole.edges[-1][1])
+    names, place = np.unique(whole.order.visits[made], return_inverse=True)
     last = np.zeros(len(names), np.int64)
     np.maximum.at(last, place, batch)
     by_batch = np.argsort(last, kind="stable")

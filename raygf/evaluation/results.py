@@ -21,7 +21,7 @@ from raygf.evaluation.loading import BATCHES, LoadedRun
 from raygf.evaluation.noise import OrderNoise, measure_noise
 from raygf.evaluation.outputs import TOP, Calibration, fit_temperatures
 from raygf.methods.base import JointSGD
-from raygf.methods.registry import method_title, operations_per_round
+from raygf.methods.registry import method_title, training_operations
 from raygf.records import History, read_history, wall_time
 from raygf.storage.run_storage import binding
 
@@ -81,10 +81,10 @@ def evaluate_run(run: LoadedRun, with_importance: bool = True, with_noise: bool 
     if temperatures:
         policies = {each: budgeted_curve(val, test, operations, RESAMPLES, each) for each in POLICIES}
     device, learned = software(run.bound.compute.device)["device"], learned_weights(run)
-    images, history = run.dataset.count("train"), read_history(run.checkpoint.meta)
-    unit = images * JointSGD.operations(operations)
-    per_round = images * operations_per_round(run.config, operations, images)
-    spent = history[-1]["training_operations"] if history else run.checkpoint.round * per_round
+    images, history = run.dataset.counts(), read_history(run.checkpoint.meta)
+    unit = images["train"] * JointSGD.operations(operations)
+    spent = training_operations(run.config, operations, images, run.checkpoint.round)
+    spent = history[-1]["training_operations"] if history else spent
     return RunResults(
         config=run.config,
         round=run.checkpoint.round,

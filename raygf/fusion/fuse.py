@@ -21,16 +21,19 @@ from raygf.training.space import Block, Segments
 
 
 def fusion_weights(eta: Tensor, owned: Tensor, normalise: Normalisation = "softmax") -> Tensor:
-    """The weights α (n, S) of n exits in S segments; every column that has an owner sums to 1.
+    """The weights α (n, S) of n exits in S segments; but for "free", a column that has an owner sums to 1.
 
     Paper, Eq. 10, restricted to the exits that own the segment:
     ``α_i = m_i e^{η_i} / Σ_j m_j e^{η_j}``; with "sigmoid" σ(η) stands in place of e^η.
+    "free": ``α_i = m_i η_i`` (AdaMerging's coefficients, Yang et al., ICLR 2024).
 
     Args:
         eta: logits (n, S).
         owned: mask m (n, S), bool. A segment that no exit owns gets weight 0 from all.
-        normalise: "softmax" (the paper) or "sigmoid".
+        normalise: "softmax" (the paper), "sigmoid" or "free".
     """
+    if normalise == "free":  # an owner's weight is never exactly 0, which would mean: not owned
+        return torch.where(owned, eta + 1e-30 * (eta == 0), 0.0)
     if normalise == "sigmoid":
         eta = F.logsigmoid(eta)  # then σ(η) / Σ σ(η) is its softmax, and safe for any η
     # In an orphaned column all are let in, so that its softmax is finite; the product then clears it.

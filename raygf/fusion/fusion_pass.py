@@ -1,4 +1,4 @@
-"""The pass over the training set in which fusion weights are fitted, run in shares of every batch."""
+"""The pass over images in which fusion weights are fitted, run in shares of every batch."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from raygf.config.run import RunConfig
-from raygf.data.base import Batch, BatchSource
+from raygf.data.base import Batch, BatchSource, Portion, round_batches
 from raygf.fusion.fuse import Learner, Passed, fuse
 from raygf.training.exit_trainer import PassTask
-from raygf.training.losses import Tally, exit_hits, make_losses
+from raygf.training.losses import ExitLosses, Tally, exit_hits, make_losses
 from raygf.training.network import BoundNetwork, NetworkState
 from raygf.training.shares import FusionShares, Share, ShareStep, Turns, mean_buffers, shares_of
 from raygf.training.space import Segments
@@ -33,8 +33,24 @@ def run_pass(shares: FusionShares, make: Callable[[], Learner], where: str) -> P
 
 
 def pass_batches(config: RunConfig, source: BatchSource, round: int) -> Iterable[Batch]:
-    """The shuffled, augmented images of the pass of ``round``: all, or ``fusion.images`` of them."""
-    return source.train(config.seed, "fuse", round, images=config.fusion.images)
+    """The images of the pass of ``round``: as many as an exit trains on, or ``fusion.images``."""
+    fusion, seed, split = config.fusion, config.seed, config.fusion.split
+    if fusion.images:
+        return source.train(seed, "fuse", round, part=Portion(split, fusion.images))
+    steps = config.round_steps
+    if steps and split == "val":
+        steps = min(steps, source.steps(split))
+    return round_batches(source, steps, seed, "fuse", round, split=split)
+
+
+def exit_entropies(logits: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
+    """Mean entropy of every exit's output, ``H = −Σ_c p_c ln p_c``; the labels are not looked at.
+
+    What AdaMerging minimises over its coefficients (Yang et al., "AdaMerging: Adaptive Model Merging for
+    Multi-Task Learning", ICLR 2024), there on test images. ``logits``: n tensors (B, classes).
+    """
+    logs = [output.float().log_softmax(dim=1) for output in logits]
+    return [-(log.exp() * log).sum(dim=1).mean() for log in logs]
 
 
 class SharesHere:
@@ -62,7 +78,8 @@ class SharesHere:
         """
         self._config, self._bound = config, bound
         self._segments = Segments(config.fusion.segments, bound.space)
-        self._losses = make_losses(config.loss)
+        entropy = config.fusion.objective == "entropy"
+        self._losses: ExitLosses = exit_entropies if entropy else make_losses(config.loss)
         self._coefficients = torch.tensor(task.coefficients, device=bound.compute.device)
         self._base, self._deltas = bound.tensor(state.vector if task.base is None else task.base), deltas
         bound.load(state)

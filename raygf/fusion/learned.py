@@ -21,6 +21,8 @@ class LearnedFusion(FusionRule):
     def __init__(self, config: RunConfig, segments: Segments, owned: Tensor, device: str) -> None:
         super().__init__(config, segments, owned, device)
         self.eta = torch.ones(self._owned.shape)  # 1 everywhere, as in the paper
+        if self._config.normalise == "free":
+            self.eta = fusion_weights(self.eta, self._owned.cpu())  # the plain mean
         self.fitted = self.eta
         self.first, self.second = torch.zeros_like(self.eta), torch.zeros_like(self.eta)
         self.steps = 0

@@ -1,6 +1,6 @@
 """The training methods by name, those of the user's own included."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from raygf.compute import call_own
 from raygf.config.fields import refuse
 from raygf.config.recipes import METHODS as PAPERS
 from raygf.config.run import RunConfig
+from raygf.data.base import batch_edges, images_of_rounds
 from raygf.errors import ConfigError, import_function
 from raygf.methods import torchjd
 from raygf.methods.base import GramianMethod, JointSGD, Setting, StepMethod, Weighting
@@ -98,20 +99,29 @@ def is_step_method(name: str) -> bool:
     return name not in ROUND_METHODS and not name.startswith((DELTA, OWN))
 
 
-def operations_per_round(config: RunConfig, costs: Sequence[int], images: int = 0) -> int:
-    """What a round of ``config`` takes for every training image; divided by joint SGD's: training passes.
+def training_operations(
+    config: RunConfig, costs: Sequence[int], images: Mapping[str, int], rounds: int = 1
+) -> int:
+    """What the first ``rounds`` of ``config`` take, forward and backward.
 
-    ``costs``: F (n,), of the forward pass up to each exit. ``images``: how many there are; 0: not
-    known, and all go through the fusion pass. A step of the user's own counts as joint SGD's;
-    ``RoundMethod.operations`` knows better.
+    ``costs``: F (n,), of the forward pass up to each exit. ``images``: of every split. A step of the user's
+    own counts as joint SGD's; ``RoundMethod.operations`` knows better.
     """
+    steps, batch = config.round_steps, config.batch_size
+    trained = images_of_rounds(steps, rounds, images["train"], batch)
     if is_step_method(config.method):
-        return (GramianMethod if config.method in WEIGHTINGS else JointSGD).operations(costs)
-    epoch = JointSGD.operations(costs)
-    fusion = epoch if config.method == "metagf" else costs[-1]  # without learning it only goes forward
-    share = min(1.0, (config.fusion.images or images) / images) if images else 1.0
-    trained = costs if config.loss.aux_exits != "all" else [costs[-1]] * len(costs)
-    return sum(JointSGD.operations([cost]) for cost in trained) + round(share * fusion)
+        return trained * (GramianMethod if config.method in WEIGHTINGS else JointSGD).operations(costs)
+    fusion, passed, there = config.fusion, trained, images[config.fusion.split]
+    if fusion.images:
+        passed = rounds * min(fusion.images, there)
+    elif fusion.split == "val":
+        steps = min(steps, len(batch_edges(there, batch))) if steps else None
+        passed = images_of_rounds(steps, rounds, there, batch)
+    # Without learning the pass only goes forward; so does that after an outer step.
+    fit = JointSGD.operations(costs) if config.method == "metagf" else costs[-1]
+    again = costs[-1] if fusion.outer != "none" else 0
+    run = costs if config.loss.aux_exits != "all" else [costs[-1]] * len(costs)
+    return trained * sum(JointSGD.operations([cost]) for cost in run) + passed * (fit + again)
 
 
 def make_step_method(name: str, setting: Setting) -> StepMethod:

@@ -1,7 +1,7 @@
 """What makes one round: the interface and its outcome."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from raygf.records import ExitScore, FusionReport
@@ -28,9 +28,9 @@ class RoundMethod(ABC):
 
     average: Average
     """Of the network, over steps or rounds: ``optim.ema``."""
-    operations: Callable[[Sequence[int], int], int]
-    """What a round takes for every training image: from the operations up to each exit (n,), and how many
-    images there are."""
+    operations: Callable[[Sequence[int], Mapping[str, int], int], int]
+    """What the first rounds take: from the operations up to each exit (n,), how many images every split has,
+    and the number of rounds."""
 
     @abstractmethod
     def run(self, state: NetworkState, round: int) -> RoundOutcome:

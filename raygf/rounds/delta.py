@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
@@ -18,9 +19,10 @@ from raygf.fusion.learned import LearnedFusion
 from raygf.fusion.merged import MergedFusion
 from raygf.fusion.weighed import WeighedFusion
 from raygf.methods.base import Setting
-from raygf.methods.registry import DELTA, MERGED, OWN, make_weighting, operations_per_round
+from raygf.methods.registry import DELTA, MERGED, OWN, make_weighting, training_operations
 from raygf.records import ExitScore
 from raygf.rounds.base import RoundMethod, RoundOutcome
+from raygf.rounds.outer import OuterStep
 from raygf.training.exit_trainer import Executor, PassTask, Trained
 from raygf.training.losses import decay_factor, loss_coefficients
 from raygf.training.network import Arrays, Average, BoundNetwork, NetworkState, Vector, as_tensor, to_numpy
@@ -55,9 +57,11 @@ class DeltaRound(RoundMethod):
         check_shares("resources.replicas", max(replicas), config.batch_size)
         self._parts = handed_back(bound.space, owned, config.loss.aux_exits)
         self._rule = self._make_rule()
+        steps = config.fusion.outer != "none"
+        self._outer = OuterStep(config.fusion, bound.vector) if steps else None
         if config.fusion.batchnorm == "weighted":
             scaled_layers(bound.network, bound.space.names)  # refuses early what can't be merged
-        self.operations = partial(operations_per_round, config)
+        self.operations = partial(training_operations, config)
         self._momenta: list[Vector | None] = [None] * len(owned)
         self.average = Average(config.optim.ema)
 
@@ -95,12 +99,15 @@ class DeltaRound(RoundMethod):
         self._executor.begin(state, round, self._momenta)
 
     def arrays(self) -> Arrays:
-        """The rule's arrays, carried momenta, and the average."""
+        """The arrays of the rule and of the outer step, carried momenta, and the average."""
         carried = {f"momentum_{i}": m for i, m in enumerate(self._momenta) if m is not None}
-        return {**self._rule.arrays(), **carried, **self.average.arrays()}
+        outer = {} if self._outer is None else self._outer.arrays()
+        return {**self._rule.arrays(), **outer, **carried, **self.average.arrays()}
 
     def restore(self, arrays: Arrays) -> None:
         self._rule.restore(arrays)
+        if self._outer is not None:
+            self._outer.restore(arrays)
         self._momenta = [arrays.get(f"momentum_{i}") for i in range(len(self._momenta))]
         self.average.restore(arrays)
 
@@ -126,7 +133,7 @@ class DeltaRound(RoundMethod):
     def _fuse(
         self, task: FusionTask, state: NetworkState, coefficients: Sequence[float]
     ) -> tuple[Fused, tuple[str, ...]]:
-        """What the rule makes of the deltas, and what went wrong on the way."""
+        """What the rule makes of the deltas, with the outer step; and what went wrong on the way."""
         config, round, notes = self._config, task.round, list[str]()
 
         def run(make: Callable[[], Learner], base: Tensor | None = None) -> Passed:
@@ -142,7 +149,14 @@ class DeltaRound(RoundMethod):
             return run_pass(shares, make, task.where)
 
         with seeded_globals(config.seed, "fuse", round):
-            return self._rule.fuse(task, run), tuple(notes)
+            fused = self._rule.fuse(task, run)
+            if (
+                self._outer is not None
+            ):  # it goes elsewhere than the pass, whose statistics don't belong there
+                there = self._outer.step(task.base, fused.vector)
+                still = Learner(there.new_zeros(fused.alpha.shape))
+                fused = replace(fused, vector=there, buffers=run(lambda: still, there).buffers)
+        return fused, tuple(notes)
 
     def _merged_buffers(self, state: NetworkState, trained: Trained, fused: Fused) -> Arrays:
         if self._config.fusion.batchnorm == "recalibrated":

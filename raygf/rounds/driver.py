@@ -180,6 +180,8 @@ class Driver(DriverHandle):
             )
         if is_step_method(config.method):
             return StepRound(config, bound, self._batches, owned)
+        if config.fusion.split == "val" and self._dataset.count("val") < 2:
+            raise ConfigError("fusion.objective = 'val': needs validation images; set data.val")
         executor = self._make_executor(config, self._dataset, self._exits)
         return DeltaRound(config, bound, self._batches, executor, owned)
 
@@ -297,9 +299,9 @@ class Driver(DriverHandle):
     def _spent(self, rounds: int) -> tuple[float, int]:
         """Training passes and operations of so many rounds; one that was skipped has cost as much."""
         costs = [cost.operations for cost in self._costs]
-        images = self._dataset.count("train")
-        operations = rounds * self._method.operations(costs, images)
-        return operations / JointSGD.operations(costs), operations * images
+        images = self._dataset.counts()
+        operations = self._method.operations(costs, images, rounds)
+        return operations / (images["train"] * JointSGD.operations(costs)), operations
 
     def _save(self, record: RoundRecord, state: NetworkState, run_id: str) -> tuple[str, ...]:
         """Write the checkpoint of ``record``'s round; it can't yet know how long its own writing takes."""

@@ -1,4 +1,4 @@
-"""A round of a within-step method: one epoch of the whole network, by one worker or several together."""
+"""A round of a within-step method: steps of the whole network, by one worker or several together."""
 
 import time
 from contextlib import closing
@@ -8,7 +8,7 @@ from torch import Tensor
 from raygf.compute import seeded_globals
 from raygf.config.run import RunConfig
 from raygf.data.augment import mixed
-from raygf.data.base import BatchSource
+from raygf.data.base import BatchSource, images_of_rounds
 from raygf.errors import RunFailed
 from raygf.methods.base import Setting
 from raygf.methods.registry import make_step_method
@@ -39,12 +39,15 @@ class StepRound(RoundMethod):
         self._losses = make_losses(config.loss)
         method = make_step_method(config.method, self._setting)  # refuses early what can't be used
         method.close()
-        self.operations = lambda costs, images: method.operations(costs)
+        self.operations = lambda costs, images, rounds: (
+            method.operations(costs)
+            * images_of_rounds(config.round_steps, rounds, images["train"], config.batch_size)
+        )
         self._kept: dict[str, Tensor] = {}
         self.average = Average(config.optim.ema, bound.compute.device)
 
     def run(self, state: NetworkState, round: int) -> RoundOutcome:
-        """Train one epoch from ``state``.
+        """Train one round from ``state``.
 
         Raises:
             NonFiniteError: a loss or weight is not finite.
@@ -55,7 +58,8 @@ class StepRound(RoundMethod):
         coefficients = loss_coefficients(round, config.rounds, exits, config.loss)
         lr = config.optim.lr * decay_factor(round, config.rounds, config.optim)
         method = make_step_method(config.method, self._setting)
-        images = self._batches.dataset.count("train") if config.optim.ema else 0
+        images = self._batches.dataset.count("train") if config.optim.ema else config.batch_size
+        updates = config.round_steps or images / config.batch_size
         rank = bound.peers.ranks[0]  # for dropout: the first worker's stream is that of a run without others
         stream = ("step", round) if rank == 0 else ("step", round, "worker", rank)
         with seeded_globals(config.seed, *stream), closing(method):
@@ -64,13 +68,13 @@ class StepRound(RoundMethod):
             score = train_epoch(
                 bound,
                 optimizer,
-                mixed(self._batches, config.data, config.seed, "step", round),
+                mixed(self._batches, config, "step", round),
                 lambda losses: method.backward(
                     [c * loss for c, loss in zip(coefficients, losses, strict=True)], bound
                 ),
                 where=f"{config.method}, round {round}",
                 losses_of=self._losses,
-                after=lambda: self.average.update(bound.vector, bound.buffers, images / config.batch_size),
+                after=lambda: self.average.update(bound.vector, bound.buffers, updates),
             )
         self._kept = optimizer.state
         for tensors in (bound.network.buffers(), self.average.tensors.values()):

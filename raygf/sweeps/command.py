@@ -173,7 +173,7 @@ def search_name(options: SweepOptions, space: Space) -> Literal["random", "grid"
     return options.search or ("random" if drawn else space.search)
 
 
-Probed = tuple[tuple[int, ...], int, dict[str, int], list[str]]
+Probed = tuple[tuple[int, ...], dict[str, int], dict[str, int], list[str]]
 _WAIT_S = 300.0
 
 
@@ -258,7 +258,7 @@ def probe(run: RunConfig, alternatives: Sequence[Sequence[RunConfig]]) -> Probed
     """Load the data and build the network of ``run``, then the methods of all runs on it.
 
     Returns:
-        Operations up to each exit; the number of training images; operations of a round for one image, of
+        Operations up to each exit; the images of every split; operations of a round for one image, of
         each method that is the user's own; what is wrong with each of ``alternatives``, "" if nothing is.
 
     Raises UserError: the data, the network or the device can't be used.
@@ -277,9 +277,9 @@ def probe(run: RunConfig, alternatives: Sequence[Sequence[RunConfig]]) -> Probed
             try:
                 loss_coefficients(1, trial.rounds, len(owned), trial.loss)
                 if is_step_method(trial.method):
-                    made = StepRound(trial, bound, batches, owned)
+                    made = StepRound(replace(trial, round_steps=None), bound, batches, owned)
                     if ":" in trial.method:
-                        own[trial.method] = made.operations(costs, dataset.count("train"))
+                        own[trial.method] = made.operations(costs, {"train": 1}, 1)
                 else:
                     DeltaRound(trial, bound, batches, executor, owned)
             except (ConfigError, ValueError) as error:
@@ -287,4 +287,4 @@ def probe(run: RunConfig, alternatives: Sequence[Sequence[RunConfig]]) -> Probed
             return ""
 
         problems = [next(filter(None, map(problem, runs)), "") for runs in alternatives]
-        return costs, dataset.count("train"), own, problems
+        return costs, dataset.counts(), own, problems

@@ -7,6 +7,7 @@ names that MLflow shows.
 
 import re
 import shlex
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,9 +17,11 @@ import yaml
 
 from raygf.config.fields import Limits, Section, from_dict, override, to_dict
 from raygf.config.run import MILLION, Count, Name, Natural, RunConfig, StorageConfig
+from raygf.data.base import images_of_rounds
 from raygf.errors import ConfigError, StorageError
 from raygf.evaluation.tables import passes_text
-from raygf.methods.registry import is_step_method, operations_per_round
+from raygf.methods.base import JointSGD
+from raygf.methods.registry import is_step_method, training_operations
 from raygf.storage.folder import RunFolder, brief
 from raygf.storage.lock import Owner, RunLock
 from raygf.sweeps.space import Values, text_of
@@ -70,7 +73,7 @@ class Plan:
     what is swept. ``costs``: operations up to each exit; ``actors``: exit actors of a trial whose method
     trains exits. ``trials``: how many there are. ``parent``: the sweep's run in MLflow, empty if nothing is
     tracked. ``ranges``: what each field may be, for people. ``own``: operations a round and image of methods
-    that are the user's own. ``images``: those to train on.
+    that are the user's own. ``images``: of every split.
     """
 
     recipe: str
@@ -85,7 +88,7 @@ class Plan:
     parent: str = ""
     ranges: dict[str, str] = field(default_factory=dict)
     own: dict[str, int] = field(default_factory=dict)
-    images: int = 0
+    images: dict[str, int] = field(default_factory=dict)
 
     @property
     def judged(self) -> str:
@@ -99,10 +102,13 @@ class Plan:
 
     def passes(self, run: RunConfig, rounds: int = 1) -> float:
         """Training passes of so many rounds of ``run``."""
-        return rounds * self._operations(run) / self._operations(replace(run, method="sgd"))
+        return self._operations(run, rounds) / (self.images["train"] * JointSGD.operations(self.costs))
 
-    def _operations(self, run: RunConfig) -> int:
-        return self.own.get(run.method) or operations_per_round(run, self.costs, self.images)
+    def _operations(self, run: RunConfig, rounds: int) -> int:
+        if own := self.own.get(run.method):
+            trained = images_of_rounds(run.round_steps, rounds, self.images["train"], run.batch_size)
+            return own * trained
+        return training_operations(run, self.costs, self.images, rounds)
 
     def exit_bundles(self, values: Values) -> int:
         """Exit actors of a trial with ``values``; methods within a step have none."""
@@ -117,7 +123,8 @@ class Plan:
         Raises ConfigError: the values are not allowed, or the budget does not pay for one round.
         """
         run = override(self.run, values)
-        rounds = self.run.rounds * self._operations(self.run) // self._operations(run)
+        budget = self._operations(self.run, self.run.rounds)
+        rounds = bisect_right(range(1, MILLION + 1), budget, key=lambda some: self._operations(run, some))
         if not rounds:
             raise ConfigError(
                 f"every trial gets {passes_text(self.budget)} training passes, too few for one round of "

@@ -1,4 +1,4 @@
-"""Training one exit for one epoch, and the executor that trains all of them in this process.
+"""Training one exit for one round, and the executor that trains all of them in this process.
 
 A training is a pure function of the broadcast state, the exit and the round.
 """
@@ -81,7 +81,7 @@ class ExitTrainer:
         order: int | None = None,
         peers: Peers | None = None,
     ) -> ExitUpdate:
-        """One epoch of ``exit`` (from 0) from ``state``: paper, Eq. 12, on ``c_i (CE_i + λ Σ_{j≠i} CE_j)``.
+        """One round of ``exit`` (from 0) from ``state``: paper, Eq. 12, on ``c_i (CE_i + λ Σ_{j≠i} CE_j)``.
 
         Shuffling, augmentation and dropout are seeded by (seed, round, exit), and the number of threads is
         set from the configuration, so equal arguments give equal bits in any process.
@@ -113,7 +113,7 @@ class ExitTrainer:
             score = train_epoch(
                 bound,
                 optimizer,
-                mixed(self.batches, config.data, config.seed, *key),
+                mixed(self.batches, config, *key),
                 partial(_backward, weights, bound),
                 where=f"{config.method}, exit {exit + 1}, round {round}",
                 losses_of=self._losses,

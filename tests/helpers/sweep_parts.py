@@ -25,6 +25,7 @@ def plan(run=None, path="/runs", **changes):
         mode="max",
         actors=2,
         costs=(10, 30, 60),
+        images={"train": 192, "val": 300, "test": 497},
     )
     return replace(made, **changes)
 

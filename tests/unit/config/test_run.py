@@ -63,6 +63,7 @@ def test_every_field_is_checked_and_named(section, name):
         ("optim.", "momentum", 1.1, "at most 1"),
         ("methods.", "dfs_beta", 1.1, "at least 0 and at most 1"),
         ("fusion.", "lr", math.nan, "finite"),
+        ("fusion.", "outer_momentum", 1.0, "at most 0.9999"),
         ("resources.", "cpus_per_exit", 1e-5, "0, or at least 0.0001"),
         ("resources.", "gpus_per_exit", 1.5, "at most 1, or a whole number"),
         ("resources.", "wait_for_resources_s", 1e9, "at most 1e+08"),
@@ -81,6 +82,12 @@ def test_what_is_out_of_bounds_is_refused(section, name, value, allowed):
         SECTIONS[section](**{name: value})
     text = str(caught.value)
     assert text.startswith(f"{section}{name} = {value!r}: must be ") and allowed in text and "\n" not in text
+
+
+def test_the_exits_statistics_are_not_averaged_where_the_weights_are_none_or_the_network_goes_elsewhere():
+    for changes in ({"outer": "nesterov"}, {"normalise": "free"}):
+        with pytest.raises(ConfigError, match=r"^fusion\.batchnorm = 'weighted': must be recalibrated with"):
+            FusionConfig(batchnorm="weighted", **changes)
 
 
 @pytest.mark.parametrize(("section", "name"), FIELDS)
@@ -145,6 +152,8 @@ OTHERS = {  # what a field allows beyond what its type says
     "resources.address": st.just("") | WORDS,
     "data.crop": st.integers(4, 64),
     "loss.aux_exits": st.just("all"),
+    "fusion.batchnorm": st.just("recalibrated"),
+    "fusion.outer_momentum": st.floats(0, 0.99),
     "loss.criterion": st.just(""),
     "optim.optimizer": st.just("sgd"),
     "optim.schedule": st.sampled_from(["steps", "cosine", "mine:factor"]),

@@ -5,7 +5,7 @@ import torch
 from made_up_images import CPU, bits, load_streamed, make_set, write_folders
 from torch.nn.functional import one_hot
 
-from raygf.config.run import DataConfig
+from raygf.config.run import DataConfig, RunConfig
 from raygf.data.augment import Augmentation, mixed
 
 IMAGES = torch.full((64, 3, 16, 16), 100, dtype=torch.uint8)
@@ -52,8 +52,8 @@ def test_streamed_images_are_the_same_with_any_number_of_workers(tmp_path):
 @pytest.mark.parametrize("kinds", [("mixup",), ("cutmix",), ("mixup", "cutmix")])
 def test_batches_are_mixed_with_themselves_as_their_labels_say(kinds):
     source, seen = make_set(train=48).open(CPU, 8, 4), set()
-    config = DataConfig(**dict.fromkeys(kinds, 1.0))
-    batches = list(mixed(source, config, 0, "exit", 1, 0))
+    config = RunConfig(data=DataConfig(**dict.fromkeys(kinds, 1.0)))
+    batches = list(mixed(source, config, "exit", 1, 0))
     for (images, labels), (before, classes) in zip(batches, source.train(0, "exit", 1, 0), strict=True):
         hard, other = one_hot(classes, 10).float(), before.roll(1, 0)
         pair = int((classes != classes.roll(1)).nonzero()[0])
@@ -67,4 +67,4 @@ def test_batches_are_mixed_with_themselves_as_their_labels_say(kinds):
         assert not cut or torch.isclose(kept.float().mean(), share)
     assert seen == set(kinds)
     torch.rand(1)
-    assert bits(mixed(source, config, 0, "exit", 1, 0)) == bits(batches)
+    assert bits(mixed(source, config, "exit", 1, 0)) == bits(batches)

@@ -10,7 +10,8 @@ from made_up_images import CPU, bits, make_set, make_split, refused
 from torch.nn import functional
 
 from raygf.compute import Compute, generator
-from raygf.data.in_memory import batch_edges, crop, draw_epoch
+from raygf.data.base import Portion, batch_edges, images_of_rounds, round_batches
+from raygf.data.in_memory import crop, draw_epoch
 
 
 @pytest.mark.parametrize(("height", "width", "pad"), [(6, 6, 1), (6, 6, 4), (5, 9, 2), (3, 3, 5)])
@@ -65,10 +66,34 @@ def test_equal_keys_give_equal_batches_in_every_open_and_others_do_not():
 def test_fewer_images_are_the_first_of_the_epochs_order(images, sizes):
     data = make_set(train=20, pad=2, flip=True)
     whole = joined(epoch(data, "fuse", 1))
-    some = list(data.open(CPU, 8, 4).train(0, "fuse", 1, images=images))
+    some = list(data.open(CPU, 8, 4).train(0, "fuse", 1, part=Portion(images=images)))
     assert [len(labels) for _, labels in some] == sizes
     for mine, all_ in zip(joined(some), whole, strict=True):
         assert torch.equal(mine, all_[: sum(sizes)])
+
+
+@pytest.mark.parametrize("train", [17, 20, 24])
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, None])
+def test_rounds_of_any_length_go_on_where_the_last_one_stopped(train, steps):
+    data = make_set(train=train, pad=2, flip=True)
+    source, rounds = data.open(CPU, 8, 4), range(1, 7)
+    made = [list(round_batches(source, steps, 0, "exit", round, 2)) for round in rounds]
+    epochs = [batch for number in range(1, 20) for batch in source.train(0, "exit", number, 2)]
+    assert [len(some) for some in made] == [steps or source.steps("train")] * 6
+    flat = [batch for some in made for batch in some]
+    assert bits(flat) == bits(epochs[: len(flat)])
+    images = [sum(len(labels) for some in made[:done] for _, labels in some) for done in rounds]
+    assert [images_of_rounds(steps, done, train, 8) for done in rounds] == images
+
+
+def test_validation_images_are_shuffled_and_left_as_they_are():
+    data = make_set(train=4, val=9, pad=2, flip=True)
+    source, part = data.open(CPU, 4, 4), Portion("val")
+    order = draw_epoch(9, 0, False, generator(0, "fuse", 1)).order
+    for made, whole in zip(
+        joined(source.train(0, "fuse", 1, part=part)), joined(source.evaluate("val")), strict=True
+    ):
+        assert torch.equal(made, whole[order])
 
 
 def test_an_epoch_is_its_draws_applied_image_by_image():

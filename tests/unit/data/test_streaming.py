@@ -22,8 +22,7 @@ from made_up_images import (
 
 from raygf.compute import Compute, derive_seed, generator
 from raygf.data import streaming
-from raygf.data.base import Normaliser
-from raygf.data.in_memory import batch_edges
+from raygf.data.base import Normaliser, Portion, batch_edges, round_batches
 from raygf.data.pixels import decode_tensor, evaluation_view, training_view
 from raygf.data.stores import ShardReader
 from raygf.data.streaming import STATISTICS, Pass, cut, in_order, shuffled
@@ -112,8 +111,26 @@ def test_the_same_bits_with_any_number_of_workers(sets, source):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_fewer_images_are_the_first_of_the_epochs_order(sets, workers):
     batches = open_set(sets["shards"], batch=7, workers=workers)
-    whole, some = joined(batches.train(0, "fuse", 1)), joined(batches.train(0, "fuse", 1, images=9))
+    whole = joined(batches.train(0, "fuse", 1))
+    some = joined(batches.train(0, "fuse", 1, part=Portion(images=9)))
     assert torch.equal(some[0], whole[0][:9]) and torch.equal(some[1], whole[1][:9])
+    held_out = open_set(sets["shards"], batch=7, val=6, workers=workers)  # which are not cut at random
+    mixed, plain = joined(held_out.train(0, "x", part=Portion("val"))), joined(held_out.evaluate("val"))
+    assert sorted(seen(mixed[0])) == sorted(seen(plain[0])) and seen(mixed[0]) != seen(plain[0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@layouts
+def test_rounds_go_on_where_the_last_one_stopped_and_decode_no_others(sets, source, workers, monkeypatch):
+    """Epochs of five batches, the last one of two images."""
+    decoded = []
+    spy = lambda file: decoded.append(1) or decode_tensor(file)  # noqa: E731
+    monkeypatch.setattr("raygf.data.streaming.decode_tensor", spy)
+    batches = open_set(sets[source], batch=7, source=source, workers=workers)
+    made = [bits(list(round_batches(batches, 3, 0, "exit", round, 1))) for round in (1, 2, 3)]
+    assert workers or len(decoded) == 8 * 7 + 2
+    one, two = (bits(list(batches.train(0, "exit", number, 1))) for number in (1, 2))
+    assert made == [one[:3], [*one[3:], two[0]], two[1:4]]
 
 
 def test_global_random_numbers_are_left_alone(sets):

@@ -44,6 +44,9 @@ def test_weights_by_hand():
     one, two = 0.5, 1 / (1 + math.exp(-1))
     expected = torch.tensor([[one / (one + two)], [two / (one + two)], [0.0]])
     assert_close(fusion_weights(torch.tensor([[0.0], [1.0], [-2.0]]), owned, "sigmoid"), expected)
+    free = fusion_weights(torch.tensor([[0.0], [-1.5], [3.0]]), owned, "free")
+    assert_close(free, torch.tensor([[0.0], [-1.5], [0.0]]))
+    assert torch.equal(free != 0, owned)
 
 
 @pytest.mark.parametrize("kind", NORMALISE)

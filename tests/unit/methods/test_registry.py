@@ -34,7 +34,7 @@ from raygf.methods.registry import (
     make_weighting,
     method_names,
     method_title,
-    operations_per_round,
+    training_operations,
 )
 from raygf.rounds.step import StepRound
 from raygf.training.losses import exit_losses
@@ -62,15 +62,29 @@ def test_a_rounds_operations_by_hand(name):
     costs, joint, gramian = (10, 30, 60), 60 + 2 * 60, 60 + 2 * (10 + 30 + 60)
     by_name = dict.fromkeys(STEP_METHODS, joint) | dict.fromkeys(WEIGHTINGS, gramian) | {"metagf": 4 * joint}
     known = by_name | {MINE: joint}  # until it is made
-    assert operations_per_round(run_config(method=name), costs) == known.get(name, 3 * joint + 60)
+    expected, images = known.get(name, 3 * joint + 60), {"train": 9, "val": 4}
+    assert training_operations(run_config(method=name), costs, images, 2) == 2 * 9 * expected
     if is_step_method(name):
-        assert step_round(bind(), method=name).operations(costs, 9) == by_name.get(name, gramian)
+        made = step_round(bind(), method=name, round_steps=3)  # epochs of 4 and 5 images
+        assert made.operations(costs, images, 1) == (9 + 4) * by_name.get(name, gramian)
 
 
-@pytest.mark.parametrize(("images", "fusion"), [(0, 180), (40, 45), (5, 180)])
-def test_parts_of_the_network_and_fewer_images_cost_less(images, fusion):
-    config = run_config(loss=LossConfig(aux_exits="none"), fusion=FusionConfig(images=10))
-    assert operations_per_round(config, (10, 30, 60), images) == 3 * (10 + 30 + 60) + fusion
+@pytest.mark.parametrize(
+    ("steps", "fusion", "trained", "fused"),
+    [
+        (None, {"objective": "entropy", "outer": "adam"}, 2 * 10, 2 * 10 * (180 + 60)),
+        (2, {}, 4 + 4 + 2 + 4, (4 + 4 + 2 + 4) * 180),  # batches of 4, 4 and 2 an epoch
+        (2, {"images": 5}, 4 + 4 + 2 + 4, 2 * 5 * 180),
+        (2, {"images": 9, "objective": "val"}, 4 + 4 + 2 + 4, 2 * 7 * 180),
+        (1, {"objective": "val"}, 4 + 4, (4 + 3) * 180),  # batches of 4 and 3
+        (5, {"objective": "val", "outer": "nesterov"}, 3 * 10 + 4, 2 * 7 * (180 + 60)),  # all of them at most
+    ],
+)
+def test_two_rounds_of_any_length_by_hand(steps, fusion, trained, fused):
+    for aux, exits in (("all", 3 * 180), ("none", 3 * (10 + 30 + 60))):
+        config = run_config(round_steps=steps, fusion=FusionConfig(**fusion), loss=LossConfig(aux_exits=aux))
+        spent = training_operations(config, (10, 30, 60), {"train": 10, "val": 7}, 2)
+        assert spent == trained * exits + fused
 
 
 def direction(name, build=three_exits):

@@ -24,7 +24,8 @@ from raygf.config.run import FusionConfig, LossConfig, ModelConfig, OptimConfig,
 from raygf.errors import ConfigError
 from raygf.fusion.batchnorm import weighted_statistics
 from raygf.fusion.fuse import fusion_weights
-from raygf.fusion.fusion_pass import SharesHere
+from raygf.fusion.fusion_pass import SharesHere, pass_batches
+from raygf.methods.registry import ROUND_METHODS
 from raygf.rounds.delta import DeltaRound
 from raygf.training.exit_trainer import ExitTrainer, LocalExecutor, PassTask
 from raygf.training.network import BoundNetwork, as_tensor
@@ -86,13 +87,43 @@ def test_the_fusion_minimises_what_joint_sgd_does(monkeypatch):
     assert report.loss == pytest.approx(np.dot(coefficients, fused.score.loss))
 
 
-@pytest.mark.parametrize(("images", "steps"), [(8, 2), (20, 5), (None, 5)])
-def test_eta_is_fitted_on_as_many_images_as_are_set(images, steps):
-    step = make(run_config(fusion=FusionConfig(images=images)))
+@pytest.mark.parametrize("method", ["metagf", "delta-mean"])
+def test_an_outer_step_goes_along_the_merged_delta_and_gathers_statistics_there(method):
+    """DiLoCo's first step is 0.7 · 1.9 times the merged delta."""
+    plain = make(run_config(method=method)).run(STATE, 1).state
+    there = make(run_config(method=method, fusion=FusionConfig(outer="nesterov"))).run(STATE, 1).state
+    assert_close(there.vector - STATE.vector, 0.7 * 1.9 * (plain.vector - STATE.vector), rtol=1e-4, atol=1e-6)
+    by_hand = bind()
+    by_hand.load(replace(STATE, vector=there.vector))
+    for images, _ in DATA.open(CPU, 4, 5).train(0, "fuse", 1):
+        by_hand.network.train()(images)
+    for name, value in by_hand.network.named_buffers():
+        assert_close(as_tensor(there.buffers[name]), value)
+
+
+@pytest.mark.parametrize(
+    ("objective", "steps", "images", "sizes"),
+    [
+        *(("train", None, 8, [4, 4]), ("train", None, 20, [4] * 5), ("train", 5, None, [4] * 5)),
+        *(("train", 2, None, [4, 4]), ("train", 2, 6, [4, 2]), ("train", 7, None, [4] * 7)),
+        *(
+            ("val", None, None, [4, 4]),
+            ("val", 1, None, [4]),
+            ("val", 9, None, [4, 4]),
+            ("val", 2, 6, [4, 2]),
+        ),
+    ],
+)
+def test_eta_is_fitted_on_as_many_images_as_are_set(objective, steps, images, sizes):
+    """20 training and 8 validation images, all of them at most; five steps are an epoch, the default."""
+    config = run_config(round_steps=steps, fusion=FusionConfig(objective=objective, images=images))
+    batches = list(pass_batches(config, DATA.open(CPU, 4, 5), 1))
+    assert [len(labels) for _, labels in batches] == sizes
+    step = make(config)
     outcome = step.run(STATE, 1)
-    assert step.arrays()["adam_steps"] == steps
-    if steps == 5:
-        assert np.array_equal(outcome.state.vector, make(run_config()).run(STATE, 1).state.vector)
+    assert step.arrays()["adam_steps"] == len(sizes)
+    if sizes == [4] * 5:
+        assert outcome.state.sha256() == make(run_config()).run(STATE, 1).state.sha256()
 
 
 @pytest.mark.parametrize("aux_exits", ["shallower", "none"])
@@ -130,9 +161,22 @@ def test_fisher_merging_is_that_of_the_exits_own_gradients(aux_exits):
     assert_close(found[known], expected[known], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("carry", [False, True])
-def test_arrays_and_restore_continue_the_run(carry):
-    config = run_config(optim=OptimConfig(carry_momentum=carry))
+ADAM = FusionConfig(outer="adam", normalise="free", objective="entropy", shards=2)
+OUTER = (FusionConfig(outer="nesterov"), ADAM)
+
+
+@pytest.mark.parametrize(
+    ("method", "fusion", "carry"),
+    [
+        *(("metagf", FusionConfig(), carry) for carry in (False, True)),
+        # this weighting has a memory of its own
+        *((name, some, False) for name in ROUND_METHODS if name != "delta-gradvac" for some in OUTER),
+    ],
+)
+def test_arrays_and_restore_continue_the_run(method, fusion, carry):
+    steps = 2 if fusion.outer != "none" else None  # which ends in the midst of an epoch
+    optim = OptimConfig(carry_momentum=carry)
+    config = run_config(method=method, optim=optim, fusion=fusion, round_steps=steps)
     whole = make(config)
     middle = whole.run(STATE, 1).state
     arrays = whole.arrays()

@@ -56,6 +56,20 @@ def undisturbed(tmp_path_factory):
     return found
 
 
+def test_short_rounds_count_their_images_and_resume_in_the_midst_of_an_epoch(tmp_path):
+    """Five batches of 4 images an epoch; 3 exits and the pass, and forward once more after the outer step."""
+    fusion = FusionConfig(outer="momentum", objective="val")
+    run = config(tmp_path / "a", round_steps=2, rounds=4, fusion=fusion)
+    _, records, end = drive(run)
+    spent = [record.training_passes for record in records]
+    assert spent == pytest.approx([number * 8 / 20 * (3 + 1 + 1 / 3) for number in (1, 2, 3, 4)])
+    other = storage(run, path=str(tmp_path / "b"))
+    drive(replace(other, stop_after=3))
+    assert drive(resumed(other))[2].weights_sha256 == end.weights_sha256
+    with pytest.raises(ConfigError, match="needs validation images"):
+        drive(replace(storage(run, name="c"), data=replace(run.data, val=0)))
+
+
 def test_a_whole_run(tmp_path):
     start, records, end = drive(config(tmp_path))
     assert (start.round, start.run_id, start.classes) == (0, "", 3)

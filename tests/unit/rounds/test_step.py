@@ -52,6 +52,16 @@ def test_a_round_is_an_epoch_of_joint_sgd():
     assert make(seed=1).run(STATE, 1).state.sha256() != outcome.state.sha256()
 
 
+@pytest.mark.parametrize("steps", [2, 3, 10])
+def test_rounds_of_any_length_are_the_same_training(steps):
+    seen = {}
+    for length in (steps, None):
+        step, seen[length] = make(round_steps=length, optim=OptimConfig(milestones=())), STATE
+        for number in range(1, 30 // (length or 5) + 1):
+            seen[length] = step.run(seen[length], number).state
+    assert seen[steps].sha256() == seen[None].sha256()
+
+
 def test_momentum_runs_on_and_the_rate_decays():
     step = make()
     middle = step.run(STATE, 2).state

@@ -53,6 +53,16 @@ def test_a_trials_run_has_equal_compute_its_values_a_place_and_actors_where_exit
     assert made.exit_bundles({"method": "pcgrad"}) == 0
 
 
+@pytest.mark.parametrize("steps", [1, 5, 7, 12, 64])
+def test_trials_with_rounds_of_any_length_get_as_much_and_no_more(steps):
+    made = plan()
+    for values in ({}, {"method": "sgd"}, {"fusion.outer": "nesterov"}, {"fusion.objective": "val"}):
+        run = made.trial_run("a", {"round_steps": steps, **values})
+        assert made.passes(run, run.rounds) <= made.budget < made.passes(run, run.rounds + 1)
+    assert made.trial_run("a", {"round_steps": steps, "method": "sgd"}).rounds == 160 * 12 // steps
+    assert at_equal_compute(replace(RUN, round_steps=steps), 160) == at_equal_compute(RUN, 160)
+
+
 def test_what_can_be_optimised_is_among_the_metrics_of_a_round_and_scores_are_readable():
     metrics = round_metrics(record(3, accuracy=(0.5, 0.75)))
     for kind in ("val_accuracy", "val_loss"):

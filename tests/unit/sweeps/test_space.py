@@ -28,7 +28,7 @@ from raygf.sweeps.space import (
 )
 
 RUN = get_recipe("digits")
-SHIPPED = ("fusion_lr", "method", "fusion", "joint", "rules")
+SHIPPED = ("fusion_lr", "method", "fusion", "joint", "rules", "outer")
 DOMAINS = [
     tune.uniform(-2.0, 3.0),
     tune.loguniform(1e-4, 10.0),
@@ -194,7 +194,11 @@ def test_listing_does_not_run_the_files(here):
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("nope", None, "'nope': there is none; choose from fusion, fusion_lr, joint, method, rules, or"),
+        (
+            "nope",
+            None,
+            "'nope': there is none; choose from fusion, fusion_lr, joint, method, outer, rules, or",
+        ),
         ("nope.py", None, "space = 'nope.py': there is none"),
         ("no_such_module:f", None, "space = 'no_such_module:f': can't be imported: ModuleNotFoundError"),
         ("bad", "raise ValueError('oh\\nno')", "space = 'bad': its code failed: ValueError: oh"),
@@ -249,6 +253,6 @@ def test_the_fusion_is_swept_only_where_there_is_one():
         assert not [field for field in by_method[name] if field.startswith(("fusion.", "loss."))]
     assert all("loss.aux" in by_method[name] for name in ROUND_METHODS)
     assert all(isinstance(axes["optim.lr"], Range) for axes in alternatives)
-    for name in ("fusion_lr", "fusion"):
+    for name in ("fusion_lr", "fusion", "outer"):
         with pytest.raises(ConfigError, match="learned fusion weights, which sgd does not have"):
             load_space(name, get_recipe("digits-sgd"))
