@@ -1,7 +1,6 @@
 """Errors that a person reads: one line each, and the exit code that a job ends with."""
 
 import importlib
-import os
 import re
 import signal
 import sys
@@ -9,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 
@@ -100,25 +100,48 @@ class ExitFailed(RaygfError):
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Around a job's imports, which take seconds: Ctrl-C and SIGTERM are one line and exit code 130 or 143.
-
-    At once, for an exception in the midst of an import could be caught there. Only in the main thread.
-    """
-
-    def stop(number: int, frame: Any) -> None:
-        os.write(2, b"interrupted while packages were loaded; nothing was begun\n")
-        os._exit(128 + number)
-
-    handled = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, stop) for number in handled}
+    """Around a job's imports, which take seconds: Ctrl-C ends the process at once, without a traceback."""
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL) if in_main else None
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if in_main:
+            signal.signal(signal.SIGINT, before)
 
 
 T = TypeVar("T")
+
+
+class Worker(threading.Thread):
+    """Makes calls one after the other.
+
+    Unlike the threads of ``concurrent.futures`` it never keeps the program from ending.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self.start()
+
+    def submit(self, call: Callable[[], T]) -> Future[T]:
+        """Have ``call`` made after those before it."""
+        future: Future[T] = Future()
+        self._calls.put((future, call))
+        return future
+
+    def stop(self) -> None:
+        """End the thread after the calls submitted so far."""
+        self._calls.put(None)
+
+    def run(self) -> None:
+        """Make the calls; what one raises is in its future."""
+        while (item := self._calls.get()) is not None:
+            future, call = item
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
 
 
 def within(limit_s: float, call: Callable[[], T]) -> T:
@@ -128,15 +151,9 @@ def within(limit_s: float, call: Callable[[], T]) -> T:
 
     Raises TimeoutError: it takes longer.
     """
-    outcome: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(call())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, name="raygf-limited", daemon=True).start()
+    worker = Worker("raygf-limited")
+    outcome = worker.submit(call)
+    worker.stop()
     try:
         return outcome.result(limit_s)
     except TimeoutError:

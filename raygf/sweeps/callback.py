@@ -12,12 +12,11 @@ from ray.tune.experiment import Trial
 
 from raygf.config.run import StorageConfig
 from raygf.console import notify
-from raygf.errors import TrackingError
+from raygf.errors import TrackingError, Worker
 from raygf.evaluation.tables import passes_text
 from raygf.records import RoundRecord, RunEnd
 from raygf.sweeps.plan import Plan, SweepFolder, name_of, shown_score
 from raygf.sweeps.trial import END, FAILURE, NAME, RECORD, START, VALUES, cause_of
-from raygf.tracking.delivery import Worker
 from raygf.tracking.tracker import Tracker, make_tracker
 
 CLOSE_S = 300.0
@@ -44,8 +43,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         self._plan = self._folder.read_plan()
         self._known = self._folder.read_trials()
         # Opening a run is waited for, within the tracker's limits; closing it happens in the background.
-        self._closer, self._closings = Worker(), list[Future[None]]()
-        self._closer.start()
+        self._closer, self._closings = Worker("raygf-closing"), list[Future[None]]()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Open the trial's run before it trains, or open it again: its checkpoints hold the run's id.

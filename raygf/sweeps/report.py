@@ -29,8 +29,6 @@ FIGURE = "objective.png"
 
 _SHOWN = 20
 """Rows on a screen or a page; the file has all."""
-_FEW = 3
-"""Among fewer trials that came to their end there is little to choose from."""
 _COLUMNS = 3
 """Panels side by side."""
 _LEVEL = 4
@@ -118,15 +116,6 @@ def ranked(rows: Sequence[TrialRow], mode: str, status: str = "finished") -> lis
 def best_row(rows: Sequence[TrialRow], mode: str) -> TrialRow | None:
     """The best finished trial, the earliest of equals; if none finished, of those that were stopped early."""
     return next(iter(ranked(rows, mode) + ranked(rows, mode, "stopped early")), None)
-
-
-def few_finished(rows: Sequence[TrialRow]) -> str:
-    """A warning if the scheduler and failures left hardly any trial to choose from, else empty."""
-    finished = sum(row.status == "finished" for row in rows)
-    if finished >= min(_FEW, len(rows)):
-        return ""
-    advice = "; --scheduler none stops no trial" * any(row.status == "stopped early" for row in rows)
-    return f"only {finished} of {len(rows)} trials came to their end: the best may not be among them{advice}"
 
 
 def failures(rows: Sequence[TrialRow]) -> list[str]:
@@ -249,7 +238,7 @@ def sweep_report(rows: Sequence[TrialRow], plan: Plan, best: TrialRow) -> SweepR
         metrics[f"test_accuracy/{plan.judged}"] = test
     markdown = (
         f"At best {shown_score(plan.metric, best.score or 0)} {plan.metric}: `{flags_for(best.values)}`\n\n"
-        f"{few_finished(rows)}\n\n{markdown_table(header, finished)}\n"
+        f"{markdown_table(header, finished)}\n"
         f"{left and 'Not trained to their end, so not ranked:'}\n\n{left}\n"
         f"All trials: `{RESULTS}`. The figure of the objective: `figures/{FIGURE}`.\n"
     )

@@ -25,7 +25,6 @@ from raygf.sweeps.report import (
     RESULTS,
     best_row,
     failures,
-    few_finished,
     read_rows,
     result_of,
     sweep_report,
@@ -125,8 +124,6 @@ def _tune(plan: Plan, make: Callable[[Plan], tune.Tuner], folder: SweepFolder) -
         best = best_row(rows, plan.mode)
         path = write_report(folder, rows, plan, best)
         print_table(terminal_table(*trials_table(rows, plan), "Trials, the best first"), sys.stderr)
-        if warning := few_finished(rows):
-            notify(warning)
         if best is None:
             why = f"none of {len(rows)} trials succeeded: {'; '.join(failures(rows))}"
             if run is not None:

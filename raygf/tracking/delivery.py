@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import groupby
-from queue import SimpleQueue
 
-from raygf.errors import TrackingError, without_password
+from raygf.errors import TrackingError, Worker, without_password
 from raygf.records import Notify
 from raygf.tracking.store import answering, check_uri, reason
 
@@ -52,8 +49,7 @@ class Delivery:
         Raises TrackingError: the store can't be used, or ``call`` fails or takes longer than ``limit_s``.
         """
         with answering(self._uri):
-            self._worker = Worker()
-            self._worker.start()
+            self._worker = Worker("raygf-tracking")
             try:
                 self._worker.submit(call).result(limit_s)
                 self._open = True
@@ -125,36 +121,6 @@ class Delivery:
             return False
         self._waiting.remove(parcel)
         return True
-
-
-class Worker(threading.Thread):
-    """Makes calls one after the other.
-
-    Unlike the threads of ``concurrent.futures`` it never keeps the program from ending.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(name="raygf-tracking", daemon=True)
-        self._calls: SimpleQueue[tuple[Future[None], Callable[[], None]] | None] = SimpleQueue()
-
-    def submit(self, call: Callable[[], None]) -> Future[None]:
-        """Have ``call`` made after those before it."""
-        future: Future[None] = Future()
-        self._calls.put((future, call))
-        return future
-
-    def stop(self) -> None:
-        """End the thread after the calls submitted so far."""
-        self._calls.put(None)
-
-    def run(self) -> None:
-        """Make the calls; what one raises is in its future."""
-        while (item := self._calls.get()) is not None:
-            future, call = item
-            try:
-                future.set_result(call())
-            except BaseException as error:
-                future.set_exception(error)
 
 
 def listed(labels: Sequence[str]) -> str:

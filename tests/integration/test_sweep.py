@@ -203,7 +203,6 @@ def test_trials_that_crash_fail_or_lag_behind_do_not_disturb_the_others(
     assert "round 2" in diverged["cause"]
     assert runs[1].tags["raygf.failure"] == diverged["cause"]
     assert f"note: trial {diverged['name']} failed: {diverged['cause']}" in outcome.err
-    assert "only 1 of 3 trials came to their end" in outcome.err
 
     assert (lagging["rounds"], lagging["test_accuracy/average"]) == ("10", "")
     assert (runs[2].tags["raygf.stopped_at_round"], runs[2].tags["raygf.stopped_by"]) == ("10", "asha")

@@ -29,7 +29,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("job", ["digits", "cifar", "imagenet", "sweep", "demo", "evaluate", "toy"])
-def test_a_job_that_is_stopped_while_packages_load_says_so_in_one_line(tmp_path, job):
+def test_a_job_that_is_stopped_while_packages_load_ends_without_a_traceback(tmp_path, job):
     """The first package that takes time stands still here; no heavy one comes before."""
     for name in ("tyro", "numpy", "torch"):
         (tmp_path / f"{name}.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
@@ -43,8 +43,7 @@ def test_a_job_that_is_stopped_while_packages_load_says_so_in_one_line(tmp_path,
     )
     assert program.stdout.readline() == "loading\n"
     program.send_signal(number)
-    line = "interrupted while packages were loaded; nothing was begun\n"
-    assert (program.communicate(timeout=30), program.returncode) == (("", line), 128 + number)
+    assert (program.communicate(timeout=30), program.returncode) == (("", ""), -number)
 
 
 def test_exit_codes_tell_what_was_asked_for_from_what_failed():

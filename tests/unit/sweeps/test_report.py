@@ -19,7 +19,6 @@ from raygf.sweeps.plan import SweepFolder
 from raygf.sweeps.report import (
     best_row,
     failures,
-    few_finished,
     objective_figure,
     ranked,
     read_rows,
@@ -86,15 +85,6 @@ def test_tables_rank_finished_trials_with_the_test_of_what_is_judged_and_show_ot
     rows = [row(number) for number in range(30)]
     assert trials_table(rows, plan())[1][-1] == ["10 more", *[""] * 4]
     assert len(trials_csv(rows, plan()).splitlines()) == 31
-
-
-def test_a_warning_when_fewer_than_three_trials_came_to_their_end():
-    assert few_finished(ROWS) == (
-        "only 2 of 4 trials came to their end: the best may not be among them; "
-        "--scheduler none stops no trial"
-    )
-    assert few_finished([row(0), row(1), row(2), ROWS[1]]) == few_finished([row(0)]) == ""
-    assert few_finished([row(0), row(1, None)]).endswith("among them")
 
 
 def test_the_figure_has_a_panel_for_every_swept_field_with_accuracies_in_percent():
