@@ -74,11 +74,9 @@ def read_weights(path: str) -> dict[str, Tensor]:
 
 
 def _of_checkpoint(file: str) -> dict[str, Tensor]:
-    """The state dict in a run's checkpoint. Raises ValueError: it does not say how its tensors are shaped."""
+    """The state dict in a run's checkpoint."""
     with np.load(file, allow_pickle=False) as archive:
         meta = json.loads(archive["meta"].item())
-        if "shapes" not in meta:
-            raise ValueError("it is of an earlier version; take its run's model.safetensors")
         average = "method/average" in archive.files  # of the weights, which a run hands on in their place
         vector, begin = ("method/average", "method/average/") if average else ("vector", "buffer/")
         parts = np.split(archive[vector], np.cumsum([math.prod(shape) for shape in meta["shapes"]])[:-1])

@@ -7,7 +7,6 @@ import re
 from enum import Enum
 
 from ray.exceptions import (
-    ActorUnavailableError,
     GetTimeoutError,
     ObjectStoreFullError,
     OutOfMemoryError,
@@ -58,7 +57,6 @@ def deadline_s(slowest_s: float | None, limit_s: float | None) -> float:
 
 
 _WHY = re.compile(r"because (its \w+ process has died|its node has died|[^.]*)")
-_SILENT = re.compile(r"RPC error: (.*?) rpc_code")
 _DETAIL = re.compile(r"Worker exit detail: ([^.]*\.[^.]*)")
 
 
@@ -82,9 +80,6 @@ def cause_of(error: RayError | PeersLost, known: str = "") -> str:
         return "OutOfMemoryError: Ray ended it because the node ran low on memory"
     if failure_of(error) is Failure.MEMORY:
         return memory_cause(error.cause if isinstance(error, RayTaskError) else error, known)
-    if isinstance(error, ActorUnavailableError):
-        why = _SILENT.search(text)
-        return f"ActorUnavailableError: it does not answer{f' ({why[1]})' if why else ''}"
     if _failed_to_start(error):
         return text.strip().splitlines()[-1].strip()  # of the traceback of its constructor
     inner = error.cause if isinstance(error, RayTaskError) else error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from raygf.errors import TrackingError, Worker, without_password
 from raygf.records import Notify
@@ -124,13 +123,9 @@ class Delivery:
 
 
 def listed(labels: Sequence[str]) -> str:
-    """``labels`` with the rounds first and drawn together: ``rounds 3-5, 8, results``."""
-    rounds = [int(label.removeprefix("round ")) for label in labels if label.startswith("round ")]
+    """``labels`` with the first and the last of the rounds in front: ``rounds 3-8, results``."""
+    rounds = [label.removeprefix("round ") for label in labels if label.startswith("round ")]
     others = [label for label in labels if not label.startswith("round ")]
-    if not rounds:
-        return ", ".join(others)
-    # Consecutive rounds differ from their places in the list by the same number.
-    grouped = groupby(enumerate(rounds), key=lambda placed: placed[1] - placed[0])
-    spans = [[number for _, number in group] for _, group in grouped]
-    texts = [str(span[0]) if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans]
-    return ", ".join([f"{'round' if len(rounds) == 1 else 'rounds'} {', '.join(texts)}", *others])
+    first_and_last = dict.fromkeys((*rounds[:1], *rounds[-1:]))
+    span = [f"round{'s' * (len(rounds) > 1)} {'-'.join(first_and_last)}"] if rounds else []
+    return ", ".join([*span, *others])

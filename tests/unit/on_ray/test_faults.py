@@ -6,7 +6,7 @@ The texts are those of Ray 2.60; integration/test_ray_errors.py has those that R
 import pickle
 
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
 
 from raygf.errors import DriverLost, ExitFailed
 from raygf.on_ray.faults import (
@@ -24,7 +24,6 @@ NODE_DIED = """The actor died unexpectedly before finishing this task.
 The actor died because its node has died. Node Id: 78a7025f0e10
 \tthe actor's node was terminated unexpectedly: health check failed due to missing too many heartbeats
 The actor never ran - it was cancelled before it started running."""
-SILENT = "The actor is temporarily unavailable: RpcError: RPC error: Socket closed rpc_code: 14"
 
 
 class Died(ActorDiedError):
@@ -87,17 +86,12 @@ def test_errors_survive_the_way_between_processes(error, text):
         ),
         (Died(NODE_DIED), Failure.LOST, "Died: its node has died"),
         (
-            ActorUnavailableError(SILENT, None),
-            Failure.LOST,
-            "ActorUnavailableError: it does not answer (Socket closed)",
-        ),
-        (
             RayError("the result could not be fetched\nand more"),
             Failure.LOST,
             "RayError: the result could not be fetched",
         ),
     ],
-    ids=["memory", "node", "silence", "unknown words"],
+    ids=["memory", "node", "unknown words"],
 )
 def test_errors_of_ray_are_told_in_one_line(error, failure, cause):
     assert (failure_of(error), cause_of(error)) == (failure, cause)

@@ -160,9 +160,9 @@ def test_an_opening_that_fails_or_takes_too_long_is_an_error(store):
     [
         ([], ""),
         (["round 7"], "round 7"),
-        (["round 3", "round 4", "round 5", "round 8", "results"], "rounds 3-5, 8, results"),
+        (["round 3", "round 4", "round 5", "round 8", "results"], "rounds 3-8, results"),
         (["final status", "round 1", "round 2"], "rounds 1-2, final status"),
-        (["round 2", "round 4"], "rounds 2, 4"),
+        (["round 2", "round 4"], "rounds 2-4"),
     ],
 )
 def test_rounds_are_drawn_together(labels, text):
