@@ -31,7 +31,7 @@ from raygf.config.run import (
 )
 from raygf.data.base import InputSpec
 from raygf.methods.base import JointSGD
-from raygf.methods.registry import is_step_method, training_operations
+from raygf.methods.registry import training_operations
 from raygf.models.build import build_model
 from raygf.models.costs import measure_costs
 
@@ -95,7 +95,8 @@ class Method(NamedTuple):
     lr_of: str = ""
 
 
-PART = "fusion.images"
+PART, STEPS = "fusion.images", "round_steps"
+"""Settings that are shares, of the training images and of an epoch's steps; rounds are the more."""
 PREFIX = {"loss.aux_exits": "none"}
 METHODS = {
     "sgd": Method("joint SGD", "sgd"),
@@ -111,7 +112,7 @@ METHODS = {
     "metagf-kd": Method("Meta-GF, distilled", "metagf", {"loss.distill": True}),
     "carry": Method("Meta-GF, parts, momentum carried", "metagf", {**PREFIX, "optim.carry_momentum": True}),
 }
-"""The methods of the tables, by key; ``PART`` as a share of the training images."""
+"""The methods of the tables, by key."""
 ABLATIONS = {
     "segments-tensor": Method("a weight per tensor", "metagf", {"fusion.segments": "tensor"}, "metagf"),
     "segments-network": Method("one weight", "metagf", {"fusion.segments": "network"}, "metagf"),
@@ -120,6 +121,11 @@ ABLATIONS = {
     ),
     "bn-weighted": Method("BatchNorm averaged", "metagf", {"fusion.batchnorm": "weighted"}, "metagf"),
     "tenth": Method("a tenth of the images in the pass", "metagf", {PART: 0.1}, "metagf"),
+    "free": Method("free weights", "metagf", {"fusion.normalise": "free", "fusion.lr": 0.001}, "metagf"),
+    "val": Method("fitted on validation images", "metagf", {"fusion.objective": "val"}, "metagf"),
+    "nesterov": Method("outer Nesterov step", "metagf", {"fusion.outer": "nesterov"}, "metagf"),
+    "half": Method("rounds of half an epoch", "metagf", {STEPS: 0.5}, "metagf"),
+    "quarter": Method("rounds of a quarter", "metagf", {STEPS: 0.25}, "metagf"),
 }
 """One setting each that differs from "metagf"."""
 ALL = {**METHODS, **ABLATIONS}
@@ -164,8 +170,10 @@ class Experiment:
             "storage.keep": 1,
             "tracking.enabled": False,
         }
-        shares = {PART: round(settings.get(PART, 1) * self.images)}
-        return override(network.run, {**fixed, **settings, **(shares if PART in settings else {})})
+        epoch = math.ceil(self.images / network.run.batch_size)
+        whole = {PART: self.images, STEPS: epoch}
+        counted = {name: round(share * whole[name]) for name, share in settings.items() if name in whole}
+        return override(network.run, {**fixed, **settings, **counted})
 
     def passes(self) -> float:
         """Training passes that it takes."""
@@ -186,19 +194,18 @@ def costs(network: str) -> tuple[int, ...]:
 
 def round_cost(experiment: Experiment) -> float:
     """Training passes of one round."""
-    forward = costs(experiment.network)
-    spent = training_operations(experiment.config("", "runs"), forward, {"train": experiment.images})
-    return spent / (experiment.images * JointSGD.operations(forward))
+    forward, many = costs(experiment.network), 1000
+    counts = {"train": experiment.images, "val": 1000, "test": 0}
+    spent = training_operations(experiment.config("", "runs"), forward, counts, many)
+    return spent / many / (JointSGD.operations(forward) * experiment.images)
 
 
 def round_steps(experiment: Experiment) -> int:
-    """Steps of one round in sequence: an epoch, and after expected gradients what fits the fusion weights."""
+    """Steps of one round in sequence: training, and after expected gradients what fits the fusion weights."""
     config = experiment.config("", "runs")
-    epoch = math.ceil(experiment.images / config.batch_size)
-    if is_step_method(config.method):
-        return epoch
-    seen = min(experiment.images, config.fusion.images or experiment.images)
-    return epoch + (math.ceil(seen / config.batch_size) if config.method == "metagf" else 0)
+    trained = config.round_steps or math.ceil(experiment.images / config.batch_size)
+    fitted = math.ceil(config.fusion.images / config.batch_size) if config.fusion.images else trained
+    return trained + (fitted if config.method == "metagf" else 0)
 
 
 def at(experiment: Experiment, comparison: str) -> Experiment:
@@ -206,6 +213,7 @@ def at(experiment: Experiment, comparison: str) -> Experiment:
     network, images = experiment.network, experiment.images
     usual = NETWORKS[network].run.rounds if network in PAPER else ROUNDS[images]
     paper = replace(experiment, method="metagf", rounds=usual)
+    usual = round(usual / ALL[experiment.method].settings.get(STEPS, 1))
     rounds = {
         "epochs": usual,
         "compute": paper.passes() / round_cost(experiment),
