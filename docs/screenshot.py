@@ -1,6 +1,6 @@
 """Take a picture of a run in the MLflow UI, as README shows it.
 
-    python docs/screenshot.py mlflow.db docs/images/mlflow.png
+    python docs/screenshot.py mlflow.db docs/images/mlflow.png --tab ""
     python docs/screenshot.py mlflow.db figure.png --run my-run --tab artifacts/figures/accuracy.png
 
 Needs selenium and, on the PATH, Chromium and its driver: Debian's packages chromium and chromium-driver.
@@ -118,6 +118,8 @@ def main(
         else:
             wait_for(browser, "document.body.innerText.includes('Artifacts')")
             time.sleep(3)  # figures and tables are fetched one by one
+            for button in browser.find_elements("xpath", "//*[text()='Show more']"):
+                button.click()  # the whole description
         browser.save_screenshot(out)
 
 
