@@ -167,6 +167,11 @@ class FaultyBatches:
         """See ``BatchSource``."""
         return self.inner.dataset
 
+    @property
+    def batch_size(self) -> int:
+        """See ``BatchSource``."""
+        return self.inner.batch_size
+
     def train(self, seed: int, *key: str | int, part: Portion = ALL) -> Iterator[Batch]:
         """See ``BatchSource``; ``key`` is ("exit", round, exit), the exit from 0, or ("fuse", round)."""
         target = {"exit": "exit", "fuse": "share"}[str(key[0])]
@@ -177,10 +182,6 @@ class FaultyBatches:
                 suffer(fault.verb)
             bad = fault is not None and fault.verb == "nan"
             yield (pixels * float("nan") if bad else pixels), labels
-
-    def steps(self, split: SplitName) -> int:
-        """See ``BatchSource``."""
-        return self.inner.steps(split)
 
     def evaluate(self, split: SplitName) -> Iterator[Batch]:
         """See ``BatchSource``."""

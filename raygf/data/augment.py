@@ -62,7 +62,7 @@ def mixed(
     Labels become probabilities (B, classes), float32. A batch is mixed as a whole, before it is divided into
     shares, by draws that depend on its number: all who take part in a training get the same.
     """
-    batches = round_batches(source, config.round_steps, config.seed, purpose, round, *key)
+    batches = round_batches(source, config, purpose, round, *key)
     mixup, cutmix = config.data.mixup, config.data.cutmix
     if not mixup and not cutmix:
         yield from batches

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from raygf.compute import Compute
+from raygf.config.run import RunConfig
 from raygf.errors import DataError
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -59,14 +60,15 @@ class BatchSource(Protocol):
     def dataset(self) -> Dataset:
         """What they are of."""
 
+    @property
+    def batch_size(self) -> int:
+        """Images of a training step."""
+
     def train(self, seed: int, *key: str | int, part: Portion = ALL) -> Iterator[Batch]:
         """``part`` of an epoch shuffled by the random stream ``key`` of run ``seed``.
 
         Training images are augmented by it, too.
         """
-
-    def steps(self, split: SplitName) -> int:
-        """Batches of an epoch; DataError if the split has fewer than two images."""
 
     def evaluate(self, split: SplitName) -> Iterator[Batch]:
         """One pass over a split in its own order, without augmentation."""
@@ -149,32 +151,35 @@ def batch_edges(count: int, batch_size: int, split: SplitName = "train") -> list
 
 def round_batches(
     source: BatchSource,
-    steps: int | None,
-    seed: int,
+    config: RunConfig,
     purpose: str,
     round: int,
     *key: str | int,
     split: SplitName = "train",
 ) -> Iterator[Batch]:
-    """The batches of ``round`` (from 1): the next ``steps`` of epochs that follow each other, by default one.
+    """The batches of ``round`` (from 1): the next ``round_steps`` of epochs that follow each other.
 
     Epoch e has the random stream (purpose, e, *key), whatever the rounds: one of as many steps as an epoch is
     that epoch.
     """
-    epoch = source.steps(split)
-    start, stop = ((round - number) * (steps or epoch) for number in (1, 0))
+    epoch = len(batch_edges(source.dataset.count(split), source.batch_size, split))
+    start, stop = ((round - number) * _steps(config, epoch, split) for number in (1, 0))
     for done in range(start // epoch, -(-stop // epoch)):
         part = Portion(split, None, max(0, start - done * epoch), stop - done * epoch)
-        yield from source.train(seed, purpose, done + 1, *key, part=part)
+        yield from source.train(config.seed, purpose, done + 1, *key, part=part)
 
 
-def images_of_rounds(steps: int | None, rounds: int, count: int, batch_size: int) -> int:
+def images_of_rounds(config: RunConfig, rounds: int, count: int, split: SplitName = "train") -> int:
     """Images in the first ``rounds`` of ``round_batches``, of a split of ``count`` images."""
-    if steps is None:
-        return rounds * count
-    edges = batch_edges(count, batch_size)
-    epochs, more = divmod(rounds * steps, len(edges))
+    edges = batch_edges(count, config.batch_size, split)
+    epochs, more = divmod(rounds * _steps(config, len(edges), split), len(edges))
     return epochs * count + edges[more][0]
+
+
+def _steps(config: RunConfig, epoch: int, split: SplitName) -> int:
+    """Of a round: an epoch by default, and at most one of validation images."""
+    steps = config.round_steps or epoch
+    return min(steps, epoch) if split == "val" else steps
 
 
 def permutation(count: int, stream: torch.Generator) -> Indices:

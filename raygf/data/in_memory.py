@@ -47,7 +47,7 @@ class DeviceBatches:
     def __init__(self, data: ImageSet, compute: Compute, batch_size: int, eval_batch_size: int) -> None:
         self._data = self.dataset = data
         self._device = compute.device
-        self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
+        self.batch_size, self._eval_batch_size = batch_size, eval_batch_size
         self._on_device: dict[SplitName, Batch] = {}
         self._normalise = Normaliser(data.statistics, compute)
 
@@ -59,15 +59,9 @@ class DeviceBatches:
         Raises DataError: there are fewer than two images.
         """
         data, count, augment = self._data, self._data.count(part.split), part.split == "train"
-        edges = batch_edges(min(count, part.images or count), self._batch_size, part.split)[
-            part.start : part.stop
-        ]
+        edges = batch_edges(min(count, part.images or count), self.batch_size, part.split)
         draws = draw_epoch(count, augment * data.pad, augment and data.flip, generator(seed, *key))
-        return self._train(part.split, edges, draws.to(self._device), (seed, *key))
-
-    def steps(self, split: SplitName) -> int:
-        """See ``BatchSource``."""
-        return len(batch_edges(self._data.count(split), self._batch_size, split))
+        return self._train(part.split, edges[part.start : part.stop], draws.to(self._device), (seed, *key))
 
     def _train(
         self, split: SplitName, edges: list[tuple[int, int]], draws: EpochDraws, key: tuple[str | int, ...]

@@ -101,7 +101,7 @@ class StreamedBatches:
     def __init__(self, data: StreamedSet, compute: Compute, batch_size: int, eval_batch_size: int) -> None:
         self._data = self.dataset = data
         self._compute = compute
-        self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
+        self.batch_size, self._eval_batch_size = batch_size, eval_batch_size
         self._normalise = Normaliser(data.statistics, compute)
         self._idle: list[WorkerPool] = []
 
@@ -113,14 +113,10 @@ class StreamedBatches:
         Raises DataError: there are fewer than two images; and while it runs, see ``evaluate``.
         """
         split, there = part.split, self._data.splits[part.split]
-        edges = batch_edges(min(len(there), part.images or len(there)), self._batch_size, split)
+        edges = batch_edges(min(len(there), part.images or len(there)), self.batch_size, split)
         order = shuffled(there.indices, there.units, _window(there), generator(seed, *key))
         augmented = (seed, *key) if split == "train" else None
         return self._run(Pass(split, order, edges[part.start : part.stop], augmented))
-
-    def steps(self, split: SplitName) -> int:
-        """See ``BatchSource``."""
-        return len(batch_edges(self._data.count(split), self._batch_size, split))
 
     def evaluate(self, split: SplitName) -> Iterator[Batch]:
         """See ``BatchSource``; nothing if the split is empty.
@@ -137,7 +133,7 @@ class StreamedBatches:
         if not whole.edges:
             return
         data, device = self._data, self._compute.device
-        capacity = max(self._batch_size + 1, self._eval_batch_size)  # one may join the last batch
+        capacity = max(self.batch_size + 1, self._eval_batch_size)  # one may join the last batch
         pool = self._idle.pop() if self._idle else WorkerPool(data, capacity)
         try:
             all_labels = data.splits[whole.split].store.labels

@@ -34,13 +34,10 @@ def run_pass(shares: FusionShares, make: Callable[[], Learner], where: str) -> P
 
 def pass_batches(config: RunConfig, source: BatchSource, round: int) -> Iterable[Batch]:
     """The images of the pass of ``round``: as many as an exit trains on, or ``fusion.images``."""
-    fusion, seed, split = config.fusion, config.seed, config.fusion.split
-    if fusion.images:
-        return source.train(seed, "fuse", round, part=Portion(split, fusion.images))
-    steps = config.round_steps
-    if steps and split == "val":
-        steps = min(steps, source.steps(split))
-    return round_batches(source, steps, seed, "fuse", round, split=split)
+    images, split = config.fusion.images, config.fusion.split
+    if images:
+        return source.train(config.seed, "fuse", round, part=Portion(split, images))
+    return round_batches(source, config, "fuse", round, split=split)
 
 
 def exit_entropies(logits: Sequence[Tensor], labels: Tensor) -> list[Tensor]:

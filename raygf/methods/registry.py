@@ -11,7 +11,7 @@ from raygf.compute import call_own
 from raygf.config.fields import refuse
 from raygf.config.recipes import METHODS as PAPERS
 from raygf.config.run import RunConfig
-from raygf.data.base import batch_edges, images_of_rounds
+from raygf.data.base import images_of_rounds
 from raygf.errors import ConfigError, import_function
 from raygf.methods import torchjd
 from raygf.methods.base import GramianMethod, JointSGD, Setting, StepMethod, Weighting
@@ -107,16 +107,13 @@ def training_operations(
     ``costs``: F (n,), of the forward pass up to each exit. ``images``: of every split. A step of the user's
     own counts as joint SGD's; ``RoundMethod.operations`` knows better.
     """
-    steps, batch = config.round_steps, config.batch_size
-    trained = images_of_rounds(steps, rounds, images["train"], batch)
+    trained = images_of_rounds(config, rounds, images["train"])
     if is_step_method(config.method):
         return trained * (GramianMethod if config.method in WEIGHTINGS else JointSGD).operations(costs)
-    fusion, passed, there = config.fusion, trained, images[config.fusion.split]
+    fusion, there = config.fusion, images[config.fusion.split]
+    passed = images_of_rounds(config, rounds, there, fusion.split)
     if fusion.images:
         passed = rounds * min(fusion.images, there)
-    elif fusion.split == "val":
-        steps = min(steps, len(batch_edges(there, batch))) if steps else None
-        passed = images_of_rounds(steps, rounds, there, batch)
     # Without learning the pass only goes forward; so does that after an outer step.
     fit = JointSGD.operations(costs) if config.method == "metagf" else costs[-1]
     again = costs[-1] if fusion.outer != "none" else 0

@@ -40,8 +40,7 @@ class StepRound(RoundMethod):
         method = make_step_method(config.method, self._setting)  # refuses early what can't be used
         method.close()
         self.operations = lambda costs, images, rounds: (
-            method.operations(costs)
-            * images_of_rounds(config.round_steps, rounds, images["train"], config.batch_size)
+            method.operations(costs) * images_of_rounds(config, rounds, images["train"])
         )
         self._kept: dict[str, Tensor] = {}
         self.average = Average(config.optim.ema, bound.compute.device)

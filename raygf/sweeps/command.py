@@ -279,7 +279,7 @@ def probe(run: RunConfig, alternatives: Sequence[Sequence[RunConfig]]) -> Probed
                 if is_step_method(trial.method):
                     made = StepRound(replace(trial, round_steps=None), bound, batches, owned)
                     if ":" in trial.method:
-                        own[trial.method] = made.operations(costs, {"train": 1}, 1)
+                        own[trial.method] = made.operations(costs, {"train": 2}, 1) // 2
                 else:
                     DeltaRound(trial, bound, batches, executor, owned)
             except (ConfigError, ValueError) as error:

@@ -106,8 +106,7 @@ class Plan:
 
     def _operations(self, run: RunConfig, rounds: int) -> int:
         if own := self.own.get(run.method):
-            trained = images_of_rounds(run.round_steps, rounds, self.images["train"], run.batch_size)
-            return own * trained
+            return own * images_of_rounds(run, rounds, self.images["train"])
         return training_operations(run, self.costs, self.images, rounds)
 
     def exit_bundles(self, values: Values) -> int:

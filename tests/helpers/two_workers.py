@@ -56,7 +56,7 @@ def train_with_a_nan(peers):
     whole = images.open(CPU, 5, 5)
 
     class Broken:
-        steps = whole.steps
+        dataset, batch_size = images, 5
 
         def train(self, seed, *key, **which):
             for step, (batch, labels) in enumerate(whole.train(seed, *key, **which)):

@@ -10,6 +10,7 @@ from made_up_images import CPU, bits, make_set, make_split, refused
 from torch.nn import functional
 
 from raygf.compute import Compute, generator
+from raygf.config.run import RunConfig
 from raygf.data.base import Portion, batch_edges, images_of_rounds, round_batches
 from raygf.data.in_memory import crop, draw_epoch
 
@@ -77,13 +78,14 @@ def test_fewer_images_are_the_first_of_the_epochs_order(images, sizes):
 def test_rounds_of_any_length_go_on_where_the_last_one_stopped(train, steps):
     data = make_set(train=train, pad=2, flip=True)
     source, rounds = data.open(CPU, 8, 4), range(1, 7)
-    made = [list(round_batches(source, steps, 0, "exit", round, 2)) for round in rounds]
+    config = RunConfig(batch_size=8, round_steps=steps)
+    made = [list(round_batches(source, config, "exit", round, 2)) for round in rounds]
     epochs = [batch for number in range(1, 20) for batch in source.train(0, "exit", number, 2)]
-    assert [len(some) for some in made] == [steps or source.steps("train")] * 6
+    assert [len(some) for some in made] == [steps or -(-train // 8) - (train == 17)] * 6
     flat = [batch for some in made for batch in some]
     assert bits(flat) == bits(epochs[: len(flat)])
     images = [sum(len(labels) for some in made[:done] for _, labels in some) for done in rounds]
-    assert [images_of_rounds(steps, done, train, 8) for done in rounds] == images
+    assert [images_of_rounds(config, done, train) for done in rounds] == images
 
 
 def test_validation_images_are_shuffled_and_left_as_they_are():

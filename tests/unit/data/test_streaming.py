@@ -21,6 +21,7 @@ from made_up_images import (
 )
 
 from raygf.compute import Compute, derive_seed, generator
+from raygf.config.run import RunConfig
 from raygf.data import streaming
 from raygf.data.base import Normaliser, Portion, batch_edges, round_batches
 from raygf.data.pixels import decode_tensor, evaluation_view, training_view
@@ -127,7 +128,8 @@ def test_rounds_go_on_where_the_last_one_stopped_and_decode_no_others(sets, sour
     spy = lambda file: decoded.append(1) or decode_tensor(file)  # noqa: E731
     monkeypatch.setattr("raygf.data.streaming.decode_tensor", spy)
     batches = open_set(sets[source], batch=7, source=source, workers=workers)
-    made = [bits(list(round_batches(batches, 3, 0, "exit", round, 1))) for round in (1, 2, 3)]
+    config = RunConfig(batch_size=7, round_steps=3)
+    made = [bits(list(round_batches(batches, config, "exit", round, 1))) for round in (1, 2, 3)]
     assert workers or len(decoded) == 8 * 7 + 2
     one, two = (bits(list(batches.train(0, "exit", number, 1))) for number in (1, 2))
     assert made == [one[:3], [*one[3:], two[0]], two[1:4]]
