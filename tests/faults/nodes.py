@@ -53,7 +53,7 @@ Placement = dict[str, Counter[str]]
 
 def main(program, folder):
     """Run one of the programs on a cluster of its own."""
-    head = {"num_cpus": 0, "_system_config": _NOTICED_SOON}
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": _NOTICED_SOON}
     cluster = Cluster(True, head_node_args=head) if program == "lost" else Cluster()
     try:
         return {"lost": lose_a_node, "shared": share_two_nodes}[program](cluster, folder)
