@@ -262,7 +262,7 @@ def test_the_search_space_of_the_page_can_be_swept(tmp_path, monkeypatch):
     table = PAGES["sweeps"].partition("**Equal compute")[0]
     named = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
     assert named == known_spaces().keys() - {"small_batches"}
-    assert named == {"fusion_lr", "method", "fusion", "joint", "rules"}
+    assert named == {"fusion_lr", "method", "fusion", "joint", "rules", "outer"}
 
 
 def test_the_tracker_of_the_page_follows_a_run(tmp_path, monkeypatch):
