@@ -19,5 +19,5 @@ def test_code_of_ones_own_is_copied_and_packages_are_named(tmp_path, monkeypatch
     assert copy_code("mine_net:make", code) == {"pandas", "pillow"}
     assert {path.name for path in code.glob("*")} == {"raygf", "mine_net.py", "mine_parts"}
     assert {path.name for path in code.glob("mine*/*")} == {"blocks.py", "more.py", "template.py"}
-    assert (code / "raygf" / "serving" / "definition.py").exists()
+    assert (code / "raygf" / "serving" / "mlflow_model.py").exists()
     assert copy_code("msdnet", tmp_path / "plain") == set()
