@@ -1,13 +1,14 @@
 """Rules without learning: the exits' deltas averaged with equal weights, or weighed by their Gramian."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raygf.config.run import RunConfig
 from raygf.errors import NonFiniteError
 from raygf.fusion.conflict import shared_gramian, tensor_gramians
 from raygf.fusion.fuse import Fused, FusionRule, FusionTask, Learner, RunPass
 from raygf.methods.base import Weighting, weigh
+from raygf.training.network import Arrays, as_tensor, to_numpy
 from raygf.training.space import Segments
 
 
@@ -37,6 +38,20 @@ class WeighedFusion(FusionRule):
         on_device = alpha.to(task.base.device)
         passed = run(lambda: Learner(self._config.epsilon * on_device))
         return Fused(alpha, self.merged(task, on_device), passed.buffers, passed.score)
+
+    def arrays(self) -> Arrays:
+        """What a weighting remembers of earlier rounds, as GradVac does."""
+        return {f"weighting_{name}": to_numpy(buffer) for name, buffer in self._memory()}
+
+    def restore(self, arrays: Arrays) -> None:
+        if any(name.startswith("weighting_") for name in arrays):
+            self._weighting(torch.eye(len(self._owned)))  # from here on it has buffers
+            for name, buffer in self._memory():
+                buffer.copy_(as_tensor(arrays[f"weighting_{name}"]))
+
+    def _memory(self) -> list[tuple[str, Tensor]]:
+        weighting = self._weighting
+        return list(weighting.named_buffers()) if isinstance(weighting, nn.Module) else []
 
 
 def owner_shares(weights: Tensor, owned: Tensor) -> Tensor:

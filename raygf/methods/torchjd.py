@@ -6,7 +6,7 @@ TorchJD is imported when a weighting is made: it takes time, and some weightings
 import importlib
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raygf.methods.base import Setting, Weighting
 
@@ -21,9 +21,16 @@ def scaled(gramian: Tensor) -> tuple[Tensor, Tensor]:
     return gramian / length**2, length
 
 
-def scale_free(solve: Weighting) -> Weighting:
+class ScaleFree(nn.Module):
     """``solve``, whose weights do not depend on the gradients' scale, on gradients of ordinary length."""
-    return lambda gramian: solve(scaled(gramian)[0])
+
+    def __init__(self, solve: Weighting) -> None:
+        super().__init__()
+        self.solve = solve  # a module itself: its buffers are what it remembers
+
+    def forward(self, gramian: Tensor) -> Tensor:
+        """The weights (n,) for ``gramian`` (n, n)."""
+        return self.solve(scaled(gramian)[0])
 
 
 def _solver(name: str, **options: float) -> Weighting:
@@ -47,10 +54,10 @@ def pcgrad(setting: Setting) -> Weighting:
 def gradvac(setting: Setting) -> Weighting:
     """GradVac: Wang, Tsvetkov, Firat, Cao, "Gradient Vaccine", ICLR 2021.
 
-    Like PCGrad, but every pair is brought to a cosine that is a moving average of what has been seen within
-    the round (β = 0.5), not just to zero. Equal gradients: the weights sum to n.
+    Like PCGrad, but every pair is brought to a cosine that is a moving average of what has been seen (β = 0.5;
+    of gradients within the round, of deltas in all rounds), not just to zero. Equal gradients: the weights sum to n.
     """
-    return scale_free(_solver("GradVacWeighting"))
+    return ScaleFree(_solver("GradVacWeighting"))
 
 
 def cagrad(setting: Setting) -> Weighting:
@@ -60,7 +67,7 @@ def cagrad(setting: Setting) -> Weighting:
     ``max_d min_i g_i·d`` subject to ``‖d − g_0‖ ≤ c ‖g_0‖``, ``g_0`` the mean gradient, c the configured
     radius. With ``c = 0`` it is the mean; for equal gradients the weights sum to 1 + c.
     """
-    return scale_free(_solver("CAGradWeighting", c=setting.config.cagrad_c))
+    return ScaleFree(_solver("CAGradWeighting", c=setting.config.cagrad_c))
 
 
 def mgda(setting: Setting) -> Weighting:
@@ -78,7 +85,7 @@ def upgrad(setting: Setting) -> Weighting:
     Every gradient is projected onto the dual cone of all of them (n small quadratic programs), so that no
     loss rises to first order, and the projections are averaged. Equal gradients: the weights sum to 1.
     """
-    return scale_free(_solver("UPGradWeighting"))
+    return ScaleFree(_solver("UPGradWeighting"))
 
 
 def imtlg(setting: Setting) -> Weighting:

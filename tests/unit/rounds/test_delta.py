@@ -169,8 +169,7 @@ OUTER = (FusionConfig(outer="nesterov"), ADAM)
     ("method", "fusion", "carry"),
     [
         *(("metagf", FusionConfig(), carry) for carry in (False, True)),
-        # this weighting has a memory of its own
-        *((name, some, False) for name in ROUND_METHODS if name != "delta-gradvac" for some in OUTER),
+        *((name, some, False) for name in ROUND_METHODS for some in OUTER),
     ],
 )
 def test_arrays_and_restore_continue_the_run(method, fusion, carry):
