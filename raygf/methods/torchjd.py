@@ -54,8 +54,8 @@ def pcgrad(setting: Setting) -> Weighting:
 def gradvac(setting: Setting) -> Weighting:
     """GradVac: Wang, Tsvetkov, Firat, Cao, "Gradient Vaccine", ICLR 2021.
 
-    Like PCGrad, but every pair is brought to a cosine that is a moving average of what has been seen (β = 0.5),
-    not just to zero; of gradients within the round, of deltas in all rounds. Equal gradients: they sum to n.
+    Like PCGrad, but every pair is brought to a cosine that is a moving average of what has been seen, not
+    just to zero (β = 0.5; of gradients within the round, of deltas in all). Equal gradients: they sum to n.
     """
     return ScaleFree(_solver("GradVacWeighting"))
 

@@ -8,7 +8,7 @@ from raygf.config.run import FusionConfig
 from raygf.training.network import Arrays, as_tensor, to_numpy
 
 LEARNING_RATES = {"momentum": 1.0, "nesterov": 0.7, "adam": 0.01}
-"""By default; FedAvgM's and DiLoCo's, for FedAdam the best of 0.1, 0.03, 0.01 and 0.003 on the digits."""
+"""By default: FedAvgM's and DiLoCo's; FedAdam's is one of those that its paper tries."""
 _SQUARE_DECAY, _LEAST_ROOT = 0.99, 1e-3  # β₂ and τ of FedAdam
 
 
