@@ -40,7 +40,6 @@ Row = Mapping[str, str]
 
 TRIED = (0.05, 0.1, 0.2)
 """Learning rates of the trials."""
-PAPER_LR = 0.1
 TRIAL_SEED, TRIAL_ROUNDS = 100, 10
 LONG = 7
 """Times the usual rounds: what is long training."""
@@ -73,6 +72,7 @@ NETWORKS = {
         "small VGG-SDN", _small(VGG, LossConfig(coefficients="sdn"), FusionConfig(segments="channel"))
     ),
     "msdnet": Network("small MSDNet", _small(MSDNET, LossConfig(), FusionConfig())),
+    "digits": Network("the digits' MSDNet", get_recipe("digits")),
     "vgg16": Network("VGG-16-SDN, CIFAR-10", get_recipe("cifar10-vgg16-sgd")),
     "resnet56": Network("ResNet-56-SDN, CIFAR-10", get_recipe("cifar10-resnet56-sgd")),
     "msdnet7": Network("MSDNet, CIFAR-10", get_recipe("cifar10-msdnet-sgd")),
@@ -80,24 +80,24 @@ NETWORKS = {
     "resnet56-100": Network("ResNet-56-SDN, CIFAR-100", get_recipe("cifar100-resnet56-sgd"), classes=100),
     "msdnet7-100": Network("MSDNet, CIFAR-100", get_recipe("cifar100-msdnet-sgd"), classes=100),
 }
-SMALL, PAPER = ("vgg", "msdnet"), tuple(NETWORKS)[2:]
-"""Those that two cores can train; those of Tables 1, 3 and 4, with the paper's rounds and learning rate."""
+SMALL = "vgg", "msdnet"
+"""Those that two cores can train on real images; others have their recipe's rounds and learning rate."""
 ROUNDS = {1500: 30, 5000: 20}
-"""Rounds at equal epochs, by training images; the paper's networks have the paper's."""
+"""Rounds of the small networks at equal epochs, by training images."""
 
 
 class Method(NamedTuple):
-    """What is compared; ``lr_of``: the method whose learning rate it takes, by default its own trials'."""
+    """What is compared; ``lr``: its rate, or the method whose rate it takes; by default that of trials."""
 
     title: str
     name: str
     settings: Mapping[str, Any] = {}
-    lr_of: str = ""
+    lr: str | float = ""
 
 
 PART, STEPS = "fusion.images", "round_steps"
 """Settings that are shares, of the training images and of an epoch's steps; rounds are the more."""
-PREFIX = {"loss.aux_exits": "none"}
+PREFIX, OUTER, ADAMW = {"loss.aux_exits": "none"}, {"fusion.outer_lr": 0.1}, {"optim.weight_decay": 0.05}
 METHODS = {
     "sgd": Method("joint SGD", "sgd"),
     "ge": Method("Gradient Equilibrium", "ge"),
@@ -121,14 +121,33 @@ ABLATIONS = {
     ),
     "bn-weighted": Method("BatchNorm averaged", "metagf", {"fusion.batchnorm": "weighted"}, "metagf"),
     "tenth": Method("a tenth of the images in the pass", "metagf", {PART: 0.1}, "metagf"),
+    "block": Method("a weight per block", "metagf", {"fusion.segments": "block"}, "metagf"),
     "free": Method("free weights", "metagf", {"fusion.normalise": "free", "fusion.lr": 0.001}, "metagf"),
     "val": Method("fitted on validation images", "metagf", {"fusion.objective": "val"}, "metagf"),
-    "nesterov": Method("outer Nesterov step", "metagf", {"fusion.outer": "nesterov"}, "metagf"),
+    "entropy": Method("fitted on entropy", "metagf", {"fusion.objective": "entropy"}, "metagf"),
+    "momentum": Method("outer momentum, 0.1", "metagf", {**OUTER, "fusion.outer": "momentum"}, "metagf"),
+    "nesterov": Method("outer Nesterov, 0.1", "metagf", {**OUTER, "fusion.outer": "nesterov"}, "metagf"),
+    "nesterov-0.7": Method("outer Nesterov, 0.7", "metagf", {"fusion.outer": "nesterov"}, "metagf"),
+    "adam": Method("outer Adam, 0.01", "metagf", {"fusion.outer": "adam"}, "metagf"),
     "half": Method("rounds of half an epoch", "metagf", {STEPS: 0.5}, "metagf"),
     "quarter": Method("rounds of a quarter", "metagf", {STEPS: 0.25}, "metagf"),
+    "ema": Method("weights averaged over 2 rounds", "metagf", {"optim.ema": 2.0}, "metagf"),
+    "ties": Method("TIES", "delta-ties", {}, "metagf"),
+    "dare": Method("DARE", "delta-dare", {}, "metagf"),
+    "fisher": Method("Fisher", "delta-fisher", {}, "metagf"),
+    "iso": Method("isotropic", "delta-iso", {}, "metagf"),
 }
+JOINT = {
+    "sgd-ema": Method("weights averaged over 8 epochs", "sgd", {"optim.ema": 8.0}, "sgd"),
+    "cosine": Method("cosine", "sgd", {"optim.schedule": "cosine"}, "sgd"),
+    "smoothing": Method("label smoothing 0.1", "sgd", {"loss.smoothing": 0.1}, "sgd"),
+    "adamw": Method("AdamW, 0.003", "sgd", {**ADAMW, "optim.optimizer": "adamw"}, 0.003),
+    "muon": Method("Muon, 0.003", "sgd", {**ADAMW, "optim.optimizer": "muon"}, 0.003),
+    "trivial": Method("TrivialAugment", "sgd", {"data.augment": "trivialaugment"}, "sgd"),
+}
+"""One setting each that differs from "sgd"."""
 """One setting each that differs from "metagf"."""
-ALL = {**METHODS, **ABLATIONS}
+ALL = {**METHODS, **ABLATIONS, **JOINT}
 COMPARISONS = {
     "epochs": "equal epochs",
     "compute": "equal compute",
@@ -164,12 +183,13 @@ class Experiment:
             "seed": self.seed,
             "optim.lr": self.lr,
             "data.path": data,
-            "data.per_class": self.images // network.classes,
             "storage.path": storage,
             "storage.name": self.name,
             "storage.keep": 1,
             "tracking.enabled": False,
         }
+        if network.run.data.train_limit is None:
+            fixed["data.per_class"] = self.images // network.classes
         epoch = math.ceil(self.images / network.run.batch_size)
         whole = {PART: self.images, STEPS: epoch}
         counted = {name: round(share * whole[name]) for name, share in settings.items() if name in whole}
@@ -187,15 +207,17 @@ class Experiment:
 @cache
 def costs(network: str) -> tuple[int, ...]:
     """Operations up to every exit."""
-    spec = InputSpec(3, 32, 32, NETWORKS[network].classes)
-    built = build_model(NETWORKS[network].run.model, spec, 0)
+    run = NETWORKS[network].run
+    size = (1, 8, 8) if run.data.source == "digits" else (3, 32, 32)
+    spec = InputSpec(*size, NETWORKS[network].classes)
+    built = build_model(run.model, spec, 0)
     return tuple(cost.operations for cost in measure_costs(built, spec))
 
 
 def round_cost(experiment: Experiment) -> float:
     """Training passes of one round."""
     forward, many = costs(experiment.network), 1000
-    counts = {"train": experiment.images, "val": 1000, "test": 0}
+    counts = {"train": experiment.images, "val": NETWORKS[experiment.network].run.data.val, "test": 0}
     spent = training_operations(experiment.config("", "runs"), forward, counts, many)
     return spent / many / (JointSGD.operations(forward) * experiment.images)
 
@@ -211,7 +233,7 @@ def round_steps(experiment: Experiment) -> int:
 def at(experiment: Experiment, comparison: str) -> Experiment:
     """``experiment`` with the rounds that it has in ``comparison``."""
     network, images = experiment.network, experiment.images
-    usual = NETWORKS[network].run.rounds if network in PAPER else ROUNDS[images]
+    usual = ROUNDS[images] if network in SMALL else NETWORKS[network].run.rounds
     paper = replace(experiment, method="metagf", rounds=usual)
     usual = round(usual / ALL[experiment.method].settings.get(STEPS, 1))
     rounds = {
@@ -247,9 +269,10 @@ class Plan:
                 yield from self._of(network, seed, rows)
 
     def trials(self, network: str, method: str) -> list[Experiment]:
-        """The trials of learning rates; none for the paper's networks."""
-        key = ALL[method].lr_of or method
-        rates = TRIED if network in SMALL else ()
+        """The trials of learning rates, none where it is fixed."""
+        rate = ALL[method].lr
+        rates = TRIED if network in SMALL and not isinstance(rate, float) else ()
+        key = str(rate or method)
         return [Experiment(network, self.images, key, TRIAL_SEED, lr, TRIAL_ROUNDS) for lr in rates]
 
     def _of(self, network: str, seed: int, rows: Sequence[Row]) -> Iterator[Experiment]:
@@ -261,8 +284,9 @@ class Plan:
 
     def best_lr(self, network: str, method: str, rows: Sequence[Row]) -> float | None:
         """Of the trial with the best mean validation accuracy; None before all are done."""
-        if network in PAPER:
-            return PAPER_LR
+        fixed = ALL[method].lr
+        if isinstance(fixed, float) or network not in SMALL:
+            return fixed if isinstance(fixed, float) else NETWORKS[network].run.optim.lr
         done = {row["name"]: row for row in rows}
         trials = self.trials(network, method)
         if any(trial.name not in done for trial in trials):

@@ -55,8 +55,8 @@ class Options:
     images: int = 1500
     """Training images, equally many of every class."""
     networks: tuple[str, ...] = SMALL
-    """Networks: vgg and msdnet are small; vgg16, resnet56, msdnet7 and the same with -100 are the paper's,
-    which take --images 45000 and GPUs."""
+    """Networks: vgg and msdnet are small; digits takes --images 192 and no --data; vgg16, resnet56, msdnet7
+    and the same with -100 are the paper's, which take --images 45000 and GPUs."""
     methods: tuple[str, ...] = tuple(METHODS)
     """Methods; also ablations, see benchmarks/experiments.py."""
     comparisons: tuple[str, ...] = ("epochs", "compute", "steps")

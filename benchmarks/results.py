@@ -19,7 +19,18 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from experiments import ABLATIONS, ALL, COMPARISONS, METHODS, NETWORKS, TRIAL_SEED, Experiment, Method, at
+from experiments import (
+    ABLATIONS,
+    ALL,
+    COMPARISONS,
+    JOINT,
+    METHODS,
+    NETWORKS,
+    TRIAL_SEED,
+    Experiment,
+    Method,
+    at,
+)
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from paper import BUDGETS, ROUNDS, RUNS, read_rows
@@ -56,6 +67,11 @@ class Cell:
         """``read`` of every seed's row, by ascending seed."""
         return np.array([read(self.rows[seed]) for seed in sorted(self.rows)])
 
+    def ahead_of(self, other: Cell, read: Callable[[Row], float]) -> Values:
+        """How far ``read`` is ahead of that of ``other``, of the seeds that both have."""
+        both = sorted(self.rows.keys() & other.rows.keys())
+        return np.array([read(self.rows[seed]) - read(other.rows[seed]) for seed in both])
+
 
 def percent(column: str, place: int | None = None) -> Callable[[Row], float]:
     """Reads an accuracy in percent: ``column``, or its number ``place`` where there is one an exit."""
@@ -70,6 +86,8 @@ STATISTICS: dict[str, Callable[[Row], float]] = {
 }
 """Test accuracies in percent: mean of the exits, the first and the last one, and the mean between the
 cheapest and the dearest setting of budgeted evaluation. With "-sd" or "-difference" after it: over seeds."""
+VARIANTS = {"merging": ("metagf", ABLATIONS), "joint": ("sgd", JOINT)}
+"""Tables of single settings: the method that they are compared with, and what differs from it."""
 
 
 class Results:
@@ -92,41 +110,35 @@ class Results:
         name, _, kind = name.partition("-")
         cell, read = self.cell(network, images, comparison, method), STATISTICS[name]
         if kind == "difference":
-            return float(self.differences(network, images, comparison, method, read).mean())
+            return float(cell.ahead_of(self.cell(network, images, comparison, "sgd"), read).mean())
         values = cell.values(read)
         if not len(values):
             raise KeyError(key)
         return float(spread(values) if kind == "sd" else values.mean())
 
-    def differences(
-        self, network: str, images: str, comparison: str, method: str, read: Callable[[Row], float]
-    ) -> Values:
-        """To joint SGD, of the seeds that both have."""
-        base, cell = (self.cell(network, images, comparison, each).rows for each in ("sgd", method))
-        both = sorted(base.keys() & cell.keys())
-        return np.array([read(cell[seed]) - read(base[seed]) for seed in both])
-
     def table(self, name: str) -> str:
-        """The table ``name``: "NETWORK IMAGES COMPARISON", "ablations" before it, or "lr NETWORK IMAGES"."""
+        """The table ``name``: [merging|joint] NETWORK IMAGES COMPARISON, or lr NETWORK IMAGES."""
         kind, *rest = name.split()
         if kind == "lr":
             return "".join(self._lr_table(*rest))
-        if kind == "ablations":
-            return "".join(self._accuracy_table({"metagf": METHODS["metagf"], **ABLATIONS}, *rest))
-        return "".join(self._accuracy_table(METHODS, *name.split()))
+        if kind in VARIANTS:
+            return "".join(self._accuracy_table(*VARIANTS[kind], *rest))
+        return "".join(self._accuracy_table("sgd", METHODS, *name.split()))
 
     def _accuracy_table(
-        self, methods: Mapping[str, Method], network: str, images: str, comparison: str
+        self, base: str, methods: Mapping[str, Method], network: str, images: str, comparison: str
     ) -> Iterator[str]:
-        heads = "first exit", "last exit", "mean of exits", "to joint SGD", "area", "passes", "steps", "seeds"
+        first = self.cell(network, images, comparison, base)
+        ahead_of = f"to {ALL[base].title}"
+        heads = "first exit", "last exit", "mean of exits", ahead_of, "area", "passes", "steps", "seeds"
         yield f"| method | {' | '.join(heads)} |\n| --- |{' ---: |' * len(heads)}\n"
-        for method, (title, *_) in methods.items():
+        for method, (title, *_) in {base: ALL[base], **methods}.items():
             cell = self.cell(network, images, comparison, method)
             if not cell.rows:
                 continue
             shown = {key: plus_minus(cell.values(read)) for key, read in STATISTICS.items()}
-            off = self.differences(network, images, comparison, method, STATISTICS["mean"])
-            ahead = plus_minus(off, sign=True) if method != "sgd" and len(off) else ""
+            off = cell.ahead_of(first, STATISTICS["mean"])
+            ahead = plus_minus(off, sign=True) if method != base and len(off) else ""
             passes = cell.values(lambda row: float(row["training_passes"])).mean()
             steps = cell.values(lambda row: float(row["steps"])).mean()
             accuracies = shown["first"], shown["last"], shown["mean"], ahead, shown["area"]

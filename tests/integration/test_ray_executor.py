@@ -213,7 +213,7 @@ def test_killed_actors_are_replaced_and_the_bits_are_the_same(pool, bench, share
         (
             "nan exit 3 in round 13",
             NonFiniteError,
-            r"metagf, exit 3, round 13: the loss of exit 1 became nan at step 1; .*",
+            r"delta-fisher, exit 3, round 13: the loss of exit 1 became nan at step 1; .*",
         ),
     ],
     ids=["error", "memory", "not finite"],

@@ -215,6 +215,6 @@ def test_what_can_not_be_swept_is_refused_before_the_cluster_is_asked(run_job, t
     monkeypatch.setattr("raygf.on_ray.cluster.connect", lambda resources: pytest.fail("went to the cluster"))
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     flags = (*UNTRACKED, "--storage.path", "runs", *SMALL, "--space", "nope")
-    says = "space = 'nope': there is none; choose from fusion, fusion_lr, joint, method, rules"
+    says = "space = 'nope': there is none; choose from fusion, fusion_lr, joint, method, outer, rules"
     one_error(run_job("sweep", *flags), says)
     assert not (tmp_path / "runs").exists()

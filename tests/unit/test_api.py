@@ -129,7 +129,7 @@ def equally(setting):
         ({"ronds": 3}, "ronds: a run has no such field; did you mean 'rounds'?"),
         ({"optim.momentun": 3}, "optim.momentun: a run has no such field; did you mean 'optim.momentum'?"),
         ({"method": "metgf"}, "or \"package.module:function\" of your own; did you mean 'metagf'?"),
-        ({"segments": "chanel"}, "must be one of tensor, channel, network; did you mean 'channel'?"),
+        ({"segments": "chanel"}, "must be one of tensor, channel, block, network; did you mean 'channel'?"),
         ({"source": "cifar"}, "data.source = 'cifar': must be one of digits, … did you mean 'cifar10'?"),
         ({"network": "msdnt"}, "model.name = 'msdnt': must be one of msdnet, … did you mean 'msdnet'?"),
         ({"source": "hf:mnist"}, "data.source = 'hf:mnist': needs a package: pip install datasets"),

@@ -93,7 +93,7 @@ def test_help_shows_recipes_and_the_chosen_ones_values(capsys):
     assert "--optim.lr FLOAT Learning rate at the start. (default: 0.1)" in text
     assert "--rounds INT" in text and "(default: 300)" in text
     assert "Random crop: zero-pad the image by this many pixels on each side" in text
-    assert "{softmax,sigmoid}" in text
+    assert "{softmax,sigmoid,free}" in text
 
 
 def raising(error):
