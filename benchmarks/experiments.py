@@ -98,6 +98,15 @@ class Method(NamedTuple):
 PART, STEPS = "fusion.images", "round_steps"
 """Settings that are shares, of the training images and of an epoch's steps; rounds are the more."""
 PREFIX, OUTER, ADAMW = {"loss.aux_exits": "none"}, {"fusion.outer_lr": 0.1}, {"optim.weight_decay": 0.05}
+MODERN = {
+    "optim.schedule": "cosine",
+    "optim.warmup": 5,
+    "optim.decay_norms": False,
+    "optim.ema": 3.0,
+    "loss.smoothing": 0.1,
+    "data.augment": "trivialaugment",
+    "data.erasing": 0.1,
+}
 METHODS = {
     "sgd": Method("joint SGD", "sgd"),
     "ge": Method("Gradient Equilibrium", "ge"),
@@ -144,6 +153,7 @@ JOINT = {
     "adamw": Method("AdamW, 0.003", "sgd", {**ADAMW, "optim.optimizer": "adamw"}, 0.003),
     "muon": Method("Muon, 0.003", "sgd", {**ADAMW, "optim.optimizer": "muon"}, 0.003),
     "trivial": Method("TrivialAugment", "sgd", {"data.augment": "trivialaugment"}, "sgd"),
+    "modern": Method("all of it, as in the modern recipes", "sgd", MODERN, "sgd"),
 }
 """One setting each that differs from "sgd"."""
 """One setting each that differs from "metagf"."""
@@ -236,6 +246,7 @@ def at(experiment: Experiment, comparison: str) -> Experiment:
     usual = ROUNDS[images] if network in SMALL else NETWORKS[network].run.rounds
     paper = replace(experiment, method="metagf", rounds=usual)
     usual = round(usual / ALL[experiment.method].settings.get(STEPS, 1))
+    experiment = replace(experiment, rounds=usual)
     rounds = {
         "epochs": usual,
         "compute": paper.passes() / round_cost(experiment),
