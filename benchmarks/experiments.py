@@ -54,6 +54,9 @@ class Network:
     classes: int = 10
 
 
+HERE = ResourceConfig("local")
+
+
 def _small(model: ModelConfig, loss: LossConfig, fusion: FusionConfig) -> RunConfig:
     """On some images of CIFAR-10, in one process."""
     return RunConfig(
@@ -63,7 +66,7 @@ def _small(model: ModelConfig, loss: LossConfig, fusion: FusionConfig) -> RunCon
         loss=loss,
         fusion=fusion,
         compute=ComputeConfig("cpu"),
-        resources=ResourceConfig("local"),
+        resources=HERE,
     )
 
 
@@ -72,7 +75,7 @@ NETWORKS = {
         "small VGG-SDN", _small(VGG, LossConfig(coefficients="sdn"), FusionConfig(segments="channel"))
     ),
     "msdnet": Network("small MSDNet", _small(MSDNET, LossConfig(), FusionConfig())),
-    "digits": Network("the digits' MSDNet", get_recipe("digits")),
+    "digits": Network("the digits' MSDNet", replace(get_recipe("digits"), resources=HERE)),
     "vgg16": Network("VGG-16-SDN, CIFAR-10", get_recipe("cifar10-vgg16-sgd")),
     "resnet56": Network("ResNet-56-SDN, CIFAR-10", get_recipe("cifar10-resnet56-sgd")),
     "msdnet7": Network("MSDNet, CIFAR-10", get_recipe("cifar10-msdnet-sgd")),
