@@ -5,7 +5,7 @@
 
 In the page, a table stands between ``<!-- table NAME -->`` and ``<!-- end -->``, and a number of the text is
 followed by what it is, ``48.3<!-- vgg 1500 compute metagf mean -->``: network, training images, comparison,
-method, and one of ``STATISTICS``; a difference is that to joint SGD, seed by seed.
+method, and one of ``STATISTICS``; differences are seed by seed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,9 @@ from raygf.evaluation.figures import legend_outside, new_figure, plain_axes, run
 Row = Mapping[str, str]
 Values = NDArray[np.float64]
 TABLE = re.compile(r"<!-- table ([^>]+?) -->\n(.*?)<!-- end -->", re.S)
-NUMBER = re.compile(r"(-?[0-9][0-9.,]*)<!-- ([^>]+?) -->")
+MEASURED_ENDS = "\n## How "
+"""The heading after which the page has no results."""
+NUMBER = re.compile(r"([-+−]?[0-9][0-9.]*)<!-- ([^>]+?) -->")
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ STATISTICS: dict[str, Callable[[Row], float]] = {
     "area": percent("area"),
 }
 """Test accuracies in percent: mean of the exits, the first and the last one, and the mean between the
-cheapest and the dearest setting of budgeted evaluation. With "-sd" or "-difference" after it: over seeds."""
+cheapest and the dearest setting of budgeted evaluation. "-sd": over seeds; "-to-METHOD": ahead of it."""
 VARIANTS = {"merging": ("metagf", ABLATIONS), "joint": ("sgd", JOINT)}
 """Tables of single settings: the method that they are compared with, and what differs from it."""
 
@@ -99,7 +102,7 @@ class Results:
 
     def cell(self, network: str, images: str, comparison: str, method: str) -> Cell:
         """The runs of one method, none of them a trial."""
-        wanted = at(Experiment(network, int(images), method, 0, 0.0, 1), comparison).rounds
+        wanted = at(Experiment(network, int(images), method, 0, 0.1, 1), comparison).rounds
         asked = {"network": network, "images": images, "method": method, "rounds": str(wanted)}
         found = (row for row in self.rows if asked.items() <= row.items() and row["seed"] != str(TRIAL_SEED))
         return Cell({row["seed"]: row for row in found})
@@ -109,8 +112,9 @@ class Results:
         network, images, comparison, method, name = key.split()
         name, _, kind = name.partition("-")
         cell, read = self.cell(network, images, comparison, method), STATISTICS[name]
-        if kind == "difference":
-            return float(cell.ahead_of(self.cell(network, images, comparison, "sgd"), read).mean())
+        if kind.startswith("to-"):
+            other = self.cell(network, images, comparison, kind.removeprefix("to-"))
+            return float(cell.ahead_of(other, read).mean())
         values = cell.values(read)
         if not len(values):
             raise KeyError(key)
@@ -165,7 +169,7 @@ def spread(values: Values) -> float:
 
 def plus_minus(values: Values, sign: bool = False) -> str:
     """Mean and standard deviation, with one decimal."""
-    mean = f"{values.mean():+.1f}" if sign else f"{values.mean():.1f}"
+    mean = f"{values.mean():+.1f}".replace("-", "−") if sign else f"{values.mean():.1f}"
     return f"{mean} ± {spread(values):.1f}" if len(values) > 1 else mean
 
 
@@ -173,11 +177,18 @@ def filled(page: str, results: Results) -> str:
     """``page`` with its tables and numbers as ``results`` has them."""
 
     def number(match: re.Match[str]) -> str:
-        decimals = len(match[1].partition(".")[2])
-        return f"{results.statistic(match[2]):.{decimals}f}<!-- {match[2]} -->"
+        decimals, sign = len(match[1].partition(".")[2]), "+" if match[1][0] in "+-−" else ""
+        shown = f"{results.statistic(match[2]):{sign}.{decimals}f}".replace("-", "−")
+        return f"{shown}<!-- {match[2]} -->"
 
     page = TABLE.sub(lambda match: f"<!-- table {match[1]} -->\n{results.table(match[1])}<!-- end -->", page)
     return NUMBER.sub(number, page)
+
+
+def loose_numbers(page: str) -> list[str]:
+    """Accuracies in the text of the page's results that do not say what they are."""
+    text = re.sub(r"```.*?```|`.*?`", "", TABLE.sub("", page.partition(MEASURED_ENDS)[0]), flags=re.S)
+    return re.findall(r"\d+\.\d+", NUMBER.sub("", text))
 
 
 def budget_figure(results: Results, network: str, images: str, comparison: str) -> Figure:
@@ -231,20 +242,19 @@ def main(options: Options) -> None:
     results, before = Results(options.results), options.page.read_text()
     after = filled(before, results)
     if options.check:
-        wrong = sum(a != b for a, b in zip(before.splitlines(), after.splitlines(), strict=False))
-        print(json.dumps({"runs": len(results.rows), "lines_that_differ": wrong}))
-        sys.exit(int(before != after))
+        wrong = [now for now, then in zip_longest(before.splitlines(), after.splitlines()) if now != then]
+        loose = loose_numbers(before)
+        print(json.dumps({"runs": len(results.rows), "lines_that_differ": wrong, "unexplained": loose}))
+        sys.exit(int(bool(wrong or loose)))
     options.page.write_text(after)
     made = list(figures(results, options.images))
     print(json.dumps({"runs": len(results.rows), "figures": made}))
 
 
 def figures(results: Results, folder: Path) -> Iterator[str]:
-    """Draw what there are results for."""
-    known = sorted(
-        {(row["network"], row["images"]) for row in results.rows if row["comparison"] == "compute"}
-    )
-    for network, images in known:
+    """Draw what there is on real images."""
+    known = {(row["network"], row["images"]) for row in results.rows if row["network"] != "digits"}
+    for network, images in sorted(known):
         drawn: Sequence[tuple[str, Figure]] = [
             ("budget", budget_figure(results, network, images, "compute")),
             ("progress", progress_figure(results, network, images)),

@@ -289,3 +289,16 @@ def test_the_tracker_of_the_page_follows_a_run(tmp_path, monkeypatch):
     assert (wandb.known["name"], wandb.known["config"]["rounds"], wandb.ended) == ("one", 2, True)
     assert wandb.summary["test_accuracy/exit_3"] == result.test_accuracy[2]
     assert "--tracking.also mine:WeightsAndBiases" in PAGES["tracking"]
+
+
+def test_the_results_page_has_what_follows_from_its_files(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    results = importlib.import_module("results")
+    page, found = PAGES["results"], results.Results(REPOSITORY / "docs" / "results")
+    assert results.filled(page, found) == page
+    wrong = results.NUMBER.sub(
+        r"77.77<!-- \2 -->", results.TABLE.sub(r"<!-- table \1 -->\n<!-- end -->", page)
+    )
+    assert wrong.count("77.77") > 5 and "77.77" not in results.filled(wrong, found)
+    assert results.loose_numbers(page) == []
+    assert results.loose_numbers("# Results\n48.3 and 1.5<!-- a --> %\n## How\n2.5") == ["48.3"]
