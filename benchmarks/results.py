@@ -89,6 +89,8 @@ STATISTICS: dict[str, Callable[[Row], float]] = {
 }
 """Test accuracies in percent: mean of the exits, the first and the last one, and the mean between the
 cheapest and the dearest setting of budgeted evaluation. "-sd": over seeds; "-to-METHOD": ahead of it."""
+FEWEST = 3
+"""Methods that a figure must have."""
 VARIANTS = {"merging": ("metagf", ABLATIONS), "joint": ("sgd", JOINT)}
 """Tables of single settings: the method that they are compared with, and what differs from it."""
 
@@ -255,6 +257,8 @@ def figures(results: Results, folder: Path) -> Iterator[str]:
     """Draw what there is on real images."""
     known = {(row["network"], row["images"]) for row in results.rows if row["network"] != "digits"}
     for network, images in sorted(known):
+        if sum(bool(results.cell(network, images, "compute", method).rows) for method in METHODS) < FEWEST:
+            continue
         drawn: Sequence[tuple[str, Figure]] = [
             ("budget", budget_figure(results, network, images, "compute")),
             ("progress", progress_figure(results, network, images)),

@@ -14,7 +14,6 @@ _YEARS_S = 1e8
 """Three years in seconds: nothing waits for longer."""
 _LEAST_SHARE = 1e-4
 """The smallest share of a CPU or GPU that Ray counts."""
-_LONGEST_NAME = 200
 
 
 def _countable(field: str, value: float) -> None:
@@ -32,8 +31,8 @@ def _share_or_whole(field: str, value: float) -> None:
 def _folder_name(field: str, value: str) -> None:
     if "/" in value or value in (".", "..") or not value.isprintable():
         raise refuse(field, value, "a plain folder name")
-    if len(value.encode()) > _LONGEST_NAME:
-        raise refuse(field, value, f"at most {_LONGEST_NAME} bytes long")
+    if len(value.encode()) > 200:
+        raise refuse(field, value, "at most 200 bytes long")
 
 
 SOURCES = ("digits", "cifar10", "cifar100", "parquet", "imagefolder", "shards")

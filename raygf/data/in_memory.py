@@ -71,7 +71,7 @@ class DeviceBatches:
             if draws.corners is not None:
                 images = crop(images, draws.corners[start:stop], self._data.pad)
             if draws.flips is not None:
-                images = mirror(images, draws.flips[start:stop])
+                images = torch.where(draws.flips[start:stop, None, None, None], images.flip(3), images)
             if split == "train":
                 images = self._data.augmentation.each(images, *key, start)
                 images = self._data.augmentation.batch(images, *key, start)
@@ -134,8 +134,3 @@ def crop(images: torch.Tensor, corners: torch.Tensor, pad: int) -> torch.Tensor:
     cuts = padded.unfold(2, height, 1).unfold(3, width, 1)
     tops, lefts = corners.unbind(1)
     return cuts[torch.arange(batch, device=images.device), :, tops, lefts]
-
-
-def mirror(images: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
-    """``images`` (B, C, H, W) with those flipped left to right where ``flips``, bool (B,), says so."""
-    return torch.where(flips[:, None, None, None], images.flip(3), images)

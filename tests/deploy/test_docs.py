@@ -301,4 +301,4 @@ def test_the_results_page_has_what_follows_from_its_files(monkeypatch):
     )
     assert wrong.count("77.77") > 5 and "77.77" not in results.filled(wrong, found)
     assert results.loose_numbers(page) == []
-    assert results.loose_numbers("# Results\n48.3 and 1.5<!-- a --> %\n## How\n2.5") == ["48.3"]
+    assert results.loose_numbers("# Results\n48.3 and 1.5<!-- a --> %\n## How to\n2.5") == ["48.3"]
