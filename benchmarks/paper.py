@@ -135,10 +135,14 @@ def on_the_way(name: str, history: History) -> Iterator[Line]:
 
 
 def commit() -> str:
-    """The commit of the program, marked if it was changed."""
-    asked = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
-    answer = subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return answer.stdout.strip()
+    """The commit of the program, marked if the code was changed."""
+    here = Path(__file__).parents[1]
+    asked = ["git", "rev-parse", "--short=10", "HEAD"]
+    answer = subprocess.run(asked, cwd=here, capture_output=True, text=True, check=False)
+    changed = subprocess.run(
+        ["git", "diff", "--quiet", "HEAD", "--", "raygf", "benchmarks"], cwd=here, check=False
+    )
+    return answer.stdout.strip() + "-changed" * changed.returncode
 
 
 def machine_name() -> str:
