@@ -17,7 +17,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "installing raygf and what it needs into $(VENV) (a few GB, some minutes the first time)"
-	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
+	PYTHONWARNINGS=ignore:Editable $(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
 	@touch $@
 
 setup: $(READY)  ## Make the virtual environment and install everything into it
@@ -49,7 +49,7 @@ bench: $(READY)  ## Run the benchmarks
 	$(BIN)/python benchmarks/images.py
 
 docs: $(READY)  ## Build the pages as a site, in build/site
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	PYTHONWARNINGS=ignore:Editable $(BIN)/python -m pip install --quiet --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
 	@echo "build/site/index.html; with search: $(BIN)/python -m http.server -d build/site"
 
