@@ -176,6 +176,17 @@ def pass_over(batches, config, bound, state, deltas, coefficients=(1.0, 1.0, 1.0
     return run
 
 
+def buffers_after(vector, batches):
+    """The buffers of a fresh network at ``vector`` after a pass over ``batches`` in train mode."""
+    bound = bind()
+    bound.vector.copy_(vector)
+    bound.network.train()
+    with torch.no_grad():
+        for images, _ in batches:
+            bound.network(images)
+    return dict(bound.network.named_buffers())
+
+
 def torch_epoch(network, batches, sgd, coefficients=(1.0,)):
     """An epoch of torch's own SGD on the weighted sum of the exits' losses."""
     network.train()

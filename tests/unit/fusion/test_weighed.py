@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from tiny_network import bind, owners_of, pass_over, random_batches, random_vectors, run_config, setting_of
+from tiny_network import (
+    bind,
+    buffers_after,
+    owners_of,
+    pass_over,
+    random_batches,
+    random_vectors,
+    run_config,
+    setting_of,
+)
 from torch.testing import assert_close
 
 from raygf.config.run import FusionConfig
@@ -67,13 +76,7 @@ def test_epsilon_scales_the_step(name, kind):
 
 def test_statistics_are_those_of_a_pass_in_train_mode():
     _, fused = fuse("mean", random_vectors(3, bind().space.size, scale=0.01))
-    other = bind()
-    other.vector.copy_(fused.vector)
-    other.network.train()
-    with torch.no_grad():
-        for images, _ in BATCHES:
-            other.network(images)
-    for name, value in other.network.named_buffers():
+    for name, value in buffers_after(fused.vector, BATCHES).items():
         assert_close(fused.buffers[name], value)
     assert fused.score.loss and len(fused.score.accuracy) == 3
 
