@@ -150,9 +150,7 @@ class DeltaRound(RoundMethod):
 
         with seeded_globals(config.seed, "fuse", round):
             fused = self._rule.fuse(task, run)
-            if (
-                self._outer is not None
-            ):  # it goes elsewhere than the pass, whose statistics don't belong there
+            if self._outer is not None:  # it goes elsewhere, where the pass's statistics don't belong
                 there = self._outer.step(task.base, fused.vector)
                 still = Learner(there.new_zeros(fused.alpha.shape))
                 fused = replace(fused, vector=there, buffers=run(lambda: still, there).buffers)
