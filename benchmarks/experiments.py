@@ -9,6 +9,7 @@ three that gave the best validation accuracy in shorter trials.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -186,6 +187,16 @@ class Experiment:
         """Of its run, and of its line."""
         parts = (self.network, self.images, self.method, f"r{self.rounds}", f"lr{self.lr:g}", f"s{self.seed}")
         return "-".join(map(str, parts))
+
+    @classmethod
+    def named(cls, name: str) -> Experiment:
+        """The one that is called ``name``. Raises ValueError: there can be none."""
+        networks, methods = ("|".join(map(re.escape, known)) for known in (NETWORKS, ALL))
+        found = re.fullmatch(rf"({networks})-(\d+)-({methods})-r(\d+)-lr(.+)-s(\d+)", name)
+        if not found:
+            raise ValueError(f"{name!r} is no experiment; --list names them")
+        network, images, method, rounds, lr, seed = found.groups()
+        return cls(network, int(images), method, int(seed), float(lr), int(rounds))
 
     def config(self, data: str, storage: str) -> RunConfig:
         """The whole run, on the images in the folder ``data``."""

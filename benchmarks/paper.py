@@ -66,7 +66,7 @@ class Options:
     at_once: int = 1
     """Runs at once, one thread each."""
     only: str = ""
-    """Train this one, whether or not it is done; nothing is written but its line on standard output."""
+    """Train this one, or what its folder in --storage lacks; its lines go to standard output alone."""
     list: bool = False
     """Train nothing; say what is left and for how long."""
 
@@ -206,7 +206,7 @@ class Children:
         options = self._options
         log = Path(options.storage, f"{experiment.name}.log")
         log.parent.mkdir(parents=True, exist_ok=True)
-        argv = [sys.executable, __file__, "--only", json.dumps(asdict(experiment)), "--data", options.data]
+        argv = [sys.executable, __file__, "--only", experiment.name, "--data", options.data]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with log.open("a") as errors:
             child = subprocess.Popen(
@@ -257,23 +257,18 @@ def run_all(options: Options, console: Console) -> None:
         children.stop()
 
 
-def named(name: str, plan: Plan, rows: list[dict[str, str]]) -> Experiment:
-    """The experiment called ``name``, or written as JSON."""
-    if name.startswith("{"):
-        return Experiment(**json.loads(name))
-    known = {experiment.name: experiment for experiment in plan.experiments(rows)}
-    if name not in known:
-        raise SystemExit(f"there is no experiment {name!r}; --list names them")
-    return known[name]
-
-
 def main(options: Options) -> None:
     """Train, or tell."""
     console = Console(stderr=True)
     rows = read_rows(options.out / RUNS)
     if options.only:
+        try:
+            experiment = Experiment.named(options.only)
+        except ValueError as error:
+            console.print(f"error: {error}")
+            sys.exit(2)
         with torch_threads(1):
-            lines = train(named(options.only, options.plan(), rows), options)
+            lines = train(experiment, options)
         print(json.dumps(lines))
         return
     if not options.list:

@@ -30,6 +30,7 @@ from experiments import (
     TRIAL_SEED,
     Experiment,
     Method,
+    Row,
     at,
 )
 from matplotlib.figure import Figure
@@ -38,7 +39,6 @@ from paper import BUDGETS, ROUNDS, RUNS, read_rows
 
 from raygf.evaluation.figures import legend_outside, new_figure, plain_axes, run_style
 
-Row = Mapping[str, str]
 Values = NDArray[np.float64]
 TABLE = re.compile(r"<!-- table ([^>]+?) -->\n(.*?)<!-- end -->", re.S)
 MEASURED_ENDS = "\n## How "

@@ -296,6 +296,7 @@ def test_the_results_page_has_what_follows_from_its_files(monkeypatch):
     results = importlib.import_module("results")
     page, found = PAGES["results"], results.Results(REPOSITORY / "docs" / "results")
     assert results.filled(page, found) == page
+    assert all(results.Experiment.named(row["name"]).name == row["name"] for row in found.rows)
     wrong = results.NUMBER.sub(
         r"77.77<!-- \2 -->", results.TABLE.sub(r"<!-- table \1 -->\n<!-- end -->", page)
     )
