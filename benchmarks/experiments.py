@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from small_networks import MSDNET, VGG
 
@@ -56,9 +56,10 @@ class Network:
 
 
 HERE = ResourceConfig("local")
+Precision = Literal["auto", "fp32", "bf16"]
 
 
-def _small(model: ModelConfig, loss: LossConfig, fusion: FusionConfig) -> RunConfig:
+def _small(model: ModelConfig, loss: LossConfig, fusion: FusionConfig, precision: Precision) -> RunConfig:
     """On some images of CIFAR-10, in one process."""
     return RunConfig(
         data=DataConfig("parquet", val=1000),
@@ -66,16 +67,17 @@ def _small(model: ModelConfig, loss: LossConfig, fusion: FusionConfig) -> RunCon
         optim=OptimConfig(weight_decay=5e-4),
         loss=loss,
         fusion=fusion,
-        compute=ComputeConfig("cpu"),
+        compute=ComputeConfig("cpu", precision),
         resources=HERE,
     )
 
 
 NETWORKS = {
     "vgg": Network(
-        "small VGG-SDN", _small(VGG, LossConfig(coefficients="sdn"), FusionConfig(segments="channel"))
+        "small VGG-SDN",
+        _small(VGG, LossConfig(coefficients="sdn"), FusionConfig(segments="channel"), "auto"),
     ),
-    "msdnet": Network("small MSDNet", _small(MSDNET, LossConfig(), FusionConfig())),
+    "msdnet": Network("small MSDNet", _small(MSDNET, LossConfig(), FusionConfig(), "fp32")),
     "digits": Network("the digits' MSDNet", replace(get_recipe("digits"), resources=HERE)),
     "vgg16": Network("VGG-16-SDN, CIFAR-10", get_recipe("cifar10-vgg16-sgd")),
     "resnet56": Network("ResNet-56-SDN, CIFAR-10", get_recipe("cifar10-resnet56-sgd")),
@@ -86,7 +88,7 @@ NETWORKS = {
 }
 SMALL = "vgg", "msdnet"
 """Those that two cores can train on real images; others have their recipe's rounds and learning rate."""
-ROUNDS = {1500: 30, 5000: 20}
+ROUNDS = {1500: 20, 5000: 10}
 """Rounds of the small networks at equal epochs, by training images."""
 
 
