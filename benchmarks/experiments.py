@@ -53,6 +53,8 @@ class Network:
     title: str
     run: RunConfig
     classes: int = 10
+    rates: str = ""
+    """The network whose trials give the learning rates; by default its own."""
 
 
 HERE = ResourceConfig("local")
@@ -72,12 +74,15 @@ def _small(model: ModelConfig, loss: LossConfig, fusion: FusionConfig, precision
     )
 
 
+SMALL_VGG = _small(VGG, LossConfig(coefficients="sdn"), FusionConfig(segments="channel"), "auto")
 NETWORKS = {
-    "vgg": Network(
-        "small VGG-SDN",
-        _small(VGG, LossConfig(coefficients="sdn"), FusionConfig(segments="channel"), "auto"),
-    ),
+    "vgg": Network("small VGG-SDN", SMALL_VGG),
     "msdnet": Network("small MSDNet", _small(MSDNET, LossConfig(), FusionConfig(), "fp32")),
+    "vgg-noisy": Network(
+        "small VGG-SDN, wrong labels",
+        override(SMALL_VGG, {"data.source": "noisy_labels:cifar10"}),
+        rates="vgg",
+    ),
     "digits": Network("the digits' MSDNet", replace(get_recipe("digits"), resources=HERE)),
     "vgg16": Network("VGG-16-SDN, CIFAR-10", get_recipe("cifar10-vgg16-sgd")),
     "resnet56": Network("ResNet-56-SDN, CIFAR-10", get_recipe("cifar10-resnet56-sgd")),
@@ -87,7 +92,9 @@ NETWORKS = {
     "msdnet7-100": Network("MSDNet, CIFAR-100", get_recipe("cifar100-msdnet-sgd"), classes=100),
 }
 SMALL = "vgg", "msdnet"
-"""Those that two cores can train on real images; others have their recipe's rounds and learning rate."""
+"""Those that the tables of real images are about."""
+TRIED_ON = *SMALL, "vgg-noisy"
+"""Those whose rounds and learning rates are found here; others have their recipe's."""
 ROUNDS = {1500: 20, 5000: 10}
 """Rounds of the small networks at equal epochs, by training images."""
 
@@ -152,6 +159,7 @@ ABLATIONS = {
     "fisher": Method("Fisher", "delta-fisher", {}, "metagf"),
     "iso": Method("isotropic", "delta-iso", {}, "metagf"),
 }
+"""One setting each that differs from "metagf"."""
 JOINT = {
     "sgd-ema": Method("weights averaged over 8 epochs", "sgd", {"optim.ema": 8.0}, "sgd"),
     "cosine": Method("cosine", "sgd", {"optim.schedule": "cosine"}, "sgd"),
@@ -162,7 +170,6 @@ JOINT = {
     "modern": Method("all of it, as in the modern recipes", "sgd", MODERN, "sgd"),
 }
 """One setting each that differs from "sgd"."""
-"""One setting each that differs from "metagf"."""
 ALL = {**METHODS, **ABLATIONS, **JOINT}
 COMPARISONS = {
     "epochs": "equal epochs",
@@ -193,7 +200,9 @@ class Experiment:
     @classmethod
     def named(cls, name: str) -> Experiment:
         """The one that is called ``name``. Raises ValueError: there can be none."""
-        networks, methods = ("|".join(map(re.escape, known)) for known in (NETWORKS, ALL))
+        networks, methods = (
+            "|".join(map(re.escape, sorted(known, key=len, reverse=True))) for known in (NETWORKS, ALL)
+        )
         found = re.fullmatch(rf"({networks})-(\d+)-({methods})-r(\d+)-lr(.+)-s(\d+)", name)
         if not found:
             raise ValueError(f"{name!r} is no experiment; --list names them")
@@ -259,7 +268,7 @@ def round_steps(experiment: Experiment) -> int:
 def at(experiment: Experiment, comparison: str) -> Experiment:
     """``experiment`` with the rounds that it has in ``comparison``."""
     network, images = experiment.network, experiment.images
-    usual = ROUNDS[images] if network in SMALL else NETWORKS[network].run.rounds
+    usual = ROUNDS[images] if network in TRIED_ON else NETWORKS[network].run.rounds
     paper = replace(experiment, method="metagf", rounds=usual)
     usual = round(usual / ALL[experiment.method].settings.get(STEPS, 1))
     experiment = replace(experiment, rounds=usual)
@@ -298,8 +307,8 @@ class Plan:
     def trials(self, network: str, method: str) -> list[Experiment]:
         """The trials of learning rates, none where it is fixed."""
         rate = ALL[method].lr
-        rates = TRIED if network in SMALL and not isinstance(rate, float) else ()
-        key = str(rate or method)
+        rates = TRIED if network in TRIED_ON and not isinstance(rate, float) else ()
+        key, network = str(rate or method), NETWORKS[network].rates or network
         return [Experiment(network, self.images, key, TRIAL_SEED, lr, TRIAL_ROUNDS) for lr in rates]
 
     def _of(self, network: str, seed: int, rows: Sequence[Row]) -> Iterator[Experiment]:
@@ -312,7 +321,7 @@ class Plan:
     def best_lr(self, network: str, method: str, rows: Sequence[Row]) -> float | None:
         """Of the trial with the best mean validation accuracy; None before all are done."""
         fixed = ALL[method].lr
-        if isinstance(fixed, float) or network not in SMALL:
+        if isinstance(fixed, float) or network not in TRIED_ON:
             return fixed if isinstance(fixed, float) else NETWORKS[network].run.optim.lr
         done = {row["name"]: row for row in rows}
         trials = self.trials(network, method)

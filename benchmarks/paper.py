@@ -34,6 +34,7 @@ from timing import machine
 import raygf
 from raygf.compute import torch_threads
 from raygf.evaluation.budgeted import budgeted_curve
+from raygf.evaluation.outputs import Calibration
 from raygf.records import History
 
 RUNS, BUDGETS, ROUNDS = "runs.csv", "budgets.csv", "rounds.csv"
@@ -93,7 +94,8 @@ def train(experiment: Experiment, options: Options) -> dict[str, list[Line]]:
         "val_mean": f"{np.mean(val.top1):.5f}",
         "test_mean": f"{np.mean(test.top1):.5f}",
         "area": f"{area(curve.operations, curve.accuracy):.5f}",
-        "test": " ".join(f"{accuracy:.4f}" for accuracy in test.top1),
+        "test": cells(test.top1),
+        "ece": cells(Calibration.of(test, (1.0,) * len(test.top1)).error[0]),
         "operations": " ".join(map(str, result.operations)),
         "weights_sha256": result.weights_sha256[:16],
         "commit": commit(),
@@ -105,6 +107,11 @@ def train(experiment: Experiment, options: Options) -> dict[str, list[Line]]:
         for spent, accuracy in zip(curve.operations, curve.accuracy, strict=True)
     ]
     return {RUNS: [line], BUDGETS: budgets, ROUNDS: list(on_the_way(experiment.name, history))}
+
+
+def cells(shares: Iterable[float]) -> str:
+    """Shares, one an exit, in one cell."""
+    return " ".join(f"{share:.4f}" for share in shares)
 
 
 def area(operations: np.ndarray, accuracy: np.ndarray) -> float:
@@ -127,10 +134,10 @@ def on_the_way(name: str, history: History) -> Iterator[Line]:
             "training_passes": f"{entry['training_passes']:.2f}",
             "seconds": f"{seconds:.1f}",
             "train_mean": f"{np.mean(entry['train']['accuracy']):.4f}",
-            "val": " ".join(f"{accuracy:.4f}" for accuracy in entry["val"]["accuracy"]),
+            "val": cells(entry["val"]["accuracy"]),
             "conflict_before": fusion.get("conflict_before", ""),
             "conflict_after": fusion.get("conflict_after", ""),
-            "mean_weight": " ".join(f"{weight:.4f}" for weight in fusion.get("mean_weight", ())),
+            "mean_weight": cells(fusion.get("mean_weight", ())),
         }
 
 

@@ -86,9 +86,15 @@ STATISTICS: dict[str, Callable[[Row], float]] = {
     "first": percent("test", 0),
     "last": percent("test", -1),
     "area": percent("area"),
+    "ece": lambda row: 100 * float(np.mean([float(error) for error in row["ece"].split()])),
+    "passes": lambda row: float(row["training_passes"]),
+    "steps": lambda row: float(row["steps"]),
 }
 """Test accuracies in percent: mean of the exits, the first and the last one, and the mean between the
-cheapest and the dearest setting of budgeted evaluation. "-sd": over seeds; "-to-METHOD": ahead of it."""
+cheapest and the dearest setting of budgeted evaluation; the expected calibration error, mean of the exits, in
+percent; training passes; steps in sequence. "-sd": over seeds; "-to-METHOD": ahead of it."""
+SIDE_BY_SIDE = "epochs", "compute", "steps"
+"""Comparisons of a summary."""
 FEWEST = 3
 """Methods that a figure must have."""
 VARIANTS = {"merging": ("metagf", ABLATIONS), "joint": ("sgd", JOINT)}
@@ -123,10 +129,13 @@ class Results:
         return float(spread(values) if kind == "sd" else values.mean())
 
     def table(self, name: str) -> str:
-        """The table ``name``: [merging|joint] NETWORK IMAGES COMPARISON, or lr NETWORK IMAGES."""
+        """The table ``name``: [merging|joint|confidence] NETWORK IMAGES COMPARISON; or lr or summary,
+        NETWORK IMAGES."""
         kind, *rest = name.split()
-        if kind == "lr":
-            return "".join(self._lr_table(*rest))
+        others: dict[str, Callable[..., Iterator[str]]]
+        others = {"lr": self._lr_table, "summary": self._summary_table, "confidence": self._confidence_table}
+        if kind in others:
+            return "".join(others[kind](*rest))
         if kind in VARIANTS:
             return "".join(self._accuracy_table(*VARIANTS[kind], *rest))
         return "".join(self._accuracy_table("sgd", METHODS, *name.split()))
@@ -142,14 +151,45 @@ class Results:
             cell = self.cell(network, images, comparison, method)
             if not cell.rows:
                 continue
-            shown = {key: plus_minus(cell.values(read)) for key, read in STATISTICS.items()}
+            shown = {
+                key: plus_minus(cell.values(STATISTICS[key])) for key in ("first", "last", "mean", "area")
+            }
             off = cell.ahead_of(first, STATISTICS["mean"])
             ahead = plus_minus(off, sign=True) if method != base and len(off) else ""
-            passes = cell.values(lambda row: float(row["training_passes"])).mean()
-            steps = cell.values(lambda row: float(row["steps"])).mean()
+            passes, steps = (cell.values(STATISTICS[name]).mean() for name in ("passes", "steps"))
             accuracies = shown["first"], shown["last"], shown["mean"], ahead, shown["area"]
             cost = f"{passes:.0f} | {steps:,.0f} | {len(cell.rows)}"
             yield f"| {title} | {' | '.join(accuracies)} | {cost} |\n"
+
+    def _summary_table(self, network: str, images: str) -> Iterator[str]:
+        """Mean of the exits, and how far it is ahead of joint SGD, in all three comparisons."""
+        heads = [part for each in SIDE_BY_SIDE for part in (COMPARISONS[each], "to joint SGD")]
+        yield f"| method | {' | '.join(heads)} |\n| --- |{' ---: |' * len(heads)}\n"
+        read = STATISTICS["mean"]
+        for method, (title, *_) in METHODS.items():
+            cells = [self.cell(network, images, each, method) for each in SIDE_BY_SIDE]
+            if not any(cell.rows for cell in cells):
+                continue
+            shown: list[str] = []
+            for each, cell in zip(SIDE_BY_SIDE, cells, strict=True):
+                ahead = cell.ahead_of(self.cell(network, images, each, "sgd"), read)
+                shown.append(plus_minus(cell.values(read)) if cell.rows else "")
+                shown.append(plus_minus(ahead, sign=True) if len(ahead) and method != "sgd" else "")
+            yield f"| {title} | {' | '.join(shown)} |\n"
+
+    def _confidence_table(self, network: str, images: str, comparison: str) -> Iterator[str]:
+        """What the exits' probabilities are worth."""
+        yield (
+            "| method | mean of exits | last exit | calibration error | seeds |\n| --- |"
+            + 4 * " ---: |"
+            + "\n"
+        )
+        for method, (title, *_) in METHODS.items():
+            rows = self.cell(network, images, comparison, method).rows
+            cell = Cell({seed: row for seed, row in rows.items() if row["ece"]})
+            if cell.rows:
+                shown = (plus_minus(cell.values(STATISTICS[key])) for key in ("mean", "last", "ece"))
+                yield f"| {title} | {' | '.join(shown)} | {len(cell.rows)} |\n"
 
     def _lr_table(self, network: str, images: str) -> Iterator[str]:
         trials: dict[str, dict[str, float]] = {}
