@@ -74,6 +74,27 @@ def _small(model: ModelConfig, loss: LossConfig, fusion: FusionConfig, precision
     )
 
 
+PACKAGED = {
+    "rounds": 25,
+    "data.source": "parquet",
+    "data.val": 2000,
+    "data.train_limit": 48_000,
+    "data.augment": "none",
+    "data.erasing": 0.0,
+    "loss.smoothing": 0.0,
+    "optim.warmup": 2,
+    "optim.ema": 2.0,
+    "optim.weight_decay": 5e-4,
+    "model.msdnet.stem": "conv7",
+    "model.msdnet.exits": 5,
+    "model.msdnet.base": 2,
+    "model.msdnet.step": 1,
+    "model.msdnet.channels": 32,
+    "model.msdnet.growth": 24,
+    "model.msdnet.factors": (1, 2),
+    "model.msdnet.head_channels": 64,
+    "resources.executor": "local",
+}
 SMALL_VGG = _small(VGG, LossConfig(coefficients="sdn"), FusionConfig(segments="channel"), "auto")
 NETWORKS = {
     "vgg": Network("small VGG-SDN", SMALL_VGG),
@@ -84,6 +105,9 @@ NETWORKS = {
         rates="vgg",
     ),
     "digits": Network("the digits' MSDNet", replace(get_recipe("digits"), resources=HERE)),
+    "packaged": Network(
+        "the network in raygf/serving/cifar10", override(get_recipe("cifar10-msdnet-modern"), PACKAGED)
+    ),
     "vgg16": Network("VGG-16-SDN, CIFAR-10", get_recipe("cifar10-vgg16-sgd")),
     "resnet56": Network("ResNet-56-SDN, CIFAR-10", get_recipe("cifar10-resnet56-sgd")),
     "msdnet7": Network("MSDNet, CIFAR-10", get_recipe("cifar10-msdnet-sgd")),

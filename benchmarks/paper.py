@@ -77,10 +77,14 @@ class Options:
 
 
 def train(experiment: Experiment, options: Options) -> dict[str, list[Line]]:
-    """Train ``experiment``, or what is left of it, and evaluate it: the lines for every file of results."""
+    """Train ``experiment``, or what is left of it, and measure it."""
     config = experiment.config(options.data, options.storage)
     folder = Path(options.storage, experiment.name)
-    run = raygf.train(config, resume=any(folder.glob("*.npz")))
+    return measure(experiment, raygf.train(config, resume=any(folder.glob("*.npz"))))
+
+
+def measure(experiment: Experiment, run: raygf.Run) -> dict[str, list[Line]]:
+    """The lines of a finished run for every file of results."""
     val, test = run.loaded.outputs("val"), run.loaded.outputs("test")
     curve = budgeted_curve(val, test, run.result.operations)
     result, history = run.result, run.history

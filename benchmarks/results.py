@@ -1,9 +1,9 @@
-"""Makes the tables, figures and numbers of docs/results.md from docs/results/*.csv, and from nothing else.
+"""Makes the tables, figures and numbers of docs/results.md and README.md from docs/results/*.csv alone.
 
     python benchmarks/results.py                 # writes them
-    python benchmarks/results.py --check         # exit code 1 if the page has something else
+    python benchmarks/results.py --check         # exit code 1 if a page has something else
 
-In the page, a table stands between ``<!-- table NAME -->`` and ``<!-- end -->``, and a number of the text is
+In a page, a table stands between ``<!-- table NAME -->`` and ``<!-- end -->``, and a number of the text is
 followed by what it is, ``48.3<!-- vgg 1500 compute metagf mean -->``: network, training images, comparison,
 method, and one of ``STATISTICS``; differences are seed by seed.
 """
@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -33,27 +34,29 @@ from experiments import (
     Row,
     at,
 )
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from paper import BUDGETS, ROUNDS, RUNS, read_rows
 
-from raygf.evaluation.figures import legend_outside, new_figure, plain_axes, run_style
+from raygf.evaluation.figures import legend_outside, new_figure, plain_axes, run_style, whole_numbers
 
 Values = NDArray[np.float64]
 TABLE = re.compile(r"<!-- table ([^>]+?) -->\n(.*?)<!-- end -->", re.S)
 MEASURED_ENDS = "\n## How "
-"""The heading after which the page has no results."""
+"""The heading after which a page has no results."""
+NOT_MEASURED = r"```.*?```|`.*?`|Python ≥ [0-9.]+"
 NUMBER = re.compile(r"([-+−]?[0-9][0-9.]*)<!-- ([^>]+?) -->")
 
 
 @dataclass(frozen=True)
 class Options:
-    """Where the results are, and the page."""
+    """Where the results are, and the pages."""
 
     results: Path = Path("docs/results")
     """Folder of the files that benchmarks/paper.py writes."""
-    page: Path = Path("docs/results.md")
-    """The page."""
+    pages: tuple[Path, ...] = (Path("docs/results.md"), Path("README.md"))
+    """The pages."""
     images: Path = Path("docs/images")
     """Folder of the figures."""
     check: bool = False
@@ -76,6 +79,12 @@ class Cell:
         return np.array([read(self.rows[seed]) - read(other.rows[seed]) for seed in both])
 
 
+def half(row: Row, points: Sequence[tuple[float, str]]) -> str:
+    """The accuracy of the dearest of ``points`` that takes at most half of the network's operations."""
+    whole = float(row["operations"].split()[-1])
+    return max([point for point in points if point[0] <= whole / 2], default=(0.0, "nan"))[1]
+
+
 def percent(column: str, place: int | None = None) -> Callable[[Row], float]:
     """Reads an accuracy in percent: ``column``, or its number ``place`` where there is one an exit."""
     return lambda row: 100 * float(row[column].split()[0 if place is None else place])
@@ -86,15 +95,18 @@ STATISTICS: dict[str, Callable[[Row], float]] = {
     "first": percent("test", 0),
     "last": percent("test", -1),
     "area": percent("area"),
+    "half": percent("half"),
+    "share": lambda row: 100 * float(row["operations"].split()[0]) / float(row["operations"].split()[-1]),
     "ece": lambda row: 100 * float(np.mean([float(error) for error in row["ece"].split()])),
     "passes": lambda row: float(row["training_passes"]),
     "steps": lambda row: float(row["steps"]),
 }
 """Test accuracies in percent: mean of the exits, the first and the last one, and the mean between the
-cheapest and the dearest setting of budgeted evaluation; the expected calibration error, mean of the exits, in
+cheapest and the dearest setting of budgeted evaluation, and at half of the whole network's operations; the
+share of them that the first exit takes; the expected calibration error, mean of the exits, in
 percent; training passes; steps in sequence. "-sd": over seeds; "-to-METHOD": ahead of it."""
 SIDE_BY_SIDE = "epochs", "compute", "steps"
-"""Comparisons of a summary."""
+"""Comparisons of a summary, unless it names others."""
 FEWEST = 3
 """Methods that a figure must have."""
 VARIANTS = {"merging": ("metagf", ABLATIONS), "joint": ("sgd", JOINT)}
@@ -105,8 +117,11 @@ class Results:
     """All runs, by what they were for."""
 
     def __init__(self, folder: Path) -> None:
-        self.rows = read_rows(folder / RUNS)
         self.budgets, self.rounds = read_rows(folder / BUDGETS), read_rows(folder / ROUNDS)
+        points: dict[str, list[tuple[float, str]]] = {}
+        for line in self.budgets:
+            points.setdefault(line["name"], []).append((float(line["operations"]), line["accuracy"]))
+        self.rows = [{**row, "half": half(row, points[row["name"]])} for row in read_rows(folder / RUNS)]
 
     def cell(self, network: str, images: str, comparison: str, method: str) -> Cell:
         """The runs of one method, none of them a trial."""
@@ -129,8 +144,8 @@ class Results:
         return float(spread(values) if kind == "sd" else values.mean())
 
     def table(self, name: str) -> str:
-        """The table ``name``: [merging|joint|confidence] NETWORK IMAGES COMPARISON; or lr or summary,
-        NETWORK IMAGES."""
+        """The table ``name``: [merging|joint|confidence] NETWORK IMAGES COMPARISON; lr NETWORK IMAGES; or
+        summary NETWORK IMAGES [COMPARISON ...]."""
         kind, *rest = name.split()
         others: dict[str, Callable[..., Iterator[str]]]
         others = {"lr": self._lr_table, "summary": self._summary_table, "confidence": self._confidence_table}
@@ -161,17 +176,18 @@ class Results:
             cost = f"{passes:.0f} | {steps:,.0f} | {len(cell.rows)}"
             yield f"| {title} | {' | '.join(accuracies)} | {cost} |\n"
 
-    def _summary_table(self, network: str, images: str) -> Iterator[str]:
-        """Mean of the exits, and how far it is ahead of joint SGD, in all three comparisons."""
-        heads = [part for each in SIDE_BY_SIDE for part in (COMPARISONS[each], "to joint SGD")]
+    def _summary_table(self, network: str, images: str, *comparisons: str) -> Iterator[str]:
+        """Mean of the exits, and how far it is ahead of joint SGD, in several comparisons."""
+        comparisons = comparisons or SIDE_BY_SIDE
+        heads = [part for each in comparisons for part in (COMPARISONS[each], "to joint SGD")]
         yield f"| method | {' | '.join(heads)} |\n| --- |{' ---: |' * len(heads)}\n"
         read = STATISTICS["mean"]
-        for method, (title, *_) in METHODS.items():
-            cells = [self.cell(network, images, each, method) for each in SIDE_BY_SIDE]
+        for method, (title, *_) in {**METHODS, **JOINT}.items():
+            cells = [self.cell(network, images, each, method) for each in comparisons]
             if not any(cell.rows for cell in cells):
                 continue
             shown: list[str] = []
-            for each, cell in zip(SIDE_BY_SIDE, cells, strict=True):
+            for each, cell in zip(comparisons, cells, strict=True):
                 ahead = cell.ahead_of(self.cell(network, images, each, "sgd"), read)
                 shown.append(plus_minus(cell.values(read)) if cell.rows else "")
                 shown.append(plus_minus(ahead, sign=True) if len(ahead) and method != "sgd" else "")
@@ -229,8 +245,8 @@ def filled(page: str, results: Results) -> str:
 
 def loose_numbers(page: str) -> list[str]:
     """Accuracies in the text of the page's results that do not say what they are."""
-    text = re.sub(r"```.*?```|`.*?`", "", TABLE.sub("", page.partition(MEASURED_ENDS)[0]), flags=re.S)
-    return re.findall(r"\d+\.\d+", NUMBER.sub("", text))
+    text = re.sub(NOT_MEASURED, "", TABLE.sub("", page.partition(MEASURED_ENDS)[0]), flags=re.S)
+    return re.findall(r"\d+\.\d+|\d+(?= ?(?:%|points?\b))", NUMBER.sub("", text))
 
 
 def budget_figure(results: Results, network: str, images: str, comparison: str) -> Figure:
@@ -279,18 +295,57 @@ def progress_figure(results: Results, network: str, images: str) -> Figure:
     return figure
 
 
+def merge_figure(results: Results, network: str, images: str) -> Figure:
+    """What Meta-GF merges with over the rounds: conflict before and after, and every exit's mean weight."""
+    figure = new_figure(9, 3.6)
+    left, right = figure.subplots(1, 2)
+    names = {row["name"] for row in results.cell(network, images, "epochs", "metagf").rows.values()}
+    lines = [line for line in results.rounds if line["name"] in names]
+    rounds = sorted({int(line["round"]) for line in lines})
+
+    def draw(axes: Axes, index: int, label: str, read: Callable[[Row], float]) -> None:
+        means = [np.mean([read(line) for line in lines if int(line["round"]) == each]) for each in rounds]
+        axes.plot(rounds, means, label=label, **run_style(index, 100))
+
+    draw(left, 0, "before fusion", lambda line: 100 * float(line["conflict_before"]))
+    draw(left, 1, "after fusion", lambda line: 100 * float(line["conflict_after"]))
+    for exit in range(len(lines[0]["mean_weight"].split())):
+        draw(right, exit, f"exit {exit + 1}", partial(_weight, exit))
+    left.set_ylabel("negative cosines (%)")
+    right.set_ylabel("mean fusion weight")
+    for axes in (left, right):
+        axes.set_xlabel("round")
+        whole_numbers(axes)
+        axes.set_ylim(0)
+        axes.legend(frameon=False, fontsize=8)
+        plain_axes(axes)
+    figure.suptitle(f"{NETWORKS[network].title}, {images} images, Meta-GF", fontsize=10)
+    return figure
+
+
+def _weight(exit: int, line: Row) -> float:
+    return float(line["mean_weight"].split()[exit])
+
+
 def main(options: Options) -> None:
     """Write, or compare."""
-    results, before = Results(options.results), options.page.read_text()
-    after = filled(before, results)
+    results = Results(options.results)
+    texts = {page: page.read_text() for page in options.pages}
     if options.check:
-        wrong = [now for now, then in zip_longest(before.splitlines(), after.splitlines()) if now != then]
-        loose = loose_numbers(before)
-        print(json.dumps({"runs": len(results.rows), "lines_that_differ": wrong, "unexplained": loose}))
-        sys.exit(int(bool(wrong or loose)))
-    options.page.write_text(after)
+        changed = [line for text in texts.values() for line in differences(text, filled(text, results))]
+        loose = [number for text in texts.values() for number in loose_numbers(text)]
+        print(json.dumps({"runs": len(results.rows), "lines_that_differ": changed, "unexplained": loose}))
+        sys.exit(int(bool(changed or loose)))
+    for page, text in texts.items():
+        page.write_text(filled(text, results))
     made = list(figures(results, options.images))
     print(json.dumps({"runs": len(results.rows), "figures": made}))
+
+
+def differences(before: str, after: str) -> list[str]:
+    """Lines that a page should have in place of its own."""
+    pairs = zip_longest(before.splitlines(), after.splitlines())
+    return [f"{now} -> {then}" for now, then in pairs if now != then]
 
 
 def figures(results: Results, folder: Path) -> Iterator[str]:
@@ -302,6 +357,7 @@ def figures(results: Results, folder: Path) -> Iterator[str]:
         drawn: Sequence[tuple[str, Figure]] = [
             ("budget", budget_figure(results, network, images, "compute")),
             ("progress", progress_figure(results, network, images)),
+            ("merge", merge_figure(results, network, images)),
         ]
         for kind, figure in drawn:
             path = folder / f"results_{network}_{images}_{kind}.png"

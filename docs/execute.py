@@ -2,8 +2,8 @@
 
     python docs/execute.py
 
-Needs the extra ``docs``. What the notebook writes goes to a temporary folder; its digits are also the picture
-of the page ``index.md``.
+Needs the extra ``docs``. What the notebook writes goes to a temporary folder; its pictures of images
+by their exits are also in ``images``.
 """
 
 import re
@@ -15,13 +15,15 @@ import nbformat
 from nbclient import NotebookClient
 
 DOCS = Path(__file__).parent
-NOTEBOOK, PICTURE = DOCS / "tutorial.ipynb", DOCS / "images" / "exits.png"
+NOTEBOOK = DOCS / "tutorial.ipynb"
+PICTURES = DOCS / "images" / "exits.png", DOCS / "images" / "photographs_by_exit.png"
 
 
 def main() -> None:
     """Execute every cell in order; the first that fails ends the program with its error."""
     notebook = nbformat.read(NOTEBOOK, 4)
     with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "images").symlink_to(DOCS / "images")
         where = {"metadata": {"path": folder}}
         NotebookClient(notebook, timeout=600, resources=where, coalesce_streams=True).execute()
     notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
@@ -31,8 +33,9 @@ def main() -> None:
             cell.outputs = [kept(output) for output in cell.outputs if output.get("name") != "stderr"]
     nbformat.write(notebook, NOTEBOOK)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    (digits,) = [output for output in outputs if output.output_type == "display_data"]
-    PICTURE.write_bytes(b64decode(digits.data["image/png"]))
+    drawn = [output for output in outputs if output.output_type == "display_data"]
+    for path, output in zip(PICTURES, drawn, strict=True):
+        path.write_bytes(b64decode(output.data["image/png"]))
 
 
 def kept(output: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -29,7 +29,7 @@ COMMANDS = {
     "train": ("raygf.launch:train_job", ("--recipe",)),
     "sweep": ("raygf.sweeps.run:run_sweep", ("--space", "--recipe")),
     "evaluate": ("raygf.api:evaluate_job", ("--checkpoint",)),
-    "predict": ("raygf.api:predict_job", ("--run", "--pictures")),
+    "predict": ("raygf.api:predict_job", ("--pictures",)),
     "export": ("raygf.api:export_job", ("--run", "--folder")),
     "prepare": ("raygf.data.prepare:prepare_job", ("--path", "--out")),
     "recipes": ("raygf.__main__:recipes_job", ("--word",)),
@@ -42,7 +42,7 @@ usage: raygf COMMAND ...
   train [RECIPE] [flags]          train a network with several exits
   sweep [SPACE [RECIPE]] [flags]  train many side by side, and find the best settings
   evaluate RUN... [--out FOLDER]  tables and figures of past runs
-  predict RUN PICTURE...          class, probability, exit and operations of pictures
+  predict [RUN] PICTURE...        class, probability, exit and operations of pictures
   export RUN FOLDER [--segments]  a run's network in a folder, to load or serve anywhere
   prepare SET FOLDER [flags]      large images as Parquet shards, scaled down if asked to
   recipes [WORD]                  the recipes: data, network, method, rounds

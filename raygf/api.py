@@ -26,14 +26,7 @@ from raygf.config.recipes import RECIPES, Recipe, get_recipe
 from raygf.config.run import DataConfig, Name, RunConfig
 from raygf.console import notify, print_table
 from raygf.data.base import InputSpec
-from raygf.errors import (
-    CheckpointError,
-    DataError,
-    Named,
-    RaygfError,
-    name_function,
-    one_line,
-)
+from raygf.errors import CheckpointError, ConfigError, DataError, Named, RaygfError, name_function, one_line
 from raygf.evaluation.loading import LoadedRun, load_run, read_config
 from raygf.evaluation.results import RunResults, evaluate_run, group_runs
 from raygf.evaluation.tables import ResultTable, count_unit, terminal_table, to_rich
@@ -42,7 +35,7 @@ from raygf.launch import run as run_to_end
 from raygf.methods.registry import is_step_method, method_title
 from raygf.models.build import build_model
 from raygf.records import History, read_history
-from raygf.serving.adaptive import AdaptiveClassifier
+from raygf.serving.adaptive import CIFAR10, AdaptiveClassifier
 from raygf.serving.files import Segments, export_model
 from raygf.storage.checkpoint import find_checkpoint, load_checkpoint
 from raygf.storage.folder import RunFolder, above
@@ -265,10 +258,10 @@ def export_job(argv: Sequence[str]) -> dict[str, Any]:
 class PredictConfig(Section):
     """Which network, which pictures, and what may be spent."""
 
-    run: Name
-    """A run's folder, or one that was exported."""
     pictures: Annotated[tuple[Name, ...], not_empty]
     """Image files; the central part is scaled to the network's size."""
+    run: str = ""
+    """A run's folder, or one that was exported; by default the network of CIFAR-10's classes in raygf."""
     budget: Annotated[float, Limits(0, above=True)] | None = None
     """Operations that an image may cost on average; by default the least that loses no accuracy."""
 
@@ -276,12 +269,17 @@ class PredictConfig(Section):
 def predict_job(argv: Sequence[str]) -> dict[str, Any]:
     """What ``raygf predict`` does: a table of class, probability, exit, operations; returns its last line."""
     config = parse_flags(PredictConfig, "Classify pictures with a network that stops early.", argv)
-    fast = AdaptiveClassifier.load(config.run)
-    images = np.stack([_picture(path, fast.task.input) for path in config.pictures])
+    first, *others = config.pictures
+    names_run = not config.run and ("://" in first or Path(first).is_dir())
+    paths = others if names_run else [first, *others]
+    if not paths:
+        raise ConfigError(f"predict: give pictures after {first}")
+    fast = AdaptiveClassifier.load(first if names_run else config.run or CIFAR10)
+    images = np.stack([_picture(path, fast.task.input) for path in paths])
     found = fast.predict(images, budget=config.budget or fast.default_budget)
     names = [fast.task.class_names[label] for label in found.label]
     spent, unit = found.operations.tolist(), count_unit(fast.operations)
-    cells = (config.pictures, names, found.probability.tolist(), (found.exit + 1).tolist(), spent)
+    cells = (paths, names, found.probability.tolist(), (found.exit + 1).tolist(), spent)
     titles, rows = ("picture", "class", "probability", "exit", "operations"), [*zip(*cells, strict=True)]
     shown = ((*row[:2], f"{row[2]:.1%}", str(row[3]), f"{unit.text(row[4])} {unit.name}") for row in rows)
     print_table(terminal_table(titles, shown, []), sys.stderr)
@@ -294,7 +292,7 @@ def _picture(path: str, spec: InputSpec) -> NDArray[np.uint8]:
         with Image.open(path) as file:
             picture = file.convert("L" if spec.channels == 1 else "RGB")
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: can't be read as a picture: {one_line(error, kind=False)}") from None
+        raise DataError(f"{path}: no run's folder, and no picture: {one_line(error, kind=False)}") from None
     return np.atleast_3d(np.asarray(ImageOps.fit(picture, (spec.width, spec.height)))).transpose(2, 0, 1)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ from raygf.models.msdnet_lazy import exit_stages
 from raygf.storage.checkpoint import MODEL, WEIGHTS, load_checkpoint
 from raygf.storage.folder import inside
 from raygf.training.network import as_tensor
+
+CIFAR10 = str(Path(__file__).with_name("cifar10"))
+"""Folder of the small network that comes with raygf; it knows the ten classes of CIFAR-10."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +108,7 @@ class AdaptiveClassifier:
 
     @classmethod
     def load(
-        cls, folder: str, compute: ComputeConfig | None = None, network: nn.Module | None = None
+        cls, folder: str = CIFAR10, compute: ComputeConfig | None = None, network: nn.Module | None = None
     ) -> AdaptiveClassifier:
         """The classifier whose two files are in ``folder`` (local or a URI): a run's, or an exported one.
 

@@ -194,6 +194,7 @@ def test_the_program_of_the_readme_runs(tmp_path, monkeypatch, capsys):
 def test_the_notebook_runs_and_its_cells_print_what_they_show(tmp_path, monkeypatch, capsys):
     """A line of progress for every round goes to standard error, which is all that a notebook needs."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").symlink_to(REPOSITORY / "docs" / "images")
     found, errors, pictures = {}, "", 0
     for cell in CELLS:
         if cell["cell_type"] == "code":
@@ -205,7 +206,7 @@ def test_the_notebook_runs_and_its_cells_print_what_they_show(tmp_path, monkeypa
                 pictures += "image/png" in shown
                 if "text/plain" in shown:
                     assert without_numbers(printed) == without_numbers("".join(shown["text/plain"]))
-    assert pictures == 2 and found["run"].result.rounds == 2 and found["answer"].label.shape == (3,)
+    assert pictures == 3 and found["run"].result.rounds == 2 and found["answer"].label.shape == (3,)
     assert re.findall(r"^round (\d)/2  .* %", errors, re.MULTILINE) == ["1", "2"] and "\r" not in errors
     assert not re.search(r'"name": "stderr"|[ "\']/\w+/', NOTEBOOK.read_text())  # nothing of one machine
 
@@ -291,15 +292,33 @@ def test_the_tracker_of_the_page_follows_a_run(tmp_path, monkeypatch):
     assert "--tracking.also mine:WeightsAndBiases" in PAGES["tracking"]
 
 
-def test_the_results_page_has_what_follows_from_its_files(monkeypatch):
+@pytest.fixture
+def results(monkeypatch):
+    """The program that fills the pages."""
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
-    results = importlib.import_module("results")
-    page, found = PAGES["results"], results.Results(REPOSITORY / "docs" / "results")
-    assert results.filled(page, found) == page
+    return importlib.import_module("results")
+
+
+def test_the_pages_have_what_follows_from_the_files_of_results(results):
+    found = results.Results(REPOSITORY / "docs" / "results")
     assert all(results.Experiment.named(row["name"]).name == row["name"] for row in found.rows)
-    wrong = results.NUMBER.sub(
-        r"77.77<!-- \2 -->", results.TABLE.sub(r"<!-- table \1 -->\n<!-- end -->", page)
-    )
-    assert wrong.count("77.77") > 5 and "77.77" not in results.filled(wrong, found)
-    assert results.loose_numbers(page) == []
-    assert results.loose_numbers("# Results\n48.3 and 1.5<!-- a --> %\n## How to\n2.5") == ["48.3"]
+    for name in ("results", "README"):
+        page = PAGES[name]
+        assert results.filled(page, found) == page
+        assert results.loose_numbers(page) == []
+        wrong = results.NUMBER.sub(
+            r"77.77<!-- \2 -->", results.TABLE.sub(r"<!-- table \1 -->\n<!-- end -->", page)
+        )
+        assert wrong.count("77.77") > 3 and "77.77" not in results.filled(wrong, found)
+    assert results.loose_numbers("# Results\n48.3, 7 % and 1.5<!-- a --> %\n## How to\n2.5") == ["48.3", "7"]
+
+
+def test_the_table_of_the_demonstration_follows_from_the_files_of_results(results):
+    found = results.Results(REPOSITORY / "docs" / "results")
+    name = "digits-192-metagf-r40-lr0.1-s0"
+    (run,) = (row for row in found.rows if row["name"] == name)
+    exits = zip(run["operations"].split(), run["test"].split(), strict=True)
+    lines = [(line["operations"], line["accuracy"]) for line in found.budgets if line["name"] == name]
+    known = {(f"{float(spent) / 1e6:.2f}", f"{float(right):.1%}") for spent, right in [*exits, *lines]}
+    rows = re.findall(r"^  [\d.]+ +([\d.]+) +\d+% +([\d.]+%) ", PAGES["README"], re.MULTILINE)
+    assert len(rows) == 7 and {*rows} <= known

@@ -9,10 +9,12 @@ import tomllib
 import zipfile
 
 import pytest
+from PIL import Image
 from ray_head import python_without_raygf
 from runs import REPOSITORY, checkpoints_left
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
 SOURCES = ("raygf", "tune_spaces", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 
 
@@ -58,9 +60,18 @@ def test_the_wheel_holds_raygf_alone_with_its_spaces_and_says_what_it_is(wheel):
     code = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "raygf").rglob("*.py")}
     spaces = {f"raygf/tune_spaces/{path.name}" for path in (REPOSITORY / "tune_spaces").glob("*.py")}
     assert {name for name in names if name.endswith(".py")} == code | spaces
-    assert "raygf/py.typed" in names
+    network = {"model.safetensors", "model.json", "README.md"}
+    assert {"raygf/py.typed"} | {f"raygf/serving/cifar10/{name}" for name in network} <= {*names}
     for line in ("Author: raygf developers", "License-Expression: MIT", "License-File: LICENSE"):
         assert line in metadata
+
+
+def test_pictures_are_classified_by_the_network_that_is_installed(raygf):
+    call, folder = raygf
+    Image.new("RGB", (64, 48), "blue").save(folder / "blue.png")
+    (answer,) = json.loads(call("predict", "blue.png"))["predictions"]
+    assert answer["picture"] == "blue.png" and answer["class"] in CLASSES.split()
+    assert 0 < answer["probability"] <= 1 and answer["exit"] in range(1, 6)
 
 
 def test_a_run_and_a_sweep_of_what_is_installed(raygf):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from raygf import __main__ as command
 from raygf.config.recipes import RECIPES
-from raygf.serving.adaptive import AdaptiveClassifier
+from raygf.serving.adaptive import CIFAR10, AdaptiveClassifier
 
 
 def call(capsys, *words):
@@ -65,7 +66,9 @@ def test_recipes_are_listed_with_what_they_are(capsys):
         ("train --config none.yaml", "config = 'none.yaml': can't be read"),
         ("train --resume --storage.path none", "resume: no run in none; set --storage.path"),
         ("evaluate runs/none", "runs/none: no checkpoint in it"),
-        ("predict runs/none a.png", "runs/none/model.json: "),
+        ("predict none.png", "none.png: no run's folder, and no picture: "),
+        ("predict --run runs/none --pictures a.png", "runs/none/model.json: "),
+        ("predict .", "predict: give pictures after ."),
         ("export --folder x", "--run"),
     ],
 )
@@ -95,4 +98,20 @@ def test_pictures_are_classified_and_a_network_is_exported(capsys, monkeypatch, 
         assert [answer["operations"] for answer in answers] == expected.operations.tolist()
         assert [answer["exit"] for answer in answers] == [3, 3] and "1.png" in err
     code, _, err = call(capsys, "predict", "model", "text.png")
-    assert code == 2 and err.startswith("error: text.png: can't be read as a picture")
+    assert code == 2 and err.startswith("error: text.png: no run's folder, and no picture: ")
+
+
+def test_without_a_run_the_network_of_the_package_answers(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    for number, each in enumerate(pixels):
+        Image.fromarray(each).save(f"{number}.png")
+    model = AdaptiveClassifier.load()
+    expected = model.predict(pixels.transpose(0, 3, 1, 2), budget=model.default_budget)
+    answers = json.loads(call(capsys, "predict", "0.png", "1.png", "2.png")[1])["predictions"]
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    assert [answer["class"] for answer in answers] == [names[label] for label in expected.label]
+    assert [answer["operations"] for answer in answers] == expected.operations.tolist()
+    assert (Path(CIFAR10) / "model.safetensors").stat().st_size < 4e6
+    card = (Path(CIFAR10) / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: raygf\n") and all(name in card for name in names)
