@@ -201,6 +201,7 @@ COMPARISONS = {
     "steps": "equal steps in sequence",
     "long": "long training",
     "longer": "twice as long",
+    "longest": "four times as long",
 }
 
 
@@ -302,6 +303,7 @@ def at(experiment: Experiment, comparison: str) -> Experiment:
         "steps": paper.steps() / round_steps(experiment),
         "long": LONG * usual,
         "longer": 2 * LONG * usual,
+        "longest": 4 * LONG * usual,
     }[comparison]
     return replace(experiment, rounds=max(1, round(rounds)))
 

@@ -61,7 +61,7 @@ class Options:
     methods: tuple[str, ...] = tuple(METHODS)
     """Methods; also ablations, see benchmarks/experiments.py."""
     comparisons: tuple[str, ...] = ("epochs", "compute", "steps")
-    """What is equal; also long, longer."""
+    """What is equal; also long, longer, longest."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; of weights, order, augmentation and which images are held out."""
     at_once: int = 1

@@ -15,8 +15,8 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import unified_diff
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -96,15 +96,20 @@ STATISTICS: dict[str, Callable[[Row], float]] = {
     "last": percent("test", -1),
     "area": percent("area"),
     "half": percent("half"),
+    "cheapest": lambda row: float(row["operations"].split()[0]) / 1e6,
+    "dearest": lambda row: float(row["operations"].split()[-1]) / 1e6,
     "share": lambda row: 100 * float(row["operations"].split()[0]) / float(row["operations"].split()[-1]),
     "ece": lambda row: 100 * float(np.mean([float(error) for error in row["ece"].split()])),
     "passes": lambda row: float(row["training_passes"]),
     "steps": lambda row: float(row["steps"]),
 }
-"""Test accuracies in percent: mean of the exits, the first and the last one, and the mean between the
-cheapest and the dearest setting of budgeted evaluation, and at half of the whole network's operations; the
-share of them that the first exit takes; the expected calibration error, mean of the exits, in
-percent; training passes; steps in sequence. "-sd": over seeds; "-to-METHOD": ahead of it."""
+"""What a number may be, by its key.
+
+In percent: test accuracy, mean of the exits, of the first and of the last one, mean between the cheapest and
+the dearest budget, and with half of the whole network's operations; the first exit's share of those; the
+expected calibration error, mean of the exits. Else: M operations of the first and of the last exit, training
+passes, steps in sequence. "-sd": over seeds; "-to-METHOD": ahead of it.
+"""
 SIDE_BY_SIDE = "epochs", "compute", "steps"
 """Comparisons of a summary, unless it names others."""
 FEWEST = 3
@@ -135,10 +140,9 @@ class Results:
         network, images, comparison, method, name = key.split()
         name, _, kind = name.partition("-")
         cell, read = self.cell(network, images, comparison, method), STATISTICS[name]
-        if kind.startswith("to-"):
-            other = self.cell(network, images, comparison, kind.removeprefix("to-"))
-            return float(cell.ahead_of(other, read).mean())
         values = cell.values(read)
+        if kind.startswith("to-"):
+            values = cell.ahead_of(self.cell(network, images, comparison, kind.removeprefix("to-")), read)
         if not len(values):
             raise KeyError(key)
         return float(spread(values) if kind == "sd" else values.mean())
@@ -343,9 +347,9 @@ def main(options: Options) -> None:
 
 
 def differences(before: str, after: str) -> list[str]:
-    """Lines that a page should have in place of its own."""
-    pairs = zip_longest(before.splitlines(), after.splitlines())
-    return [f"{now} -> {then}" for now, then in pairs if now != then]
+    """Lines that a page should not have (-), and those that it should (+)."""
+    changes = unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
+    return [line for line in changes if not line.startswith(("---", "+++", "@@"))]
 
 
 def figures(results: Results, folder: Path) -> Iterator[str]:

@@ -292,7 +292,8 @@ def _picture(path: str, spec: InputSpec) -> NDArray[np.uint8]:
         with Image.open(path) as file:
             picture = file.convert("L" if spec.channels == 1 else "RGB")
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: no run's folder, and no picture: {one_line(error, kind=False)}") from None
+        why = getattr(error, "strerror", None) or one_line(error, kind=False)
+        raise DataError(f"{path}: no run's folder, and no picture: {why}") from None
     return np.atleast_3d(np.asarray(ImageOps.fit(picture, (spec.width, spec.height)))).transpose(2, 0, 1)
 
 
