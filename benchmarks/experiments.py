@@ -192,6 +192,7 @@ JOINT = {
     "muon": Method("Muon, 0.003", "sgd", {**ADAMW, "optim.optimizer": "muon"}, 0.003),
     "trivial": Method("TrivialAugment", "sgd", {"data.augment": "trivialaugment"}, "sgd"),
     "modern": Method("all of it, as in the modern recipes", "sgd", MODERN, "sgd"),
+    "ge-modern": Method("the same with Gradient Equilibrium", "ge", MODERN, "ge"),
 }
 """One setting each that differs from "sgd"."""
 ALL = {**METHODS, **ABLATIONS, **JOINT}
@@ -248,7 +249,7 @@ class Experiment:
             "storage.keep": 1,
             "tracking.enabled": False,
         }
-        if network.run.data.train_limit is None:
+        if self.network in TRIED_ON:
             fixed["data.per_class"] = self.images // network.classes
         epoch = math.ceil(self.images / network.run.batch_size)
         whole = {PART: self.images, STEPS: epoch}

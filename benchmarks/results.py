@@ -14,7 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import unified_diff
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from experiments import (
     TRIAL_SEED,
     Experiment,
     Method,
+    Plan,
     Row,
     at,
 )
@@ -108,7 +109,7 @@ STATISTICS: dict[str, Callable[[Row], float]] = {
 In percent: test accuracy, mean of the exits, of the first and of the last one, mean between the cheapest and
 the dearest budget, and with half of the whole network's operations; the first exit's share of those; the
 expected calibration error, mean of the exits. Else: M operations of the first and of the last exit, training
-passes, steps in sequence. "-sd": over seeds; "-to-METHOD": ahead of it.
+passes, steps in sequence. "-sd": over seeds; "-to-METHOD[@COMPARISON]": ahead of it.
 """
 SIDE_BY_SIDE = "epochs", "compute", "steps"
 """Comparisons of a summary, unless it names others."""
@@ -129,11 +130,15 @@ class Results:
         self.rows = [{**row, "half": half(row, points[row["name"]])} for row in read_rows(folder / RUNS)]
 
     def cell(self, network: str, images: str, comparison: str, method: str) -> Cell:
-        """The runs of one method, none of them a trial."""
-        wanted = at(Experiment(network, int(images), method, 0, 0.1, 1), comparison).rounds
-        asked = {"network": network, "images": images, "method": method, "rounds": str(wanted)}
-        found = (row for row in self.rows if asked.items() <= row.items() and row["seed"] != str(TRIAL_SEED))
-        return Cell({row["seed"]: row for row in found})
+        """The runs of one method, no trials; METHOD@RATE: at another learning rate."""
+        method, _, rate = method.partition("@")
+        plan = Plan(int(images), (network,), (method,), (comparison,), ())
+        lr = float(rate) if rate else plan.best_lr(network, method, self.rows)
+        if lr is None:
+            return Cell({})
+        wanted = at(Experiment(network, int(images), method, TRIAL_SEED, lr, 1), comparison)
+        names = {replace(wanted, seed=int(row["seed"])).name for row in self.rows} - {wanted.name}
+        return Cell({row["seed"]: row for row in self.rows if row["name"] in names})
 
     def statistic(self, key: str) -> float:
         """What a number's ``key`` stands for; KeyError if there is no such thing."""
@@ -142,7 +147,8 @@ class Results:
         cell, read = self.cell(network, images, comparison, method), STATISTICS[name]
         values = cell.values(read)
         if kind.startswith("to-"):
-            values = cell.ahead_of(self.cell(network, images, comparison, kind.removeprefix("to-")), read)
+            other, _, elsewhere = kind.removeprefix("to-").partition("@")
+            values = cell.ahead_of(self.cell(network, images, elsewhere or comparison, other), read)
         if not len(values):
             raise KeyError(key)
         return float(spread(values) if kind == "sd" else values.mean())
