@@ -281,21 +281,20 @@ def budget_figure(results: Results, network: str, images: str, comparison: str) 
 
 
 def progress_figure(results: Results, network: str, images: str) -> Figure:
-    """Validation accuracy, mean of exits, over training passes and seconds, seed by seed the same colour."""
+    """Validation accuracy, mean of exits, over training passes and seconds, the seeds' mean."""
     figure = new_figure(9, 4)
     axes = figure.subplots(1, 2, sharey=True)
     lines: dict[str, list[Row]] = {}
     for line in results.rounds:
         lines.setdefault(line["name"], []).append(line)
     for index, (method, (title, *_)) in enumerate(METHODS.items()):
-        cell = results.cell(network, images, "compute", method)
-        for seed, row in sorted(cell.rows.items()):
-            rounds = lines.get(row["name"], [])
-            values = [100 * np.mean([float(part) for part in each["val"].split()]) for each in rounds]
-            label = title if seed == min(cell.rows) else None
-            for each, column in zip(axes, ("training_passes", "seconds"), strict=True):
-                x = [float(line[column]) for line in rounds]
-                each.plot(x, values, label=label, **run_style(index, 100))
+        runs = [lines[row["name"]] for row in results.cell(network, images, "compute", method).rows.values()]
+        if not runs:
+            continue
+        means = [[np.mean([float(part) for part in line["val"].split()]) for line in run] for run in runs]
+        for each, column in zip(axes, ("training_passes", "seconds"), strict=True):
+            x = np.mean([[float(line[column]) for line in run] for run in runs], axis=0)
+            each.plot(x, 100 * np.mean(means, axis=0), label=title, **run_style(index, 100))
     axes[0].set_xlabel("training passes")
     axes[1].set_xlabel("seconds, one core")
     axes[0].set_ylabel("validation accuracy (%), mean of exits")
