@@ -191,8 +191,8 @@ JOINT = {
     "adamw": Method("AdamW, 0.003", "sgd", {**ADAMW, "optim.optimizer": "adamw"}, 0.003),
     "muon": Method("Muon, 0.003", "sgd", {**ADAMW, "optim.optimizer": "muon"}, 0.003),
     "trivial": Method("TrivialAugment", "sgd", {"data.augment": "trivialaugment"}, "sgd"),
-    "modern": Method("all of it, as in the modern recipes", "sgd", MODERN, "sgd"),
-    "ge-modern": Method("the same with Gradient Equilibrium", "ge", MODERN, "ge"),
+    "modern": Method("joint SGD, modern settings", "sgd", MODERN, "sgd"),
+    "ge-modern": Method("Gradient Equilibrium, modern settings", "ge", MODERN, "ge"),
 }
 """One setting each that differs from "sgd"."""
 ALL = {**METHODS, **ABLATIONS, **JOINT}
