@@ -95,6 +95,7 @@ PACKAGED = {
     "model.msdnet.head_channels": 64,
     "resources.executor": "local",
 }
+"""What makes of the modern recipe the network that comes with raygf."""
 SMALL_VGG = _small(VGG, LossConfig(coefficients="sdn"), FusionConfig(segments="channel"), "auto")
 NETWORKS = {
     "vgg": Network("small VGG-SDN", SMALL_VGG),

@@ -14,7 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import unified_diff
 from functools import partial
 from pathlib import Path
@@ -80,15 +80,34 @@ class Cell:
         return np.array([read(self.rows[seed]) - read(other.rows[seed]) for seed in both])
 
 
-def half(row: Row, points: Sequence[tuple[float, str]]) -> str:
-    """The accuracy of the dearest of ``points`` that takes at most half of the network's operations."""
-    whole = float(row["operations"].split()[-1])
-    return max([point for point in points if point[0] <= whole / 2], default=(0.0, "nan"))[1]
+def numbers(cell: str) -> list[float]:
+    """What stands in one cell, one an exit."""
+    return [float(part) for part in cell.split()]
+
+
+def by_name(path: Path) -> dict[str, list[Row]]:
+    """The lines of a file of results, by their run."""
+    found: dict[str, list[Row]] = {}
+    for line in read_rows(path):
+        found.setdefault(line["name"], []).append(line)
+    return found
+
+
+def half(row: Row, budgets: Sequence[Row]) -> str:
+    """The accuracy of the dearest of ``budgets`` that takes at most half of the network's operations."""
+    most = numbers(row["operations"])[-1] / 2
+    cheap = [line for line in budgets if float(line["operations"]) <= most]
+    return max(cheap, key=lambda line: float(line["operations"]))["accuracy"] if cheap else "nan"
+
+
+def head(*titles: str) -> str:
+    """The first lines of a table; all columns but the first are numbers."""
+    return f"| method | {' | '.join(titles)} |\n| --- |{' ---: |' * len(titles)}\n"
 
 
 def percent(column: str, place: int | None = None) -> Callable[[Row], float]:
     """Reads an accuracy in percent: ``column``, or its number ``place`` where there is one an exit."""
-    return lambda row: 100 * float(row[column].split()[0 if place is None else place])
+    return lambda row: 100 * numbers(row[column])[place or 0]
 
 
 STATISTICS: dict[str, Callable[[Row], float]] = {
@@ -97,10 +116,10 @@ STATISTICS: dict[str, Callable[[Row], float]] = {
     "last": percent("test", -1),
     "area": percent("area"),
     "half": percent("half"),
-    "cheapest": lambda row: float(row["operations"].split()[0]) / 1e6,
-    "dearest": lambda row: float(row["operations"].split()[-1]) / 1e6,
-    "share": lambda row: 100 * float(row["operations"].split()[0]) / float(row["operations"].split()[-1]),
-    "ece": lambda row: 100 * float(np.mean([float(error) for error in row["ece"].split()])),
+    "cheapest": lambda row: numbers(row["operations"])[0] / 1e6,
+    "dearest": lambda row: numbers(row["operations"])[-1] / 1e6,
+    "share": lambda row: 100 * numbers(row["operations"])[0] / numbers(row["operations"])[-1],
+    "ece": lambda row: 100 * float(np.mean(numbers(row["ece"]))),
     "passes": lambda row: float(row["training_passes"]),
     "steps": lambda row: float(row["steps"]),
 }
@@ -123,11 +142,10 @@ class Results:
     """All runs, by what they were for."""
 
     def __init__(self, folder: Path) -> None:
-        self.budgets, self.rounds = read_rows(folder / BUDGETS), read_rows(folder / ROUNDS)
-        points: dict[str, list[tuple[float, str]]] = {}
-        for line in self.budgets:
-            points.setdefault(line["name"], []).append((float(line["operations"]), line["accuracy"]))
-        self.rows = [{**row, "half": half(row, points[row["name"]])} for row in read_rows(folder / RUNS)]
+        self.budgets, self.rounds = by_name(folder / BUDGETS), by_name(folder / ROUNDS)
+        self.rows = [
+            {**row, "half": half(row, self.budgets[row["name"]])} for row in read_rows(folder / RUNS)
+        ]
 
     def cell(self, network: str, images: str, comparison: str, method: str) -> Cell:
         """The runs of one method, no trials; METHOD@RATE: at another learning rate."""
@@ -136,9 +154,11 @@ class Results:
         lr = float(rate) if rate else plan.best_lr(network, method, self.rows)
         if lr is None:
             return Cell({})
-        wanted = at(Experiment(network, int(images), method, TRIAL_SEED, lr, 1), comparison)
-        names = {replace(wanted, seed=int(row["seed"])).name for row in self.rows} - {wanted.name}
-        return Cell({row["seed"]: row for row in self.rows if row["name"] in names})
+        rounds = at(Experiment(network, int(images), method, 0, lr, 1), comparison).rounds
+        asked = {"network": network, "images": images, "method": method}
+        asked |= {"lr": str(lr), "rounds": str(rounds)}
+        found = (row for row in self.rows if asked.items() <= row.items() and row["seed"] != str(TRIAL_SEED))
+        return Cell({row["seed"]: row for row in found})
 
     def statistic(self, key: str) -> float:
         """What a number's ``key`` stands for; KeyError if there is no such thing."""
@@ -171,7 +191,7 @@ class Results:
         first = self.cell(network, images, comparison, base)
         ahead_of = f"to {ALL[base].title}"
         heads = "first exit", "last exit", "mean of exits", ahead_of, "area", "passes", "steps", "seeds"
-        yield f"| method | {' | '.join(heads)} |\n| --- |{' ---: |' * len(heads)}\n"
+        yield head(*heads)
         for method, (title, *_) in {base: ALL[base], **methods}.items():
             cell = self.cell(network, images, comparison, method)
             if not cell.rows:
@@ -190,7 +210,7 @@ class Results:
         """Mean of the exits, and how far it is ahead of joint SGD, in several comparisons."""
         comparisons = comparisons or SIDE_BY_SIDE
         heads = [part for each in comparisons for part in (COMPARISONS[each], "to joint SGD")]
-        yield f"| method | {' | '.join(heads)} |\n| --- |{' ---: |' * len(heads)}\n"
+        yield head(*heads)
         read = STATISTICS["mean"]
         for method, (title, *_) in {**METHODS, **JOINT}.items():
             cells = [self.cell(network, images, each, method) for each in comparisons]
@@ -205,11 +225,7 @@ class Results:
 
     def _confidence_table(self, network: str, images: str, comparison: str) -> Iterator[str]:
         """What the exits' probabilities are worth."""
-        yield (
-            "| method | mean of exits | last exit | calibration error | seeds |\n| --- |"
-            + 4 * " ---: |"
-            + "\n"
-        )
+        yield head("mean of exits", "last exit", "calibration error", "seeds")
         for method, (title, *_) in METHODS.items():
             rows = self.cell(network, images, comparison, method).rows
             cell = Cell({seed: row for seed, row in rows.items() if row["ece"]})
@@ -223,7 +239,7 @@ class Results:
             if (row["network"], row["images"], row["seed"]) == (network, images, str(TRIAL_SEED)):
                 trials.setdefault(row["method"], {})[row["lr"]] = 100 * float(row["val_mean"])
         rates = sorted({lr for tried in trials.values() for lr in tried}, key=float)
-        yield f"| method | {' | '.join(rates)} |\n| --- |{' ---: |' * len(rates)}\n"
+        yield head(*rates)
         for method, tried in trials.items():
             best = max(tried.values())
             cells = [f"**{tried[lr]:.1f}**" if tried[lr] == best else f"{tried[lr]:.1f}" for lr in rates]
@@ -263,12 +279,9 @@ def budget_figure(results: Results, network: str, images: str, comparison: str) 
     """Accuracy over average operations (paper, Fig. 2), the seeds' mean."""
     figure = new_figure(7, 4)
     axes = figure.add_subplot()
-    points: dict[str, list[tuple[float, float]]] = {}
-    for line in results.budgets:
-        points.setdefault(line["name"], []).append((float(line["operations"]), 100 * float(line["accuracy"])))
     for index, (method, (title, *_)) in enumerate(METHODS.items()):
         cell = results.cell(network, images, comparison, method)
-        curves = [np.array(points[row["name"]]) for row in cell.rows.values() if row["name"] in points]
+        curves = [_curve(results.budgets[row["name"]]) for row in cell.rows.values()]
         if curves:
             x, y = np.mean(curves, axis=0).T
             axes.plot(x / 1e6, y, label=title, **run_style(index, 100))
@@ -280,18 +293,21 @@ def budget_figure(results: Results, network: str, images: str, comparison: str) 
     return figure
 
 
+def _curve(budgets: Sequence[Row]) -> Values:
+    """Operations, and accuracy in percent, of every budget: (budgets, 2)."""
+    return np.array([(float(line["operations"]), 100 * float(line["accuracy"])) for line in budgets])
+
+
 def progress_figure(results: Results, network: str, images: str) -> Figure:
     """Validation accuracy, mean of exits, over training passes and seconds, the seeds' mean."""
     figure = new_figure(9, 4)
     axes = figure.subplots(1, 2, sharey=True)
-    lines: dict[str, list[Row]] = {}
-    for line in results.rounds:
-        lines.setdefault(line["name"], []).append(line)
     for index, (method, (title, *_)) in enumerate(METHODS.items()):
-        runs = [lines[row["name"]] for row in results.cell(network, images, "compute", method).rows.values()]
+        rows = results.cell(network, images, "compute", method).rows.values()
+        runs = [results.rounds[row["name"]] for row in rows]
         if not runs:
             continue
-        means = [[np.mean([float(part) for part in line["val"].split()]) for line in run] for run in runs]
+        means = [[np.mean(numbers(line["val"])) for line in run] for run in runs]
         for each, column in zip(axes, ("training_passes", "seconds"), strict=True):
             x = np.mean([[float(line[column]) for line in run] for run in runs], axis=0)
             each.plot(x, 100 * np.mean(means, axis=0), label=title, **run_style(index, 100))
@@ -308,8 +324,8 @@ def merge_figure(results: Results, network: str, images: str) -> Figure:
     """What Meta-GF merges with over the rounds: conflict before and after, and every exit's mean weight."""
     figure = new_figure(9, 3.6)
     left, right = figure.subplots(1, 2)
-    names = {row["name"] for row in results.cell(network, images, "epochs", "metagf").rows.values()}
-    lines = [line for line in results.rounds if line["name"] in names]
+    runs = results.cell(network, images, "epochs", "metagf").rows.values()
+    lines = [line for row in runs for line in results.rounds[row["name"]]]
     rounds = sorted({int(line["round"]) for line in lines})
 
     def draw(axes: Axes, index: int, label: str, read: Callable[[Row], float]) -> None:
@@ -318,7 +334,7 @@ def merge_figure(results: Results, network: str, images: str) -> Figure:
 
     draw(left, 0, "before fusion", lambda line: 100 * float(line["conflict_before"]))
     draw(left, 1, "after fusion", lambda line: 100 * float(line["conflict_after"]))
-    for exit in range(len(lines[0]["mean_weight"].split())):
+    for exit in range(len(numbers(lines[0]["mean_weight"]))):
         draw(right, exit, f"exit {exit + 1}", partial(_weight, exit))
     left.set_ylabel("negative cosines (%)")
     right.set_ylabel("mean fusion weight")
@@ -333,7 +349,7 @@ def merge_figure(results: Results, network: str, images: str) -> Figure:
 
 
 def _weight(exit: int, line: Row) -> float:
-    return float(line["mean_weight"].split()[exit])
+    return numbers(line["mean_weight"])[exit]
 
 
 def main(options: Options) -> None:

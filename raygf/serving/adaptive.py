@@ -110,7 +110,7 @@ class AdaptiveClassifier:
     def load(
         cls, folder: str = CIFAR10, compute: ComputeConfig | None = None, network: nn.Module | None = None
     ) -> AdaptiveClassifier:
-        """The classifier whose two files are in ``folder`` (local or a URI): a run's, or an exported one.
+        """The classifier whose two files are in ``folder`` (local or a URI); by default CIFAR-10's, of raygf.
 
         Args:
             compute: Where and how it runs; by default as the run was configured, on whatever device there is.

@@ -309,7 +309,7 @@ def test_the_pages_have_what_follows_from_the_files_of_results(results):
         wrong = results.NUMBER.sub(
             r"77.77<!-- \2 -->", results.TABLE.sub(r"<!-- table \1 -->\n<!-- end -->", page)
         )
-        assert wrong.count("77.77") > 3 and "77.77" not in results.filled(wrong, found)
+        assert wrong.count("77.77") > 5 and "77.77" not in results.filled(wrong, found)
     assert results.loose_numbers("# Results\n48.3, 7 % and 1.5<!-- a --> %\n## How to\n2.5") == ["48.3", "7"]
 
 
@@ -318,7 +318,7 @@ def test_the_table_of_the_demonstration_follows_from_the_files_of_results(result
     name = "digits-192-metagf-r40-lr0.1-s0"
     (run,) = (row for row in found.rows if row["name"] == name)
     exits = zip(run["operations"].split(), run["test"].split(), strict=True)
-    lines = [(line["operations"], line["accuracy"]) for line in found.budgets if line["name"] == name]
+    lines = [(line["operations"], line["accuracy"]) for line in found.budgets[name]]
     known = {(f"{float(spent) / 1e6:.2f}", f"{float(right):.1%}") for spent, right in [*exits, *lines]}
     rows = re.findall(r"^  [\d.]+ +([\d.]+) +\d+% +([\d.]+%) ", PAGES["README"], re.MULTILINE)
     assert len(rows) == 7 and {*rows} <= known
