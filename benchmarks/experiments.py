@@ -41,7 +41,7 @@ Row = Mapping[str, str]
 
 TRIED = (0.05, 0.1, 0.2)
 """Learning rates of the trials."""
-TRIAL_SEED, TRIAL_ROUNDS = 100, 10
+TRIAL_SEED, TRIAL_ROUNDS, TRIAL_IMAGES = 100, 10, 1500
 LONG = 7
 """Times the usual rounds: what is long training."""
 
@@ -120,7 +120,7 @@ SMALL = "vgg", "msdnet"
 """Those that the tables of real images are about."""
 TRIED_ON = *SMALL, "vgg-noisy"
 """Those whose rounds and learning rates are found here; others have their recipe's."""
-ROUNDS = {1500: 20, 5000: 10}
+ROUNDS = {300: 140, 1500: 20, 5000: 10}
 """Rounds of the small networks at equal epochs, by training images."""
 
 
@@ -194,8 +194,10 @@ JOINT = {
     "trivial": Method("TrivialAugment", "sgd", {"data.augment": "trivialaugment"}, "sgd"),
     "modern": Method("joint SGD, modern settings", "sgd", MODERN, "sgd"),
     "ge-modern": Method("Gradient Equilibrium, modern settings", "ge", MODERN, "ge"),
+    "mean-modern": Method("mean of the deltas, modern settings", "delta-mean", {**PREFIX, **MODERN}, "mean"),
+    "prefix-modern": Method("Meta-GF, parts, modern settings", "metagf", {**PREFIX, **MODERN}, "prefix"),
 }
-"""One setting each that differs from "sgd"."""
+"""Settings of training, each compared with "sgd"; of merged ones, too."""
 ALL = {**METHODS, **ABLATIONS, **JOINT}
 COMPARISONS = {
     "epochs": "equal epochs",
@@ -337,7 +339,7 @@ class Plan:
         rate = ALL[method].lr
         rates = TRIED if network in TRIED_ON and not isinstance(rate, float) else ()
         key, network = str(rate or method), NETWORKS[network].rates or network
-        return [Experiment(network, self.images, key, TRIAL_SEED, lr, TRIAL_ROUNDS) for lr in rates]
+        return [Experiment(network, TRIAL_IMAGES, key, TRIAL_SEED, lr, TRIAL_ROUNDS) for lr in rates]
 
     def _of(self, network: str, seed: int, rows: Sequence[Row]) -> Iterator[Experiment]:
         """All methods and comparisons of one network and seed."""
