@@ -168,6 +168,7 @@ ABLATIONS = {
     ),
     "bn-weighted": Method("BatchNorm averaged", "metagf", {"fusion.batchnorm": "weighted"}, "metagf"),
     "tenth": Method("a tenth of the images in the pass", "metagf", {PART: 0.1}, "metagf"),
+    "prefix-tenth": Method("parts, a tenth in the pass", "metagf", {**PREFIX, PART: 0.1}, "metagf"),
     "block": Method("a weight per block", "metagf", {"fusion.segments": "block"}, "metagf"),
     "free": Method("free weights", "metagf", {"fusion.normalise": "free", "fusion.lr": 0.001}, "metagf"),
     "val": Method("fitted on validation images", "metagf", {"fusion.objective": "val"}, "metagf"),
@@ -184,7 +185,7 @@ ABLATIONS = {
     "fisher": Method("Fisher", "delta-fisher", {}, "metagf"),
     "iso": Method("isotropic", "delta-iso", {}, "metagf"),
 }
-"""One setting each that differs from "metagf"."""
+"""One setting each that differs from "metagf", and the two cheapest together."""
 JOINT = {
     "sgd-ema": Method("weights averaged over 8 epochs", "sgd", {"optim.ema": 8.0}, "sgd"),
     "cosine": Method("cosine", "sgd", {"optim.schedule": "cosine"}, "sgd"),
