@@ -363,7 +363,8 @@ def main(options: Options) -> None:
         sys.exit(int(bool(changed or loose)))
     for page, text in texts.items():
         page.write_text(filled(text, results))
-    made = list(figures(results, options.images))
+    shown = "".join(texts.values())
+    made = list(figures(results, options.images, shown))
     print(json.dumps({"runs": len(results.rows), "figures": made}))
 
 
@@ -373,8 +374,8 @@ def differences(before: str, after: str) -> list[str]:
     return [line for line in changes if not line.startswith(("---", "+++", "@@"))]
 
 
-def figures(results: Results, folder: Path) -> Iterator[str]:
-    """Draw what there is on real images."""
+def figures(results: Results, folder: Path, pages: str) -> Iterator[str]:
+    """Draw what there is on real images, of which ``pages`` show it."""
     known = {(row["network"], row["images"]) for row in results.rows if row["network"] != "digits"}
     for network, images in sorted(known):
         if sum(bool(results.cell(network, images, "compute", method).rows) for method in METHODS) < FEWEST:
@@ -386,8 +387,9 @@ def figures(results: Results, folder: Path) -> Iterator[str]:
         ]
         for kind, figure in drawn:
             path = folder / f"results_{network}_{images}_{kind}.png"
-            figure.savefig(path)
-            yield path.name
+            if path.name in pages:
+                figure.savefig(path)
+                yield path.name
 
 
 if __name__ == "__main__":
