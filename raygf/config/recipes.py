@@ -112,11 +112,11 @@ def _cifar(
 
 
 def _modern(data: Literal["cifar10", "cifar100"], network: Network) -> RunConfig:
-    """Joint SGD as classifiers are trained today, after torchvision's recipe.
+    """Gradient Equilibrium, trained as classifiers are today, after torchvision's recipe.
 
     Vryniotis, "How to Train State-Of-The-Art Models Using TorchVision's Latest Primitives", 2021.
     """
-    run, ema = _cifar(data, network, "sgd"), network.rounds / 100
+    run, ema = _cifar(data, network, "ge"), network.rounds / 100
     optim = OptimConfig(weight_decay=5e-4, schedule="cosine", warmup=5, decay_norms=False, ema=ema)
     cutmix = 1.0 if network.weight_decay > 1e-4 else 0.0  # for VGG and WideResNet, which overfit
     images = replace(run.data, augment="trivialaugment", erasing=0.1, cutmix=cutmix)
@@ -144,7 +144,7 @@ def _all() -> Iterator[tuple[str, str, RunConfig]]:
             for method, title in METHODS.items():
                 text = f"{data.upper()}, {network.model}, {title} ({network.table}), {network.rounds} rounds."
                 yield f"{data}-{key}-{method}", text, _cifar(data, network, method)
-            text = f"{data.upper()}, {network.model}, joint SGD as it is done today, {network.rounds} rounds."
+            text = f"{data.upper()}, {network.model}, {METHODS['ge']}, modernised, {network.rounds} rounds."
             yield f"{data}-{key}-modern", text, _modern(data, network)
         backbone = _cifar(data, NETWORKS["msdnet"], "sgd")
         text = f"{data.upper()}, msdnet, the deepest exit alone: weights to start all exits from, 300 rounds."

@@ -66,9 +66,9 @@ def test_data_network_and_length_on_cifar(name):
     assert run.model.name == {"msdnet": "msdnet"}.get(key, f"{key}-sdn")
 
 
-def test_modern_recipes_are_joint_sgd_on_the_same_network_and_images():
+def test_modern_recipes_are_gradient_equilibrium_on_the_same_network_and_images():
     for name in ("cifar10-msdnet", "cifar100-vgg16", "cifar10-resnet56"):
-        run, base = get_recipe(f"{name}-modern"), get_recipe(f"{name}-sgd")
+        run, base = get_recipe(f"{name}-modern"), get_recipe(f"{name}-ge")
         assert replace(run, optim=base.optim, loss=base.loss, data=base.data) == base
         assert run.data.cutmix == ("vgg" in name) and run.optim.ema == run.rounds / 100
 
