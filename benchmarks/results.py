@@ -128,7 +128,8 @@ STATISTICS: dict[str, Callable[[Row], float]] = {
 In percent: test accuracy, mean of the exits, of the first and of the last one, mean between the cheapest and
 the dearest budget, and with half of the whole network's operations; the first exit's share of those; the
 expected calibration error, mean of the exits. Else: M operations of the first and of the last exit, training
-passes, steps in sequence. "-sd": over seeds; "-to-METHOD[@COMPARISON]": ahead of it.
+passes, steps in sequence. "-sd": its spread over seeds; "-to-METHOD[@COMPARISON]": ahead of it, "-sd-to-…"
+the spread of that.
 """
 SIDE_BY_SIDE = "epochs", "compute", "steps"
 """Comparisons of a summary, unless it names others."""
@@ -163,15 +164,16 @@ class Results:
     def statistic(self, key: str) -> float:
         """What a number's ``key`` stands for; KeyError if there is no such thing."""
         network, images, comparison, method, name = key.split()
-        name, _, kind = name.partition("-")
+        name, _, other = name.partition("-to-")
+        name, _, sd = name.partition("-")
         cell, read = self.cell(network, images, comparison, method), STATISTICS[name]
         values = cell.values(read)
-        if kind.startswith("to-"):
-            other, _, elsewhere = kind.removeprefix("to-").partition("@")
+        if other:
+            other, _, elsewhere = other.partition("@")
             values = cell.ahead_of(self.cell(network, images, elsewhere or comparison, other), read)
-        if not len(values):
+        if not len(values) or sd not in ("", "sd"):
             raise KeyError(key)
-        return float(spread(values) if kind == "sd" else values.mean())
+        return float(spread(values) if sd else values.mean())
 
     def table(self, name: str) -> str:
         """The table ``name``: [merging|joint|confidence] NETWORK IMAGES COMPARISON; lr NETWORK IMAGES; or
