@@ -112,6 +112,7 @@ def percent(column: str, place: int | None = None) -> Callable[[Row], float]:
 
 STATISTICS: dict[str, Callable[[Row], float]] = {
     "mean": percent("test_mean"),
+    "val": percent("val_mean"),
     "first": percent("test", 0),
     "last": percent("test", -1),
     "area": percent("area"),
@@ -125,11 +126,11 @@ STATISTICS: dict[str, Callable[[Row], float]] = {
 }
 """What a number may be, by its key.
 
-In percent: test accuracy, mean of the exits, of the first and of the last one, mean between the cheapest and
-the dearest budget, and with half of the whole network's operations; the first exit's share of those; the
-expected calibration error, mean of the exits. Else: M operations of the first and of the last exit, training
-passes, steps in sequence. "-sd": its spread over seeds; "-to-METHOD[@COMPARISON]": ahead of it, "-sd-to-…"
-the spread of that.
+In percent: test and validation accuracy, mean of the exits; test accuracy of the first and of the last one,
+mean between the cheapest and the dearest budget, and with half of the whole network's operations; the first
+exit's share of those; the expected calibration error, mean of the exits. Else: M operations of the first and
+of the last exit, training passes, steps in sequence. "-sd": its spread over seeds; "-to-METHOD[@COMPARISON]":
+ahead of it, "-sd-to-…" the spread of that.
 """
 SIDE_BY_SIDE = "epochs", "compute", "steps"
 """Comparisons of a summary, unless it names others."""
