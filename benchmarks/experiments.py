@@ -118,6 +118,10 @@ NETWORKS = {
 }
 SMALL = "vgg", "msdnet"
 """Those that the tables of real images are about."""
+PAPER = "vgg16", "resnet56", "msdnet7", "vgg16-100", "resnet56-100", "msdnet7-100"
+"""Those of the paper's Tables 3, 4 and 1."""
+SCALES = {"small": (SMALL, 1500), "paper": (PAPER, 45_000)}
+"""Networks and training images: what two processor cores do, and what takes GPUs."""
 TRIED_ON = *SMALL, "vgg-noisy"
 """Those whose rounds and learning rates are found here; others have their recipe's."""
 ROUNDS = {300: 140, 1500: 20, 5000: 10}

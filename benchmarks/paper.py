@@ -23,11 +23,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
-from experiments import METHODS, SMALL, Experiment, Plan
+from experiments import ALL, COMPARISONS, METHODS, NETWORKS, SCALES, TRIED_ON, Experiment, Plan
+from experiments import ROUNDS as USUAL_ROUNDS
 from rich.console import Console
 from timing import machine
 
@@ -53,11 +54,13 @@ class Options:
     """Folder of the results."""
     storage: str = "runs/results"
     """Folder of the runs."""
-    images: int = 1500
-    """Training images, equally many of every class."""
-    networks: tuple[str, ...] = SMALL
-    """Networks: vgg and msdnet are small; digits takes --images 192 and no --data; vgg16, resnet56, msdnet7
-    and the same with -100 are the paper's, which take --images 45000 and GPUs."""
+    scale: Literal["small", "paper"] = "small"
+    """Networks and images, where not given: small ones, or the paper's, which take GPUs."""
+    images: int | None = None
+    """Training images, equally many of every class: 1500, or 45000 at the paper's scale."""
+    networks: tuple[str, ...] = ()
+    """Networks: vgg and msdnet are small; vgg16, resnet56, msdnet7 and the same with -100 are the paper's;
+    digits takes --images 192 and no --data."""
     methods: tuple[str, ...] = tuple(METHODS)
     """Methods; also ablations, see benchmarks/experiments.py."""
     comparisons: tuple[str, ...] = ("epochs", "compute", "steps")
@@ -72,8 +75,17 @@ class Options:
     """Train nothing; say what is left and for how long."""
 
     def plan(self) -> Plan:
-        """The experiments."""
-        return Plan(self.images, self.networks, self.methods, self.comparisons, self.seeds)
+        """The experiments. Raises ValueError: there are none such."""
+        networks, images = SCALES[self.scale]
+        networks, images = self.networks or networks, self.images or images
+        asked = ((networks, NETWORKS), (self.methods, ALL), (self.comparisons, COMPARISONS))
+        for names, known in asked:
+            if unknown := set(names) - set(known):
+                raise ValueError(f"{min(unknown)!r} is none of {', '.join(known)}")
+        if images not in USUAL_ROUNDS and (small := set(networks) & set(TRIED_ON)):
+            counts = ", ".join(map(str, USUAL_ROUNDS))
+            raise ValueError(f"--images {images}: {min(small)} is trained on {counts}")
+        return Plan(images, networks, self.methods, self.comparisons, self.seeds)
 
 
 def train(experiment: Experiment, options: Options) -> dict[str, list[Line]]:
@@ -272,12 +284,13 @@ def main(options: Options) -> None:
     """Train, or tell."""
     console = Console(stderr=True)
     rows = read_rows(options.out / RUNS)
-    if options.only:
-        try:
-            experiment = Experiment.named(options.only)
-        except ValueError as error:
-            console.print(f"error: {error}")
-            sys.exit(2)
+    try:
+        experiment = Experiment.named(options.only) if options.only else None
+        options.plan()
+    except ValueError as error:
+        console.print(f"error: {error}")
+        sys.exit(2)
+    if experiment:
         with torch_threads(1):
             lines = train(experiment, options)
         print(json.dumps(lines))

@@ -32,6 +32,34 @@ def test_runs_follow_the_trials_and_take_the_best_rate():
     assert all(Experiment.named(one.name) == one for one in known)
 
 
+def test_rates_of_few_and_of_many_images_are_those_of_1500():
+    tried = [
+        Plan(images, ("vgg",), ("ge",), ("epochs",), (0,)).trials("vgg", "ge") for images in (300, 1500, 5000)
+    ]
+    assert tried[0] == tried[1] == tried[2] and {trial.images for trial in tried[0]} == {1500}
+
+
+def test_scales_name_networks_and_images():
+    small, paper = Options().plan(), Options(scale="paper").plan()
+    assert (small.networks, small.images) == (("vgg", "msdnet"), 1500)
+    assert len(paper.networks) == 6 and paper.images == 45_000
+    assert Options(scale="paper", networks=("digits",), images=192).plan().networks == ("digits",)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (Options(networks=("vgg17",)), "'vgg17' is none of vgg"),
+        (Options(methods=("sgd", "adagrad")), "'adagrad' is none of sgd"),
+        (Options(comparisons=("hours",)), "'hours' is none of epochs"),
+        (Options(images=2000), "msdnet is trained on 300, 1500, 5000"),
+    ],
+)
+def test_what_there_is_not_is_refused_with_what_there_is(options, said):
+    with pytest.raises(ValueError, match=said):
+        options.plan()
+
+
 def test_a_run_leaves_lines_and_is_repeated_to_the_same_weights(tmp_path):
     experiment = Experiment("digits", 192, "prefix", 0, 0.1, 2)
     first, again = (train(experiment, Options(storage=str(tmp_path / name))) for name in ("a", "b"))
