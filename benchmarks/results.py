@@ -47,6 +47,7 @@ TABLE = re.compile(r"<!-- table ([^>]+?) -->\n(.*?)<!-- end -->", re.S)
 MEASURED_ENDS = "\n## How "
 """The heading after which a page has no results."""
 NOT_MEASURED = r"```.*?```|`.*?`|Python ≥ [0-9.]+"
+FIGURE = re.compile(r"\b(results_([\w-]+?)_(\d+)_(budget|progress|merge)\.png)")
 NUMBER = re.compile(r"([-+−]?[0-9][0-9.]*)<!-- ([^>]+?) -->")
 
 
@@ -134,8 +135,6 @@ ahead of it, "-sd-to-…" the spread of that.
 """
 SIDE_BY_SIDE = "epochs", "compute", "steps"
 """Comparisons of a summary, unless it names others."""
-FEWEST = 3
-"""Methods that a figure must have."""
 VARIANTS = {"merging": ("metagf", ABLATIONS), "joint": ("sgd", JOINT)}
 """Tables of single settings: the method that they are compared with, and what differs from it."""
 
@@ -278,19 +277,19 @@ def loose_numbers(page: str) -> list[str]:
     return re.findall(r"\d+\.\d+|\d+(?= ?(?:%|points?\b))", NUMBER.sub("", text))
 
 
-def budget_figure(results: Results, network: str, images: str, comparison: str) -> Figure:
-    """Accuracy over average operations (paper, Fig. 2), the seeds' mean."""
+def budget_figure(results: Results, network: str, images: str) -> Figure:
+    """Accuracy over average operations (paper, Fig. 2) at equal compute, the seeds' mean."""
     figure = new_figure(7, 4)
     axes = figure.add_subplot()
     for index, (method, (title, *_)) in enumerate(METHODS.items()):
-        cell = results.cell(network, images, comparison, method)
+        cell = results.cell(network, images, "compute", method)
         curves = [_curve(results.budgets[row["name"]]) for row in cell.rows.values()]
         if curves:
             x, y = np.mean(curves, axis=0).T
             axes.plot(x / 1e6, y, label=title, **run_style(index, 100))
     axes.set_xlabel("average operations per image (M)")
     axes.set_ylabel("test accuracy (%)")
-    axes.set_title(f"{NETWORKS[network].title}, {images} images, {COMPARISONS[comparison]}", fontsize=10)
+    axes.set_title(f"{NETWORKS[network].title}, {images} images, {COMPARISONS['compute']}", fontsize=10)
     plain_axes(axes)
     legend_outside(figure, axes)
     return figure
@@ -378,21 +377,11 @@ def differences(before: str, after: str) -> list[str]:
 
 
 def figures(results: Results, folder: Path, pages: str) -> Iterator[str]:
-    """Draw what there is on real images, of which ``pages`` show it."""
-    known = {(row["network"], row["images"]) for row in results.rows if row["network"] != "digits"}
-    for network, images in sorted(known):
-        if sum(bool(results.cell(network, images, "compute", method).rows) for method in METHODS) < FEWEST:
-            continue
-        drawn: Sequence[tuple[str, Figure]] = [
-            ("budget", budget_figure(results, network, images, "compute")),
-            ("progress", progress_figure(results, network, images)),
-            ("merge", merge_figure(results, network, images)),
-        ]
-        for kind, figure in drawn:
-            path = folder / f"results_{network}_{images}_{kind}.png"
-            if path.name in pages:
-                figure.savefig(path)
-                yield path.name
+    """Draw those that ``pages`` show."""
+    draw = {"budget": budget_figure, "progress": progress_figure, "merge": merge_figure}
+    for name, network, images, kind in sorted(set(FIGURE.findall(pages))):
+        draw[kind](results, network, images).savefig(folder / name)
+        yield name
 
 
 if __name__ == "__main__":
