@@ -17,7 +17,7 @@ from raygf.data.base import Dataset
 from raygf.errors import NonFiniteError, RunFailed
 from raygf.evaluation.tables import markdown_table
 from raygf.methods.registry import is_step_method, method_names
-from raygf.models.build import build_model, model_names
+from raygf.models.build import BUILDERS, build_model
 from raygf.rounds.base import RoundMethod
 from raygf.rounds.delta import DeltaRound
 from raygf.rounds.step import StepRound
@@ -28,7 +28,7 @@ from raygf.training.space import find_ownership
 ROUNDS = 2
 KD = "+kd"
 """After a method's name: with distillation."""
-NETWORKS = (*model_names(), "torchvision:resnet18@0.3,0.6")
+NETWORKS = (*BUILDERS, "torchvision:resnet18@0.3,0.6")
 OUTER = "+outer"
 """With an outer step, and free weights that are fitted to the outputs' entropy."""
 METHODS = (

@@ -15,8 +15,7 @@ from raygf.data.base import images_of_rounds
 from raygf.errors import ConfigError, import_function
 from raygf.methods import torchjd
 from raygf.methods.base import GramianMethod, JointSGD, Setting, StepMethod, Weighting
-from raygf.methods.dfs import DeepFeatureSurgery
-from raygf.methods.ge import BoostNetRescaling, GradientEquilibrium
+from raygf.methods.branches import BoostNetRescaling, DeepFeatureSurgery, GradientEquilibrium
 
 Make = Callable[[Setting], StepMethod | Weighting]
 """Makes a method anew; a function of the user's own ("package.module:function") is one of these, too."""

@@ -71,22 +71,18 @@ def _describe(output: object) -> str:
 
 Builder = Callable[[ModelConfig, InputSpec], nn.Module]
 
-_BUILDERS: dict[str, Builder] = {
+BUILDERS: dict[str, Builder] = {
     "msdnet": lambda config, spec: MSDNet(config.msdnet, spec),
     "vgg16-sdn": lambda config, spec: VGG16SDN(spec),
     "resnet56-sdn": lambda config, spec: ResNet56SDN(spec),
     "wideresnet32-4-sdn": lambda config, spec: WideResNet32x4SDN(spec),
     "mobilenet-sdn": lambda config, spec: MobileNetSDN(spec),
 }
+"""raygf's own networks."""
 _LIBRARIES = ("torchvision:", "timm:")
 _REGISTERED = re.compile(r"^@register_model\b.*\n(?:[@ \t)].*\n)*def (\w+)", re.MULTILINE)
 """A function in torchvision's or timm's source that makes a network."""
 _SHARE = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?")
-
-
-def model_names() -> tuple[str, ...]:
-    """The names of raygf's own networks."""
-    return tuple(_BUILDERS)
 
 
 def build_model(config: ModelConfig, spec: InputSpec, seed: int) -> nn.Module:
@@ -127,8 +123,8 @@ def find_builder(name: str) -> Builder:
 
     Raises ConfigError: there is no such network, or the user's function can't be imported.
     """
-    if name in _BUILDERS:
-        return _BUILDERS[name]
+    if name in BUILDERS:
+        return BUILDERS[name]
     if name.startswith(_LIBRARIES):
         library, network_name, at = _read_name(name)
 
@@ -142,9 +138,9 @@ def find_builder(name: str) -> Builder:
 
         return attach
     if ":" not in name:
-        allowed = ", ".join([*_BUILDERS, *(f'"{library}network@exits"' for library in _LIBRARIES)])
+        allowed = ", ".join([*BUILDERS, *(f'"{library}network@exits"' for library in _LIBRARIES)])
         raise checks.refuse(
-            "model.name", name, f'one of {allowed}, or "package.module:function" of your own', _BUILDERS
+            "model.name", name, f'one of {allowed}, or "package.module:function" of your own', BUILDERS
         )
     import_function("model.name", name)
 

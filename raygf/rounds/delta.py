@@ -16,8 +16,7 @@ from raygf.fusion.conflict import fusion_report
 from raygf.fusion.fuse import Fused, FusionRule, FusionTask, Learner, Passed
 from raygf.fusion.fusion_pass import SharesHere, pass_batches, run_pass
 from raygf.fusion.learned import LearnedFusion
-from raygf.fusion.merged import MergedFusion
-from raygf.fusion.weighed import WeighedFusion
+from raygf.fusion.merged import MergedFusion, WeighedFusion
 from raygf.methods.base import Setting
 from raygf.methods.registry import DELTA, MERGED, OWN, make_weighting, training_operations
 from raygf.records import ExitScore

@@ -3,6 +3,7 @@
 asha stops trials early; its time is counted in training passes.
 """
 
+import io
 import math
 import os
 import sys
@@ -10,8 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from fsspec.implementations.local import LocalFileSystem
+from pyarrow import PythonFile, fs
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
@@ -98,6 +102,7 @@ def make_tuner(plan: Plan, trials: list[Values], scheduler: TrialScheduler) -> t
         run_config=tune.RunConfig(
             name=storage.name,
             storage_path=storage.path,
+            storage_filesystem=_file_system(plan),
             callbacks=[SweepCallback(storage)],
             progress_reporter=table,
             verbose=1,
@@ -110,13 +115,15 @@ def make_tuner(plan: Plan, trials: list[Values], scheduler: TrialScheduler) -> t
 def restore_tuner(plan: Plan) -> tune.Tuner:
     """A sweep that was begun; its failed trials stay failed."""
     path = SweepFolder(plan.run.storage).path
-    return tune.Tuner.restore(path, _trainable(plan), resume_unfinished=True, resume_errored=False)
+    return tune.Tuner.restore(
+        path, _trainable(plan), resume_unfinished=True, storage_filesystem=_file_system(plan)
+    )
 
 
 @contextmanager
 def tune_as_wanted(plan: Plan) -> Iterator[None]:
     """Tune's environment inside: it prints to standard error, and not what the sweep itself prints."""
-    local = {} if "://" in plan.run.storage.path else {"TUNE_GLOBAL_CHECKPOINT_S": _SNAPSHOT_S}
+    local = {"TUNE_GLOBAL_CHECKPOINT_S": _SNAPSHOT_S} if _file_system(plan) else {}
     added = {name: value for name, value in (_ENVIRONMENT | local).items() if name not in os.environ}
     os.environ.update(added)
     try:
@@ -125,6 +132,29 @@ def tune_as_wanted(plan: Plan) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+def _file_system(plan: Plan) -> fs.FileSystem | None:
+    """What Tune writes local files with, whose own way leaves half a file if killed; None: no need."""
+    return None if "://" in plan.run.storage.path else fs.PyFileSystem(_WholeFiles(LocalFileSystem()))
+
+
+class _WholeFiles(fs.FSSpecHandler):  # type: ignore[misc]
+    def open_output_stream(self, path: str, metadata: Any) -> PythonFile:
+        return PythonFile(_WholeFile(path), mode="w")
+
+
+class _WholeFile(io.BufferedWriter):
+    """A file that is there, or replaces another, once it is closed."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(io.FileIO(f"{path}.part", "wb"))
+        self._path = path
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()  # raises if something could not be written
+            Path(f"{self._path}.part").replace(self._path)
 
 
 def _trainable(plan: Plan) -> Any:

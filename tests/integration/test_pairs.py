@@ -17,7 +17,7 @@ from pair_bench import METHODS, NETWORKS, Bench, Pair
 
 from raygf.compute import torch_threads
 from raygf.config.run import ModelConfig, MSDNetConfig
-from raygf.models.build import model_names
+from raygf.models.build import BUILDERS
 from raygf.models.sdn import VGG16SDN, MobileNetSDN, WideResNet32x4SDN
 
 CIFAR = Path(os.environ.get("RAYGF_DATA") or Path(__file__).parents[3] / "shared" / "data") / "cifar10"
@@ -28,7 +28,7 @@ SIZES = {"vgg16-sdn": 32}
 """Pixels a side; 8 where nothing stands here."""
 
 
-@pytest.fixture(scope="module", params=[*model_names(), ATTACHED])
+@pytest.fixture(scope="module", params=[*BUILDERS, ATTACHED])
 def bench(request):
     """A network and the images; real photographs where there are any."""
     name = request.param
@@ -50,4 +50,4 @@ def test_two_rounds(bench, method, record_property):
 
 
 def test_the_program_trains_all_of_them_too():
-    assert {*model_names()} < {*NETWORKS}
+    assert {*BUILDERS} < {*NETWORKS}

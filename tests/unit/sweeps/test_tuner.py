@@ -1,6 +1,7 @@
 """Schedulers count in passes; which trials there are; and Ray Tune set up for them."""
 
 import os
+import pickle
 import sys
 from dataclasses import replace
 from unittest.mock import Mock
@@ -15,6 +16,7 @@ from raygf.sweeps import Space
 from raygf.sweeps.plan import SweepOptions
 from raygf.sweeps.space import draw_trials, grid, read_axes
 from raygf.sweeps.tuner import (
+    _file_system,
     draw,
     grace_passes,
     make_scheduler,
@@ -103,3 +105,18 @@ def test_the_environment_of_tune_ends_with_the_sweep(monkeypatch):
     monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "9")
     with tune_as_wanted(plan(path="s3://bucket/sweeps")):
         assert os.environ["TUNE_GLOBAL_CHECKPOINT_S"] == "9"
+
+
+def test_a_file_of_tunes_is_the_old_one_until_the_new_one_is_whole(tmp_path):
+    file, files = tmp_path / "tuner.pkl", pickle.loads(pickle.dumps(_file_system(plan())))
+    with files.open_output_stream(str(file)) as stream:
+        stream.write(b"one")
+    with files.open_output_stream(str(file)) as stream:
+        stream.write(b"two")
+        stream.flush()
+        assert file.read_bytes() == b"one"  # which is what a kill leaves
+    assert file.read_bytes() == b"two" and list(tmp_path.iterdir()) == [file]
+
+
+def test_elsewhere_files_are_whole_anyway():
+    assert _file_system(plan(path="s3://bucket/sweeps")) is None
