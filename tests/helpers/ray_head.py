@@ -46,19 +46,19 @@ class Head:
         return left
 
     def submit(self, working_dir, *command, options=()):
-        """``ray job submit``, followed to the job's end unless ``options`` have ``--no-wait``."""
-        return self.job("submit", "--working-dir", str(working_dir), *options, "--", *command)
-
-    def job(self, verb, *words):
-        """``ray job VERB``, with what it has printed."""
-        call = [program("ray"), "job", verb, "--address", self.dashboard, *words]
+        """``ray job submit``, followed to the job's end, with what it has printed."""
+        where = ("--address", self.dashboard, "--working-dir", str(working_dir))
+        call = [program("ray"), "job", "submit", *where, *options, "--", *command]
         return subprocess.run(call, env=self.environment, capture_output=True, text=True, timeout=200)
 
-    def ended(self, name, seconds=90):
-        """The state of the job ``name`` once it is over, with its message and logs.
+    def client(self):
+        """For jobs to start and to stop without the program ``ray``, which takes seconds itself."""
+        from ray.job_submission import JobSubmissionClient
 
-        Asked of the head itself: the program ``ray`` takes seconds to start.
-        """
+        return JobSubmissionClient(self.dashboard)
+
+    def ended(self, name, seconds=90):
+        """The state of the job ``name`` once it is over, with its message and logs."""
         limit = time.monotonic() + seconds
         while (job := self._get(name))["status"] in ("PENDING", "RUNNING") and time.monotonic() < limit:
             time.sleep(0.2)

@@ -127,7 +127,7 @@ def wait_until(condition, seconds=90, what="it"):
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, f"{what} did not happen within {seconds:g} s"
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def wait_for_answer(url, process, log):

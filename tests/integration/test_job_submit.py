@@ -1,6 +1,7 @@
 """Jobs and sweeps through ``ray job submit``, on a head node whose Python does not have raygf."""
 
 import json
+import shlex
 
 import pytest
 from runs import REPOSITORY, RESUME, SMALL, rounds_shown, table, tracked_runs, tracked_sweep, wait_until
@@ -8,12 +9,12 @@ from runs import REPOSITORY, RESUME, SMALL, rounds_shown, table, tracked_runs, t
 from raygf.storage.checkpoint import CheckpointStore, load_checkpoint
 
 
-def start(head, name, *command, options=()):
-    """Submit the command as the job ``name``, and don't wait for it."""
-    done = head.submit(
-        REPOSITORY, "python", *command, options=(*options, "--no-wait", "--submission-id", name)
+def start(head, name, *command, variables=()):
+    """Submit the command as the job ``name``, as ``ray job submit`` does, and don't wait for it."""
+    environment = {"working_dir": str(REPOSITORY), "env_vars": dict(variables)}
+    head.client().submit_job(
+        entrypoint=shlex.join(["python", *command]), submission_id=name, runtime_env=environment
     )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def only_result(logs, first="run_id"):
@@ -35,16 +36,12 @@ def test_stopped_job_can_be_resumed_to_the_bits_of_a_local_run(
     storage = ("--storage.path", str(tmp_path / "runs"), "--storage.name", "one")
     command = ("jobs/digits.py", "--rounds", "16", *SMALL, "--resources.actors", "1", *storage)
     variables = {"MLFLOW_TRACKING_URI": tracking_uri, "RAYGF_COMMIT": "0123abc"}  # without a flag of the job
-    environment = json.dumps({"env_vars": variables})
-    tracked = ("--runtime-env-json", environment)
-    start(head, "to-be-stopped", *command, options=tracked)
+    start(head, "to-be-stopped", *command, variables=variables)
     store = CheckpointStore(str(tmp_path / "runs"), "one", 2)
     wait_until(lambda: store.rounds() != [])
-    stopped = head.job("stop", "to-be-stopped")
-    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-    assert head.actors_left() == []
-
+    assert head.client().stop_job("to-be-stopped")
     status, _, logs = head.ended("to-be-stopped")
+    assert head.actors_left() == []
     assert status == "STOPPED"
     (line,) = {line for line in logs.splitlines() if line.startswith("interrupted; ")}
     assert line.endswith(" --storage.resume True")
@@ -57,6 +54,7 @@ def test_stopped_job_can_be_resumed_to_the_bits_of_a_local_run(
     assert killed.tags["ray.submission_id"] == "to-be-stopped"
     assert killed.tags["mlflow.source.git.commit"] == "0123abc"
 
+    tracked = ("--runtime-env-json", json.dumps({"env_vars": variables}))
     done = head.submit(REPOSITORY, "python", *command, *RESUME, options=tracked)
     logs = done.stdout + done.stderr
     assert done.returncode == 0, logs
