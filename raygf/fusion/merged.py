@@ -234,5 +234,5 @@ class MergedFusion(FusionRule):
                 merged, weights = merge(tensor, rows) if count > 1 else weighed(rows)
                 update[tensor.slot.start : tensor.slot.stop] = merged.flatten()
                 sums[tensor.exits, part] += weights.view(count, part.stop - part.start, -1).sum(dim=2).cpu()
-        total, owned = sums.sum(dim=0), self._owned.cpu()
-        return update, torch.where(total > 0, sums / total, owned / owned.sum(dim=0).clamp_min(1))
+        total, equal = sums.sum(dim=0), owner_shares(torch.ones(len(sums)), self._owned.cpu())
+        return update, torch.where(total > 0, sums / total, equal)
