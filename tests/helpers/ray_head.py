@@ -1,6 +1,5 @@
 """A Ray head node of its own, started as people start one, and ``ray job`` against it."""
 
-import json
 import os
 import shutil
 import socket
@@ -8,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 import venv
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -59,14 +57,10 @@ class Head:
 
     def ended(self, name, seconds=90):
         """The state of the job ``name`` once it is over, with its message and logs."""
-        limit = time.monotonic() + seconds
-        while (job := self._get(name))["status"] in ("PENDING", "RUNNING") and time.monotonic() < limit:
+        client, limit = self.client(), time.monotonic() + seconds
+        while not (job := client.get_job_info(name)).status.is_terminal() and time.monotonic() < limit:
             time.sleep(0.2)
-        return job["status"], job["message"], self._get(f"{name}/logs")["logs"]
-
-    def _get(self, path):
-        with urllib.request.urlopen(f"{self.dashboard}/api/jobs/{path}", timeout=30) as answer:
-            return json.load(answer)
+        return job.status, job.message, client.get_job_logs(name)
 
 
 @contextmanager
