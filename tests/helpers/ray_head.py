@@ -43,10 +43,10 @@ class Head:
             time.sleep(0.1)
         return left
 
-    def submit(self, working_dir, *command, options=()):
+    def submit(self, working_dir, *command):
         """``ray job submit``, followed to the job's end, with what it has printed."""
         where = ("--address", self.dashboard, "--working-dir", str(working_dir))
-        call = [program("ray"), "job", "submit", *where, *options, "--", *command]
+        call = [program("ray"), "job", "submit", *where, "--", *command]
         return subprocess.run(call, env=self.environment, capture_output=True, text=True, timeout=200)
 
     def client(self):

@@ -48,17 +48,12 @@ class Outcome:
     @property
     def rounds(self):
         """The rounds shown, as "2/9"."""
-        return rounds_shown(self.err)
+        return [line.split()[1] for line in self.err.splitlines() if line.startswith("round ")]
 
     @property
     def notes(self):
         """The notes shown."""
         return [line for line in self.err.splitlines() if line.startswith("note:")]
-
-
-def rounds_shown(text):
-    """The rounds that a job has shown, as "2/9"."""
-    return [line.split()[1] for line in text.splitlines() if line.startswith("round ")]
 
 
 def one_error(outcome, says="", code=2):

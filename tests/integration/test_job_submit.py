@@ -4,7 +4,7 @@ import json
 import shlex
 
 import pytest
-from runs import REPOSITORY, RESUME, SMALL, rounds_shown, table, tracked_runs, tracked_sweep, wait_until
+from runs import LOCAL, REPOSITORY, RESUME, SMALL, table, tracked_runs, tracked_sweep, wait_until
 
 from raygf.storage.checkpoint import CheckpointStore, load_checkpoint
 
@@ -17,7 +17,7 @@ def start(head, name, *command, variables=()):
     )
 
 
-def only_result(logs, first="run_id"):
+def only_result(logs, first):
     """The job's one line of JSON among what ``ray job`` shows."""
     (line,) = [line for line in logs.splitlines() if line.startswith(f'{{"{first}"')]
     return dict(json.loads(line))
@@ -31,8 +31,9 @@ def refused(head):
 
 
 def test_stopped_job_can_be_resumed_to_the_bits_of_a_local_run(
-    head, refused, straight_hash, tracking_uri, tmp_path
+    head, refused, run_job, straight_hash, tracking_uri, tmp_path
 ):
+    """Resumed here, without Ray."""
     storage = ("--storage.path", str(tmp_path / "runs"), "--storage.name", "one")
     command = ("jobs/digits.py", "--rounds", "16", *SMALL, "--resources.actors", "1", *storage)
     variables = {"MLFLOW_TRACKING_URI": tracking_uri, "RAYGF_COMMIT": "0123abc"}  # without a flag of the job
@@ -54,20 +55,15 @@ def test_stopped_job_can_be_resumed_to_the_bits_of_a_local_run(
     assert killed.tags["ray.submission_id"] == "to-be-stopped"
     assert killed.tags["mlflow.source.git.commit"] == "0123abc"
 
-    tracked = ("--runtime-env-json", json.dumps({"env_vars": variables}))
-    done = head.submit(REPOSITORY, "python", *command, *RESUME, options=tracked)
-    logs = done.stdout + done.stderr
-    assert done.returncode == 0, logs
-    assert "note: cluster " in logs  # joined the one it was submitted to, and started none
-    assert rounds_shown(logs)[0] == f"{checkpoint.round + 1}/16"
-    assert "succeeded" in logs and "Traceback" not in logs
-    result = only_result(logs)
+    where = (*command[1:], *LOCAL, *RESUME, "--tracking.uri", tracking_uri)
+    resumed = run_job("digits", *where)
+    assert resumed.rounds[0] == f"{checkpoint.round + 1}/16"
+    result = resumed.result
     assert result["weights_sha256"] == straight_hash("--rounds", "16", *SMALL)
     assert result["checkpoint"] == str(tmp_path / "runs" / "one" / "round-000016.npz")
     assert load_checkpoint(result["checkpoint"]).network.sha256() == result["weights_sha256"]
     assert result["run_id"] == checkpoint.meta["run_id"]
     assert [(run.id, run.status) for run in tracked_runs(tracking_uri)] == [(result["run_id"], "FINISHED")]
-    assert head.actors_left() == []
 
 
 SPACE = '''"""Two methods without exit actors: three processes less to wait for."""
@@ -80,15 +76,17 @@ def two(run):
 
 
 def test_submitted_sweep_tracks_every_trial(head, tracking_uri, tmp_path):
+    """As people submit it: by ``ray job submit``, followed to its end."""
     (tmp_path / "two.py").write_text(SPACE)
-    start(
-        *(head, "sweep", "jobs/sweep.py", "--space", str(tmp_path / "two.py"), "--rounds", "2"),
+    done = head.submit(
+        *(REPOSITORY, "python", "jobs/sweep.py", "--space", str(tmp_path / "two.py"), "--rounds", "2"),
         *("--trials", "2", "--concurrent", "2", *SMALL, "--tracking.uri", tracking_uri),
         *("--storage.path", str(tmp_path / "runs"), "--storage.name", "sweep"),
     )
     results = tmp_path / "runs" / "sweep" / "raygf" / "results.csv"
-    status, _, logs = head.ended("sweep", 240)
-    assert status == "SUCCEEDED" and "Traceback" not in logs
+    logs = done.stdout + done.stderr
+    assert done.returncode == 0, logs
+    assert "succeeded" in logs and "Traceback" not in logs
     assert "note: cluster " in logs  # joined the one it was submitted to, and started none
     result = only_result(logs, "best_trial")
     assert (result["trials"], result["failed"], result["results"]) == (2, 0, str(results))

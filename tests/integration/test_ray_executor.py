@@ -302,7 +302,8 @@ def test_actors_lost_in_a_shared_fusion_pass_are_replaced_and_the_bits_are_the_s
             state, notes = outcome.state, [*notes, *outcome.notes]
         return state.sha256(), notes
 
-    sha, (first, second) = three_rounds(pool)
+    sha, notes = three_rounds(pool)
+    first, second = (note for note in notes if note.startswith("fusion pass "))  # slow exits may be, too
     assert (sha, []) == three_rounds(LocalExecutor(replace(config, method="delta-fisher"), bench.dataset))
     killed, _ = (mark.pid for mark in faults.fired())
     said = rf"fusion pass retried in round 1: ActorDiedError: .* on \S+ \(pid {killed}\)"

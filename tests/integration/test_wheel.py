@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -74,14 +75,14 @@ def test_pictures_are_classified_by_the_network_that_is_installed(raygf):
     assert 0 < answer["probability"] <= 1 and answer["exit"] in range(1, 6)
 
 
-def test_a_run_and_a_sweep_of_what_is_installed(raygf):
+def test_what_is_installed_trains_and_finds_its_spaces(raygf):
+    """Sweeps to their end: test_sweep.py, and test_job_submit.py, where raygf is not installed at all."""
     call, folder = raygf
     quiet = ("--data.train-limit", "48", "--tracking.enabled", "False", "--storage.name")
     local = ("--rounds", "2", "--resources.executor", "local")
     result = json.loads(call("train", "digits", *local, *quiet, "one").splitlines()[-1])
     assert result["rounds"] == 2 and len(result["test_accuracy"]) == 3
     assert checkpoints_left(folder / "runs" / "one") == ["round-000001.npz", "round-000002.npz"]
-    few = ("--trials", "1", "--rounds", "1", "--resources.address", "local")
-    found = json.loads(call("sweep", "joint", "digits", *few, *quiet, "two").splitlines()[-1])
-    assert (found["trials"], found["failed"], "optim.lr" in found["best_config"]) == (1, 0, True)
-    assert found["results"] == str(folder / "runs" / "two" / "raygf" / "results.csv")
+    shown = call("sweep", "--help")
+    for name in sorted(path.stem for path in (REPOSITORY / "tune_spaces").glob("[a-z]*.py")):
+        assert re.search(rf"^\W*{name}\b", shown, re.MULTILINE), name
