@@ -44,14 +44,14 @@ def test_ctrl_c_ends_a_job_and_its_ray_at_once_and_the_run_can_be_resumed(
     start_job, run_job, tracking_uri, straight_hash, tmp_path
 ):
     """It goes to the whole process group. SIGTERM: tests of submitted jobs, and of sweeps."""
-    flags = ("--rounds", "9", "--data.train-limit", "96", *SMALL[2:])
+    flags = ("--rounds", "16", *SMALL)
     mine = (*flags, "--tracking.uri", tracking_uri, "--storage.path", "runs", "--storage.name", "one")
     job = start_job("digits", *mine, "--resources.actors", "1", "--resources.address", "local")
     assert job.stderr is not None
     before = []
     for line in job.stderr:
         before.append(line)
-        if line.startswith("round 1/9"):
+        if line.startswith("round 1/16"):
             break
     program = psutil.Process(job.pid)
     processes = program.children(recursive=True)
@@ -75,5 +75,5 @@ def test_ctrl_c_ends_a_job_and_its_ray_at_once_and_the_run_can_be_resumed(
     (run,) = tracked_runs(tracking_uri)
     assert (run.id, run.status) == (killed.id, "FINISHED")
     # Asked last, so that a failure here says that all of the above held.
-    assert checkpoint.round < 9, "training went on to its end after the signal"
-    assert run.rounds == list(range(1, 10))  # also one that was stored but not yet logged
+    assert checkpoint.round < 16, "training went on to its end after the signal"
+    assert run.rounds == list(range(1, 17))  # also one that was stored but not yet logged
