@@ -123,9 +123,12 @@ def cluster(_cluster_stops_in_the_end):
     return str(ray.get_runtime_context().gcs_address)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def head():
-    """A head node with three CPUs for jobs that are submitted; this process is not in its cluster."""
+    """A head node with three CPUs for jobs that are submitted; this process is not in its cluster.
+
+    It ends with the file's tests, since an idle Ray takes a twentieth of a processor.
+    """
     with started_head(cpus=3) as started:
         yield started
 
