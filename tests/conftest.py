@@ -101,17 +101,16 @@ def tracked_run(empty_tracking, tmp_path_factory):
     return TrackedRun(f"sqlite:///{database}", database, run(config, "digits"))
 
 
-@pytest.fixture(scope="session")
-def _cluster_stops_in_the_end():
-    yield
-    if "ray" in sys.modules:
-        import ray
-
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem):
+    """The shared Ray ends before the unit tests, which don't use it: idle it takes a twentieth of a core."""
+    ray = sys.modules.get("ray")
+    if ray and ray.is_initialized() and (nextitem is None or "unit" in nextitem.path.parts):
         ray.shutdown()
 
 
 @pytest.fixture
-def cluster(_cluster_stops_in_the_end):
+def cluster():
     """This process in a Ray cluster of four CPUs that the tests share; returns its address."""
     import ray
 
