@@ -81,6 +81,7 @@ def sabotaged(run_job, sweep, flags):
     return outcome
 
 
+@pytest.mark.timeout(600)  # several starts of Ray, one after the other
 def test_a_sweep_goes_on_to_its_end_whatever_happens_to_it_and_to_its_trials(
     cluster, start_job, run_job, straight_hash, sweep_of, tracking_uri, tmp_path
 ):
