@@ -140,7 +140,7 @@ def test_two_workers_agree_with_one_are_started_again_when_one_is_lost_and_end_w
     assert record.train.loss == pytest.approx(expected.train.loss, rel=1e-5)
 
     Path(fail_file(config)).touch()
-    with pytest.raises(ConfigError, match="made-up trouble"):
+    with pytest.raises(ConfigError, match=r"^made-up trouble$"):
         list(records)
 
 

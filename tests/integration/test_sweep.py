@@ -58,11 +58,14 @@ class Saboteur(threading.Thread):
         for driver in raygf_actors("DriverActor"):
             driver.kill()
             self.killed += 1
-        self.wait_for_checkpoint(max(checkpoints(self.sweep).values(), default=0) + 2)
+        self.wait_for_checkpoint(self.newest() + 2)
         os.kill(os.getpid(), signal.SIGTERM)
 
     def wait_for_checkpoint(self, number):
-        wait_until(lambda: max(checkpoints(self.sweep).values(), default=0) >= number or self.over.is_set())
+        wait_until(lambda: self.newest() >= number or self.over.is_set())
+
+    def newest(self):
+        return max(checkpoints(self.sweep).values(), default=0)
 
 
 def sabotaged(run_job, sweep, flags):
@@ -151,7 +154,7 @@ def assert_parent_is_complete(parent, result, uri):
     assert "raygf.failure" not in parent.tags
     assert parent.tags["best.optim.lr"] == "0.1" and result["best_config"] == {"optim.lr": 0.1}
     assert float(parent.params["sweep.budget"]) == ROUNDS
-    assert parent.params["optim.lr"].startswith("swept: ")
+    assert parent.params["optim.lr"] == "swept: 0.1 | 1000 | 1e-06"
     assert "### raygf sweep" in parent.tags["mlflow.note.content"]
     client = MlflowClient(uri)
     names = {file.path for file in client.list_artifacts(parent.id)}
